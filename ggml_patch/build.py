@@ -1,0 +1,244 @@
+"""Fetch, patch, configure and build llama.cpp, outside the project and once per content.
+
+The build folder is named by a hash of everything that goes into it: lock file, patches, our sources,
+CMake options, compiler and processor. A second call finds it whole and returns at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from gguf_bof4.errors import UserError
+from gguf_bof4.ggml_patch import LOCK, PATCHES, SOURCES
+from gguf_bof4.ggml_patch.apply import SOURCES_IN_TREE, patch_tree
+from gguf_bof4.ggml_patch.source import cache_root, fetch_archive, unpack_tree
+
+PROGRAMS = (
+    "bof4", "llama-cli", "llama-completion", "llama-server", "llama-quantize", "llama-perplexity",
+    "llama-bench", "llama-imatrix", "llama-embedding", "llama-gguf-split",
+)  # fmt: skip
+"""Targets of an ordinary build; `bof4` is the library that Python loads."""
+
+TESTS = ("test-quantize-fns", "test-backend-ops")
+"""Upstream's own tests that cover the types."""
+
+CMAKE_OPTIONS = (
+    "-DCMAKE_BUILD_TYPE=Release",
+    "-DCMAKE_BUILD_RPATH_USE_ORIGIN=ON",
+    "-DLLAMA_OPENSSL=OFF",
+    "-DLLAMA_BUILD_UI=OFF",
+    "-DLLAMA_USE_PREBUILT_UI=OFF",  # would download the web page of the server
+)
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, steps done and steps in all (0: unknown)."""
+
+
+class BuildError(UserError):
+    """A tool is missing or the build failed; the message names the remedy."""
+
+
+class NotBuiltError(UserError):
+    """The patched llama.cpp has not been built yet."""
+
+
+@dataclass(frozen=True)
+class Build:
+    """A build folder: `tree` is the patched source, `bin` holds programs and libraries."""
+
+    folder: Path
+
+    @property
+    def tree(self) -> Path:
+        return self.folder / "llama.cpp"
+
+    @property
+    def bin(self) -> Path:
+        return self.folder / "build" / "bin"
+
+    @property
+    def marker(self) -> Path:
+        return self.folder / "built.json"
+
+    def targets(self) -> set[str]:
+        """Targets that were built to the end."""
+        with contextlib.suppress(OSError, ValueError):
+            return set(json.loads(self.marker.read_text())["targets"])
+        return set()
+
+
+def _content_files() -> list[Path]:
+    return [LOCK, *sorted(PATCHES.glob("*.patch")), *sorted(p for p in SOURCES.rglob("*") if p.is_file())]
+
+
+def _processor() -> str:
+    """What -march=native depends on: a cache shared between machines must not mix their builds."""
+    with contextlib.suppress(OSError):
+        text = Path("/proc/cpuinfo").read_text()
+        if found := re.search(r"^(flags|Features)\s*:.*$", text, re.MULTILINE):
+            return found.group(0)
+    return platform.processor()
+
+
+def build_of(cmake_args: tuple[str, ...] = ()) -> Build:
+    """The folder that a build with these extra CMake arguments has, built or not."""
+    digest = hashlib.sha256()
+    for path in _content_files():
+        digest.update(f"{path.name}\0".encode() + path.read_bytes() + b"\0")
+    environment = [os.environ.get(name, "") for name in ("CC", "CXX", "CFLAGS", "CXXFLAGS")]
+    for part in (*CMAKE_OPTIONS, *cmake_args, *environment, platform.machine(), sys.platform, _processor()):
+        digest.update(part.encode() + b"\0")
+    return Build(cache_root() / f"build-{digest.hexdigest()[:16]}")
+
+
+def installed_bin() -> Path:
+    """The folder of the built programs: $BOF4_BIN where it is set, else the build of `bof4 build`.
+
+    Raises:
+        NotBuiltError: there is none.
+    """
+    if chosen := os.environ.get("BOF4_BIN"):
+        if not Path(chosen).is_dir():
+            raise NotBuiltError(f"BOF4_BIN names {chosen}, which is no folder")
+        return Path(chosen)
+    build = build_of()
+    if not build.targets() >= set(PROGRAMS):
+        raise NotBuiltError("the patched llama.cpp is not built yet: run `bof4 build` once (some minutes)")
+    return build.bin
+
+
+def source_tree() -> Path:
+    """The patched llama.cpp source of the build; upstream's converter and its gguf package are in it.
+
+    Raises:
+        NotBuiltError: `bof4 build` has not been run.
+    """
+    tree = build_of().tree
+    if not (tree / SOURCES_IN_TREE).is_dir():
+        raise NotBuiltError("upstream's converter is not here yet: run `bof4 build` once (some minutes)")
+    return tree
+
+
+def _find_compiler() -> None:
+    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++", "cl"]
+    if not any(shutil.which(name.split()[0]) for name in names):
+        raise BuildError(
+            f"no C++ compiler found (looked for {', '.join(names)}). Install one: "
+            "`apt install g++` on Debian and Ubuntu, `dnf install gcc-c++` on Fedora, "
+            "`xcode-select --install` on macOS."
+        )
+
+
+def _find_tools(report: Progress) -> tuple[str, str]:
+    """Paths of cmake and ninja: the system's, else from the Python index into the cache."""
+    found = shutil.which("cmake"), shutil.which("ninja")
+    if found[0] and found[1]:
+        return found[0], found[1]
+    tools = cache_root() / "tools"
+    cmake, ninja = tools / "cmake/data/bin/cmake", tools / "bin/ninja"
+    if not (cmake.is_file() and ninja.is_file()):
+        report("installing CMake and Ninja from the Python index", 0, 0)
+        pip = subprocess.run(
+            [sys.executable, "-m", "pip", "install", "--quiet", "--upgrade", "--target", str(tools), "cmake", "ninja"],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if pip.returncode != 0 or not (cmake.is_file() and ninja.is_file()):
+            raise BuildError(
+                f"CMake or Ninja is missing and pip could not install them:\n{pip.stderr.strip()[-1500:]}\n"
+                "Install them by hand, e.g. `apt install cmake ninja-build`."
+            )
+    return found[0] or str(cmake), found[1] or str(ninja)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One build at a time in a folder: a second one waits, then finds the work done."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as file:
+        if sys.platform != "win32":
+            import fcntl  # noqa: PLC0415  not on Windows
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _run(command: list[str], log: Path, what: str, report: Progress) -> None:
+    """Run a step, its output into `log`; ninja's [n/m] lines drive the progress display."""
+    last: deque[str] = deque(maxlen=25)
+    with log.open("a") as file:
+        file.write(f"$ {' '.join(command)}\n")
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        )
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                file.write(line)
+                last.append(line.rstrip())
+                if step := re.match(r"\[(\d+)/(\d+)\]", line):
+                    report(what, int(step[1]), int(step[2]))
+        except BaseException:
+            process.terminate()
+            process.wait()
+            raise
+    if process.wait() != 0:
+        raise BuildError(f"{what} failed; its last lines:\n" + "\n".join(last) + f"\nThe whole log: {log}")
+
+
+def build(
+    targets: tuple[str, ...] = PROGRAMS,
+    cmake_args: tuple[str, ...] = (),
+    jobs: int = 0,
+    report: Progress = lambda what, done, total: None,
+) -> Build:
+    """Build `targets` of the patched llama.cpp, unless they are built already.
+
+    Args:
+        targets: CMake targets.
+        cmake_args: further arguments for CMake; each set of them has a folder of its own.
+        jobs: parallel compilers; 0 means one a core.
+        report: shown progress.
+
+    Raises:
+        BuildError, FetchError, PatchError: with the remedy in the message.
+    """
+    result = build_of(cmake_args)
+    if result.targets() >= set(targets):
+        return result
+    _find_compiler()
+    cmake, ninja = _find_tools(report)
+    with _locked(result.folder):
+        if result.targets() >= set(targets):
+            return result
+        if not (result.tree / SOURCES_IN_TREE).is_dir():
+            report("fetching llama.cpp", 0, 0)
+            archive = fetch_archive()
+            report("unpacking and patching", 0, 0)
+            unpack_tree(archive, result.tree)
+            patch_tree(result.tree)
+        log = result.folder / "build.log"
+        objects = result.folder / "build"
+        _run(
+            [cmake, "-S", str(result.tree), "-B", str(objects), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}",
+             *CMAKE_OPTIONS, *cmake_args],
+            log, "configuring", report,
+        )  # fmt: skip
+        _run(
+            [ninja, "-C", str(objects), "-j", str(jobs or os.cpu_count() or 1), *targets], log, "compiling", report
+        )
+        partial = result.marker.with_suffix(".part")
+        partial.write_text(json.dumps({"targets": sorted(result.targets() | set(targets))}))
+        partial.replace(result.marker)
+    return result

@@ -1,0 +1,37 @@
+// The library that Python loads: encoders, decoders and products of the patched ggml, and llama-quantize's
+// rules, behind plain C. cffi parses this file, so it holds declarations only.
+//
+// `type` and `source` are ggml_type values. `source` is F32, F16 or BF16. Threads: 0 means all cores.
+// Functions that can fail return a negative number (or NULL) and leave a message in bof4_last_error().
+
+BOF4_API const char * bof4_last_error(void);
+
+// Bytes of a row, or -1 where the type is unknown or n_per_row is not a multiple of its block.
+BOF4_API int64_t bof4_row_size(int type, int64_t n_per_row);
+
+// Encode rows. Returns -1 when all is done, -2 on an error, or the index of the first weight
+// that is NaN or infinite (dst is then incomplete).
+// imatrix: importance of each column, n_per_row floats, or NULL.
+BOF4_API int64_t bof4_quantize(
+    int type, int source, const void * src, void * dst, int64_t nrow, int64_t n_per_row,
+    const float * imatrix, int threads);
+
+// Decode rows to float. Returns 0, or -2 on an error.
+BOF4_API int bof4_dequantize(
+    int type, const void * src, float * dst, int64_t nrow, int64_t n_per_row, int threads);
+
+// 0 where every block of the data is valid (ggml_validate_row_data), -2 where not.
+BOF4_API int bof4_validate(int type, const void * data, int64_t nbytes);
+
+// dst = product of one encoded row with n floats, through the type's vec_dot. Returns 0 or -2.
+BOF4_API int bof4_vec_dot(int type, const void * row, const float * activations, int64_t n, float * dst);
+
+// dst[ncol][nrow] = activations[ncol][n_per_row] times the transposed weights[nrow][n_per_row], computed by
+// ggml_mul_mat on the CPU backend. Returns 0 or -2.
+BOF4_API int bof4_mul_mat(
+    int type, const void * weights, int64_t nrow, int64_t n_per_row,
+    const float * activations, int64_t ncol, float * dst, int threads);
+
+// Would llama-quantize quantize this tensor of this architecture? ne: ggml order, columns first.
+// 1 yes, 0 no, -2 where the architecture is unknown.
+BOF4_API int bof4_allows_quantization(const char * architecture, const char * name, int n_dims, const int64_t * ne);

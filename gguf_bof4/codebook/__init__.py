@@ -1,0 +1,118 @@
+"""Solver for block-wise optimal codebooks (arXiv 2505.06653).
+
+    >>> from gguf_bof4.codebook import int8_levels, solve_theory
+    >>> int8_levels(solve_theory(block_size=64))
+    (-109, -85, -66, -51, -37, -24, -12, 0, 11, 23, 35, 48, 62, 79, 99, 127)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from ..formats import LEVEL_SCALE
+from .law import Array, Distribution, Law, Metric, Normalization
+from .lloyd import expected_error, lloyd_step, solve
+from .samples import draw_samples, sampled_law
+from .theory import STANDARD_NORMAL, theoretical_law
+
+__all__ = [
+    "Distribution",
+    "Law",
+    "Metric",
+    "Normalization",
+    "distance_db",
+    "draw_samples",
+    "expected_error",
+    "int8_levels",
+    "lloyd_step",
+    "sampled_law",
+    "solve",
+    "solve_samples",
+    "solve_theory",
+    "theoretical_law",
+]
+
+
+def solve_theory(
+    block_size: int,
+    levels: int = 16,
+    normalization: Normalization = "signed",
+    metric: Metric = "mse",
+    fixed: Iterable[float] = (0.0, 1.0),
+    distribution: Distribution = STANDARD_NORMAL,
+) -> Array:
+    """The optimal codebook for independent weights of a known distribution, by integration.
+
+    With the defaults this is BOF4-S (MSE), Table 7; absolute normalization with fixed levels -1, 0
+    and 1 gives BOF4, Table 6.
+
+    Args:
+        block_size: I, 8 to 4096.
+        levels: L, 2 to 256, the fixed ones included.
+        normalization: "signed" (eq. 4) or "absolute".
+        metric: "mse" (eq. 35) or "mae" (eq. 59).
+        fixed: any of -1, 0 and 1.
+        distribution: of the weights, with pdf, cdf and sf, e.g. scipy.stats.t(5); its scale does
+            not matter.
+
+    Returns:
+        float64, shape (levels,), ascending, in [-1, 1].
+
+    Raises:
+        ValueError: an argument out of range, or a distribution whose tails are too heavy.
+    """
+    return solve(theoretical_law(block_size, normalization, metric, distribution), levels, fixed)
+
+
+def solve_samples(
+    weights: npt.ArrayLike | Iterator[npt.ArrayLike],
+    block_size: int,
+    levels: int = 16,
+    normalization: Normalization = "signed",
+    metric: Metric = "mse",
+    fixed: Iterable[float] = (0.0, 1.0),
+) -> Array:
+    """The optimal codebook for given weights (eqs. 6 and 8).
+
+    Args:
+        weights: an array or torch tensor of any shape and real dtype, or an iterator of such; each
+            is cut into blocks in memory order, a rest shorter than a block being left out.
+        block_size, levels, normalization, metric, fixed: as for solve_theory().
+
+    Returns:
+        float64, shape (levels,), ascending, in [-1, 1].
+
+    Raises:
+        ValueError: an argument out of range, a weight that is not finite, or less than one block
+            that is not all zeros.
+    """
+    chunks = weights if isinstance(weights, Iterator) else iter([weights])
+    return solve(sampled_law(chunks, block_size, normalization, metric), levels, fixed)
+
+
+def distance_db(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
+    """Relative squared distance of two codebooks in dB (eq. 70): 10 log10(sum (a-b)^2 / sum b^2).
+
+    Args:
+        a: a codebook, shape (L,).
+        b: the codebook to compare with, same shape.
+
+    Returns:
+        dB; -inf for equal codebooks.
+
+    Raises:
+        ValueError: shapes that differ.
+    """
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    if a.shape != b.shape:
+        raise ValueError(f"codebooks of shapes {a.shape} and {b.shape}: compare equally long ones")
+    with np.errstate(divide="ignore"):
+        return float(10 * np.log10(np.sum((a - b) ** 2) / np.sum(b**2)))
+
+
+def int8_levels(levels: npt.ArrayLike) -> tuple[int, ...]:
+    """Levels as a tensor type stores them: times LEVEL_SCALE (127), rounded to integers."""
+    return tuple(int(k) for k in np.rint(LEVEL_SCALE * np.asarray(levels, np.float64)))

@@ -1,0 +1,73 @@
+"""Probability law of block-normalized weights.
+
+Which quantizer is best depends on the weights only through the law of x = w/m, each x weighed by
+|m|^p: m is the maximum of its block, p is 2 for the mean squared error and 1 for the mean absolute
+error. Seen through that weight, block-wise quantization is the textbook problem of one scalar
+quantizer for one density, which is what lloyd.py solves.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+Normalization = Literal["signed", "absolute"]
+Metric = Literal["mse", "mae"]
+
+NORMALIZATIONS = ("signed", "absolute")
+POWERS = {"mse": 2, "mae": 1}
+BLOCK_SIZES = range(8, 4096 + 1)
+
+BELOW_ONE = float(np.nextafter(1.0, 0.0))
+"""The last place before the point mass at +1."""
+
+
+class Law(Protocol):
+    """The weighed law of normalized weights on [-1, 1]."""
+
+    @property
+    def power(self) -> int:
+        """p: 2 for MSE, 1 for MAE."""
+
+    def cumulative(self, x: Array) -> Array:
+        """E[|m|^p X^k; X <= x] for k = 0, 1, 2.
+
+        Args:
+            x: float64, shape (n,); -inf and inf are allowed. Point masses at x are included.
+
+        Returns:
+            float64, shape (3, n), in units of the weights to the power p, for one weight.
+        """
+
+    def quantile(self, mass: Array) -> Array:
+        """The smallest x whose cumulative mass (k = 0) reaches `mass`; float64, shape (n,) to (n,)."""
+
+
+class Distribution(Protocol):
+    """What a weight distribution must offer: a frozen continuous distribution of scipy.stats does."""
+
+    def pdf(self, x: Any, /) -> Any:
+        """Density at x."""
+
+    def cdf(self, x: Any, /) -> Any:
+        """Probability of w <= x."""
+
+    def sf(self, x: Any, /) -> Any:
+        """Probability of w > x."""
+
+
+def check_problem(block_size: int, normalization: str, metric: str) -> None:
+    """Refuse what no law is defined for.
+
+    Raises:
+        ValueError: block size outside 8 to 4096, or an unknown normalization or metric.
+    """
+    if block_size not in BLOCK_SIZES:
+        raise ValueError(f"block size {block_size} is not an integer from 8 to 4096: choose one that is")
+    if normalization not in NORMALIZATIONS:
+        raise ValueError(f"unknown normalization {normalization!r}: use 'signed' or 'absolute'")
+    if metric not in POWERS:
+        raise ValueError(f"unknown metric {metric!r}: use 'mse' or 'mae'")

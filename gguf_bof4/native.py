@@ -1,0 +1,227 @@
+"""The patched library, called from Python through cffi.
+
+`bof4 build` makes it; the declarations are those of ggml_patch/src/bindings/bof4-bindings.h.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cffi
+import gguf
+import numpy as np
+import numpy.typing as npt
+
+from gguf_bof4.errors import UserError
+from gguf_bof4.ggml_patch import SOURCES
+from gguf_bof4.ggml_patch.build import installed_bin
+
+Bytes = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+TensorType = gguf.GGMLQuantizationType
+
+_LIBRARY_NAMES = {"darwin": "libbof4.dylib", "win32": "bof4.dll"}
+_BF16 = gguf.GGMLQuantizationType.BF16
+
+
+class NativeError(UserError):
+    """The native library refused a call; the message says why."""
+
+
+class NonFiniteWeightError(ValueError):
+    """A weight is NaN or infinite.
+
+    Attributes:
+        position: index of the first such weight, one number a dimension, rows before columns.
+        value: the weight.
+    """
+
+    def __init__(self, position: tuple[int, ...], value: float) -> None:
+        super().__init__(f"weight {list(position)} is {value}")
+        self.position = position
+        self.value = value
+
+
+@functools.cache
+def library() -> tuple[cffi.FFI, Any]:
+    """The loaded library.
+
+    Raises:
+        gguf_bof4.ggml_patch.build.NotBuiltError: `bof4 build` has not been run.
+    """
+    ffi = cffi.FFI()
+    header = (SOURCES / "bindings" / "bof4-bindings.h").read_text()
+    ffi.cdef(re.sub(r"//.*", "", header).replace("BOF4_API ", ""))
+    path = installed_bin() / _LIBRARY_NAMES.get(sys.platform, "libbof4.so")
+    return ffi, ffi.dlopen(str(path))
+
+
+def _checked(result: int) -> int:
+    ffi, lib = library()
+    if result == -2:
+        raise NativeError(ffi.string(lib.bof4_last_error()).decode())
+    return result
+
+
+def _address(array: npt.NDArray[Any]) -> Any:
+    ffi, _ = library()
+    return ffi.cast("void *", array.ctypes.data)
+
+
+def _floats(array: npt.NDArray[np.float32]) -> Any:
+    ffi, _ = library()
+    return ffi.cast("float *", array.ctypes.data)
+
+
+def source_of(weights: Any) -> tuple[npt.NDArray[Any], TensorType]:
+    """Weights as a contiguous array and the ggml type of its elements, without a copy where possible.
+
+    numpy float32 and float16, torch float32, float16 and bfloat16 stay as they are; other floats
+    become float32.
+    """
+    if hasattr(weights, "detach"):
+        import torch  # noqa: PLC0415  only callers that hold a tensor pay for the import
+
+        weights = weights.detach().cpu().contiguous()
+        if weights.dtype == torch.bfloat16:
+            return weights.view(torch.uint16).numpy(), _BF16
+        weights = weights.numpy()
+    array = np.asarray(weights)
+    if array.dtype == np.float16:
+        return np.ascontiguousarray(array), gguf.GGMLQuantizationType.F16
+    return np.ascontiguousarray(array, dtype=np.float32), gguf.GGMLQuantizationType.F32
+
+
+def row_bytes(qtype: TensorType, n_per_row: int) -> int:
+    """Bytes of a row of `n_per_row` weights.
+
+    Raises:
+        NativeError: the row does not divide into blocks of the type.
+    """
+    _, lib = library()
+    return _checked(int(lib.bof4_row_size(int(qtype), n_per_row)))
+
+
+def quantize(
+    weights: Any, qtype: TensorType, imatrix: Floats | None = None, threads: int = 0
+) -> Bytes:
+    """Encode weights with the patched ggml, on all cores unless `threads` says otherwise.
+
+    Args:
+        weights: [..., n] numpy or torch floats. bfloat16 given as numpy must be a torch tensor instead.
+        qtype: any type that ggml can write.
+        imatrix: float32 [n], importance of each column.
+
+    Returns:
+        uint8 [..., bytes of a row].
+
+    Raises:
+        NonFiniteWeightError: a weight is NaN or infinite.
+        NativeError: the type cannot be written, or rows do not divide into its blocks.
+    """
+    array, source = source_of(weights)
+    return quantize_raw(array, source, qtype, imatrix, threads)
+
+
+def quantize_raw(
+    array: npt.NDArray[Any], source: TensorType, qtype: TensorType, imatrix: Floats | None = None, threads: int = 0
+) -> Bytes:
+    """`quantize` for an array whose elements are F32, F16 or BF16 (as uint16) as `source` says."""
+    ffi, lib = library()
+    n = array.shape[-1]
+    out = np.empty((*array.shape[:-1], row_bytes(qtype, n)), dtype=np.uint8)
+    importance = ffi.NULL if imatrix is None else _floats(np.ascontiguousarray(imatrix, dtype=np.float32))
+    first_bad = _checked(
+        int(
+            lib.bof4_quantize(
+                int(qtype), int(source), _address(array), _address(out), array.size // n, n, importance, threads
+            )
+        )
+    )
+    if first_bad >= 0:
+        value = array.reshape(-1)[first_bad : first_bad + 1]
+        if source == _BF16:
+            value = (value.astype(np.uint32) << 16).view(np.float32)
+        position = tuple(int(i) for i in np.unravel_index(first_bad, array.shape))
+        raise NonFiniteWeightError(position, float(value[0]))
+    return out
+
+
+def dequantize(data: Bytes, qtype: TensorType, threads: int = 0) -> Floats:
+    """Decode uint8 [..., bytes of a row] into float32 [..., n] with the patched ggml.
+
+    Raises:
+        NativeError: the type cannot be decoded.
+    """
+    _, lib = library()
+    data = np.ascontiguousarray(data).view(np.uint8)
+    block_size, block_bytes = gguf.GGML_QUANT_SIZES[qtype]
+    n = data.shape[-1] // block_bytes * block_size
+    out = np.empty((*data.shape[:-1], n), dtype=np.float32)
+    rows = out.size // n
+    _checked(int(lib.bof4_dequantize(int(qtype), _address(data), _floats(out), rows, n, threads)))
+    return out
+
+
+def validate(data: Bytes, qtype: TensorType) -> None:
+    """Refuse encoded data that ggml would refuse under --check-tensors.
+
+    Raises:
+        NativeError: a block is not valid.
+    """
+    _, lib = library()
+    data = np.ascontiguousarray(data)
+    _checked(int(lib.bof4_validate(int(qtype), _address(data), data.nbytes)))
+
+
+def vec_dot(row: Bytes, qtype: TensorType, activations: Floats) -> float:
+    """Product of one encoded row with float32 [n] activations, as the CPU backend computes it.
+
+    The activations are quantized first (Q8_0 for BOF4_S).
+    """
+    ffi, lib = library()
+    row = np.ascontiguousarray(row)
+    activations = np.ascontiguousarray(activations, dtype=np.float32)
+    out = ffi.new("float *")
+    if row.nbytes != row_bytes(qtype, activations.size):
+        raise NativeError(f"{row.nbytes} bytes are not a row of {activations.size} weights")
+    _checked(int(lib.bof4_vec_dot(int(qtype), _address(row), _floats(activations), activations.size, out)))
+    return float(out[0])
+
+
+def mul_mat(weights: Bytes, qtype: TensorType, activations: Floats, threads: int = 0) -> Floats:
+    """activations [m, n] times the transpose of the encoded weights [rows, bytes of a row]: float32 [m, rows].
+
+    One ggml_mul_mat on the CPU backend.
+    """
+    _, lib = library()
+    weights = np.ascontiguousarray(weights)
+    activations = np.ascontiguousarray(activations, dtype=np.float32)
+    (rows, nbytes), (m, n) = weights.shape, activations.shape
+    if nbytes != row_bytes(qtype, n):
+        raise NativeError(f"rows of {nbytes} bytes are not rows of {n} weights")
+    out = np.empty((m, rows), dtype=np.float32)
+    _checked(
+        int(
+            lib.bof4_mul_mat(
+                int(qtype), _address(weights), rows, n, _floats(activations), m, _floats(out), threads
+            )
+        )
+    )
+    return out
+
+
+def allows_quantization(architecture: str, name: str, shape: Sequence[int]) -> bool:
+    """Would llama-quantize quantize this tensor? `shape` has rows before columns, as numpy.
+
+    Raises:
+        NativeError: llama.cpp does not know the architecture.
+    """
+    ffi, lib = library()
+    ne = ffi.new("int64_t[]", list(reversed([int(n) for n in shape])))
+    return bool(_checked(lib.bof4_allows_quantization(architecture.encode(), name.encode(), len(shape), ne)))
