@@ -20,10 +20,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from gguf_bof4.errors import UserError
 from gguf_bof4.ggml_patch import LOCK, PATCHES, SOURCES
 from gguf_bof4.ggml_patch.apply import SOURCES_IN_TREE, patch_tree
 from gguf_bof4.ggml_patch.source import cache_root, fetch_archive, unpack_tree
+
+from gguf_bof4.errors import UserError
 
 PROGRAMS = (
     "bof4", "llama-cli", "llama-completion", "llama-server", "llama-quantize", "llama-perplexity",
@@ -110,8 +111,8 @@ def installed_bin() -> Path:
         NotBuiltError: there is none.
     """
     if chosen := os.environ.get("BOF4_BIN"):
-        if not Path(chosen).is_dir():
-            raise NotBuiltError(f"BOF4_BIN names {chosen}, which is no folder")
+        if not (Path(chosen).parent / "CMakeCache.txt").is_file():
+            raise NotBuiltError(f"BOF4_BIN names {chosen}, which is not the bin folder of a CMake build of llama.cpp")
         return Path(chosen)
     build = build_of()
     if not build.targets() >= set(PROGRAMS):
@@ -122,9 +123,17 @@ def installed_bin() -> Path:
 def source_tree() -> Path:
     """The patched llama.cpp source of the build; upstream's converter and its gguf package are in it.
 
+    With $BOF4_BIN it is the checkout which that build was configured from.
+
     Raises:
-        NotBuiltError: `bof4 build` has not been run.
+        NotBuiltError: there is none.
     """
+    if os.environ.get("BOF4_BIN"):
+        configured = installed_bin().parent / "CMakeCache.txt"
+        home = re.search(r"^CMAKE_HOME_DIRECTORY:INTERNAL=(.*)$", configured.read_text(), re.MULTILINE)
+        if home is None:
+            raise NotBuiltError(f"{configured} does not say which checkout it was configured from")
+        return Path(home[1])
     tree = build_of().tree
     if not (tree / SOURCES_IN_TREE).is_dir():
         raise NotBuiltError("upstream's converter is not here yet: run `bof4 build` once (some minutes)")
@@ -168,7 +177,7 @@ def _locked(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as file:
         if sys.platform != "win32":
-            import fcntl  # noqa: PLC0415  not on Windows
+            import fcntl
 
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -12,8 +12,9 @@ import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from gguf_bof4.errors import UserError
 from gguf_bof4.ggml_patch import LOCK
+
+from gguf_bof4.errors import UserError
 
 
 class FetchError(UserError):
@@ -55,13 +56,13 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def fetch_archive() -> Path:
-    """The source distribution, from the cache or from the Python package index.
+def fetch_archive(pin: Snapshot | None = None) -> Path:
+    """The pinned source distribution, from the cache or from the Python package index.
 
     Raises:
         FetchError: pip failed, or the file's hash is not the pinned one.
     """
-    pin = snapshot()
+    pin = pin or snapshot()
     archive = cache_root() / pin.file
     if archive.is_file() and sha256_of(archive) == pin.sha256:
         return archive

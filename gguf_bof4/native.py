@@ -9,7 +9,6 @@ import functools
 import re
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import cffi
@@ -64,7 +63,8 @@ def library() -> tuple[cffi.FFI, Any]:
 def _checked(result: int) -> int:
     ffi, lib = library()
     if result == -2:
-        raise NativeError(ffi.string(lib.bof4_last_error()).decode())
+        message = ffi.string(lib.bof4_last_error())
+        raise NativeError(message.decode() if isinstance(message, bytes) else message)
     return result
 
 
@@ -85,7 +85,7 @@ def source_of(weights: Any) -> tuple[npt.NDArray[Any], TensorType]:
     become float32.
     """
     if hasattr(weights, "detach"):
-        import torch  # noqa: PLC0415  only callers that hold a tensor pay for the import
+        import torch
 
         weights = weights.detach().cpu().contiguous()
         if weights.dtype == torch.bfloat16:

@@ -21,7 +21,7 @@ Weights = npt.NDArray[np.float32]
 
 FP16_MAX = np.float32(65504)
 
-_Quant: Any = getattr(gguf.quants, "__Quant")  # noqa: B009  gguf's base class; the plain spelling is name-mangled
+_Quant: Any = getattr(gguf.quants, "__Quant")
 
 
 def as_array(weights: Any) -> npt.NDArray[Any]:
@@ -37,7 +37,7 @@ def as_array(weights: Any) -> npt.NDArray[Any]:
 def midpoints(fmt: Format) -> npt.NDArray[np.float32]:
     """The 15 boundaries between neighbouring levels, in level units."""
     levels = np.array(fmt.levels, dtype=np.float32)
-    return (levels[:-1] + levels[1:]) * np.float32(0.5)
+    return np.asarray((levels[:-1] + levels[1:]) / 2, dtype=np.float32)
 
 
 def signed_maximum(blocks: Weights) -> Weights:

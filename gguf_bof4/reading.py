@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from gguf_bof4.errors import UserError
 from gguf_bof4.formats import FORMAT_VERSION, FORMATS
+from gguf_bof4.reader import Reader
 
 _PART_NAME = re.compile(r"^(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
 
@@ -104,15 +105,22 @@ def _open_part(path: Path) -> gguf.GGUFReader:
     if n_tensors * 24 > path.stat().st_size:
         raise UserError(f"{path} is truncated or damaged: its header promises {n_tensors} tensors (GGUF v{version})")
     try:
-        return gguf.GGUFReader(path)
-    except (ValueError, IndexError, KeyError, OverflowError, TypeError, MemoryError) as error:
+        return Reader(path)
+    except (ValueError, struct.error, IndexError, KeyError, OverflowError, TypeError, MemoryError) as error:
         raise UserError(f"{path} is truncated or damaged: {error}") from error
 
 
 def _tensors_of(path: Path, reader: gguf.GGUFReader) -> Iterator[Tensor]:
     size = path.stat().st_size
+    expected = reader.data_offset
     for t in reader.tensors:
         shape = tuple(int(n) for n in reversed(t.shape))
+        if t.data_offset != expected:
+            raise UserError(
+                f"{path} is damaged: tensor {t.name} starts at byte {t.data_offset} instead of {expected}, "
+                "so a size or an offset in its header is wrong"
+            )
+        expected += gguf.GGUFWriter.ggml_pad(int(t.n_bytes), reader.alignment)
         if t.data_offset + t.n_bytes > size:
             raise UserError(
                 f"{path} is truncated: tensor {t.name} ends at byte {t.data_offset + t.n_bytes}, the file at {size}"

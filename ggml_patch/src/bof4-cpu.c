@@ -61,7 +61,7 @@ static float row_dot(const block_bof4_s * x, const block_q8_0 * y, int nblocks) 
 // sum of four int8 products in each int32
 static inline __m256i dot_i8(__m256i levels, __m256i act) {
     // vpmaddubsw wants one unsigned side: |level|, with the level's sign moved onto the activation.
-    // Pairs cannot saturate: 2 * 127 * 128 < 2^15.
+    // Pairs cannot saturate, 2 * 127 * 127 < 2^15, and no sign is lost: Q8_0 never holds -128.
     const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(levels), _mm256_sign_epi8(act, levels));
     return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 }

@@ -45,6 +45,18 @@ class Law(Protocol):
     def quantile(self, mass: Array) -> Array:
         """The smallest x whose cumulative mass (k = 0) reaches `mass`; float64, shape (n,) to (n,)."""
 
+    def density(self, x: Array, low: Array, high: Array) -> Array:
+        """d cumulative(x)[0] / dx, point masses left out.
+
+        Args:
+            x: float64, shape (n,), inside (-1, 1).
+            low, high: float64, shape (n,), low < x < high; a law of atoms gives the mean density
+                between them.
+
+        Returns:
+            float64, shape (n,).
+        """
+
 
 class Distribution(Protocol):
     """What a weight distribution must offer: a frozen continuous distribution of scipy.stats does."""

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from math import ceil
+from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import solve_banded
+from scipy.linalg import solveh_banded
 
 from .law import BELOW_ONE, Array, Law
 
 FIXABLE = (-1.0, 0.0, 1.0)
 LEVEL_COUNTS = range(2, 256 + 1)
 
-TOLERANCE = 1e-13
-"""The iteration ends when no level moves further than this."""
+FLAT = 1e-13
+"""An expected error that shrinks by less than this share has arrived."""
 
 MOST_STEPS = 20_000
 EMPTY = 1e-13
@@ -119,8 +120,8 @@ def _centroids(levels: Array, parts: Regions, law: Law, held: npt.NDArray[np.boo
 def solve(law: Law, levels: int = 16, fixed: Iterable[float] = (0.0, 1.0)) -> Array:
     """The codebook with the least expected error, to which Lloyd's iteration converges.
 
-    Lloyd's iteration needs some L^2 steps, so most steps here are Newton's for its fixed point;
-    where one of those is not clearly better, Lloyd's own step is taken.
+    Lloyd's iteration alone needs some L^2 steps, so Newton's steps are tried first; where one does
+    not halve the distance to the centroids, Lloyd's own is taken.
 
     Args:
         law: from theoretical_law() or sampled_law().
@@ -136,55 +137,79 @@ def solve(law: Law, levels: int = 16, fixed: Iterable[float] = (0.0, 1.0)) -> Ar
         RuntimeError: no convergence, which would be a defect.
     """
     chosen = check_levels(levels, fixed)
-    codebook = starting_levels(law, levels, chosen)
-    held = np.isin(codebook, chosen)
-    parts = regions(codebook, law)
-    target = _centroids(codebook, parts, law, held)
-    for _ in range(MOST_STEPS):
-        if np.abs(target - codebook).max() <= TOLERANCE:
-            return target
-        guess = codebook + _newton_step(codebook, parts, law, target)
-        if (np.diff(guess) > 0).all() and np.abs(guess).max() <= 1:
-            guess_parts = regions(guess, law)
-            guess_target = _centroids(guess, guess_parts, law, held)
-            if np.abs(guess_target - guess).max() < np.abs(target - codebook).max() / 2:
-                codebook, parts, target = guess, guess_parts, guess_target
-                continue
-        codebook = target
-        parts = regions(codebook, law)
-        target = _centroids(codebook, parts, law, held)
-    raise RuntimeError(f"the codebook did not settle in {MOST_STEPS} steps")
+    start = starting_levels(law, levels, chosen)
+    return _polish(_descend(start, law, chosen), law, chosen)
 
 
-def _newton_step(levels: Array, parts: Regions, law: Law, target: Array) -> Array:
-    """Newton's step for T(a) = a, where T maps levels to the centroids `target` of their regions.
+def _descend(levels: Array, law: Law, fixed: tuple[float, ...]) -> Array:
+    """Lower the expected error, by Newton's step or by Lloyd's, until neither lowers it further.
 
-    T depends on level j only through the two edges of its region, so its Jacobian is tridiagonal.
-    The density at an edge is taken as the mean density between the two levels beside it, which
-    serves samples as well as theory.
+    Lloyd's never raises it, but needs some L^2 steps alone.
     """
-    inner = parts.edges[1:-1]
-    below = law.cumulative(np.minimum(levels, BELOW_ONE))[0]
-    at_edge = np.diff(below) / np.diff(levels)
-    moves = parts.filled & (target != levels) & (np.abs(target) < 1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        if law.power == 2:
-            by_right = at_edge * (inner - target[:-1]) / parts.mass[:-1]
-            by_left = at_edge * (target[1:] - inner) / parts.mass[1:]
-        else:
-            ends = np.clip(parts.edges, -1.0, BELOW_ONE)
-            at_median = np.diff(law.cumulative(ends)[0]) / np.diff(ends)
-            by_right, by_left = at_edge / at_median[:-1] / 2, at_edge / at_median[1:] / 2
-    right = np.where(moves[:-1], by_right, 0.0) / 2  # an edge moves half as far as a level beside it
-    left = np.where(moves[1:], by_left, 0.0) / 2
-    bands = np.zeros((3, levels.size))
-    bands[0, 1:] = -right
-    bands[1] = 1.0
-    bands[1, :-1] -= right
-    bands[1, 1:] -= left
-    bands[2, :-1] = -left
-    step: Array = solve_banded((1, 1), bands, target - levels)
-    return step
+    held = np.isin(levels, fixed)
+    error = np.inf
+    for _ in range(MOST_STEPS):
+        parts = regions(levels, law)
+        target = _centroids(levels, parts, law, held)
+        guess = _newton_guess(levels, parts, law, target, held)
+        new_error, levels = min(
+            ((expected_error(step, law), step) for step in (guess, target)), key=itemgetter(0)
+        )
+        if not new_error < (1 - FLAT) * error:
+            break
+        error = new_error
+    return levels
+
+
+def _polish(levels: Array, law: Law, fixed: tuple[float, ...]) -> Array:
+    """Newton's steps for as long as each halves the distance to the centroids.
+
+    Around its minimum the error is flat, so _descend() alone gets half of the digits right.
+    """
+    held = np.isin(levels, fixed)
+    best, least = levels, np.inf
+    while True:
+        parts = regions(levels, law)
+        target = _centroids(levels, parts, law, held)
+        distance = np.abs(target - levels).max()
+        if not distance < least / 2:
+            return best
+        best, least = levels, distance
+        levels = _newton_guess(levels, parts, law, target, held)
+
+
+def _newton_guess(
+    levels: Array, parts: Regions, law: Law, target: Array, held: npt.NDArray[np.bool_]
+) -> Array:
+    """The levels after Newton's step for the least error, or `target` where that step is unsafe.
+
+    Half the error's gradient is mass * (level - mean of the region) for MSE and, for MAE, the mass
+    of the region below the level minus that above, halved. A level moves only the two edges of its
+    region, so the Hessian is tridiagonal. Unless it is positive definite, the step could lead to a
+    saddle point; such points exist, e.g. symmetric codebooks for heavy tails.
+    """
+    ends = np.clip(parts.edges, -1.0, 1.0)
+    at_edge = law.density(ends[1:-1], levels[:-1], levels[1:])
+    if law.power == 2:
+        gradient = levels * parts.mass - np.diff(parts.at_edges[1])
+        curvature, coupling = parts.mass.copy(), at_edge * np.diff(levels) / 4
+    else:
+        mass = parts.at_edges[0]
+        gradient = law.cumulative(levels)[0] - (mass[:-1] + mass[1:]) / 2
+        curvature, coupling = law.density(levels, ends[:-1], ends[1:]), at_edge / 4
+    curvature[:-1] -= coupling
+    curvature[1:] -= coupling
+    # Levels that have arrived at a point mass have no gradient: they go where Lloyd's step goes.
+    free = parts.filled & ~held & (np.abs(target) < 1)
+    coupling[~(free[:-1] & free[1:])] = 0.0
+    bands = np.stack([np.append(0.0, -coupling), np.where(free, curvature, 1.0)])
+    try:
+        step = solveh_banded(bands, np.where(free, gradient, 0.0))
+    except np.linalg.LinAlgError:
+        return target
+    guess = np.where(free, levels - step, target)
+    safe = (np.diff(guess) > 0).all() and np.abs(guess).max() <= 1
+    return guess if safe else target
 
 
 def starting_levels(law: Law, levels: int, fixed: tuple[float, ...]) -> Array:
@@ -192,9 +217,9 @@ def starting_levels(law: Law, levels: int, fixed: tuple[float, ...]) -> Array:
 
     Their density is proportional to that of x to the power 1/(1+p).
     """
-    grid = np.linspace(-1.0, 1.0, START_CELLS + 1) ** 3
-    mass, width = np.diff(law.cumulative(grid)[0]), np.diff(grid)
-    share = (mass / mass.sum()) ** (1 / (1 + law.power)) * (width / 2) ** (law.power / (1 + law.power))
+    grid = np.linspace(-BELOW_ONE, BELOW_ONE, START_CELLS + 1) ** 3
+    mass, width = np.maximum(np.diff(law.cumulative(grid)[0]), 0.0), np.diff(grid)
+    share = mass ** (1 / (1 + law.power)) * (width / 2) ** (law.power / (1 + law.power))
     spread = np.concatenate([[0.0], np.cumsum(share + 1e-9 * width)])  # strictly rising, so invertible
     free = levels - len(fixed)
     if 0.0 in fixed:
@@ -207,7 +232,8 @@ def starting_levels(law: Law, levels: int, fixed: tuple[float, ...]) -> Array:
             ]
         )
     else:
-        places = spread[-1] * _midpoints(free)
+        # Off the middle, because an exactly symmetric start can end on a saddle point.
+        places = spread[-1] * (_midpoints(free) + 0.01 / max(free, 1))
     return np.sort(np.concatenate([np.interp(places, spread, grid), fixed]))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.stats
 
-from .law import POWERS, Array, Law, Metric, Normalization, check_problem
+from .law import BELOW_ONE, POWERS, Array, Law, Metric, Normalization, check_problem
 
 BINS_PER_UNIT = 2**19
 """Samples of x that fall into one bin of this width become one atom at their weighted mean."""
@@ -52,6 +52,11 @@ class SampledLaw:
         """See Law.quantile."""
         last = len(self.x) - 1
         return self.x[np.minimum(np.searchsorted(self.sums[0, 1:], mass), last)]
+
+    def density(self, x: Array, low: Array, high: Array) -> Array:
+        """See Law.density."""
+        high = np.minimum(high, BELOW_ONE)
+        return (self.cumulative(high)[0] - self.cumulative(low)[0]) / (high - low)
 
 
 def sampled_law(

@@ -122,7 +122,11 @@ const llama_model * model_of(const std::string & architecture) {
         llama_quant_model_desc desc = {};
         desc.architecture = architecture.c_str();
         desc.n_layer      = 1;
-        it = models.emplace(architecture, model_ptr(llama_quant_model_from_metadata(&desc), llama_model_free)).first;
+        try {
+            it = models.emplace(architecture, model_ptr(llama_quant_model_from_metadata(&desc), llama_model_free)).first;
+        } catch (const std::exception &) {
+            throw std::runtime_error("this llama.cpp does not know the architecture '" + architecture + "'");
+        }
     }
     return it->second.get();
 }

@@ -1,0 +1,37 @@
+# make demo   convert SmolLM2-135M to BOF4_S and talk to it
+# make test   everything that CI checks
+# make lint   ruff and mypy alone
+#
+# Each does all of its own set-up: a virtual environment in .venv, the package and its dependencies, and the
+# build of the patched llama.cpp (some minutes, once; kept in the user's cache folder).
+
+PYTHON ?= python3
+BIN    := .venv/bin
+
+.PHONY: demo test lint build clean
+
+demo: build
+	$(BIN)/bof4 demo
+
+test: lint build
+	$(BIN)/python -m pytest
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	rm -rf build/mypy && mkdir -p build/mypy
+	# mypy wants packages where the wheel will have them
+	cp -r gguf_bof4 build/mypy/ && cp -r convert ggml_patch build/mypy/gguf_bof4/
+	cd build/mypy && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p gguf_bof4
+
+build: .venv/installed
+	$(BIN)/bof4 build --tests
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "Python 3.10 or newer is needed: make PYTHON=/path/to/python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv build *.egg-info

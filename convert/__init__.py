@@ -1,0 +1,80 @@
+"""Convert a model to a GGUF file of this project's types."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import gguf
+
+from gguf_bof4.convert import from_gguf, from_huggingface, pipeline
+from gguf_bof4.convert.huggingface_folder import check_folder
+from gguf_bof4.convert.options import Options
+from gguf_bof4.convert.output import publish, refuse_existing, refuse_source, staging
+from gguf_bof4.convert.report import ConversionReport, Progress, TensorReport, no_progress
+from gguf_bof4.errors import UserError
+from gguf_bof4.ggml_patch.build import installed_bin
+from gguf_bof4.reading import part_paths
+
+__all__ = ["ConversionReport", "Options", "TensorReport", "convert"]
+
+
+def _from_file(
+    source: Path, output: Path, folder: Path | None, options: Options, progress: Progress
+) -> tuple[str, tuple[Path, ...], tuple[TensorReport, ...]]:
+    model, architecture = from_gguf.open_source(source)
+    tensors = pipeline.plan(architecture, model.tensors, options)
+    writer = from_gguf.make_writer(model, architecture, options)
+    outputs = pipeline.run(writer, tensors, options, output, folder, progress)
+    return architecture, outputs, pipeline.reports(tensors)
+
+
+def convert(
+    source: Path, output: Path, *, progress: Progress = no_progress, **options: Any
+) -> ConversionReport:
+    """Convert a model.
+
+    The output appears under its name when it is complete; whatever goes wrong before leaves nothing.
+
+    Args:
+        source: a Hugging Face folder, or a GGUF file (the first of its parts).
+        output: the file to write; "{ftype}" in its name is replaced by the type, and with
+            `split_max_size` parts get numbered names.
+        progress: called while tensors are written.
+        options: the fields of `Options`, such as type="BOF4_S", threads=4, force=True.
+
+    Raises:
+        UserError: the source is missing, damaged or not supported, a weight is NaN or infinite, an option is
+            wrong, or the output exists or cannot be written. The message names the remedy.
+    """
+    started = time.monotonic()
+    chosen = Options(**options)
+    chosen.check()
+    installed_bin()  # not after an hour of reading
+    if not source.exists():
+        raise UserError(f"{source} does not exist")
+    output = output.with_name(gguf.fill_templated_filename(output.name, chosen.format.name))
+    source_files = check_folder(source) if source.is_dir() else part_paths(source)
+    refuse_source(output, [p for p in source.iterdir() if p.suffix != ".gguf"] if source.is_dir() else source_files)
+    if chosen.split_bytes == 0:
+        refuse_existing([output], chosen.force)
+    run = from_huggingface.convert_folder if source.is_dir() else _from_file
+    if chosen.dry_run:
+        architecture, outputs, tensors = run(source, output, None, chosen, progress)
+        after = sum(t.nbytes for t in tensors)
+    else:
+        with staging(output) as folder:
+            architecture, outputs, tensors = run(source, output, folder, chosen, progress)
+            outputs = publish(folder, output, chosen.force)
+        after = sum(p.stat().st_size for p in outputs)
+    return ConversionReport(
+        source=source,
+        outputs=outputs,
+        architecture=architecture,
+        tensors=tensors,
+        bytes_before=sum(p.stat().st_size for p in source_files),
+        bytes_after=after,
+        seconds=time.monotonic() - started,
+        dry_run=chosen.dry_run,
+    )

@@ -1,0 +1,103 @@
+"""From a source to the bytes of a target type, in runs of rows, on all cores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+from gguf_bof4.convert.policy import FLOATS
+from gguf_bof4.convert.sources import Bytes, Source, n_rows
+
+from gguf_bof4 import native
+from gguf_bof4.errors import UserError
+
+TensorType = gguf.GGMLQuantizationType
+
+RUN_WEIGHTS = 1 << 23
+"""Weights in memory at a time: 32 MiB of floats, which keeps many cores busy for some milliseconds."""
+
+_ELEMENTS = {TensorType.F32: np.float32, TensorType.F16: np.float16, TensorType.BF16: np.uint16}
+_EXPONENTS = {TensorType.F32: 0x7F800000, TensorType.F16: 0x7C00, TensorType.BF16: 0x7F80}
+
+
+def nbytes(shape: tuple[int, ...], qtype: TensorType) -> int:
+    """Bytes of a tensor of this shape in `qtype`."""
+    block_size, block_bytes = gguf.GGML_QUANT_SIZES[qtype]
+    return int(np.prod(shape, dtype=np.int64)) // int(block_size) * int(block_bytes)
+
+
+def _first_nonfinite(rows: npt.NDArray[Any], qtype: TensorType) -> int | None:
+    """Index of the first NaN or infinity; without arithmetic, so that subnormals stay as they are."""
+    bits = rows.reshape(-1).view(np.uint32 if qtype == TensorType.F32 else np.uint16)
+    mask = bits.dtype.type(_EXPONENTS[qtype])
+    bad = (bits & mask) == mask
+    return int(bad.argmax()) if bad.any() else None
+
+
+def _position(source: Source, first_row: int, column_index: int) -> list[int]:
+    row, column = divmod(column_index, source.shape[-1])
+    return [*(int(i) for i in np.unravel_index(first_row + row, source.shape[:-1])), column]
+
+
+def _not_finite(source: Source, first_row: int, index: int) -> UserError:
+    where = _position(source, first_row, index)
+    return UserError(
+        f"{source.path}: tensor {source.name} has a weight that is NaN or infinite, at {where} (rows before "
+        "columns). The model is damaged: get it again, or repair that weight"
+    )
+
+
+def _encode_floats(
+    source: Source, first_row: int, rows: Bytes, origin: TensorType, target: TensorType, threads: int
+) -> Bytes:
+    floats = rows.view(_ELEMENTS[origin])
+    if origin == target:
+        if (bad := _first_nonfinite(floats, origin)) is not None:
+            raise _not_finite(source, first_row, bad)
+        return rows
+    try:
+        encoded = native.quantize_raw(floats, origin, target, threads=threads)
+    except native.NonFiniteWeightError as error:
+        row, column = error.position
+        raise _not_finite(source, first_row, row * source.shape[-1] + column) from error
+    if target in FLOATS and (bad := _first_nonfinite(encoded, target)) is not None:
+        where = _position(source, first_row, bad)
+        raise UserError(
+            f"{source.path}: tensor {source.name} has a weight at {where} that is too large for {target.name}; "
+            f"keep the tensor in F32: --tensor-type '^{source.name}$=f32'"
+        )
+    return encoded
+
+
+def encode(source: Source, target: TensorType, threads: int = 0) -> Iterator[Bytes]:
+    """The rows of `source` in the type `target`, a run at a time.
+
+    A tensor that has the type already is copied, bit by bit; one of a block type is decoded first.
+
+    Raises:
+        UserError: the source cannot be read, or a weight is NaN, infinite or too large for the target; the
+            tensor and the place are named.
+    """
+    total = n_rows(source)
+    step = max(1, RUN_WEIGHTS // source.shape[-1])
+    for first in range(0, total, step):
+        try:
+            rows = source.read_rows(first, min(step, total - first))
+        except OSError as error:
+            raise UserError(f"{source.path}: tensor {source.name} cannot be read: {error.strerror}") from error
+        if source.qtype in FLOATS:
+            yield _encode_floats(source, first, rows, source.qtype, target, threads)
+            continue
+        try:
+            if source.qtype == target:
+                if gguf.GGML_QUANT_SIZES[target][0] > 1:
+                    native.validate(rows, target)
+                yield rows
+                continue
+            floats = native.dequantize(rows, source.qtype, threads)
+        except native.NativeError as error:
+            raise UserError(f"{source.path}: tensor {source.name} ({source.qtype.name}): {error}") from error
+        yield _encode_floats(source, first, floats.view(np.uint8), TensorType.F32, target, threads)

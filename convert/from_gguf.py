@@ -1,0 +1,67 @@
+"""A GGUF model, one file or parts, as the source of a conversion."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gguf
+from gguf_bof4.convert.options import Options
+from gguf_bof4.convert.output import RawValue, Writer
+
+from gguf_bof4.errors import UserError
+from gguf_bof4.reading import Model, open_model
+
+_REPLACED = ("GGUF.", "split.", "bof4.")
+_REPLACED_KEYS = ("general.architecture", "general.file_type", "general.quantization_version")
+
+
+def open_source(path: Path) -> tuple[Model, str]:
+    """Open a model to convert; returns it and its architecture.
+
+    Raises:
+        UserError: it cannot be read, or holds no model.
+    """
+    model = open_model(path)
+    if model.readers[0].byte_order == "S":
+        raise UserError(f"{path} is for machines of the other byte order: convert it on such a machine")
+    architecture = model.value("general.architecture")
+    if not isinstance(architecture, str):
+        raise UserError(f"{path} is no model: it has no general.architecture")
+    if not model.tensors:
+        raise UserError(f"{path} holds no tensors: a vocabulary alone cannot be converted")
+    if empty := [t.name for t in model.tensors if t.n_weights == 0]:
+        raise UserError(f"{path} is damaged: tensor {empty[0]} has no weights")
+    return model, architecture
+
+
+def _metadata(model: Model) -> dict[str, RawValue]:
+    """Metadata as it stands in the first part, byte for byte: arrays of arrays and odd strings survive."""
+    reader = model.readers[0]
+    fields = [field for name, field in reader.fields.items() if not name.startswith("GGUF.")]
+    ends = [*(field.offset for field in fields[1:]), reader.metadata_end]
+    values = {}
+    with model.path.open("rb") as file:
+        for field, end in zip(fields, ends, strict=True):
+            key_bytes = 8 + len(field.name.encode())
+            file.seek(field.offset + key_bytes)
+            values[field.name] = RawValue(file.read(end - field.offset - key_bytes))
+    return values
+
+
+def make_writer(model: Model, architecture: str, options: Options) -> Writer:
+    """A writer that holds the model's metadata, less what belongs to the old file.
+
+    Args:
+        options: give the size of parts and the name of the model.
+    """
+    writer = Writer(path=None, arch=architecture, split_max_size=options.split_bytes)
+    for key, value in _metadata(model).items():
+        if not key.startswith(_REPLACED) and key not in _REPLACED_KEYS:
+            # the type given here is not looked at: it is part of the raw value
+            writer.add_key_value(key, value, gguf.GGUFValueType.ARRAY)
+    if (alignment := model.value("general.alignment")) is not None:
+        writer.data_alignment = alignment
+    if options.model_name:
+        writer.kv_data[0].pop("general.name", None)
+        writer.add_name(options.model_name)
+    return writer

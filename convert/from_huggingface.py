@@ -1,0 +1,101 @@
+"""A Hugging Face folder as the source of a conversion: checked here, converted by a child process (`upstream`)."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any
+
+from gguf_bof4.convert.options import Options
+from gguf_bof4.convert.report import Progress, TensorReport
+from gguf_bof4.errors import UserError
+from gguf_bof4.ggml_patch.build import source_tree
+
+# not `python -m`: that puts the user's current folder, whatever it holds, before the pinned tree
+_START = (
+    "import sys; sys.path[:] = sys.argv[1:3] + [p for p in sys.path if p]; "
+    "from gguf_bof4.convert.upstream import main; main(sys.argv[3])"
+)
+
+
+@contextmanager
+def _child(job: dict[str, Any], stderr: IO[bytes] | None) -> Iterator[subprocess.Popen[str]]:
+    """The running child; ended, whatever happens here."""
+    tree = source_tree()
+    command = [sys.executable, "-c", _START, str(tree / "gguf-py"), str(tree), json.dumps(job)]
+    # a local folder is all it needs: without this, transformers may wait for a network that is not there
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    child = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, text=True, encoding="utf-8",
+        env=environment,
+    )  # fmt: skip
+    try:
+        yield child
+    finally:
+        if child.poll() is None:
+            child.terminate()
+        child.wait()
+        if child.stdout is not None:
+            child.stdout.close()
+
+
+def _failure(source: Path, code: int, stderr: IO[bytes] | None) -> Exception:
+    if code < 0:
+        return UserError(
+            f"{source}: the converter was ended by signal {-code}; the system does that where memory runs out"
+        )
+    text = ""
+    if stderr is not None:
+        stderr.seek(0)
+        text = stderr.read().decode(errors="replace")
+    return RuntimeError(f"the converter of {source} ended with {code}\n{text}")
+
+
+def convert_folder(
+    source: Path, output: Path, staging: Path | None, options: Options, progress: Progress
+) -> tuple[str, tuple[Path, ...], tuple[TensorReport, ...]]:
+    """Convert a checked folder in a child process.
+
+    Args:
+        output: the name that the file is to have, or the parts before they are numbered.
+        staging: the folder to write into; None writes nothing.
+
+    Returns:
+        The architecture, the names that the files are to have, and a report of each tensor.
+
+    Raises:
+        UserError: as `pipeline.run`, or upstream's converter cannot convert the folder.
+    """
+    job = {
+        "source": str(source.resolve()),
+        "output": str(output),
+        "staging": None if staging is None else str(staging),
+        "options": asdict(options),
+    }
+    progress("reading the model's layout", 0, 0)
+    with tempfile.TemporaryFile() as log:
+        stderr = None if options.verbose else log
+        with _child(job, stderr) as child:
+            assert child.stdout is not None
+            for line in child.stdout:
+                message = json.loads(line)
+                if "progress" in message:
+                    progress(*message["progress"])
+                elif "error" in message:
+                    raise UserError(message["error"])
+                else:
+                    child.wait()
+                    return (
+                        message["architecture"],
+                        tuple(Path(p) for p in message["outputs"]),
+                        tuple(TensorReport(**{**t, "shape": tuple(t["shape"])}) for t in message["tensors"]),
+                    )
+            code = child.wait()
+        raise _failure(source, code, stderr)

@@ -1,0 +1,92 @@
+"""The options of a conversion, in the words of llama-quantize and convert_hf_to_gguf.py."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import gguf
+from gguf_bof4.convert.policy import Rules, parse_pattern, parse_type
+
+from gguf_bof4.errors import UserError
+from gguf_bof4.formats import FORMATS, Format
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user asked for, as text and numbers, so that it can be sent to another process.
+
+    Attributes:
+        type: name of one of this project's types.
+        token_embedding_type: name of a ggml type; None means Q6_K.
+        output_tensor_type: the same for output.weight, and for tied token embeddings.
+        tensor_types: PATTERN=TYPE, the first match counts.
+        pure: embeddings and output get `type`, too.
+        leave_output_tensor: output.weight stays as it is.
+        split_max_size: bytes of tensor data in a part, "N", "NK", "NM" or "NG"; 0 means one file.
+        model_name: general.name.
+        threads: 0 means all cores.
+        force: overwrite an output that exists.
+        dry_run: decide everything, write nothing.
+        verbose: show what upstream's converter logs.
+    """
+
+    type: str = "BOF4_S"
+    token_embedding_type: str | None = None
+    output_tensor_type: str | None = None
+    tensor_types: tuple[str, ...] = ()
+    pure: bool = False
+    leave_output_tensor: bool = False
+    split_max_size: str = "0"
+    model_name: str | None = None
+    threads: int = 0
+    force: bool = False
+    dry_run: bool = False
+    verbose: bool = False
+
+    @property
+    def format(self) -> Format:
+        """The format that `type` names.
+
+        Raises:
+            UserError: there is no such format.
+        """
+        for fmt in FORMATS:
+            if fmt.name == self.type.upper():
+                return fmt
+        raise UserError(f"there is no type {self.type!r} to convert to; --type takes {', '.join(f.name for f in FORMATS)}")
+
+    @property
+    def rules(self) -> Rules:
+        """The options that decide types, parsed.
+
+        Raises:
+            UserError: a type does not exist, or a pattern is malformed.
+        """
+        embedding, output = self.token_embedding_type, self.output_tensor_type
+        return Rules(
+            base=gguf.GGMLQuantizationType(self.format.type_id),
+            token_embedding=None if embedding is None else parse_type(embedding),
+            output_tensor=None if output is None else parse_type(output),
+            patterns=tuple(parse_pattern(text) for text in self.tensor_types),
+            pure=self.pure,
+            leave_output=self.leave_output_tensor,
+        )
+
+    @property
+    def split_bytes(self) -> int:
+        """`split_max_size` in bytes; K, M and G are powers of 1000, as upstream has them.
+
+        Raises:
+            UserError: not a size.
+        """
+        match = re.fullmatch(r"(\d+)([KMG]?)", self.split_max_size)
+        if match is None:
+            raise UserError(
+                f"--split-max-size {self.split_max_size}: give a number of bytes, or one followed by K, M or G"
+            )
+        return int(match[1]) * 1000 ** " KMG".index(match[2] or " ")
+
+    def check(self) -> None:
+        """Raise UserError where an option is wrong, before anything is read."""
+        _ = self.rules, self.split_bytes

@@ -1,0 +1,240 @@
+"""Write a GGUF file, whole or in parts, that appears under its name only when it is complete."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, BinaryIO
+
+import gguf
+import numpy as np
+from gguf_bof4.convert.encoding import encode, nbytes
+from gguf_bof4.convert.policy import Decision
+from gguf_bof4.convert.report import Progress
+from gguf_bof4.convert.sources import Source
+
+from gguf_bof4.errors import UserError
+from gguf_bof4.formats import FORMAT_VERSION, FORMATS
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@dataclass(frozen=True)
+class RawValue:
+    """A metadata value as it stands in a file: its type and its bytes."""
+
+    data: bytes
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """A tensor of the output: where its rows come from, and what they become."""
+
+    source: Source
+    decision: Decision
+
+    @property
+    def nbytes(self) -> int:
+        return nbytes(self.source.shape, self.decision.qtype)
+
+
+class _EncodedTensor:
+    """What GGUFWriter takes for an array of uint8: encoded while it is written, a run of rows at a time."""
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, planned: PlannedTensor, threads: int, written: Callable[[str, int], None]) -> None:
+        self._planned = planned
+        self._threads = threads
+        self._written = written
+        self.nbytes = planned.nbytes
+        block_size, block_bytes = gguf.GGML_QUANT_SIZES[planned.decision.qtype]
+        *rows, columns = planned.source.shape
+        self.shape = (*rows, columns // block_size * block_bytes)
+
+    def tofile(self, file: BinaryIO) -> None:
+        """Append the tensor's bytes."""
+        source = self._planned.source
+        for encoded in encode(source, self._planned.decision.qtype, self._threads):
+            # not ndarray.tofile: that hides why a write failed
+            file.write(memoryview(np.ascontiguousarray(encoded)).cast("B"))
+            self._written(source.name, encoded.shape[0] * source.shape[-1])
+
+
+class Writer(gguf.GGUFWriter):  # type: ignore[misc]
+    """gguf's writer, which also takes metadata values as raw bytes."""
+
+    def _pack_val(self, val: Any, *args: Any, **kwargs: Any) -> bytes:
+        if isinstance(val, RawValue):
+            return val.data
+        return bytes(super()._pack_val(val, *args, **kwargs))
+
+
+def add_format_metadata(writer: gguf.GGUFWriter, file_type: int, tensors: Sequence[PlannedTensor]) -> None:
+    """Set general.file_type and quantization_version, and bof4.* for the formats that are used."""
+    for key in ("general.file_type", "general.quantization_version"):
+        writer.kv_data[0].pop(key, None)  # gguf warns where a key is set twice
+    writer.add_file_type(file_type)
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    used = [f for f in FORMATS if any(t.decision.qtype == f.type_id for t in tensors)]
+    if used:
+        writer.add_uint32("bof4.version", FORMAT_VERSION)
+        writer.add_string("bof4.encoder", "absmax")
+    for fmt in used:
+        writer.add_key_value(
+            fmt.levels_key, list(fmt.levels), gguf.GGUFValueType.ARRAY, sub_type=gguf.GGUFValueType.INT8
+        )
+
+
+def refuse_source(output: Path, sources: Sequence[Path]) -> None:
+    """Refuse an output that is one of the files it is made from.
+
+    Raises:
+        UserError: it is, whatever --force says.
+    """
+    for source in sources:
+        if output.exists() and source.exists() and output.samefile(source):
+            raise UserError(f"the output {output} is a file of the source: give another name")
+
+
+def refuse_existing(outputs: Sequence[Path], force: bool) -> None:
+    """Refuse to overwrite.
+
+    Raises:
+        UserError: an output exists and `force` is off, or cannot be replaced by a file.
+    """
+    for output in outputs:
+        if output.is_dir():
+            raise UserError(f"the output {output} is a folder: give the name of a file")
+        if output.exists() and not force:
+            raise UserError(f"{output} exists already: give another name, or --force to overwrite it")
+
+
+def _message(output: Path, error: OSError) -> str:
+    if error.errno in _FULL:
+        free = shutil.disk_usage(output.parent).free
+        return (
+            f"{output} could not be written whole: {error.strerror} ({free / 1e9:.2f} GB are free there). "
+            "Nothing was kept; make room, or write to another disk"
+        )
+    return f"{output} cannot be written: {error.strerror or error}"
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + signum)
+
+
+@contextlib.contextmanager
+def _sigterm_unwinds() -> Iterator[None]:
+    """SIGTERM raises SystemExit, so that it cleans up as Ctrl-C does."""
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    ):
+        yield
+        return
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def staging(output: Path) -> Iterator[Path]:
+    """A hidden folder beside `output` to write into; removed at the end, whatever ends it.
+
+    Raises:
+        UserError: the folder of the output is missing or cannot be written to.
+    """
+    if not output.parent.is_dir():
+        raise UserError(f"{output} cannot be written: the folder {output.parent} does not exist")
+    folder = output.with_name(f".{output.name}.{os.getpid()}.part")
+    with _sigterm_unwinds():
+        try:
+            folder.mkdir()
+        except OSError as error:
+            raise UserError(_message(output, error)) from error
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def publish(folder: Path, output: Path, force: bool) -> tuple[Path, ...]:
+    """Move the finished files of a staging folder beside it, all or none.
+
+    Raises:
+        UserError: a name is taken, or a file cannot be moved.
+    """
+    staged = sorted(folder.iterdir())
+    finals = [output.with_name(p.name) for p in staged]
+    refuse_existing(finals, force)  # again: hours may have passed
+    moved: list[Path] = []
+    try:
+        for path, final in zip(staged, finals, strict=True):
+            path.replace(final)
+            moved.append(final)
+    except BaseException as error:
+        for final in moved:
+            final.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise UserError(_message(output, error)) from error
+        raise
+    return tuple(finals)
+
+
+def part_names(writer: gguf.GGUFWriter, output: Path) -> tuple[Path, ...]:
+    """The files that a filled writer will make: one, or one a part."""
+    return tuple(writer.format_shard_names(output))
+
+
+def fill(
+    writer: Writer, tensors: Sequence[PlannedTensor], threads: int, progress: Progress
+) -> None:
+    """Give the planned tensors to the writer; nothing is read yet."""
+    total = sum(int(np.prod(t.source.shape, dtype=np.int64)) for t in tensors)
+    done = 0
+
+    def written(name: str, n_weights: int) -> None:
+        nonlocal done
+        done += n_weights
+        progress(name, done, total)
+
+    for planned in tensors:
+        writer.add_tensor(
+            planned.source.name, _EncodedTensor(planned, threads, written), raw_dtype=planned.decision.qtype
+        )
+
+
+def write(writer: Writer, folder: Path, output: Path) -> None:
+    """Encode and write everything that was given to the writer, as `folder / output.name`.
+
+    Raises:
+        UserError: the disk is full or cannot be written to, or a tensor cannot be encoded.
+    """
+    needed = sum(gguf.GGUFWriter.ggml_pad(t.nbytes, writer.data_alignment) for p in writer.tensors for t in p.values())
+    if needed > (free := shutil.disk_usage(folder).free):
+        raise UserError(
+            f"{output} needs {needed / 1e9:.2f} GB, but only {free / 1e9:.2f} GB are free there. "
+            "Make room, or write to another disk"
+        )
+    try:
+        writer.write_header_to_file(path=folder / output.name)
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    except OSError as error:
+        raise UserError(_message(output, error)) from error
+    finally:
+        # after an error the rest of a buffer cannot be written either: only the handles matter now
+        with contextlib.suppress(OSError):
+            writer.close()

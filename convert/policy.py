@@ -1,0 +1,168 @@
+"""Which type a tensor gets: llama-quantize's rules, as pure functions.
+
+Whether a tensor is quantized at all is not decided here but asked of llama.cpp itself
+(`native.allows_quantization`).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import gguf
+
+from gguf_bof4 import native
+from gguf_bof4.errors import UserError
+from gguf_bof4.formats import FORMATS
+
+TensorType = gguf.GGMLQuantizationType
+
+FLOATS = (TensorType.F32, TensorType.F16, TensorType.BF16)
+
+EMBEDDINGS = ("token_embd.weight", "per_layer_token_embd.weight")
+OUTPUT = "output.weight"
+
+# ggml has no encoder for the first; the second give garbage without an importance matrix, as llama-quantize says
+_NOT_WRITTEN = {"Q8_1", "Q8_K", "F64", "I8", "I16", "I32", "I64"}
+_NEED_IMATRIX = {"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS"}
+
+# llama-quantize's tensor_type_fallback; whatever is not named here becomes F16
+_FALLBACK = {
+    **{f.name: "Q8_0" for f in FORMATS},
+    **dict.fromkeys(("Q6_K", "NVFP4"), "Q8_0"),
+    **dict.fromkeys(("Q2_0", "Q2_K", "Q3_K", "TQ1_0", "TQ2_0"), "Q4_0"),
+    **dict.fromkeys(("IQ3_S", "IQ4_XS"), "IQ4_NL"),
+    "Q4_K": "Q5_0",
+    "Q5_K": "Q5_1",
+}
+
+
+def parse_type(name: str) -> TensorType:
+    """A type that the converter can write, by its name in any case.
+
+    Raises:
+        UserError: there is no such type, or it cannot be written.
+    """
+    upper = name.upper()
+    known = TensorType.__members__
+    writable = [n for n in known if n not in _NOT_WRITTEN | _NEED_IMATRIX]
+    if upper in _NEED_IMATRIX:
+        raise UserError(f"the type {upper} needs an importance matrix, which this converter does not take")
+    if upper not in writable:
+        raise UserError(f"there is no tensor type {name!r} to convert to; the types are {', '.join(writable)}")
+    return known[upper]
+
+
+def parse_pattern(text: str) -> tuple[str, TensorType]:
+    """PATTERN=TYPE as llama-quantize takes it: the pattern in lower case, and the type.
+
+    Raises:
+        UserError: not of that form, or the pattern is no regular expression.
+    """
+    pattern, equals, name = text.partition("=")
+    pattern = pattern.lower()
+    if not (pattern and equals and name):
+        raise UserError(f"--tensor-type {text}: give PATTERN=TYPE, such as attn_v=q8_0")
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise UserError(f"--tensor-type {text}: the pattern is no regular expression: {error}") from error
+    return pattern, parse_type(name)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the user asked for; the fields are llama-quantize's options.
+
+    Attributes:
+        base: the type of matrices.
+        token_embedding: of the token embeddings, where given.
+        output_tensor: of output.weight, where given; of tied token embeddings, too.
+        patterns: (regular expression, type); the first that is found in a tensor's name counts.
+        pure: embeddings and output get the base type, too.
+        leave_output: output.weight stays as it is.
+    """
+
+    base: TensorType
+    token_embedding: TensorType | None = None
+    output_tensor: TensorType | None = None
+    patterns: tuple[tuple[str, TensorType], ...] = ()
+    pure: bool = False
+    leave_output: bool = False
+
+    def matched(self, name: str) -> TensorType | None:
+        """The type of the first pattern found in `name`."""
+        return next((qtype for pattern, qtype in self.patterns if re.search(pattern, name)), None)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The type of a tensor, and where it is a fallback, why."""
+
+    qtype: TensorType
+    fallback: str | None = None
+
+
+def fits(qtype: TensorType, n_per_row: int) -> bool:
+    """Do rows of this length divide into blocks of the type?"""
+    return bool(n_per_row % gguf.GGML_QUANT_SIZES[qtype][0] == 0)
+
+
+def with_fallback(wanted: TensorType, n_per_row: int) -> Decision:
+    """`wanted`, or the type that takes its place where rows do not divide into its blocks."""
+    if fits(wanted, n_per_row):
+        return Decision(wanted)
+    block = gguf.GGML_QUANT_SIZES[wanted][0]
+    second = TensorType[_FALLBACK.get(wanted.name, "F16")]
+    taken = second if fits(second, n_per_row) else TensorType.F16
+    return Decision(taken, f"rows of {n_per_row} are no multiple of {wanted.name}'s {block}: {taken.name}")
+
+
+def kept(source: TensorType) -> TensorType:
+    """The type of a tensor that llama.cpp does not want quantized: its own, or F32 where it is quantized."""
+    is_block_type = gguf.GGML_QUANT_SIZES[source][0] > 1
+    return TensorType.F32 if is_block_type else source
+
+
+def wanted_type(name: str, rules: Rules, tied: bool) -> TensorType:
+    """The type of a tensor that may be quantized, before its shape is looked at.
+
+    Args:
+        tied: the model has no output.weight, so its token embeddings are its output, too.
+    """
+    matched = rules.matched(name)
+    named_table = name == "per_layer_token_embd.weight" and matched is not None
+    if name in EMBEDDINGS and rules.token_embedding is not None and not named_table:
+        return rules.token_embedding
+    if name == OUTPUT and rules.output_tensor is not None:
+        return rules.output_tensor
+    if matched is not None:
+        return matched
+    if rules.pure or name not in (*EMBEDDINGS, OUTPUT):
+        return rules.base
+    if tied and rules.output_tensor is not None:
+        return rules.output_tensor
+    return TensorType.Q6_K
+
+
+def decide(
+    architecture: str, name: str, shape: tuple[int, ...], source: TensorType, rules: Rules, tied: bool
+) -> Decision:
+    """The type that a tensor gets.
+
+    Args:
+        architecture: general.architecture.
+        shape: rows before columns.
+        source: the type it comes in.
+        tied: the model has no output.weight.
+
+    Raises:
+        native.NativeError: llama.cpp does not know the architecture.
+    """
+    if rules.leave_output and name == OUTPUT:
+        return Decision(source)
+    # integers and doubles are tables, not weights
+    is_table = source.name in _NOT_WRITTEN and gguf.GGML_QUANT_SIZES[source][0] == 1
+    if is_table or not native.allows_quantization(architecture, name, shape):
+        return Decision(kept(source))
+    return with_fallback(wanted_type(name, rules, tied), shape[-1])

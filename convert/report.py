@@ -1,0 +1,86 @@
+"""What a conversion did."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, weights done and weights in all (0: unknown)."""
+
+
+def no_progress(what: str, done: int, total: int) -> None:
+    """A Progress that shows nothing."""
+
+
+@dataclass(frozen=True)
+class TensorReport:
+    """One tensor: what it was and what it became.
+
+    Attributes:
+        shape: rows before columns.
+        source_type: name of the ggml type it came in.
+        qtype: name of the ggml type it was given.
+        fallback: why it did not get the type that it should have.
+        decoded: it came in a block type and was converted again.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    source_type: str
+    qtype: str
+    nbytes: int
+    fallback: str | None
+    decoded: bool
+
+    @property
+    def n_weights(self) -> int:
+        return prod(self.shape)
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """A whole conversion.
+
+    Attributes:
+        outputs: the files written, or that would be written in a dry run.
+        bytes_before: of the source's weight files.
+        bytes_after: of the outputs; in a dry run, of the tensors.
+        seconds: from start to end, reading and writing included.
+    """
+
+    source: Path
+    outputs: tuple[Path, ...]
+    architecture: str
+    tensors: tuple[TensorReport, ...]
+    bytes_before: int
+    bytes_after: int
+    seconds: float
+    dry_run: bool
+
+    @property
+    def n_weights(self) -> int:
+        return sum(t.n_weights for t in self.tensors)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Of all tensors, metadata not counted."""
+        return 8 * sum(t.nbytes for t in self.tensors) / self.n_weights
+
+    @property
+    def fallbacks(self) -> tuple[TensorReport, ...]:
+        """Tensors whose rows did not fit the type that they should have had."""
+        return tuple(t for t in self.tensors if t.fallback)
+
+    @property
+    def decoded_types(self) -> dict[str, int]:
+        """Block types that were converted a second time, and how many tensors of each."""
+        return dict(Counter(t.source_type for t in self.tensors if t.decoded))
+
+    @property
+    def types(self) -> dict[str, int]:
+        """Types of the output, and how many tensors of each."""
+        return dict(Counter(t.qtype for t in self.tensors))

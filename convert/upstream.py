@@ -1,0 +1,208 @@
+"""Upstream's converter, driven in this process: the child that `from_huggingface` starts.
+
+Upstream's `write()` asks a model class for its tensors one by one, casts each with gguf.quants.quantize and
+hands it to a gguf.GGUFWriter; then it hands over the metadata and has the writer write. Here the last two
+are replaced: quantize only notes which type upstream wants, the writer only collects. Nothing has been read
+by then but headers. What was collected goes through the same rules, encoder and writer as a GGUF file
+(`pipeline`), so the two routes cannot differ.
+
+What upstream wants counts where it is a float type that upstream forces: norms, vectors, routers and what a
+model class says it needs in F32 or F16. The type of ordinary matrices is up to the rules, and so is that of
+matrices which upstream would write as Q8_0, MXFP4 or NVFP4 because the folder has them in 8 or 4 bits.
+
+The pinned tree has a gguf package of its own, with more architectures than the installed one, and only one
+`gguf` can live in a process: that is why this is a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import traceback
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TextIO
+
+import gguf
+import numpy as np
+import torch
+
+from gguf_bof4.convert import pipeline
+from gguf_bof4.convert.lazy import source_of
+from gguf_bof4.convert.options import Options
+from gguf_bof4.convert.output import Writer
+from gguf_bof4.convert.policy import FLOATS
+from gguf_bof4.convert.sources import Computed, Source
+from gguf_bof4.errors import UserError
+
+TensorType = gguf.GGMLQuantizationType
+
+_FREE_TYPES = {
+    gguf.LlamaFileType.MOSTLY_F16: TensorType.F16,
+    gguf.LlamaFileType.MOSTLY_BF16: TensorType.BF16,
+}
+
+
+class Wanted:
+    """A tensor and the type that upstream wants it in; looks like an array to upstream."""
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, data: Any, qtype: TensorType) -> None:
+        self.data = data
+        self.qtype = qtype
+        self.shape = tuple(data.shape)
+
+
+class Collector(Writer):
+    """Takes the place of gguf.GGUFWriter: keeps what it is given and writes nothing.
+
+    Attributes:
+        written: the collectors that upstream wanted written, in order.
+        folder: the Hugging Face folder, for messages.
+        sources: the tensors, by name.
+        wanted: the types that upstream wants, by name.
+    """
+
+    written: list[Collector] = []  # noqa: RUF012  upstream makes the instances, so they meet here
+    folder = Path()
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.sources: dict[str, Source] = {}
+        self.wanted: dict[str, TensorType] = {}
+
+    def add_tensor(self, name: str, tensor: Any, raw_shape: Any = None, raw_dtype: Any = None, tensor_endianess: Any = None) -> None:
+        """Keep a tensor; its size is noted for the count of parameters."""
+        if isinstance(tensor, Wanted):
+            self.sources[name] = source_of(name, tensor.data, self.folder)
+            self.wanted[name] = tensor.qtype
+        elif isinstance(tensor, gguf.LazyChunkedTensor):
+            self.sources[name] = source_of(name, tensor, self.folder)
+            self.wanted[name] = raw_dtype
+        elif raw_dtype is not None and tensor.dtype == np.uint8:
+            self.sources[name] = _block_source(name, tensor, raw_dtype, self.folder)
+        else:
+            self.sources[name] = source_of(name, tensor, self.folder)
+        shape = self.sources[name].shape
+        self.add_tensor_info(name, shape, np.dtype(np.float32), 0, raw_dtype=TensorType.F32)
+
+    def write_header_to_file(self, path: Path | None = None) -> None:
+        """Note that this is a file that upstream would write."""
+        self.written.append(self)
+
+    def write_kv_data_to_file(self) -> None:
+        """Nothing: `convert_folder` writes."""
+
+    def write_tensors_to_file(self, *, progress: bool = False) -> None:
+        """Nothing: `convert_folder` writes."""
+
+    def close(self) -> None:
+        """Nothing was opened."""
+
+    def fixed(self, free: TensorType) -> dict[str, TensorType]:
+        """Float types that upstream forces; `free` is the one it gives to what it does not force."""
+        return {name: qtype for name, qtype in self.wanted.items() if qtype in FLOATS and qtype != free}
+
+
+def _block_source(name: str, data: Any, qtype: TensorType, folder: Path) -> Source:
+    """A tensor that upstream took over in a block type, as uint8 [..., bytes of a row]."""
+    shape = tuple(int(n) for n in gguf.quant_shape_from_byte_shape(tuple(data.shape), qtype))
+    return Computed(name, qtype, shape, folder, lambda: np.asarray(gguf.LazyBase.to_eager(data)))
+
+
+def _model_class(folder: Path) -> tuple[Any, dict[str, Any]]:
+    from conversion import ModelBase, ModelType, get_model_architecture, get_model_class  # noqa: PLC0415
+
+    hparams = ModelBase.load_hparams(folder, False)
+    try:
+        architecture = get_model_architecture(hparams, ModelType.TEXT)
+    except ValueError as error:
+        raise UserError(f"{folder / 'config.json'} does not say which architecture it is: it has no architectures") from error
+    try:
+        return get_model_class(architecture), hparams
+    except NotImplementedError as error:
+        raise UserError(
+            f"{folder}: the pinned llama.cpp cannot convert the architecture {architecture}; it knows the ones that "
+            "convert_hf_to_gguf.py --print-supported-models lists"
+        ) from error
+
+
+def _collect(folder: Path, options: Options) -> tuple[Collector, TensorType]:
+    """Run upstream's converter; returns what it would have written and the type of what it does not force."""
+    Collector.folder = folder
+    gguf.GGUFWriter = Collector
+    gguf.quants.quantize = Wanted
+    model_class, hparams = _model_class(folder)
+    model = model_class(
+        folder, gguf.LlamaFileType.GUESSED, folder / "unused.gguf", hparams=hparams, model_name=options.model_name
+    )
+    free = _FREE_TYPES[model.ftype]
+    model.write()
+    if not Collector.written:
+        raise UserError(f"{folder}: upstream's converter made no model of it")
+    return Collector.written[0], free
+
+
+def convert_folder(folder: Path, output: Path, staging: Path | None, options: Options, channel: TextIO) -> None:
+    """Convert; progress and the result go to `channel` as lines of JSON.
+
+    Args:
+        output: the name that the file is to have, or the parts before they are numbered.
+        staging: the folder to write into; None writes nothing.
+    """
+
+    def send(**message: Any) -> None:
+        channel.write(json.dumps(message) + "\n")
+        channel.flush()
+
+    try:
+        try:
+            collected, free = _collect(folder, options)
+        except UserError:
+            raise
+        except Exception as error:
+            traceback.print_exc()
+            raise UserError(
+                f"{folder}: upstream's converter gave up: {type(error).__name__}: {error}\n"
+                "--verbose shows what it did until then"
+            ) from error
+        writer = Writer(path=None, arch=collected.arch, split_max_size=options.split_bytes)
+        writer.kv_data[0].update(collected.kv_data[0])
+        tensors = pipeline.plan(collected.arch, list(collected.sources.values()), options, collected.fixed(free))
+        outputs = pipeline.run(
+            writer, tensors, options, output, staging,
+            lambda what, done, total: send(progress=[what, done, total]),
+        )  # fmt: skip
+        send(
+            architecture=collected.arch,
+            outputs=[str(path) for path in outputs],
+            tensors=[asdict(report) for report in pipeline.reports(tensors)],
+        )
+    except UserError as error:
+        send(error=str(error))
+
+
+def main(job: str) -> None:
+    """Entry point of the child.
+
+    Args:
+        job: JSON with source, output, staging and options.
+    """
+    # whatever upstream and its libraries print must not get between the lines for the parent
+    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    content = json.loads(job)
+    options = Options(**{**content["options"], "tensor_types": tuple(content["options"]["tensor_types"])})
+    logging.basicConfig(level=logging.DEBUG if options.verbose else logging.WARNING)
+    staging = content["staging"]
+    try:
+        with torch.inference_mode():
+            convert_folder(
+                Path(content["source"]), Path(content["output"]), Path(staging) if staging else None, options, channel
+            )
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)

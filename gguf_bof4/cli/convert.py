@@ -1,0 +1,162 @@
+"""bof4 convert: a Hugging Face folder or a GGUF file becomes a GGUF file of BOF4 types."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from gguf_bof4.formats import FORMATS
+
+if TYPE_CHECKING:
+    from gguf_bof4.convert.report import ConversionReport
+    from gguf_bof4.convert.report import Progress as Report
+
+
+@contextmanager
+def _progress_bar() -> Iterator[Report]:
+    console = Console(stderr=True)
+    with Progress(
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn(),
+        console=console, transient=True,
+    ) as progress:  # fmt: skip
+        task = progress.add_task("looking at the model", total=None)
+
+        def report(what: str, done: int, total: int) -> None:
+            progress.update(task, description=what, completed=done, total=total or None)
+
+        yield report
+
+
+def _size(nbytes: int) -> str:
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if nbytes >= scale:
+            return f"{nbytes / scale:.2f} {unit}"
+    return f"{nbytes} bytes"
+
+
+def _print_tensors(report: ConversionReport) -> None:
+    width = max(len(t.name) for t in report.tensors)
+    for t in report.tensors:
+        shape = " x ".join(str(n) for n in t.shape)
+        print(f"{t.name:{width}}  {shape:>22}  {t.source_type:>7} -> {t.qtype:<7} {_size(t.nbytes):>10}")
+
+
+def _print_summary(report: ConversionReport) -> None:
+    types = ", ".join(f"{count} {name}" for name, count in report.types.items())
+    print(f"architecture:  {report.architecture}")
+    print(f"tensors:       {len(report.tensors)} ({types})")
+    print(
+        f"size:          {_size(report.bytes_before)} before, {_size(report.bytes_after)} after, "
+        f"{report.bits_per_weight:.2f} bits per weight"
+    )
+    print(f"time:          {report.seconds:.1f} s")
+    if report.fallbacks:
+        print(f"fallbacks:     {len(report.fallbacks)}, because their rows do not divide into blocks")
+        for t in report.fallbacks:
+            print(f"    {t.name}: {t.fallback}")
+    for name, count in report.decoded_types.items():
+        print(
+            f"warning: {count} tensors were {name} already; converting them again adds a second loss. "
+            "Convert from F32, F16 or BF16 where you can."
+        )
+    print("a dry run; it would write:" if report.dry_run else "written:")
+    for path in report.outputs:
+        print(f"    {path}")
+
+
+def convert(
+    source: Annotated[
+        Path, typer.Argument(metavar="SRC", help="A Hugging Face folder, or a GGUF file (the first of its parts).",
+                             show_default=False)
+    ],
+    output: Annotated[
+        Path, typer.Argument(metavar="OUT", help="The GGUF file to write; {ftype} in its name becomes the type.",
+                             show_default=False)
+    ],
+    type_: Annotated[
+        str, typer.Option("--type", metavar="TYPE", help=f"Type of the matrices: {', '.join(f.name for f in FORMATS)}.")
+    ] = "BOF4_S",
+    token_embedding_type: Annotated[
+        str | None, typer.Option(metavar="TYPE", help="Type of the token embeddings; any ggml type. [default: Q6_K]")
+    ] = None,
+    output_tensor_type: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TYPE",
+            help="Type of output.weight, and of token embeddings that serve as output, too. [default: Q6_K]",
+        ),
+    ] = None,
+    tensor_type: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN=TYPE",
+            help="Type of the tensors whose name the regular expression is found in, such as attn_v=q8_0. "
+            "May be given several times; the first that matches counts.",
+        ),
+    ] = None,
+    pure: Annotated[bool, typer.Option("--pure", help="Embeddings and output get --type, too.")] = False,
+    leave_output_tensor: Annotated[
+        bool, typer.Option("--leave-output-tensor", help="Leave output.weight as it is.")
+    ] = False,
+    split_max_size: Annotated[
+        str, typer.Option(metavar="N(K|M|G)", help="Write parts of at most this many bytes of tensors; 0: one file.")
+    ] = "0",
+    model_name: Annotated[str | None, typer.Option(metavar="NAME", help="Set general.name.")] = None,
+    threads: Annotated[int, typer.Option("--threads", "-t", min=0, help="Encoding threads; 0: all cores.")] = 0,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Overwrite OUT where it exists.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the type of every tensor and the size; write nothing.")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="List every tensor, and show what upstream's converter logs.")
+    ] = False,
+) -> None:
+    """Convert a model to a GGUF file of BOF4 types.
+
+    SRC is a Hugging Face folder of any architecture that the pinned llama.cpp knows, or a GGUF file of any
+    type. Matrices get --type. Embeddings and output get Q6_K. Vectors, norms and whatever llama-quantize
+    never quantizes stay in F32 or F16. Rows that do not divide into blocks of their type get Q8_0, or F16
+    where those do not fit either; the summary lists them.
+
+    OUT appears when it is complete. Whatever goes wrong before, or Ctrl-C, leaves nothing behind.
+    """
+    from gguf_bof4.convert import convert as run  # noqa: PLC0415  --help need not load the encoder
+
+    try:
+        with _progress_bar() as progress:
+            report = run(
+                source,
+                output,
+                progress=progress,
+                type=type_,
+                token_embedding_type=token_embedding_type,
+                output_tensor_type=output_tensor_type,
+                tensor_types=tuple(tensor_type or ()),
+                pure=pure,
+                leave_output_tensor=leave_output_tensor,
+                split_max_size=split_max_size,
+                model_name=model_name,
+                threads=threads,
+                force=force,
+                dry_run=dry_run,
+                verbose=verbose,
+            )
+    except KeyboardInterrupt:
+        print("bof4: interrupted; nothing was written", file=sys.stderr)
+        raise typer.Exit(128 + signal.SIGINT) from None
+    if verbose or dry_run:
+        _print_tensors(report)
+    _print_summary(report)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("convert")(convert)

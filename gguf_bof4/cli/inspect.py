@@ -1,0 +1,113 @@
+"""bof4 inspect: what is in a file."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from gguf_bof4.reading import Model
+
+LONGEST_VALUE = 60
+
+
+def summary(model: Model) -> dict[str, Any]:
+    """Everything that --json prints: file, metadata, tensors and totals."""
+    weights = sum(t.n_weights for t in model.tensors)
+    nbytes = sum(t.nbytes for t in model.tensors)
+    by_type: Counter[str] = Counter()
+    bytes_by_type: Counter[str] = Counter()
+    count_by_type: Counter[str] = Counter()
+    for t in model.tensors:
+        by_type[t.qtype.name] += t.n_weights
+        bytes_by_type[t.qtype.name] += t.nbytes
+        count_by_type[t.qtype.name] += 1
+    return {
+        "file": str(model.path),
+        "parts": len(model.readers),
+        "bytes": sum(Path(p).stat().st_size for p in dict.fromkeys(t.path for t in model.tensors)),
+        "weights": weights,
+        "tensor_bytes": nbytes,
+        "bits_per_weight": 8 * nbytes / weights if weights else 0.0,
+        "types": {
+            name: {
+                "tensors": count_by_type[name],
+                "weights": n,
+                "bytes": bytes_by_type[name],
+                "bits_per_weight": 8 * bytes_by_type[name] / n,
+            }
+            for name, n in by_type.most_common()
+        },
+        "metadata": {key: field.contents() for key, field in model.fields.items() if not key.startswith("GGUF.")},
+        "tensors": [
+            {
+                "name": t.name,
+                "type": t.qtype.name,
+                "shape": list(t.shape),
+                "bytes": t.nbytes,
+                "bits_per_weight": 8 * t.nbytes / t.n_weights,
+            }
+            for t in model.tensors
+        ],
+    }
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list) and len(value) > 16:
+        return f"[{len(value)} values]"
+    text = str(value).replace("\n", "\\n")
+    return text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 1] + "…"
+
+
+def _print_tables(found: dict[str, Any], console: Console) -> None:
+    metadata = Table("key", "value", title="metadata", title_justify="left", box=None)
+    for key, value in found["metadata"].items():
+        metadata.add_row(key, _short(value))
+    tensors = Table(title="tensors", title_justify="left", box=None)
+    tensors.add_column("name")
+    tensors.add_column("type")
+    for header in ("shape", "bytes", "bits/weight"):
+        tensors.add_column(header, justify="right")
+    for t in found["tensors"]:
+        shape = " x ".join(str(n) for n in t["shape"])
+        tensors.add_row(t["name"], t["type"], shape, f"{t['bytes']:,}", f"{t['bits_per_weight']:.4g}")
+    types = Table(title="types", title_justify="left", box=None)
+    types.add_column("type")
+    for header in ("tensors", "weights", "bytes", "bits/weight"):
+        types.add_column(header, justify="right")
+    for name, t in found["types"].items():
+        types.add_row(
+            name, str(t["tensors"]), f"{t['weights']:,}", f"{t['bytes']:,}", f"{t['bits_per_weight']:.4g}"
+        )
+    for table in (metadata, tensors, types):
+        console.print(table, "", highlight=False, markup=False)
+    console.print(
+        f"{found['file']}: {found['weights']:,} weights, {found['bytes']:,} bytes, "
+        f"{found['bits_per_weight']:.3f} bits per weight",
+        highlight=False, markup=False, soft_wrap=True,
+    )  # fmt: skip
+
+
+def inspect(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A GGUF file, or the first of its parts.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """Print the tensors, types, bits per weight and metadata of a GGUF file."""
+    from gguf_bof4.reading import open_model
+
+    found = summary(open_model(file))
+    if as_json:
+        print(json.dumps(found, ensure_ascii=False))
+    else:
+        _print_tables(found, Console(width=None))
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("inspect")(inspect)

@@ -1,0 +1,41 @@
+"""bof4 verify: check a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import track
+
+from gguf_bof4.errors import UserError
+
+
+def verify(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A GGUF file, or the first of its parts.")],
+) -> None:
+    """Decode every BOF4 tensor in Python and in C, demand equal bits, and check products against float64."""
+    from gguf_bof4 import verify as checking
+    from gguf_bof4.reading import open_model
+
+    model = open_model(file)
+    tensors = checking.bof4_tensors(model)
+    if not tensors:
+        raise UserError(f"{file} holds no BOF4 tensors: there is nothing to verify")
+    checking.check_metadata(model)
+    console = Console(stderr=True)
+    checks = [
+        checking.check_tensor(t) for t in track(tensors, "verifying", console=console, transient=True)
+    ]
+    weights = sum(c.tensor.n_weights for c in checks)
+    worst = max(checks, key=lambda c: c.product_error)
+    print(
+        f"{file}: {len(checks)} tensors, {weights:,} weights: Python and C decode the same bits; "
+        f"products are within {worst.product_error:.1e} of float64 (largest at {worst.tensor.name})"
+    )
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("verify")(verify)

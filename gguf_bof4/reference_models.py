@@ -1,0 +1,213 @@
+"""The unquantized models that quality is measured on, made from small quantized ones.
+
+No package holds an unquantized language model, so quantized ones are dequantized. As they are, their weights
+would lie on a few points per block of 32, which favours some formats and punishes others by accident.
+Therefore:
+
+- Every input channel is scaled by a random factor in [0.85, 1.17] that the layer before it divides out again
+  (norm weights, up/down, v/output). The function computed is the same to float32 rounding, and no block sits
+  on the old grid any more.
+- The scaling leaves small weights near their old points, which would still favour Q4_K on the 1.5B model,
+  made from Q4_K: that one is dithered, too, with uniform noise of one step of its grid. It is then a slightly
+  worse model, with ordinary weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+
+from gguf_bof4.errors import UserError
+from gguf_bof4.packaged_models import (
+    GEMMA3,
+    QWEN25_CODER,
+    SMOLLM2,
+    PackagedFile,
+    fetch,
+    models_folder,
+    partial_path,
+)  # fmt: skip
+from gguf_bof4.reading import Model, open_model
+
+Floats = npt.NDArray[np.float32]
+
+RECIPE = 1
+"""Part of the cache's key: to be raised with every change of what this module makes."""
+
+_SEED = 7
+_REPLACED = ("general.architecture", "general.file_type", "general.quantization_version")
+
+
+@dataclass(frozen=True)
+class ReferenceModel:
+    """How a reference model is made.
+
+    Attributes:
+        name: as the command line and `reference_model` take it.
+        source: the quantized model.
+        half: matrices are written as float16 instead of float32, to halve a large file.
+        dithered: the weights are spread over the steps of their grid.
+    """
+
+    name: str
+    source: PackagedFile
+    half: bool = False
+    dithered: bool = False
+
+
+REFERENCE_MODELS = {
+    "smol": ReferenceModel("smol", SMOLLM2),  # SmolLM2-135M-Instruct: llama, rows 576 and 1536
+    "gemma": ReferenceModel("gemma", GEMMA3),  # Gemma 3 270M: gemma3, rows 640, 1024 and 2048
+    "qwen": ReferenceModel("qwen", QWEN25_CODER, half=True, dithered=True),  # 1.5B: qwen2, rows 1536 and 8960
+}
+"""smol and gemma are downloads of 93 and 238 MB and files of 483 and 743 MB; qwen is 1.1 and 3.6 GB."""
+
+
+def rescale_channels(tensors: dict[str, Floats], layers: int, kv_heads: int, heads: int, seed: int = _SEED) -> None:
+    """Multiply input channels by random factors and divide them out one layer earlier, in place.
+
+    Args:
+        tensors: float32, by GGUF name, rows before columns; the attention and feed-forward tensors of `layers`
+            blocks of a gated transformer are changed.
+        kv_heads: heads of keys and values, shared by `heads` query heads.
+    """
+    rng = np.random.default_rng(seed)
+
+    def factors(n: int) -> Floats:
+        return np.exp(rng.uniform(-0.16, 0.16, n)).astype(np.float32)
+
+    for i in range(layers):
+        block = f"blk.{i}."
+        for norm, consumers in (("attn_norm", ("attn_q", "attn_k", "attn_v")), ("ffn_norm", ("ffn_gate", "ffn_up"))):
+            s = factors(tensors[f"{block}{norm}.weight"].size)
+            tensors[f"{block}{norm}.weight"] /= s
+            for consumer in consumers:
+                tensors[f"{block}{consumer}.weight"] *= s
+        s = factors(tensors[f"{block}ffn_up.weight"].shape[0])
+        tensors[f"{block}ffn_up.weight"] /= s[:, None]
+        tensors[f"{block}ffn_down.weight"] *= s
+        s = factors(tensors[f"{block}attn_v.weight"].shape[0])
+        tensors[f"{block}attn_v.weight"] /= s[:, None]
+        if f"{block}attn_v.bias" in tensors:
+            tensors[f"{block}attn_v.bias"] /= s
+        per_query_head = np.repeat(s.reshape(kv_heads, -1), heads // kv_heads, axis=0).reshape(-1)
+        tensors[f"{block}attn_output.weight"] *= per_query_head
+
+
+def dither(weights: Floats, seed: int = _SEED) -> None:
+    """Spread each run of 32 weights uniformly over the steps of the grid that it was quantized to, in place.
+
+    Args:
+        weights: float32 [..., n], n a multiple of 32.
+    """
+    rng = np.random.default_rng(seed)
+    blocks = weights.reshape(-1, 32)
+    gaps = np.diff(np.sort(blocks, axis=1), axis=1)
+    largest = np.abs(blocks).max(axis=1, keepdims=True)
+    step = np.where(gaps > 1e-4 * largest, gaps, np.inf).min(axis=1, keepdims=True)
+    blocks += np.where(np.isfinite(step), step, 0) * (rng.random(blocks.shape, dtype=np.float32) - 0.5)
+
+
+def _dequantized(source: Model, dithered: bool) -> dict[str, Floats]:
+    tensors: dict[str, Floats] = {}
+    for t in source.tensors:
+        weights = gguf.dequantize(t.read_rows(), t.qtype).reshape(t.shape).astype(np.float32)
+        if dithered and t.name.startswith("blk.") and weights.ndim == 2:
+            dither(weights)
+        tensors[t.name] = weights
+    return tensors
+
+
+def _copy_metadata(source: Model, writer: gguf.GGUFWriter) -> None:
+    for field in source.fields.values():
+        if not field.name.startswith("GGUF.") and field.name not in _REPLACED:
+            is_array = field.types[0] == gguf.GGUFValueType.ARRAY
+            sub_type = field.types[-1] if is_array else None
+            writer.add_key_value(field.name, field.contents(), field.types[0], sub_type=sub_type)
+
+
+def _write(source: Model, tensors: dict[str, Floats], half: bool, target: Path) -> None:
+    writer = gguf.GGUFWriter(target, source.value("general.architecture"))
+    _copy_metadata(source, writer)
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16 if half else gguf.LlamaFileType.ALL_F32)
+    for t in source.tensors:
+        weights = tensors.pop(t.name)  # of a large model, no two copies at a time
+        matrix_type: type[np.floating[Any]] = np.float16 if half or not t.name.startswith("blk.") else np.float32
+        writer.add_tensor(t.name, weights.astype(np.float32 if weights.ndim == 1 else matrix_type))
+        del weights
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _cached(name: str, recipe: object, make: Callable[[Path], None]) -> Path:
+    """A file or folder in the cache, made unless one of this recipe stands there."""
+    key = hashlib.sha256(json.dumps([RECIPE, recipe], sort_keys=True).encode()).hexdigest()[:8]
+    target = models_folder() / f"reference-{key}" / name
+    if not target.exists():
+        with partial_path(target) as partial:
+            make(partial)
+    return target
+
+
+def reference_model(name: str) -> Path:
+    """A reference model as a GGUF file: matrices in float32 (qwen: float16), embeddings in float16.
+
+    Args:
+        name: a key of REFERENCE_MODELS.
+
+    Raises:
+        UserError: there is no such model, or its source could not be fetched.
+    """
+    if name not in REFERENCE_MODELS:
+        raise UserError(f"there is no reference model {name!r}: take one of {', '.join(REFERENCE_MODELS)}")
+    recipe = REFERENCE_MODELS[name]
+
+    def make(target: Path) -> None:
+        source = open_model(fetch(recipe.source))
+        tensors = _dequantized(source, recipe.dithered)
+        architecture = source.value("general.architecture")
+        rescale_channels(
+            tensors,
+            layers=source.value(f"{architecture}.block_count"),
+            kv_heads=source.value(f"{architecture}.attention.head_count_kv"),
+            heads=source.value(f"{architecture}.attention.head_count"),
+        )
+        _write(source, tensors, recipe.half, target)
+
+    return _cached(f"{name}.gguf", asdict(recipe), make)
+
+
+def reference_folder() -> Path:
+    """The reference model smol as a Hugging Face folder, in float32.
+
+    Raises:
+        UserError: its source could not be fetched.
+    """
+    source = reference_model("smol")
+
+    def make(target: Path) -> None:
+        # only this function needs them, and they take seconds to import
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(target)
+        loaded = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
+        config = loaded.config
+        # it says "quantized with gguf", and save_pretrained refuses to save such a model: start a clean one
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model.load_state_dict(loaded.state_dict())
+        model.save_pretrained(target)
+
+    return _cached("hf-smol", asdict(REFERENCE_MODELS["smol"]), make)

@@ -1,0 +1,137 @@
+"""The two texts that quality is measured on, from Debian's packages: one to calibrate with, one to test on.
+
+Both are English technical prose and share no author: The Debian Administrator's Handbook and The Rust
+Programming Language.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html.parser
+import re
+import shutil
+import subprocess
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+from gguf_bof4.errors import UserError
+from gguf_bof4.packaged_models import FetchError, models_folder, partial_path
+
+CALIBRATION_SHA256 = "0596d4ade4dd41c85403719c45161b12e42eacb2989e60130ced98a468624d47"
+EVALUATION_SHA256 = "d5c04519daac5c47e8e77d912bbcda8eda99e1f98f877c69c4e2ad0314b86b95"
+
+_SHORT_PAGE = 1500  # characters; shorter pages of the handbook are covers and licences
+
+
+class _Prose(html.parser.HTMLParser):
+    """Collects the text of a page, code and navigation left out."""
+
+    _skipped = frozenset({"script", "style", "nav", "pre", "head", "svg", "button"})
+    _starting_lines = frozenset({"p", "h1", "h2", "h3", "li", "div"})
+    _ending_lines = frozenset({"p", "h1", "h2", "h3"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pieces: list[str] = []
+        self.depth = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.depth += tag in self._skipped
+        if tag in self._starting_lines:
+            self.pieces.append("\n")
+
+    def handle_endtag(self, tag: str) -> None:
+        self.depth -= tag in self._skipped
+        if tag in self._ending_lines:
+            self.pieces.append("\n")
+
+    def handle_data(self, data: str) -> None:
+        if self.depth == 0:
+            self.pieces.append(data)
+
+
+def prose(page: str) -> str:
+    """The running text of an HTML page, paragraphs separated by an empty line."""
+    parser = _Prose()
+    parser.feed(page)
+    return re.sub(r"\n\s*\n+", "\n\n", re.sub(r"[ \t]+", " ", "".join(parser.pieces))).strip()
+
+
+def _read_prose(path: Path) -> str:
+    return prose(path.read_text("utf-8", errors="ignore"))
+
+
+def _unpack_debian_package(package: str, work: Path) -> Path:
+    """The contents of a Debian package, as a folder inside `work`.
+
+    apt checks the package against Debian's signatures.
+    """
+    if not (shutil.which("apt-get") and shutil.which("dpkg")):
+        raise UserError(
+            f"the reference texts come from Debian's packages, and this system has no apt-get (wanted: {package}). "
+            f"Put calib.txt and test.txt, any two English texts of a megabyte, into {models_folder()} yourself."
+        )
+    download = ["apt-get", "download", package]
+    apt = subprocess.run(download, cwd=work, capture_output=True, text=True, check=False)
+    if apt.returncode != 0:
+        # the system's package lists are missing or old: fetch lists of our own, which needs no root
+        for folder in ("lists/partial", "cache/archives/partial"):
+            (work / folder).mkdir(parents=True, exist_ok=True)
+        private = ["-o", f"Dir::State::Lists={work / 'lists'}", "-o", f"Dir::Cache={work / 'cache'}"]
+        subprocess.run(["apt-get", "update", *private], cwd=work, capture_output=True, check=False)
+        apt = subprocess.run([*download, *private], cwd=work, capture_output=True, text=True, check=False)
+    archives = list(work.glob(f"{package}_*.deb"))
+    if apt.returncode != 0 or not archives:
+        raise FetchError(
+            f"apt-get could not download {package}:\n{apt.stderr.strip()[-1500:]}\nIt needs a network once."
+        )
+    unpacked = work / package
+    subprocess.run(["dpkg", "-x", str(archives[0]), str(unpacked)], check=True)
+    return unpacked
+
+
+def _cached_text(name: str, sha256: str, make: Callable[[Path], str]) -> Path:
+    target = models_folder() / name
+    if not target.is_file():
+        with partial_path(target) as partial, tempfile.TemporaryDirectory() as work:
+            partial.write_text(make(Path(work)), encoding="utf-8")
+    if hashlib.sha256(target.read_bytes()).hexdigest() != sha256:
+        warnings.warn(
+            f"{target} is another edition than the one that this project's figures were measured on: "
+            "compare figures from it only with each other",
+            stacklevel=3,
+        )
+    return target
+
+
+def calibration_text() -> Path:
+    """calib.txt, 1.0 MB: The Debian Administrator's Handbook.
+
+    Warns where the installed Debian release ships another edition than the pinned one.
+
+    Raises:
+        UserError: there is no apt-get, or it could not fetch the package.
+    """
+
+    def make(work: Path) -> str:
+        pages = sorted(_unpack_debian_package("debian-handbook", work).glob("**/en-US/**/*.html"))
+        return "\n\n".join(text for text in map(_read_prose, pages) if len(text) > _SHORT_PAGE)
+
+    return _cached_text("calib.txt", CALIBRATION_SHA256, make)
+
+
+def evaluation_text() -> Path:
+    """test.txt, 0.9 MB: The Rust Programming Language.
+
+    Warns where the installed Debian release ships another edition than the pinned one.
+
+    Raises:
+        UserError: there is no apt-get, or it could not fetch the package.
+    """
+
+    def make(work: Path) -> str:
+        return _read_prose(next(_unpack_debian_package("rust-doc", work).glob("**/html/book/print.html")))
+
+    return _cached_text("test.txt", EVALUATION_SHA256, make)

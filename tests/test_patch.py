@@ -1,0 +1,114 @@
+"""The patches: they fit this snapshot and the previous one, and refuse what they do not fit."""
+
+import shutil
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+from gguf_bof4.ggml_patch import PATCHES, SOURCES
+from gguf_bof4.ggml_patch.apply import SOURCES_IN_TREE, PatchError, all_hunks, parse_patch, patch_tree
+from gguf_bof4.ggml_patch.source import Snapshot, cache_root, fetch_archive, sha256_of, snapshot
+from program import bof4
+
+PREVIOUS = Snapshot(
+    package="llama-cpp-python",
+    version="0.3.35",
+    file="llama_cpp_python-0.3.35.tar.gz",
+    sha256="1139dbb54509074b70893fab8554e3b079aa9f4d312058ce4018ef0019e3de12",
+    tree="llama_cpp_python-0.3.35/vendor/llama.cpp",
+    commit="",
+)
+
+
+def patched_paths() -> set[str]:
+    return {h.path for h in all_hunks()}
+
+
+@pytest.fixture(params=[snapshot(), PREVIOUS], ids=lambda s: s.version)
+def tree(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """The files of a clean snapshot that the patches touch."""
+    pin: Snapshot = request.param
+    archive = fetch_archive(pin)
+    with tarfile.open(archive) as tar:
+        for path in patched_paths():
+            member = tar.getmember(f"{pin.tree}/{path}")
+            member.name = path
+            tar.extract(member, tmp_path / "llama.cpp", filter="data")
+    return tmp_path / "llama.cpp"
+
+
+def test_patches_fit_and_each_added_line_stands_once_more(tree: Path) -> None:
+    before = {p: (tree / p).read_text().split("\n") for p in patched_paths()}
+    patch_tree(tree)
+    for path, old_lines in before.items():
+        new_lines = (tree / path).read_text().split("\n")
+        added = sum(len(h.new) - len(h.old) for h in all_hunks() if h.path == path)
+        assert len(new_lines) - len(old_lines) == added > 0
+        mentions = sum("bof4" in line.lower() for line in new_lines)
+        assert mentions >= 1
+    assert sorted(p.name for p in (tree / SOURCES_IN_TREE).iterdir()) == sorted(p.name for p in SOURCES.iterdir())
+
+
+def test_git_and_patch_accept_the_same_files(tree: Path) -> None:
+    if shutil.which("patch") is None:
+        pytest.skip("the program patch is missing: `apt install patch` to run this")
+    ours = tree.with_name("ours")
+    shutil.copytree(tree, ours)
+    patch_tree(ours)
+    for file in sorted(PATCHES.glob("*.patch")):
+        subprocess.run(["patch", "-p1", "--quiet", "-i", str(file)], cwd=tree, check=True)
+    for path in patched_paths():
+        assert (tree / path).read_text() == (ours / path).read_text()
+
+
+def test_a_patched_tree_is_refused(tree: Path) -> None:
+    patch_tree(tree)
+    with pytest.raises(PatchError, match="patched already"):
+        patch_tree(tree)
+
+
+def test_a_tree_that_has_moved_on_is_refused_and_left_alone(tree: Path) -> None:
+    last = tree / all_hunks()[-1].path
+    last.write_text(last.read_text().replace("add_subdirectory(src)", "add_subdirectory(elsewhere)"))
+    before = {p: (tree / p).read_bytes() for p in patched_paths()}
+    with pytest.raises(PatchError, match=r"0006.* does not fit"):
+        patch_tree(tree)
+    assert {p: (tree / p).read_bytes() for p in patched_paths()} == before
+    assert not (tree / SOURCES_IN_TREE).exists()
+
+
+def test_bof4_patch_patches_a_checkout_and_names_what_is_none(tree: Path, tmp_path: Path) -> None:
+    done = bof4("patch", str(tree))
+    assert done.returncode == 0
+    assert f"{len(patched_paths())} files" in done.stdout
+    (tmp_path / "empty").mkdir()
+    refused = bof4("patch", str(tmp_path / "empty"))
+    assert refused.returncode == 1
+    assert "not a llama.cpp tree" in refused.stderr
+
+
+def test_parser_keeps_blank_context_and_counts() -> None:
+    hunks = parse_patch("x", "why\n\ndiff --git a/f b/f\n--- a/f\n+++ b/f\n@@ -1,3 +1,3 @@ int f\n a\n \n-b\n+c\n")
+    (hunk,) = hunks
+    assert (hunk.path, hunk.old, hunk.new) == ("f", ("a", "", "b"), ("a", "", "c"))
+
+
+def test_each_patch_has_one_purpose_stated_and_touches_little() -> None:
+    for file in PATCHES.glob("*.patch"):
+        assert file.read_text().splitlines()[0].strip(), f"{file.name} does not begin with its purpose"
+    changed = [line for h in all_hunks() for line in h.new if "bof4" in line.lower()]
+    assert len(changed) <= 60
+
+
+def test_an_archive_with_another_hash_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from gguf_bof4.ggml_patch import source
+
+    real = fetch_archive()
+    assert sha256_of(real) == snapshot().sha256
+    monkeypatch.setenv("BOF4_CACHE", str(tmp_path))
+    assert cache_root() == tmp_path
+    small = Snapshot("wheel", "0.45.1", "wheel-0.45.1.tar.gz", "0" * 64, "wheel-0.45.1", "")
+    with pytest.raises(source.FetchError, match="not the pinned file"):
+        fetch_archive(small)
+    assert list(tmp_path.iterdir()) == []
