@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-
 from gguf_bof4.convert import from_gguf, from_huggingface, pipeline
 from gguf_bof4.convert.huggingface_folder import check_folder
 from gguf_bof4.convert.options import Options
 from gguf_bof4.convert.output import publish, refuse_existing, refuse_source, staging
 from gguf_bof4.convert.report import ConversionReport, Progress, TensorReport, no_progress
-from gguf_bof4.errors import UserError
 from gguf_bof4.ggml_patch.build import installed_bin
+
+from gguf_bof4.errors import UserError
 from gguf_bof4.reading import part_paths
 
 __all__ = ["ConversionReport", "Options", "TensorReport", "convert"]
@@ -30,9 +30,7 @@ def _from_file(
     return architecture, outputs, pipeline.reports(tensors)
 
 
-def convert(
-    source: Path, output: Path, *, progress: Progress = no_progress, **options: Any
-) -> ConversionReport:
+def convert(source: Path, output: Path, *, progress: Progress = no_progress, **options: Any) -> ConversionReport:
     """Convert a model.
 
     The output appears under its name when it is complete; whatever goes wrong before leaves nothing.

@@ -8,13 +8,12 @@ from typing import Any
 import gguf
 import numpy as np
 import numpy.typing as npt
+from gguf import GGMLQuantizationType as TensorType
 from gguf_bof4.convert.policy import FLOATS
 from gguf_bof4.convert.sources import Bytes, Source, n_rows
 
 from gguf_bof4 import native
 from gguf_bof4.errors import UserError
-
-TensorType = gguf.GGMLQuantizationType
 
 RUN_WEIGHTS = 1 << 23
 """Weights in memory at a time: 32 MiB of floats, which keeps many cores busy for some milliseconds."""
@@ -31,8 +30,8 @@ def nbytes(shape: tuple[int, ...], qtype: TensorType) -> int:
 
 def _first_nonfinite(rows: npt.NDArray[Any], qtype: TensorType) -> int | None:
     """Index of the first NaN or infinity; without arithmetic, so that subnormals stay as they are."""
-    bits = rows.reshape(-1).view(np.uint32 if qtype == TensorType.F32 else np.uint16)
-    mask = bits.dtype.type(_EXPONENTS[qtype])
+    bits: npt.NDArray[Any] = rows.reshape(-1).view(np.uint32 if qtype == TensorType.F32 else np.uint16)
+    mask = _EXPONENTS[qtype]
     bad = (bits & mask) == mask
     return int(bad.argmax()) if bad.any() else None
 
@@ -91,13 +90,16 @@ def encode(source: Source, target: TensorType, threads: int = 0) -> Iterator[Byt
         if source.qtype in FLOATS:
             yield _encode_floats(source, first, rows, source.qtype, target, threads)
             continue
+        if gguf.GGML_QUANT_SIZES[source.qtype][0] == 1:
+            yield rows  # a table of integers or doubles, which the rules never change
+            continue
         try:
-            if source.qtype == target:
-                if gguf.GGML_QUANT_SIZES[target][0] > 1:
-                    native.validate(rows, target)
-                yield rows
-                continue
             floats = native.dequantize(rows, source.qtype, threads)
         except native.NativeError as error:
             raise UserError(f"{source.path}: tensor {source.name} ({source.qtype.name}): {error}") from error
-        yield _encode_floats(source, first, floats.view(np.uint8), TensorType.F32, target, threads)
+        if source.qtype != target:
+            yield _encode_floats(source, first, floats.view(np.uint8), TensorType.F32, target, threads)
+            continue
+        if (bad := _first_nonfinite(floats, TensorType.F32)) is not None:
+            raise _not_finite(source, first, bad)
+        yield rows

@@ -103,6 +103,10 @@ def check_folder(folder: Path) -> list[Path]:
     Raises:
         UserError: config.json, weights or tokenizer are missing or damaged.
     """
+    try:
+        next(folder.iterdir(), None)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read: {error.strerror}") from error
     config = folder / "config.json"
     if not config.is_file():
         raise UserError(f"{folder} is no Hugging Face model: it has no config.json")
@@ -115,6 +119,7 @@ def check_folder(folder: Path) -> list[Path]:
     tokenizers = {p.name for pattern in _TOKENIZERS for p in folder.glob(pattern)}
     if not tokenizers:
         raise UserError(
-            f"{folder} has no tokenizer: tokenizer.json, tokenizer.model, vocab.txt or vocab.json belongs beside the weights"
+            f"{folder} has no tokenizer: one of tokenizer.json, tokenizer.model, vocab.txt and vocab.json belongs "
+            "beside the weights"
         )
     return files

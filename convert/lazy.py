@@ -18,12 +18,14 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 import torch
+from gguf import GGMLQuantizationType as TensorType
+from gguf_bof4.convert.sources import Bytes, Computed, Source, Stacked, type_of
 
-from gguf_bof4.convert.sources import Bytes, Computed, Source, Stacked, rows_of, type_of
 from gguf_bof4.errors import UserError
 from gguf_bof4.reading import Tensor
 
-TensorType = gguf.GGMLQuantizationType
+_PINNED: Any = gguf
+"""The pinned tree's gguf, which has more in it than the installed one."""
 
 _SAFETENSORS_TYPES = {"F32": TensorType.F32, "F16": TensorType.F16, "BF16": TensorType.BF16}
 
@@ -37,11 +39,13 @@ def _lazy_in(value: Any) -> Iterator[Any]:
 
 
 def evaluate(root: Any) -> Any:
-    """The value of a lazy tensor.
+    """The value of a lazy tensor; an array that is not lazy is its own value.
 
     Unlike upstream's to_eager, every intermediate result is given up as soon as nothing needs it, and the
     graph stays as it is, so that a later tensor which shares a part of it computes that part again.
     """
+    if not isinstance(root, _PINNED.LazyBase):
+        return root
     uses: Counter[int] = Counter()
     waiting = [root]
     while waiting:
@@ -150,10 +154,14 @@ def source_of(name: str, data: Any, path: Path) -> Source:
     Raises:
         ValueError: GGUF has no type for its elements.
     """
-    if isinstance(data, gguf.LazyChunkedTensor):
+    if isinstance(data, _PINNED.LazyChunkedTensor):
         return Chunked(name, tuple(int(n) for n in data.shape), path, data._chunks)
-    if isinstance(data, gguf.LazyBase):
-        if len(data._args) == 1 and isinstance(data._args[0], gguf.LazyBase) and isinstance(data._args[0]._meta, torch.Tensor):
+    if isinstance(data, _PINNED.LazyBase):
+        if (
+            len(data._args) == 1
+            and isinstance(data._args[0], gguf.LazyBase)
+            and isinstance(data._args[0]._meta, torch.Tensor)
+        ):
             trivial = _torch_source(name, data._args[0], path)
             if trivial is not None and trivial.shape == tuple(data.shape):
                 return trivial

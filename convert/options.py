@@ -54,7 +54,9 @@ class Options:
         for fmt in FORMATS:
             if fmt.name == self.type.upper():
                 return fmt
-        raise UserError(f"there is no type {self.type!r} to convert to; --type takes {', '.join(f.name for f in FORMATS)}")
+        raise UserError(
+            f"there is no type {self.type!r} to convert to; --type takes {', '.join(f.name for f in FORMATS)}"
+        )
 
     @property
     def rules(self) -> Rules:
@@ -85,7 +87,7 @@ class Options:
             raise UserError(
                 f"--split-max-size {self.split_max_size}: give a number of bytes, or one followed by K, M or G"
             )
-        return int(match[1]) * 1000 ** " KMG".index(match[2] or " ")
+        return int(match[1]) * {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3}[match[2]]
 
     def check(self) -> None:
         """Raise UserError where an option is wrong, before anything is read."""

@@ -18,7 +18,7 @@ import gguf
 import numpy as np
 from gguf_bof4.convert.encoding import encode, nbytes
 from gguf_bof4.convert.policy import Decision
-from gguf_bof4.convert.report import Progress
+from gguf_bof4.convert.report import Progress, size_text
 from gguf_bof4.convert.sources import Source
 
 from gguf_bof4.errors import UserError
@@ -65,11 +65,11 @@ class _EncodedTensor:
         source = self._planned.source
         for encoded in encode(source, self._planned.decision.qtype, self._threads):
             # not ndarray.tofile: that hides why a write failed
-            file.write(memoryview(np.ascontiguousarray(encoded)).cast("B"))
+            file.write(np.ascontiguousarray(encoded).data)
             self._written(source.name, encoded.shape[0] * source.shape[-1])
 
 
-class Writer(gguf.GGUFWriter):  # type: ignore[misc]
+class Writer(gguf.GGUFWriter):
     """gguf's writer, which also takes metadata values as raw bytes."""
 
     def _pack_val(self, val: Any, *args: Any, **kwargs: Any) -> bytes:
@@ -122,7 +122,7 @@ def _message(output: Path, error: OSError) -> str:
     if error.errno in _FULL:
         free = shutil.disk_usage(output.parent).free
         return (
-            f"{output} could not be written whole: {error.strerror} ({free / 1e9:.2f} GB are free there). "
+            f"{output} could not be written whole: {error.strerror} ({size_text(free)} are free there). "
             "Nothing was kept; make room, or write to another disk"
         )
     return f"{output} cannot be written: {error.strerror or error}"
@@ -197,9 +197,7 @@ def part_names(writer: gguf.GGUFWriter, output: Path) -> tuple[Path, ...]:
     return tuple(writer.format_shard_names(output))
 
 
-def fill(
-    writer: Writer, tensors: Sequence[PlannedTensor], threads: int, progress: Progress
-) -> None:
+def fill(writer: Writer, tensors: Sequence[PlannedTensor], threads: int, progress: Progress) -> None:
     """Give the planned tensors to the writer; nothing is read yet."""
     total = sum(int(np.prod(t.source.shape, dtype=np.int64)) for t in tensors)
     done = 0
@@ -210,9 +208,8 @@ def fill(
         progress(name, done, total)
 
     for planned in tensors:
-        writer.add_tensor(
-            planned.source.name, _EncodedTensor(planned, threads, written), raw_dtype=planned.decision.qtype
-        )
+        tensor: Any = _EncodedTensor(planned, threads, written)  # as much of an array as the writer needs
+        writer.add_tensor(planned.source.name, tensor, raw_dtype=planned.decision.qtype)
 
 
 def write(writer: Writer, folder: Path, output: Path) -> None:
@@ -224,9 +221,11 @@ def write(writer: Writer, folder: Path, output: Path) -> None:
     needed = sum(gguf.GGUFWriter.ggml_pad(t.nbytes, writer.data_alignment) for p in writer.tensors for t in p.values())
     if needed > (free := shutil.disk_usage(folder).free):
         raise UserError(
-            f"{output} needs {needed / 1e9:.2f} GB, but only {free / 1e9:.2f} GB are free there. "
+            f"{output} needs {size_text(needed)}, but only {size_text(free)} are free there. "
             "Make room, or write to another disk"
         )
+    if len(writer.tensors) == 1:
+        writer.split_max_size = 0  # gguf warns where a limit is not reached
     try:
         writer.write_header_to_file(path=folder / output.name)
         writer.write_kv_data_to_file()

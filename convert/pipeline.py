@@ -14,6 +14,7 @@ from gguf_bof4.convert.output import (
     fill,
     part_names,
     refuse_existing,
+    refuse_source,
     write,
 )
 from gguf_bof4.convert.policy import OUTPUT, Decision, decide
@@ -57,7 +58,11 @@ def plan(
 
 
 def run(
-    writer: Writer, tensors: Sequence[PlannedTensor], options: Options, output: Path, folder: Path | None,
+    writer: Writer,
+    tensors: Sequence[PlannedTensor],
+    options: Options,
+    output: Path,
+    folder: Path | None,
     progress: Progress,
 ) -> tuple[Path, ...]:
     """Write the tensors and the writer's metadata into `folder`; returns the names that the files are to have.

@@ -10,12 +10,11 @@ import re
 from dataclasses import dataclass
 
 import gguf
+from gguf import GGMLQuantizationType as TensorType
 
 from gguf_bof4 import native
 from gguf_bof4.errors import UserError
 from gguf_bof4.formats import FORMATS
-
-TensorType = gguf.GGMLQuantizationType
 
 FLOATS = (TensorType.F32, TensorType.F16, TensorType.BF16)
 

@@ -16,6 +16,14 @@ def no_progress(what: str, done: int, total: int) -> None:
     """A Progress that shows nothing."""
 
 
+def size_text(nbytes: int) -> str:
+    """A number of bytes for people."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if nbytes >= scale:
+            return f"{nbytes / scale:.2f} {unit}"
+    return f"{nbytes} bytes"
+
+
 @dataclass(frozen=True)
 class TensorReport:
     """One tensor: what it was and what it became.

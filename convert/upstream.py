@@ -29,16 +29,18 @@ from typing import Any, TextIO
 import gguf
 import numpy as np
 import torch
-
+from gguf import GGMLQuantizationType as TensorType
 from gguf_bof4.convert import pipeline
-from gguf_bof4.convert.lazy import source_of
+from gguf_bof4.convert.lazy import evaluate, source_of
 from gguf_bof4.convert.options import Options
 from gguf_bof4.convert.output import Writer
 from gguf_bof4.convert.policy import FLOATS
 from gguf_bof4.convert.sources import Computed, Source
+
 from gguf_bof4.errors import UserError
 
-TensorType = gguf.GGMLQuantizationType
+_PINNED: Any = gguf
+"""The pinned tree's gguf, which has more in it than the installed one."""
 
 _FREE_TYPES = {
     gguf.LlamaFileType.MOSTLY_F16: TensorType.F16,
@@ -75,12 +77,14 @@ class Collector(Writer):
         self.sources: dict[str, Source] = {}
         self.wanted: dict[str, TensorType] = {}
 
-    def add_tensor(self, name: str, tensor: Any, raw_shape: Any = None, raw_dtype: Any = None, tensor_endianess: Any = None) -> None:
+    def add_tensor(
+        self, name: str, tensor: Any, raw_shape: Any = None, raw_dtype: Any = None, tensor_endianess: Any = None
+    ) -> None:
         """Keep a tensor; its size is noted for the count of parameters."""
         if isinstance(tensor, Wanted):
             self.sources[name] = source_of(name, tensor.data, self.folder)
             self.wanted[name] = tensor.qtype
-        elif isinstance(tensor, gguf.LazyChunkedTensor):
+        elif isinstance(tensor, _PINNED.LazyChunkedTensor):
             self.sources[name] = source_of(name, tensor, self.folder)
             self.wanted[name] = raw_dtype
         elif raw_dtype is not None and tensor.dtype == np.uint8:
@@ -111,19 +115,20 @@ class Collector(Writer):
 def _block_source(name: str, data: Any, qtype: TensorType, folder: Path) -> Source:
     """A tensor that upstream took over in a block type, as uint8 [..., bytes of a row]."""
     shape = tuple(int(n) for n in gguf.quant_shape_from_byte_shape(tuple(data.shape), qtype))
-    return Computed(name, qtype, shape, folder, lambda: np.asarray(gguf.LazyBase.to_eager(data)))
+    return Computed(name, qtype, shape, folder, lambda: np.asarray(evaluate(data)))
 
 
-def _model_class(folder: Path) -> tuple[Any, dict[str, Any]]:
-    from conversion import ModelBase, ModelType, get_model_architecture, get_model_class  # noqa: PLC0415
+def _model_class(folder: Path) -> Any:
+    from conversion import ModelBase, ModelType, get_model_architecture, get_model_class
 
-    hparams = ModelBase.load_hparams(folder, False)
     try:
-        architecture = get_model_architecture(hparams, ModelType.TEXT)
+        architecture = get_model_architecture(ModelBase.load_hparams(folder, False), ModelType.TEXT)
     except ValueError as error:
-        raise UserError(f"{folder / 'config.json'} does not say which architecture it is: it has no architectures") from error
+        raise UserError(
+            f"{folder / 'config.json'} does not say which architecture it is: it has no architectures"
+        ) from error
     try:
-        return get_model_class(architecture), hparams
+        return get_model_class(architecture)
     except NotImplementedError as error:
         raise UserError(
             f"{folder}: the pinned llama.cpp cannot convert the architecture {architecture}; it knows the ones that "
@@ -134,17 +139,26 @@ def _model_class(folder: Path) -> tuple[Any, dict[str, Any]]:
 def _collect(folder: Path, options: Options) -> tuple[Collector, TensorType]:
     """Run upstream's converter; returns what it would have written and the type of what it does not force."""
     Collector.folder = folder
-    gguf.GGUFWriter = Collector
-    gguf.quants.quantize = Wanted
-    model_class, hparams = _model_class(folder)
-    model = model_class(
-        folder, gguf.LlamaFileType.GUESSED, folder / "unused.gguf", hparams=hparams, model_name=options.model_name
-    )
+    _PINNED.GGUFWriter = Collector
+    _PINNED.quants.quantize = Wanted
+    model_class = _model_class(folder)
+    model = model_class(folder, gguf.LlamaFileType.GUESSED, folder / "unused.gguf", model_name=options.model_name)
     free = _FREE_TYPES[model.ftype]
     model.write()
     if not Collector.written:
         raise UserError(f"{folder}: upstream's converter made no model of it")
     return Collector.written[0], free
+
+
+def _gave_up(folder: Path, error: Exception) -> str:
+    if isinstance(error, NotImplementedError) and "pre-tokenizer" in str(error):
+        return f"{folder}: the pinned llama.cpp does not know the tokenizer of this model, so it cannot convert it"
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return (
+        f"{folder}: upstream's converter gave up: {type(error).__name__}: {error} "
+        f"({Path(place.filename).name}, line {place.lineno})\n"
+        "Look whether the folder is complete; --verbose shows what upstream did until then"
+    )
 
 
 def convert_folder(folder: Path, output: Path, staging: Path | None, options: Options, channel: TextIO) -> None:
@@ -166,10 +180,7 @@ def convert_folder(folder: Path, output: Path, staging: Path | None, options: Op
             raise
         except Exception as error:
             traceback.print_exc()
-            raise UserError(
-                f"{folder}: upstream's converter gave up: {type(error).__name__}: {error}\n"
-                "--verbose shows what it did until then"
-            ) from error
+            raise UserError(_gave_up(folder, error)) from error
         writer = Writer(path=None, arch=collected.arch, split_max_size=options.split_bytes)
         writer.kv_data[0].update(collected.kv_data[0])
         tensors = pipeline.plan(collected.arch, list(collected.sources.values()), options, collected.fixed(free))

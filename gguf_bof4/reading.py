@@ -72,7 +72,7 @@ class Model:
     """
 
     path: Path
-    readers: tuple[gguf.GGUFReader, ...]
+    readers: tuple[Reader, ...]
     tensors: tuple[Tensor, ...]
 
     @property
@@ -86,7 +86,7 @@ class Model:
         return default if field is None else field.contents()
 
 
-def _open_part(path: Path) -> gguf.GGUFReader:
+def _open_part(path: Path) -> Reader:
     if not path.exists():
         raise UserError(f"{path} does not exist")
     if not path.is_file():

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -43,6 +44,18 @@ RECIPE = 1
 """Part of the cache's key: to be raised with every change of what this module makes."""
 
 _SEED = 7
+_HUGGING_FACE_TABLES = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight"}
+_HUGGING_FACE_PARTS = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
 _REPLACED = ("general.architecture", "general.file_type", "general.quantization_version")
 
 
@@ -187,6 +200,29 @@ def reference_model(name: str) -> Path:
     return _cached(f"{name}.gguf", asdict(recipe), make)
 
 
+def _unpermuted(weights: Floats, heads: int) -> Floats:
+    """Rows of attn_q or attn_k in Hugging Face's order: the halves of a head apart, not interleaved."""
+    return np.ascontiguousarray(weights.reshape(heads, -1, 2, weights.shape[-1]).swapaxes(1, 2).reshape(weights.shape))
+
+
+def _hugging_face_tensors(source: Model) -> dict[str, Floats]:
+    """The tensors of a model of llama's architecture, under the names of its Hugging Face implementation."""
+    heads = {
+        "attn_q": source.value("llama.attention.head_count"),
+        "attn_k": source.value("llama.attention.head_count_kv"),
+    }
+    renamed: dict[str, Floats] = {}
+    for name, weights in _dequantized(source, dithered=False).items():
+        match = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", name)
+        if match is None:
+            renamed[_HUGGING_FACE_TABLES[name]] = weights
+        else:
+            part = _HUGGING_FACE_PARTS[match[2]]
+            placed = _unpermuted(weights, heads[match[2]]) if match[2] in heads else weights
+            renamed[f"model.layers.{match[1]}.{part}.weight"] = placed
+    return renamed
+
+
 def reference_folder() -> Path:
     """The reference model smol as a Hugging Face folder, in float32.
 
@@ -197,17 +233,14 @@ def reference_folder() -> Path:
 
     def make(target: Path) -> None:
         # only this function needs them, and they take seconds to import
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from safetensors.numpy import save_file
+        from transformers import AutoConfig, AutoTokenizer
 
         AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(target)
-        loaded = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
-        config = loaded.config
-        # it says "quantized with gguf", and save_pretrained refuses to save such a model: start a clean one
-        if hasattr(config, "quantization_config"):
-            del config.quantization_config
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        model.load_state_dict(loaded.state_dict())
-        model.save_pretrained(target)
+        config = AutoConfig.from_pretrained(source.parent, gguf_file=source.name)
+        config.architectures = ["LlamaForCausalLM"]
+        config.save_pretrained(target)
+        # not through the model class: transformers wants another package, accelerate, to load GGUF weights
+        save_file(_hugging_face_tensors(open_model(source)), target / "model.safetensors", {"format": "pt"})
 
     return _cached("hf-smol", asdict(REFERENCE_MODELS["smol"]), make)

@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from gguf_bof4.convert.report import size_text
 from gguf_bof4.formats import FORMATS
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def _progress_bar() -> Iterator[Report]:
     console = Console(stderr=True)
     with Progress(
         SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn(),
-        console=console, transient=True,
+        console=console, transient=True, disable=not console.is_terminal,
     ) as progress:  # fmt: skip
         task = progress.add_task("looking at the model", total=None)
 
@@ -35,18 +36,11 @@ def _progress_bar() -> Iterator[Report]:
         yield report
 
 
-def _size(nbytes: int) -> str:
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if nbytes >= scale:
-            return f"{nbytes / scale:.2f} {unit}"
-    return f"{nbytes} bytes"
-
-
 def _print_tensors(report: ConversionReport) -> None:
     width = max(len(t.name) for t in report.tensors)
     for t in report.tensors:
         shape = " x ".join(str(n) for n in t.shape)
-        print(f"{t.name:{width}}  {shape:>22}  {t.source_type:>7} -> {t.qtype:<7} {_size(t.nbytes):>10}")
+        print(f"{t.name:{width}}  {shape:>22}  {t.source_type:>7} -> {t.qtype:<7} {size_text(t.nbytes):>10}")
 
 
 def _print_summary(report: ConversionReport) -> None:
@@ -54,7 +48,7 @@ def _print_summary(report: ConversionReport) -> None:
     print(f"architecture:  {report.architecture}")
     print(f"tensors:       {len(report.tensors)} ({types})")
     print(
-        f"size:          {_size(report.bytes_before)} before, {_size(report.bytes_after)} after, "
+        f"size:          {size_text(report.bytes_before)} before, {size_text(report.bytes_after)} after, "
         f"{report.bits_per_weight:.2f} bits per weight"
     )
     print(f"time:          {report.seconds:.1f} s")
@@ -74,24 +68,28 @@ def _print_summary(report: ConversionReport) -> None:
 
 def convert(
     source: Annotated[
-        Path, typer.Argument(metavar="SRC", help="A Hugging Face folder, or a GGUF file (the first of its parts).",
-                             show_default=False)
+        Path,
+        typer.Argument(
+            metavar="SRC", help="A Hugging Face folder, or a GGUF file (the first of its parts).", show_default=False
+        ),
     ],
     output: Annotated[
-        Path, typer.Argument(metavar="OUT", help="The GGUF file to write; {ftype} in its name becomes the type.",
-                             show_default=False)
+        Path,
+        typer.Argument(
+            metavar="OUT", help="The GGUF file to write; {ftype} in its name becomes the type.", show_default=False
+        ),
     ],
     type_: Annotated[
         str, typer.Option("--type", metavar="TYPE", help=f"Type of the matrices: {', '.join(f.name for f in FORMATS)}.")
     ] = "BOF4_S",
     token_embedding_type: Annotated[
-        str | None, typer.Option(metavar="TYPE", help="Type of the token embeddings; any ggml type. [default: Q6_K]")
+        str | None, typer.Option(metavar="TYPE", help="Type of the token embeddings; any ggml type (default: Q6_K).")
     ] = None,
     output_tensor_type: Annotated[
         str | None,
         typer.Option(
             metavar="TYPE",
-            help="Type of output.weight, and of token embeddings that serve as output, too. [default: Q6_K]",
+            help="Type of output.weight, and of token embeddings that serve as output, too (default: Q6_K).",
         ),
     ] = None,
     tensor_type: Annotated[
@@ -121,14 +119,17 @@ def convert(
 ) -> None:
     """Convert a model to a GGUF file of BOF4 types.
 
-    SRC is a Hugging Face folder of any architecture that the pinned llama.cpp knows, or a GGUF file of any
-    type. Matrices get --type. Embeddings and output get Q6_K. Vectors, norms and whatever llama-quantize
-    never quantizes stay in F32 or F16. Rows that do not divide into blocks of their type get Q8_0, or F16
-    where those do not fit either; the summary lists them.
+    SRC is a Hugging Face folder of any architecture that the pinned
+    llama.cpp knows, or a GGUF file of any type. Matrices get --type.
+    Embeddings and output get Q6_K. Vectors, norms and whatever
+    llama-quantize never quantizes stay in F32 or F16. Rows that do not
+    divide into blocks of their type get Q8_0, or F16 where those do not
+    fit either; the summary lists them.
 
-    OUT appears when it is complete. Whatever goes wrong before, or Ctrl-C, leaves nothing behind.
+    OUT appears when it is complete. Whatever goes wrong before, or
+    Ctrl-C, leaves nothing behind.
     """
-    from gguf_bof4.convert import convert as run  # noqa: PLC0415  --help need not load the encoder
+    from gguf_bof4.convert import convert as run
 
     try:
         with _progress_bar() as progress:

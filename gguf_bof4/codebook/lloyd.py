@@ -11,13 +11,16 @@ import numpy as np
 import numpy.typing as npt
 from scipy.linalg import solveh_banded
 
-from .law import BELOW_ONE, Array, Law
+from gguf_bof4.codebook.law import BELOW_ONE, Array, Law
 
 FIXABLE = (-1.0, 0.0, 1.0)
 LEVEL_COUNTS = range(2, 256 + 1)
 
 FLAT = 1e-13
 """An expected error that shrinks by less than this share has arrived."""
+
+COUPLINGS = (1.0, 0.99, 0.9)
+"""The Newton steps tried, see _newton_guess()."""
 
 MOST_STEPS = 20_000
 EMPTY = 1e-13
@@ -82,10 +85,12 @@ def expected_error(levels: npt.ArrayLike, law: Law) -> float:
     parts = regions(levels, law)
     if law.power == 2:
         mass, first, second = np.diff(parts.at_edges)
-        return float(np.sum(second - 2 * levels * first + levels**2 * mass))
-    left, at, right = parts.at_edges[:, :-1], law.cumulative(levels), parts.at_edges[:, 1:]
-    above_minus_below = left + right - 2 * at
-    return float(np.sum(above_minus_below[1] - levels * above_minus_below[0]))
+        error = np.sum(second - 2 * levels * first + levels**2 * mass)
+    else:
+        left, at, right = parts.at_edges[:, :-1], law.cumulative(levels), parts.at_edges[:, 1:]
+        above_minus_below = left + right - 2 * at
+        error = np.sum(above_minus_below[1] - levels * above_minus_below[0])
+    return max(float(error), 0.0)  # rounding can take it below
 
 
 def lloyd_step(levels: npt.ArrayLike, law: Law, fixed: Iterable[float] = (0.0, 1.0)) -> Array:
@@ -151,9 +156,9 @@ def _descend(levels: Array, law: Law, fixed: tuple[float, ...]) -> Array:
     for _ in range(MOST_STEPS):
         parts = regions(levels, law)
         target = _centroids(levels, parts, law, held)
-        guess = _newton_guess(levels, parts, law, target, held)
+        guesses = [_newton_guess(levels, parts, law, target, held, share) for share in COUPLINGS]
         new_error, levels = min(
-            ((expected_error(step, law), step) for step in (guess, target)), key=itemgetter(0)
+            ((expected_error(guess, law), guess) for guess in [*guesses, target]), key=itemgetter(0)
         )
         if not new_error < (1 - FLAT) * error:
             break
@@ -179,9 +184,12 @@ def _polish(levels: Array, law: Law, fixed: tuple[float, ...]) -> Array:
 
 
 def _newton_guess(
-    levels: Array, parts: Regions, law: Law, target: Array, held: npt.NDArray[np.bool_]
+    levels: Array, parts: Regions, law: Law, target: Array, held: npt.NDArray[np.bool_], share: float = 1.0
 ) -> Array:
     """The levels after Newton's step for the least error, or `target` where that step is unsafe.
+
+    share: of the coupling between neighbours that is taken into account. With none, Newton's step
+    is Lloyd's; with a little less than all, it gets along valleys and away from saddle points.
 
     Half the error's gradient is mass * (level - mean of the region) for MSE and, for MAE, the mass
     of the region below the level minus that above, halved. A level moves only the two edges of its
@@ -197,10 +205,11 @@ def _newton_guess(
         mass = parts.at_edges[0]
         gradient = law.cumulative(levels)[0] - (mass[:-1] + mass[1:]) / 2
         curvature, coupling = law.density(levels, ends[:-1], ends[1:]), at_edge / 4
-    curvature[:-1] -= coupling
-    curvature[1:] -= coupling
     # Levels that have arrived at a point mass have no gradient: they go where Lloyd's step goes.
     free = parts.filled & ~held & (np.abs(target) < 1)
+    coupling *= share
+    curvature[:-1] -= coupling
+    curvature[1:] -= coupling
     coupling[~(free[:-1] & free[1:])] = 0.0
     bands = np.stack([np.append(0.0, -coupling), np.where(free, curvature, 1.0)])
     try:
@@ -218,8 +227,9 @@ def starting_levels(law: Law, levels: int, fixed: tuple[float, ...]) -> Array:
     Their density is proportional to that of x to the power 1/(1+p).
     """
     grid = np.linspace(-BELOW_ONE, BELOW_ONE, START_CELLS + 1) ** 3
-    mass, width = np.maximum(np.diff(law.cumulative(grid)[0]), 0.0), np.diff(grid)
-    share = mass ** (1 / (1 + law.power)) * (width / 2) ** (law.power / (1 + law.power))
+    mass, width = np.diff(law.cumulative(grid)[0]), np.diff(grid) / 2
+    whole = law.cumulative(np.array([np.inf]))[0, 0]
+    share = (np.maximum(mass, 0.0) / whole) ** (1 / (1 + law.power)) * width ** (law.power / (1 + law.power))
     spread = np.concatenate([[0.0], np.cumsum(share + 1e-9 * width)])  # strictly rising, so invertible
     free = levels - len(fixed)
     if 0.0 in fixed:

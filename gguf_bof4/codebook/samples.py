@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.stats
 
-from .law import BELOW_ONE, POWERS, Array, Law, Metric, Normalization, check_problem
+from gguf_bof4.codebook.law import BELOW_ONE, POWERS, Array, Law, Metric, Normalization, check_problem
 
 BINS_PER_UNIT = 2**19
 """Samples of x that fall into one bin of this width become one atom at their weighted mean."""
@@ -56,7 +56,8 @@ class SampledLaw:
     def density(self, x: Array, low: Array, high: Array) -> Array:
         """See Law.density."""
         high = np.minimum(high, BELOW_ONE)
-        return (self.cumulative(high)[0] - self.cumulative(low)[0]) / (high - low)
+        mass: Array = self.cumulative(high)[0] - self.cumulative(low)[0]
+        return mass / (high - low)
 
 
 def sampled_law(
@@ -67,7 +68,7 @@ def sampled_law(
 ) -> Law:
     """The law of the normalized weights of some arrays.
 
-    Each array is read in its memory order and cut into blocks; a rest shorter than a block is left
+    Each array is read row by row and cut into blocks; a rest shorter than a block is left
     out, and so are blocks of zeros, which every codebook represents exactly.
 
     Args:
@@ -93,6 +94,8 @@ def sampled_law(
         _add_to_bins(bins, blocks, normalization, POWERS[metric])
     if count == 0:
         raise ValueError(f"fewer than one block of {block_size} weights: pass more weights or a smaller block")
+    if not np.isfinite(bins).all():
+        raise ValueError("the weights are too large to be squared in double precision: scale them down")
     mass, first, second = bins[:, bins[0] > 0] / count
     if mass.size == 0:
         raise ValueError("all weights are zero and fit any codebook: pass weights that are not")
@@ -126,7 +129,8 @@ def _add_to_bins(bins: Array, blocks: Array, normalization: Normalization, power
     m = np.take_along_axis(blocks, place[:, None], axis=1)
     blocks, m = blocks[m[:, 0] != 0], m[m[:, 0] != 0]
     x = (blocks / (m if normalization == "signed" else np.abs(m))).ravel()
-    weight = np.repeat(np.abs(m[:, 0]) ** power, blocks.shape[1])
+    with np.errstate(over="ignore"):  # refused by sampled_law()
+        weight = np.repeat(np.abs(m[:, 0]) ** power, blocks.shape[1])
     index = ((x + 1) * BINS_PER_UNIT).astype(np.int64)  # x = 1 alone has the last bin
     for k in range(3):
         bins[k] += np.bincount(index, weight, minlength=bins.shape[1])

@@ -16,7 +16,7 @@ import numpy as np
 import scipy.stats
 from scipy.interpolate import BSpline, make_interp_spline
 
-from .law import POWERS, Array, Distribution, Law, Metric, Normalization, check_problem
+from gguf_bof4.codebook.law import POWERS, Array, Distribution, Law, Metric, Normalization, check_problem
 
 PANELS = (-5.0, -2.0, 0.0, 2.0, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0)
 """Ends of the integration panels in z: u from 1e-64 up to 1 - 1e-278."""
@@ -54,9 +54,10 @@ def block_maximum(block_size: int, distribution: Distribution) -> BlockMaximum:
     z, weight = _panel_nodes()
     probability = weight * np.exp(-z - np.exp(-z))  # du = exp(-z) exp(-exp(-z)) dz
     survival = -np.expm1(-np.exp(-z) / block_size)  # 1 - u^(1/I), without cancellation
-    m = _magnitude(survival, distribution)
-    upper = np.asarray(distribution.pdf(m), np.float64)
-    both = upper + np.asarray(distribution.pdf(-m), np.float64)
+    with np.errstate(over="ignore"):  # far out, where a density underflows to the 0 that it is
+        m = _magnitude(survival, distribution)
+        upper = np.asarray(distribution.pdf(m), np.float64)
+        both = upper + np.asarray(distribution.pdf(-m), np.float64)
     positive = np.divide(upper, both, out=np.full_like(m, 0.5), where=both > 0)
     return BlockMaximum(m, probability, survival, positive)
 
@@ -163,7 +164,7 @@ def theoretical_law(
     spline = make_interp_spline(grid, values.T, k=SPLINE_DEGREE).antiderivative()
     point = weight / block_size
     high = point.sum() if normalization == "signed" else (point * maximum.positive).sum()
-    return TheoreticalLaw(power, cast("BSpline[np.float64]", spline), float(point.sum() - high), float(high))
+    return TheoreticalLaw(power, spline, float(point.sum() - high), float(high))
 
 
 def _node_weights(maximum: BlockMaximum, power: int) -> Array:

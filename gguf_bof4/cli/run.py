@@ -1,0 +1,89 @@
+"""bof4 run: run a GGUF file with the patched llama.cpp."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gguf_bof4.errors import UserError
+from gguf_bof4.ggml_patch.build import installed_bin
+from gguf_bof4.reading import open_model
+
+_PROMPTS = {"-p", "--prompt", "-f", "--file", "-bf", "--binary-file"}
+_SINGLE_TURN = "--single-turn"
+
+
+class Program(str, Enum):
+    """Programs that take a model with -m."""
+
+    CLI = "llama-cli"
+    COMPLETION = "llama-completion"
+    SERVER = "llama-server"
+    PERPLEXITY = "llama-perplexity"
+    BENCH = "llama-bench"
+    IMATRIX = "llama-imatrix"
+    EMBEDDING = "llama-embedding"
+
+
+def program_path(name: str) -> Path:
+    """A built program.
+
+    Raises:
+        gguf_bof4.ggml_patch.build.NotBuiltError: `bof4 build` has not been run.
+        UserError: the folder that BOF4_BIN names has no such program.
+    """
+    path = installed_bin() / (f"{name}.exe" if sys.platform == "win32" else name)
+    if not path.is_file():
+        raise UserError(f"{path} is missing: build the target {name} there, or unset BOF4_BIN and run `bof4 build`")
+    return path
+
+
+def command_line(program: Program, file: Path, arguments: list[str], at_terminal: bool) -> list[str]:
+    """The command that `bof4 run` becomes: the arguments stand in it as they were given.
+
+    llama-cli goes on to chat after it has answered a prompt. Where nobody is there to chat, because standard
+    input is no terminal, it is told to stop.
+    """
+    if arguments[:1] == ["--"]:
+        arguments = arguments[1:]
+    command = [str(program_path(program.value)), "-m", str(file), *arguments]
+    if program is Program.CLI and not at_terminal and _PROMPTS & set(arguments):
+        command.append(_SINGLE_TURN)
+    return command
+
+
+def run(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A GGUF file.", show_default=False)],
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="ARGUMENTS", help="Passed on as they are.", show_default=False),
+    ] = None,
+    program: Annotated[Program, typer.Option("--program", help="The program to run.")] = Program.CLI,
+) -> None:
+    """Run a GGUF file with the patched llama.cpp: chat, or answer one prompt with -p.
+
+    Everything after FILE goes to the program as it stands:
+
+        bof4 run model.gguf -p "hello" -n 64 -t 2
+
+        bof4 run model.gguf -h
+
+        bof4 run --program llama-server model.gguf --port 8080
+    """
+    open_model(file)
+    command = command_line(program, file, arguments or [], sys.stdin.isatty())
+    if sys.platform == "win32":
+        raise typer.Exit(subprocess.run(command, check=False).returncode)
+    os.execv(command[0], command)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    # what follows FILE is not ours, even where it looks like an option of ours
+    app.command("run", context_settings={"allow_interspersed_args": False})(run)

@@ -1,0 +1,74 @@
+"""The weights of a model file, to solve for the codebook that fits them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+
+from gguf_bof4.errors import UserError
+from gguf_bof4.reading import open_model
+
+ROWS = 1024
+"""Rows of a GGUF tensor decoded at a time."""
+
+
+def matrices(path: Path) -> Iterator[npt.ArrayLike]:
+    """The tensors of a file that have two dimensions or more, in some pieces; a .npy array whole.
+
+    Args:
+        path: a .npy, .safetensors or .gguf file. Quantized GGUF tensors are decoded.
+
+    Yields:
+        Arrays or torch tensors for sampled_law() and solve_samples().
+
+    Raises:
+        ValueError: another kind of file.
+        UserError: the file cannot be read as what its name says.
+    """
+    readers = {".npy": _npy, ".safetensors": _safetensors, ".gguf": _gguf}
+    if path.suffix not in readers:
+        raise ValueError(f"{path}: give a .npy, .safetensors or .gguf file")
+    yield from readers[path.suffix](path)
+
+
+def _npy(path: Path) -> Iterator[npt.ArrayLike]:
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not np.issubdtype(array.dtype, np.floating):
+            raise ValueError(f"it holds {array.dtype}, not floating-point numbers")
+    except (ValueError, EOFError, OSError) as error:
+        raise UserError(f"{path} is not a readable .npy file of weights: {error}") from error
+    yield array
+
+
+def _safetensors(path: Path) -> Iterator[npt.ArrayLike]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        file: Any = safe_open(path, framework="pt")  # numpy has no bfloat16
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is not a readable .safetensors file: {error}") from error
+    with file as tensors:
+        for name in tensors.keys():  # noqa: SIM118  (it is no mapping)
+            tensor = tensors.get_tensor(name)
+            if tensor.ndim >= 2 and tensor.is_floating_point():
+                yield tensor
+
+
+def _gguf(path: Path) -> Iterator[npt.ArrayLike]:
+    for tensor in open_model(path).tensors:
+        if len(tensor.shape) < 2:
+            continue
+        step = min(ROWS, tensor.n_rows)
+        for part in range(math.ceil(tensor.n_rows / step)):
+            rows = tensor.read_rows(part * step, min(step, tensor.n_rows - part * step))
+            try:
+                yield gguf.dequantize(rows, tensor.qtype)
+            except NotImplementedError as error:
+                raise UserError(f"{path}: tensor {tensor.name} of type {tensor.qtype.name} has no decoder") from error

@@ -1,0 +1,54 @@
+"""Peak memory: under 1 GB plus three times the largest tensor, however large the model."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from convert_models import llama_folder, sentencepiece_tokenizer, sparse_gguf, sparse_safetensors
+
+LARGEST = 2 * 16384 * 2048
+"""Bytes of the largest tensor: 67 MB."""
+
+LAYERS = 28
+BOUND = 1_000_000_000 + 3 * LARGEST
+
+
+def peak_memory(source: Path, output: Path) -> int:
+    """Bytes of the largest process that takes part in a conversion."""
+    process = subprocess.Popen(
+        [Path(sys.executable).with_name("bof4"), "convert", source, output],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    assert process.stdout is not None
+    said = process.stdout.read().decode()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0, said
+    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+@pytest.mark.parametrize("kind", ["gguf", "folder"])
+def test_bound(tmp_path: Path, kind: str) -> None:
+    wide, tall = (2048, 16384), (16384, 2048)
+    if kind == "gguf":
+        shapes = {f"blk.{i}.ffn_up.weight": tall for i in range(LAYERS)}
+        source = sparse_gguf(tmp_path / "model.gguf", shapes | {"token_embd.weight": tall})
+        size = source.stat().st_size
+    else:
+        source = tmp_path / "model"
+        source.mkdir()
+        sentencepiece_tokenizer(source)
+        llama_folder(source, 400, torch.bfloat16, num_hidden_layers=LAYERS, num_key_value_heads=4)
+        shapes = {f"model.layers.{i}.mlp.down_proj.weight": wide for i in range(LAYERS)}
+        # upstream permutes this one, so it cannot be read in runs of rows
+        shapes |= {f"model.layers.{i}.self_attn.q_proj.weight": tall for i in range(4)}
+        size = sparse_safetensors(source / "model.safetensors", shapes).stat().st_size
+    # a converter that holds or maps the whole model is over the bound
+    assert size > 1.5 * BOUND
+    peak = peak_memory(source, tmp_path / "out.gguf")
+    (tmp_path / "out.gguf").unlink()
+    assert peak < BOUND

@@ -1,0 +1,116 @@
+"""Which type a tensor gets."""
+
+import pytest
+from convert_models import SHAPES
+from gguf import GGMLQuantizationType as T
+from gguf_bof4.convert.policy import Rules, decide, parse_pattern, parse_type, with_fallback
+
+from gguf_bof4.errors import UserError
+
+BOF4_S = T.BOF4_S
+PLAIN = Rules(base=BOF4_S)
+
+
+def type_of(name: str, rules: Rules = PLAIN, source: T = T.F32, tied: bool = False) -> T:
+    return decide("llama", name, SHAPES[name], source, rules, tied).qtype
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("blk.0.attn_q.weight", BOF4_S),
+        ("blk.0.ffn_up_exps.weight", BOF4_S),
+        ("token_embd.weight", T.Q6_K),
+        ("output.weight", T.Q6_K),
+        ("blk.0.attn_norm.weight", T.F32),
+        ("blk.0.attn_q.bias", T.F32),
+        ("blk.0.ffn_gate_inp.weight", T.F32),
+        ("blk.1.ffn_up.weight", T.F32),  # one row: ggml sees a vector
+        ("blk.0.ffn_down_exps.weight", T.Q8_0),  # rows of 96
+        ("blk.1.ffn_down.weight", T.F16),  # rows of 100
+    ],
+)
+def test_without_options(name: str, expected: T) -> None:
+    assert type_of(name) == expected
+
+
+@pytest.mark.parametrize("source", [T.F32, T.F16, T.BF16])
+def test_what_is_not_quantized_stays_as_it_is(source: T) -> None:
+    assert type_of("blk.0.ffn_gate_inp.weight", source=source) == source
+
+
+def test_what_should_not_have_been_quantized_becomes_f32() -> None:
+    assert type_of("blk.0.ffn_gate_inp.weight", source=T.Q8_0) == T.F32
+
+
+def test_tables_of_integers_stay() -> None:
+    assert decide("deepseek4", "blk.0.ffn_x.weight", (64, 64), T.I32, PLAIN, False).qtype == T.I32
+
+
+def test_the_order_of_options() -> None:
+    rules = Rules(
+        base=BOF4_S,
+        token_embedding=T.F16,
+        output_tensor=T.Q8_0,
+        patterns=(("attn_q", T.Q5_0), ("attn", T.Q4_0), ("token_embd|output", T.Q4_1), ("norm", T.Q8_0)),
+    )
+    assert type_of("token_embd.weight", rules) == T.F16
+    assert type_of("output.weight", rules) == T.Q8_0
+    assert type_of("blk.0.attn_q.weight", rules) == T.Q5_0
+    assert type_of("blk.0.attn_k.weight", rules) == T.Q4_0
+    assert type_of("blk.0.attn_norm.weight", rules) == T.F32
+    assert type_of("blk.0.ffn_up.weight", rules) == BOF4_S
+    assert type_of("token_embd.weight", Rules(base=BOF4_S, patterns=(("^token", T.Q4_1),))) == T.Q4_1
+
+
+def test_tied_embeddings_follow_the_output_type() -> None:
+    rules = Rules(base=BOF4_S, output_tensor=T.Q8_0)
+    assert type_of("token_embd.weight", rules, tied=True) == T.Q8_0
+    assert type_of("token_embd.weight", rules, tied=False) == T.Q6_K
+    both = Rules(base=BOF4_S, output_tensor=T.Q8_0, token_embedding=T.Q4_K)
+    assert type_of("token_embd.weight", both, tied=True) == T.Q4_K
+
+
+def test_pure_and_leave_output() -> None:
+    assert type_of("token_embd.weight", Rules(base=BOF4_S, pure=True)) == BOF4_S
+    assert type_of("output.weight", Rules(base=BOF4_S, pure=True)) == BOF4_S
+    assert type_of("output.weight", Rules(base=BOF4_S, leave_output=True), source=T.Q8_0) == T.Q8_0
+
+
+def test_a_pattern_can_name_the_table_per_layer() -> None:
+    rules = Rules(base=BOF4_S, token_embedding=T.Q8_0, patterns=(("per_layer", T.Q4_K),))
+    assert decide("gemma3n", "per_layer_token_embd.weight", (64, 256), T.F32, rules, True).qtype == T.Q4_K
+    assert decide("gemma3n", "token_embd.weight", (64, 256), T.F32, rules, True).qtype == T.Q8_0
+
+
+@pytest.mark.parametrize(
+    ("wanted", "columns", "expected"),
+    [
+        (BOF4_S, 64, BOF4_S), (BOF4_S, 96, T.Q8_0), (BOF4_S, 100, T.F16),
+        (T.Q6_K, 256, T.Q6_K), (T.Q6_K, 576, T.Q8_0), (T.Q6_K, 100, T.F16),
+        (T.Q4_K, 576, T.Q5_0), (T.Q5_K, 576, T.Q5_1), (T.Q3_K, 576, T.Q4_0), (T.IQ4_XS, 576, T.IQ4_NL),
+        (T.Q8_0, 40, T.F16), (T.F32, 7, T.F32),
+    ],
+)  # fmt: skip
+def test_rows_that_do_not_fit(wanted: T, columns: int, expected: T) -> None:
+    decision = with_fallback(wanted, columns)
+    assert decision.qtype == expected
+    assert (decision.fallback is None) == (wanted == expected)
+    if decision.fallback:
+        assert str(columns) in decision.fallback and wanted.name in decision.fallback
+
+
+def test_names_of_types() -> None:
+    assert parse_type("bof4_s") == BOF4_S
+    assert parse_type("Q6_k") == T.Q6_K
+    assert parse_pattern(r"BLK\.[0-3]\.=q8_0") == (r"blk\.[0-3]\.", T.Q8_0)
+    for wrong in ("Q9_0", "", "Q8_K", "I32"):
+        with pytest.raises(UserError, match="there is no tensor type"):
+            parse_type(wrong)
+    with pytest.raises(UserError, match="importance matrix"):
+        parse_type("IQ2_XXS")
+    for wrong in ("attn_v", "=q8_0", "attn_v=", "("):
+        with pytest.raises(UserError, match="PATTERN=TYPE"):
+            parse_pattern(wrong)
+    with pytest.raises(UserError, match="regular expression"):
+        parse_pattern("(=q8_0")

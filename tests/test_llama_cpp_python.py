@@ -1,0 +1,61 @@
+"""llama-cpp-python on the patched llama.cpp, by the recipe of the README."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from gguf_bof4.ggml_patch.source import cache_root, fetch_archive, snapshot
+
+from gguf_bof4.packaged_models import partial_path
+
+SCRIPT = """
+import sys
+import llama_cpp
+
+model = llama_cpp.Llama(sys.argv[1], n_ctx=512, n_threads=1, n_threads_batch=1, verbose=False)
+question = {"role": "user", "content": "What is the capital of France?"}
+answer = model.create_chat_completion([question], max_tokens=24, temperature=0)
+print(llama_cpp.llama_cpp._lib._name)
+print(answer["choices"][0]["message"]["content"])
+"""
+
+
+@pytest.fixture(scope="session")
+def bindings() -> Path:
+    """A folder with llama-cpp-python alone, without a llama.cpp of its own; installed once, into the cache."""
+    target = cache_root() / f"{snapshot().package}-{snapshot().version}"
+    if not target.is_dir():
+        with partial_path(target) as partial:
+            subprocess.run(
+                [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", partial, fetch_archive(),
+                 "diskcache==5.6.3"],
+                check=True, env={**os.environ, "CMAKE_ARGS": "-DLLAMA_BUILD=OFF"},
+            )  # fmt: skip
+    return target
+
+
+def generate(bindings: Path, model: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    inherited = {name: value for name, value in os.environ.items() if name != "LLAMA_CPP_LIB_PATH"}
+    return subprocess.run(
+        [sys.executable, "-c", SCRIPT, model],
+        capture_output=True, text=True, check=False, timeout=120,
+        env={**inherited, "PYTHONPATH": str(bindings), **environment},
+    )  # fmt: skip
+
+
+def test_it_generates_with_the_build(bindings: Path, built: Path, smol_bof4: Path) -> None:
+    result = generate(bindings, smol_bof4, LLAMA_CPP_LIB_PATH=str(built))
+    assert result.returncode == 0, result.stderr
+    library, answer = result.stdout.splitlines()
+    assert Path(library).parent == built
+    assert answer == "The capital of France is Paris."
+
+
+def test_it_brings_no_llama_of_its_own(bindings: Path, smol_bof4: Path) -> None:
+    result = generate(bindings, smol_bof4)
+    assert result.returncode == 1
+    assert "Shared library with base name 'llama' not found" in result.stderr
