@@ -29,8 +29,10 @@ def weights(shape: tuple[int, ...], seed: int) -> npt.NDArray[np.float32]:
     return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32) * np.float32(0.05)
 
 
-def encoded(array: npt.NDArray[np.float32], qtype: T) -> npt.NDArray[np.uint8]:
+def encoded(array: npt.NDArray[np.float32], qtype: T) -> npt.NDArray[Any]:
     """Floats in a type; the types that need an importance matrix get one that says nothing."""
+    if qtype in {T.F32, T.F16, T.BF16}:  # NaN and infinity are wanted, too
+        return np.asarray(gguf.quantize(array, qtype))
     if qtype in {T.IQ1_S, T.IQ2_S, T.IQ2_XS}:
         # ggml takes many seconds to get ready to make these; any bytes behind a scale are valid ones
         block_size, block_bytes = gguf.GGML_QUANT_SIZES[qtype]

@@ -23,8 +23,9 @@ PANELS = (-5.0, -2.0, 0.0, 2.0, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0
 
 NODES_PER_PANEL = 24
 GRID_PER_SIDE = 1024
-SPLINE_DEGREE = 5
+"""Points of the spline on each side of x = 0."""
 
+SPLINE_DEGREE = 5
 TAIL_FROM = 80.0
 TAIL_LIMIT = 1e-6
 """A law that leaves more than this share of its weight to blocks beyond z = TAIL_FROM is refused."""
@@ -137,6 +138,8 @@ def theoretical_law(
 
     The distribution may be asymmetric: the sign of the block maximum then carries information, and
     x given m is spread like w/m where the maximum is positive and like w/(-m) where it is negative.
+
+    The density may have a kink or a pole at 0 (Laplace, Student); jumps elsewhere cost digits.
 
     Args:
         block_size: I, 8 to 4096.
