@@ -32,6 +32,11 @@ GGML_API void quantize_row_bof4_s_ref(const float * x, void * y, int64_t k);
 // nrow rows of n_per_row weights; imatrix: importance of each column, or NULL. Returns bytes written.
 GGML_API size_t quantize_bof4_s(const float * src, void * dst, int64_t nrow, int64_t n_per_row, const float * imatrix);
 
+// The same by scale search: the scale of a block minimizes the squared error, weighted by the importance of each
+// column (n_per_row floats, or NULL for equal ones).
+GGML_API void quantize_rows_bof4_s_search(
+    const float * src, void * dst, int64_t nrow, int64_t n_per_row, const float * importance);
+
 // false, and a line on stderr, where a block's scale is not finite
 GGML_API bool validate_row_bof4_s(const void * data, size_t nblocks);
 

@@ -7,6 +7,9 @@
 #endif
 #include "bof4-bindings.h"
 
+#include "../bof4-opq.h"
+#include "../bof4.h"
+
 #include "ggml-backend.h"
 #include "ggml-cpp.h"
 #include "ggml-cpu.h"
@@ -110,6 +113,51 @@ int64_t first_nonfinite(const float * x, int64_t n) {
     return any ? std::find_if(x, x + n, [](float v) { return !std::isfinite(v); }) - x : -1;
 }
 
+// The float rows of a run; `converted` holds them where the source is not F32 already.
+const float * float_rows(
+        ggml_type source, const void * src, int64_t first, int64_t count, int64_t n_per_row, std::vector<float> & converted) {
+    if (source == GGML_TYPE_F32) {
+        return (const float *) src + first * n_per_row;
+    }
+    converted.resize(count * n_per_row);
+    const char * rows = (const char *) src + first * ggml_row_size(source, n_per_row);
+    to_float(source, rows, converted.data(), count * n_per_row);
+    return converted.data();
+}
+
+constexpr int64_t opq_block = 64;
+
+// Sample deviation (divisor 63) of 64 weights.
+double sample_deviation(const float * x) {
+    double sum = 0.0;
+    for (int j = 0; j < opq_block; ++j) {
+        sum += x[j];
+    }
+    const double mean = sum / opq_block;
+    double squares = 0.0;
+    for (int j = 0; j < opq_block; ++j) {
+        squares += (x[j] - mean) * (x[j] - mean);
+    }
+    return std::sqrt(squares / (opq_block - 1));
+}
+
+// Calls found(column) for each outlier of a row.
+template <typename Found> void for_outliers(const float * row, int64_t n, double threshold, Found found) {
+    for (int64_t b = 0; b < n; b += opq_block) {
+        const double limit = sample_deviation(row + b) * threshold;
+        for (int64_t j = b; j < b + opq_block; ++j) {
+            if (std::fabs((double) row[j]) > limit) {
+                found(j);
+            }
+        }
+    }
+}
+
+int32_t list_entry(int64_t column, float value) {
+    const ggml_bf16_t bits = ggml_fp32_to_bf16(value);
+    return (int32_t) ((uint32_t) column | (uint32_t) bits.bits << 16);
+}
+
 using model_ptr = std::unique_ptr<llama_model, decltype(&llama_model_free)>;
 
 // llama-quantize's rules ask the model for its architecture only.
@@ -141,31 +189,73 @@ int64_t bof4_row_size(int type, int64_t n_per_row) {
     return guarded([&]() -> int64_t { return (int64_t) checked_row_size(checked_type(type), n_per_row); });
 }
 
+int bof4_select_outliers(
+        int source_, const void * src, int64_t nrow, int64_t n_per_row, double threshold,
+        int32_t * row_counts, int32_t * entries, int threads) {
+    return guarded([&]() -> int {
+        const ggml_type source = checked_type(source_);
+        checked_row_size(source, n_per_row);
+        to_float(source, src, nullptr, 0);
+        if (n_per_row % opq_block != 0 || n_per_row > 65536) {
+            throw std::runtime_error("outlier lists need rows that are a multiple of 64 and at most 65536 long, not of "
+                + std::to_string(n_per_row));
+        }
+        // counting first tells every row where its entries go, so rows can be done in any order
+        for_row_runs(nrow, rows_per_run(n_per_row), threads, [&](int64_t first, int64_t count) {
+            thread_local std::vector<float> converted;
+            const float * x = float_rows(source, src, first, count, n_per_row, converted);
+            for (int64_t r = 0; r < count; ++r) {
+                int32_t n = 0;
+                for_outliers(x + r * n_per_row, n_per_row, threshold, [&](int64_t) { ++n; });
+                row_counts[first + r] = n;
+            }
+            return true;
+        });
+        if (entries == nullptr) {
+            return 0;
+        }
+        std::vector<int64_t> start(nrow + 1, 0);
+        for (int64_t r = 0; r < nrow; ++r) {
+            start[r + 1] = start[r] + row_counts[r];
+        }
+        for_row_runs(nrow, rows_per_run(n_per_row), threads, [&](int64_t first, int64_t count) {
+            thread_local std::vector<float> converted;
+            const float * x = float_rows(source, src, first, count, n_per_row, converted);
+            for (int64_t r = 0; r < count; ++r) {
+                int32_t * out = entries + start[first + r];
+                const float * row = x + r * n_per_row;
+                if (row_counts[first + r] > 0) {
+                    for_outliers(row, n_per_row, threshold, [&](int64_t j) { *out++ = list_entry(j, row[j]); });
+                }
+            }
+            return true;
+        });
+        return 0;
+    });
+}
+
 int64_t bof4_quantize(
         int type_, int source_, const void * src, void * dst, int64_t nrow, int64_t n_per_row,
-        const float * imatrix, int threads) {
+        const char * encoder, const float * imatrix, const int32_t * row_pointers, const int32_t * entries, int threads) {
     return guarded([&]() -> int64_t {
         const ggml_type type   = checked_type(type_);
         const ggml_type source = checked_type(source_);
-        const size_t row_bytes    = checked_row_size(type, n_per_row);
-        const size_t source_bytes = checked_row_size(source, n_per_row);
+        const size_t row_bytes = checked_row_size(type, n_per_row);
+        checked_row_size(source, n_per_row);
         to_float(source, src, nullptr, 0); // refuses a source type before any thread starts
         if (ggml_quantize_requires_imatrix(type) && imatrix == nullptr) {
             throw std::runtime_error(std::string(ggml_type_name(type)) + " cannot be made without an importance matrix");
+        }
+        const bool search = std::string("search") == encoder;
+        if (!search && std::string("absmax") != encoder) {
+            throw std::runtime_error(std::string("there is no encoder '") + encoder + "'");
         }
         ggml_quantize_init(type);
 
         std::atomic<int64_t> bad{INT64_MAX};
         for_row_runs(nrow, rows_per_run(n_per_row), threads, [&](int64_t first, int64_t count) {
             thread_local std::vector<float> converted;
-            const float * x;
-            if (source == GGML_TYPE_F32) {
-                x = (const float *) src + first * n_per_row;
-            } else {
-                converted.resize(count * n_per_row);
-                to_float(source, (const char *) src + first * source_bytes, converted.data(), count * n_per_row);
-                x = converted.data();
-            }
+            const float * x = float_rows(source, src, first, count, n_per_row, converted);
             const int64_t at = first_nonfinite(x, count * n_per_row);
             if (at >= 0) {
                 int64_t known = bad;
@@ -173,7 +263,23 @@ int64_t bof4_quantize(
                 while (found < known && !bad.compare_exchange_weak(known, found)) {}
                 return false;
             }
-            ggml_quantize_chunk(type, x, (char *) dst + first * row_bytes, 0, count, n_per_row, imatrix);
+            if (row_pointers != nullptr && row_pointers[first] != row_pointers[first + count]) {
+                if (x != converted.data()) {
+                    converted.assign(x, x + count * n_per_row);
+                    x = converted.data();
+                }
+                for (int64_t r = 0; r < count; ++r) {
+                    for (int32_t e = row_pointers[first + r]; e < row_pointers[first + r + 1]; ++e) {
+                        converted[r * n_per_row + bof4_entry_column(entries[e])] = 0.0f;
+                    }
+                }
+            }
+            char * rows = (char *) dst + first * row_bytes;
+            if (search && type == GGML_TYPE_BOF4_S) {
+                quantize_rows_bof4_s_search(x, rows, count, n_per_row, imatrix);
+            } else {
+                ggml_quantize_chunk(type, x, rows, 0, count, n_per_row, imatrix);
+            }
             return true;
         });
         // runs are handed out in ascending order and every run taken is finished, so this is the first
@@ -228,16 +334,26 @@ int bof4_vec_dot(int type_, const void * row, const float * activations, int64_t
 }
 
 int bof4_mul_mat(
-        int type_, const void * weights, int64_t nrow, int64_t n_per_row,
+        int type_, const void * weights, int64_t nrow, int64_t n_per_row, const int32_t * list, int64_t n_list,
         const float * activations, int64_t ncol, float * dst, int threads) {
     return guarded([&]() -> int {
         const ggml_type type = checked_type(type_);
         checked_row_size(type, n_per_row);
 
+        if (list != nullptr) {
+            if (const char * why = ggml_bof4_list_error(list, n_list, nrow, n_per_row)) {
+                throw std::runtime_error(std::string("the outlier list is not valid: ") + why);
+            }
+        }
         ggml_init_params params = { ggml_tensor_overhead() * 4 + ggml_graph_overhead(), nullptr, /*no_alloc*/ true };
         ggml_context_ptr ctx(ggml_init(params));
         ggml_tensor * w = ggml_new_tensor_2d(ctx.get(), type, n_per_row, nrow);
         ggml_tensor * x = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, n_per_row, ncol);
+        ggml_tensor * l = nullptr;
+        if (list != nullptr) {
+            l = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I32, n_list);
+            ggml_bof4_attach_list(w, l);
+        }
         ggml_tensor * y = ggml_mul_mat(ctx.get(), w, x);
         ggml_cgraph * graph = ggml_new_graph(ctx.get());
         ggml_build_forward_expand(graph, y);
@@ -250,6 +366,9 @@ int bof4_mul_mat(
         ggml_backend_buffer_ptr buffer(ggml_backend_alloc_ctx_tensors(ctx.get(), backend.get()));
         ggml_backend_tensor_set(w, weights, 0, ggml_nbytes(w));
         ggml_backend_tensor_set(x, activations, 0, ggml_nbytes(x));
+        if (l != nullptr) {
+            ggml_backend_tensor_set(l, list, 0, ggml_nbytes(l));
+        }
         if (ggml_backend_graph_compute(backend.get(), graph) != GGML_STATUS_SUCCESS) {
             throw std::runtime_error("the CPU backend failed to compute the product");
         }

@@ -9,12 +9,19 @@ BOF4_API const char * bof4_last_error(void);
 // Bytes of a row, or -1 where the type is unknown or n_per_row is not a multiple of its block.
 BOF4_API int64_t bof4_row_size(int type, int64_t n_per_row);
 
-// Encode rows. Returns -1 when all is done, -2 on an error, or the index of the first weight
+// Find the outliers of rows: weights beyond `threshold` sample deviations of their block of 64 (paper, eq. 9).
+// row_counts[nrow] gets their number in each row; entries, unless NULL, gets them, in order. Returns 0 or -2.
+BOF4_API int bof4_select_outliers(
+    int source, const void * src, int64_t nrow, int64_t n_per_row, double threshold,
+    int32_t * row_counts, int32_t * entries, int threads);
+
+// Encode rows with an encoder, "absmax" or "search", which types other than ours ignore. Returns -1 when all is done, -2 on an error, or the index of the first weight
 // that is NaN or infinite (dst is then incomplete).
 // imatrix: importance of each column, n_per_row floats, or NULL.
+// row_pointers[nrow + 1], entries: outliers, which are zero to the encoder; or NULL.
 BOF4_API int64_t bof4_quantize(
     int type, int source, const void * src, void * dst, int64_t nrow, int64_t n_per_row,
-    const float * imatrix, int threads);
+    const char * encoder, const float * imatrix, const int32_t * row_pointers, const int32_t * entries, int threads);
 
 // Decode rows to float. Returns 0, or -2 on an error.
 BOF4_API int bof4_dequantize(
@@ -27,9 +34,9 @@ BOF4_API int bof4_validate(int type, const void * data, int64_t nbytes);
 BOF4_API int bof4_vec_dot(int type, const void * row, const float * activations, int64_t n, float * dst);
 
 // dst[ncol][nrow] = activations[ncol][n_per_row] times the transposed weights[nrow][n_per_row], computed by
-// ggml_mul_mat on the CPU backend. Returns 0 or -2.
+// ggml_mul_mat on the CPU backend. list[n_list]: the weights' outlier list, or NULL. Returns 0 or -2.
 BOF4_API int bof4_mul_mat(
-    int type, const void * weights, int64_t nrow, int64_t n_per_row,
+    int type, const void * weights, int64_t nrow, int64_t n_per_row, const int32_t * list, int64_t n_list,
     const float * activations, int64_t ncol, float * dst, int threads);
 
 // Would llama-quantize quantize this tensor of this architecture? ne: ggml order, columns first.

@@ -1,0 +1,27 @@
+// OPQ outlier lists on the CPU backend. Each function adds what the outliers contribute to a part of the
+// result that the calling thread has just computed from the codes, so no further barrier is needed.
+#pragma once
+
+#include "ggml.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct ggml_compute_params;
+
+// Rows [ir0_start, ir0_end) and columns [ir1_start, ir1_end) of a mul_mat, columns counted over dimensions 1 to 3.
+void bof4_add_outliers(
+    struct ggml_tensor * dst, int64_t ir0_start, int64_t ir0_end, int64_t ir1_start, int64_t ir1_end);
+
+// Rows of one expert of a mul_mat_id. Column j of the part: slot columns[2*j] of token columns[2*j + 1].
+void bof4_add_outliers_of_expert(
+    struct ggml_tensor * dst, int64_t expert, int64_t ir0_start, int64_t ir0_end,
+    const int32_t * columns, int64_t n_columns);
+
+// The share of get_rows that thread params->ith has, as ggml_compute_forward_get_rows_q divides it.
+void bof4_add_outliers_to_rows(const struct ggml_compute_params * params, struct ggml_tensor * dst);
+
+#ifdef __cplusplus
+}
+#endif
