@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+
 from gguf_bof4.convert import from_gguf, from_huggingface, pipeline
 from gguf_bof4.convert.huggingface_folder import check_folder
 from gguf_bof4.convert.options import Options
 from gguf_bof4.convert.output import publish, refuse_existing, refuse_source, staging
 from gguf_bof4.convert.report import ConversionReport, Progress, TensorReport, no_progress
-from gguf_bof4.ggml_patch.build import installed_bin
-
 from gguf_bof4.errors import UserError
+from gguf_bof4.ggml_patch.build import installed_bin
 from gguf_bof4.reading import part_paths
 
 __all__ = ["ConversionReport", "Options", "TensorReport", "convert"]
@@ -24,7 +24,7 @@ def _from_file(
     source: Path, output: Path, folder: Path | None, options: Options, progress: Progress
 ) -> tuple[str, tuple[Path, ...], tuple[TensorReport, ...]]:
     model, architecture = from_gguf.open_source(source)
-    tensors = pipeline.plan(architecture, model.tensors, options)
+    tensors = pipeline.plan(architecture, model.tensors, options, lists=model.lists)
     writer = from_gguf.make_writer(model, architecture, options)
     outputs = pipeline.run(writer, tensors, options, output, folder, progress)
     return architecture, outputs, pipeline.reports(tensors)

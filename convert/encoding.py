@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import gguf
 import numpy as np
 import numpy.typing as npt
 from gguf import GGMLQuantizationType as TensorType
+
+from gguf_bof4 import native, opq
+from gguf_bof4.convert.lists import PlannedList
 from gguf_bof4.convert.policy import FLOATS
 from gguf_bof4.convert.sources import Bytes, Source, n_rows
-
-from gguf_bof4 import native
 from gguf_bof4.errors import UserError
 
 RUN_WEIGHTS = 1 << 23
@@ -20,6 +22,25 @@ RUN_WEIGHTS = 1 << 23
 
 _ELEMENTS = {TensorType.F32: np.float32, TensorType.F16: np.float16, TensorType.BF16: np.uint16}
 _EXPONENTS = {TensorType.F32: 0x7F800000, TensorType.F16: 0x7C00, TensorType.BF16: 0x7F80}
+
+
+@dataclass(frozen=True)
+class Job:
+    """How a tensor is encoded.
+
+    Attributes:
+        target: the type that it gets.
+        encoder: of this project's types.
+        planned: the list that it gets, filled here.
+        outliers: the list that the source has.
+        threads: 0 means all cores.
+    """
+
+    target: TensorType
+    encoder: str = "absmax"
+    planned: PlannedList | None = None
+    outliers: opq.OutlierList | None = None
+    threads: int = 0
 
 
 def nbytes(shape: tuple[int, ...], qtype: TensorType) -> int:
@@ -49,16 +70,36 @@ def _not_finite(source: Source, first_row: int, index: int) -> UserError:
     )
 
 
-def _encode_floats(
-    source: Source, first_row: int, rows: Bytes, origin: TensorType, target: TensorType, threads: int
-) -> Bytes:
+def _select(
+    source: Source, first_row: int, floats: npt.NDArray[Any], origin: TensorType, job: Job
+) -> opq.OutlierList | None:
+    """Put the outliers of a run of rows into the planned list, and return them; None where no list is planned."""
+    if job.planned is None or job.planned.quantile is None:
+        return None
+    found = native.select_outliers_raw(floats, origin, job.planned.quantile, job.threads)
+    if not (finite := np.isfinite(found.values)).all():
+        at = int(finite.argmin())
+        where = _position(source, first_row + int(found.rows[at]), int(found.columns[at]))
+        raise UserError(
+            f"{source.path}: tensor {source.name} has a weight at {where} that is too large for a BF16 of an outlier "
+            f"list; give the tensor no list: --opq '^{source.name}$=off'"
+        )
+    job.planned.add(found)
+    return found
+
+
+def _encode_floats(source: Source, first_row: int, rows: Bytes, origin: TensorType, job: Job) -> Bytes:
     floats = rows.view(_ELEMENTS[origin])
+    target = job.target
     if origin == target:
         if (bad := _first_nonfinite(floats, origin)) is not None:
             raise _not_finite(source, first_row, bad)
         return rows
+    found = _select(source, first_row, floats, origin, job)
     try:
-        encoded = native.quantize_raw(floats, origin, target, threads=threads)
+        encoded = native.quantize_raw(
+            floats, origin, target, threads=job.threads, encoder=job.encoder, outliers=found
+        )
     except native.NonFiniteWeightError as error:
         row, column = error.position
         raise _not_finite(source, first_row, row * source.shape[-1] + column) from error
@@ -71,10 +112,11 @@ def _encode_floats(
     return encoded
 
 
-def encode(source: Source, target: TensorType, threads: int = 0) -> Iterator[Bytes]:
-    """The rows of `source` in the type `target`, a run at a time.
+def encode(source: Source, job: Job) -> Iterator[Bytes]:
+    """The rows of `source` in the type that it gets, a run at a time; the list that it gets is filled meanwhile.
 
-    A tensor that has the type already is copied, bit by bit; one of a block type is decoded first.
+    A tensor that has the type already is copied, bit by bit, and so is its list; one of a block type is decoded
+    first, outliers included.
 
     Raises:
         UserError: the source cannot be read, or a weight is NaN, infinite or too large for the target; the
@@ -88,18 +130,23 @@ def encode(source: Source, target: TensorType, threads: int = 0) -> Iterator[Byt
         except OSError as error:
             raise UserError(f"{source.path}: tensor {source.name} cannot be read: {error.strerror}") from error
         if source.qtype in FLOATS:
-            yield _encode_floats(source, first, rows, source.qtype, target, threads)
+            yield _encode_floats(source, first, rows, source.qtype, job)
             continue
         if gguf.GGML_QUANT_SIZES[source.qtype][0] == 1:
             yield rows  # a table of integers or doubles, which the rules never change
             continue
         try:
-            floats = native.dequantize(rows, source.qtype, threads)
+            floats = native.dequantize(rows, source.qtype, job.threads)
         except native.NativeError as error:
             raise UserError(f"{source.path}: tensor {source.name} ({source.qtype.name}): {error}") from error
-        if source.qtype != target:
-            yield _encode_floats(source, first, floats.view(np.uint8), TensorType.F32, target, threads)
+        part = None if job.outliers is None else job.outliers.part(first, len(rows))
+        if source.qtype != job.target:
+            if part is not None:
+                part.add_to(floats)
+            yield _encode_floats(source, first, floats.view(np.uint8), TensorType.F32, job)
             continue
         if (bad := _first_nonfinite(floats, TensorType.F32)) is not None:
             raise _not_finite(source, first, bad)
+        if part is not None and job.planned is not None:
+            job.planned.add(part)
         yield rows

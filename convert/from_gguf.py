@@ -5,14 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import gguf
+
 from gguf_bof4.convert.options import Options
 from gguf_bof4.convert.output import RawValue, Writer
-
 from gguf_bof4.errors import UserError
 from gguf_bof4.reading import Model, open_model
 
 _REPLACED = ("GGUF.", "split.", "bof4.")
 _REPLACED_KEYS = ("general.architecture", "general.file_type", "general.quantization_version")
+_OF_COPIES = ("bof4.encoder", "bof4.opq.quantile")
+"""How the tensors of this project's types were made: still true of a file where all of them are copied."""
 
 
 def open_source(path: Path) -> tuple[Model, str]:
@@ -52,11 +54,11 @@ def make_writer(model: Model, architecture: str, options: Options) -> Writer:
     """A writer that holds the model's metadata, less what belongs to the old file.
 
     Args:
-        options: give the size of parts and the name of the model.
+        options: give the name of the model.
     """
-    writer = Writer(path=None, arch=architecture, split_max_size=options.split_bytes)
+    writer = Writer(path=None, arch=architecture)
     for key, value in _metadata(model).items():
-        if not key.startswith(_REPLACED) and key not in _REPLACED_KEYS:
+        if key in _OF_COPIES or not (key.startswith(_REPLACED) or key in _REPLACED_KEYS):
             # the type given here is not looked at: it is part of the raw value
             writer.add_key_value(key, value, gguf.GGUFValueType.ARRAY)
     if (alignment := model.value("general.alignment")) is not None:

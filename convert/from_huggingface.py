@@ -15,9 +15,8 @@ from typing import IO, Any
 
 from gguf_bof4.convert.options import Options
 from gguf_bof4.convert.report import Progress, TensorReport
-from gguf_bof4.ggml_patch.build import source_tree
-
 from gguf_bof4.errors import UserError
+from gguf_bof4.ggml_patch.build import source_tree
 
 # not `python -m`: that puts the user's current folder, whatever it holds, before the pinned tree
 _START = (

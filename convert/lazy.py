@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from gguf import GGMLQuantizationType as TensorType
-from gguf_bof4.convert.sources import Bytes, Computed, Source, Stacked, type_of
 
+from gguf_bof4.convert.sources import Bytes, Computed, Source, Stacked, type_of
 from gguf_bof4.errors import UserError
 from gguf_bof4.reading import Tensor
 

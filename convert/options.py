@@ -6,10 +6,17 @@ import re
 from dataclasses import dataclass
 
 import gguf
-from gguf_bof4.convert.policy import Rules, parse_pattern, parse_type
 
+from gguf_bof4.convert.lists import ListRules, parse_rules
+from gguf_bof4.convert.policy import Rules, parse_pattern, parse_type
 from gguf_bof4.errors import UserError
 from gguf_bof4.formats import FORMATS, Format
+
+DEFAULT_OPQ = "off"
+"""The quantile of outlier lists, or "off", where the user says nothing."""
+
+ENCODERS = ("absmax", "search")
+"""How this project's types can be encoded."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +28,9 @@ class Options:
         token_embedding_type: name of a ggml type; None means Q6_K.
         output_tensor_type: the same for output.weight, and for tied token embeddings.
         tensor_types: PATTERN=TYPE, the first match counts.
+        opq: quantiles of outlier lists: "Q" or "off" for all tensors, PATTERN=Q or PATTERN=off for those whose name
+            the regular expression is found in; the first match counts.
+        encoder: "absmax", the paper's, or "search".
         pure: embeddings and output get `type`, too.
         leave_output_tensor: output.weight stays as it is.
         split_max_size: bytes of tensor data in a part, "N", "NK", "NM" or "NG"; 0 means one file.
@@ -35,6 +45,8 @@ class Options:
     token_embedding_type: str | None = None
     output_tensor_type: str | None = None
     tensor_types: tuple[str, ...] = ()
+    opq: tuple[str, ...] = ()
+    encoder: str = "absmax"
     pure: bool = False
     leave_output_tensor: bool = False
     split_max_size: str = "0"
@@ -76,6 +88,15 @@ class Options:
         )
 
     @property
+    def list_rules(self) -> ListRules:
+        """Which tensors get outlier lists.
+
+        Raises:
+            UserError: a quantile is not between 0 and 1, or a pattern is malformed.
+        """
+        return parse_rules(self.opq, DEFAULT_OPQ)
+
+    @property
     def split_bytes(self) -> int:
         """`split_max_size` in bytes; K, M and G are powers of 1000, as upstream has them.
 
@@ -91,4 +112,6 @@ class Options:
 
     def check(self) -> None:
         """Raise UserError where an option is wrong, before anything is read."""
-        _ = self.rules, self.split_bytes
+        _ = self.rules, self.list_rules, self.split_bytes
+        if self.encoder not in ENCODERS:
+            raise UserError(f"there is no encoder {self.encoder!r}; --encoder takes {' or '.join(ENCODERS)}")

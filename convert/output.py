@@ -16,13 +16,16 @@ from typing import Any, BinaryIO
 
 import gguf
 import numpy as np
-from gguf_bof4.convert.encoding import encode, nbytes
+
+from gguf_bof4.convert.encoding import Job, encode, nbytes
+from gguf_bof4.convert.lists import PlannedList, finish
+from gguf_bof4.convert.options import Options
 from gguf_bof4.convert.policy import Decision
 from gguf_bof4.convert.report import Progress, size_text
 from gguf_bof4.convert.sources import Source
-
 from gguf_bof4.errors import UserError
 from gguf_bof4.formats import FORMAT_VERSION, FORMATS
+from gguf_bof4.reading import Tensor, read_list
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -36,14 +39,38 @@ class RawValue:
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """A tensor of the output: where its rows come from, and what they become."""
+    """A tensor of the output: where its rows come from, and what they become.
+
+    Attributes:
+        planned_list: the outlier list that it gets unless it turns out to have no outlier.
+        source_list: the outlier list that the source has.
+        no_list: why it gets no outlier list although one was asked for.
+    """
 
     source: Source
     decision: Decision
+    planned_list: PlannedList | None = None
+    source_list: Tensor | None = None
+    no_list: str | None = None
 
     @property
     def nbytes(self) -> int:
         return nbytes(self.source.shape, self.decision.qtype)
+
+    @property
+    def copied(self) -> bool:
+        """It has its type already."""
+        return self.source.qtype == self.decision.qtype
+
+    def job(self, options: Options) -> Job:
+        """How it is encoded; its source's list is read here.
+
+        Raises:
+            UserError: that list is not valid.
+        """
+        source, listed = self.source, self.source_list
+        outliers = None if listed is None else read_list(listed, source.name, source.shape)
+        return Job(self.decision.qtype, options.encoder, self.planned_list, outliers, options.threads)
 
 
 class _EncodedTensor:
@@ -51,9 +78,9 @@ class _EncodedTensor:
 
     dtype = np.dtype(np.uint8)
 
-    def __init__(self, planned: PlannedTensor, threads: int, written: Callable[[str, int], None]) -> None:
+    def __init__(self, planned: PlannedTensor, options: Options, written: Callable[[str, int], None]) -> None:
         self._planned = planned
-        self._threads = threads
+        self._options = options
         self._written = written
         self.nbytes = planned.nbytes
         block_size, block_bytes = gguf.GGML_QUANT_SIZES[planned.decision.qtype]
@@ -63,7 +90,7 @@ class _EncodedTensor:
     def tofile(self, file: BinaryIO) -> None:
         """Append the tensor's bytes."""
         source = self._planned.source
-        for encoded in encode(source, self._planned.decision.qtype, self._threads):
+        for encoded in encode(source, self._planned.job(self._options)):
             # not ndarray.tofile: that hides why a write failed
             file.write(np.ascontiguousarray(encoded).data)
             self._written(source.name, encoded.shape[0] * source.shape[-1])
@@ -78,16 +105,29 @@ class Writer(gguf.GGUFWriter):
         return bytes(super()._pack_val(val, *args, **kwargs))
 
 
-def add_format_metadata(writer: gguf.GGUFWriter, file_type: int, tensors: Sequence[PlannedTensor]) -> None:
-    """Set general.file_type and quantization_version, and bof4.* for the formats that are used."""
+def add_format_metadata(writer: gguf.GGUFWriter, options: Options, tensors: Sequence[PlannedTensor]) -> None:
+    """Set general.file_type and quantization_version, and bof4.* for the formats that are used.
+
+    bof4.opq.quantile is the one for all tensors. It and bof4.encoder stay as the source has them where every tensor
+    of these formats is a copy.
+    """
+    metadata = writer.kv_data[0]
     for key in ("general.file_type", "general.quantization_version"):
-        writer.kv_data[0].pop(key, None)  # gguf warns where a key is set twice
-    writer.add_file_type(file_type)
+        metadata.pop(key, None)  # gguf warns where a key is set twice
+    how_made = ("bof4.encoder", "bof4.opq.quantile")
+    old: dict[str, Any] = {key: metadata.pop(key) for key in how_made if key in metadata}
+    writer.add_file_type(options.format.file_type)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    used = [f for f in FORMATS if any(t.decision.qtype == f.type_id for t in tensors)]
+    ours = [t for t in tensors if any(t.decision.qtype == f.type_id for f in FORMATS)]
+    used = [f for f in FORMATS if any(t.decision.qtype == f.type_id for t in ours)]
     if used:
         writer.add_uint32("bof4.version", FORMAT_VERSION)
-        writer.add_string("bof4.encoder", "absmax")
+    if ours and all(t.copied for t in ours):
+        metadata.update(old)
+    elif ours:
+        writer.add_string("bof4.encoder", options.encoder)
+        if (quantile := options.list_rules.default) is not None:
+            writer.add_float32("bof4.opq.quantile", quantile)
     for fmt in used:
         writer.add_key_value(
             fmt.levels_key, list(fmt.levels), gguf.GGUFValueType.ARRAY, sub_type=gguf.GGUFValueType.INT8
@@ -197,8 +237,8 @@ def part_names(writer: gguf.GGUFWriter, output: Path) -> tuple[Path, ...]:
     return tuple(writer.format_shard_names(output))
 
 
-def fill(writer: Writer, tensors: Sequence[PlannedTensor], threads: int, progress: Progress) -> None:
-    """Give the planned tensors to the writer; nothing is read yet."""
+def fill(writer: Writer, tensors: Sequence[PlannedTensor], options: Options, progress: Progress) -> None:
+    """Give the planned tensors to the writer, each list behind its weight; nothing is read yet."""
     total = sum(int(np.prod(t.source.shape, dtype=np.int64)) for t in tensors)
     done = 0
 
@@ -207,30 +247,47 @@ def fill(writer: Writer, tensors: Sequence[PlannedTensor], threads: int, progres
         done += n_weights
         progress(name, done, total)
 
+    limit, taken = options.split_bytes, 0
     for planned in tensors:
-        tensor: Any = _EncodedTensor(planned, threads, written)  # as much of an array as the writer needs
+        outliers = planned.planned_list
+        room = planned.nbytes + (outliers.room if outliers else 0)
+        # GGUFWriter has the same rule, but might put a list into another part than its weight
+        if limit and writer.tensors[-1] and taken + room > limit:
+            writer.tensors.append({})
+            taken = 0
+        taken += room
+        tensor: Any = _EncodedTensor(planned, options, written)  # as much of an array as the writer needs
         writer.add_tensor(planned.source.name, tensor, raw_dtype=planned.decision.qtype)
+        if outliers:
+            array: Any = outliers
+            writer.add_tensor(outliers.name, array)
+            outliers.place(writer.tensors[-1], limit)
 
 
-def write(writer: Writer, folder: Path, output: Path) -> None:
+def write(writer: Writer, folder: Path, output: Path, lists: Sequence[PlannedList]) -> None:
     """Encode and write everything that was given to the writer, as `folder / output.name`.
 
+    Args:
+        lists: all that the writer was given.
+
     Raises:
-        UserError: the disk is full or cannot be written to, or a tensor cannot be encoded.
+        UserError: the disk is full or cannot be written to, a tensor cannot be encoded, or lists are so long that
+            a part gets too large.
     """
     needed = sum(gguf.GGUFWriter.ggml_pad(t.nbytes, writer.data_alignment) for p in writer.tensors for t in p.values())
+    needed += sum(planned.room for planned in lists)
     if needed > (free := shutil.disk_usage(folder).free):
         raise UserError(
             f"{output} needs {size_text(needed)}, but only {size_text(free)} are free there. "
             "Make room, or write to another disk"
         )
-    if len(writer.tensors) == 1:
-        writer.split_max_size = 0  # gguf warns where a limit is not reached
     try:
         writer.write_header_to_file(path=folder / output.name)
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
+        if lists:
+            finish(writer, part_names(writer, folder / output.name), lists)
     except OSError as error:
         raise UserError(_message(output, error)) from error
     finally:

@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import gguf
+
+from gguf_bof4 import native, opq
+from gguf_bof4.convert.lists import PlannedList, ample_nbytes
 from gguf_bof4.convert.options import Options
 from gguf_bof4.convert.output import (
     PlannedTensor,
@@ -20,9 +23,24 @@ from gguf_bof4.convert.output import (
 from gguf_bof4.convert.policy import OUTPUT, Decision, decide
 from gguf_bof4.convert.report import Progress, TensorReport
 from gguf_bof4.convert.sources import Source
-
-from gguf_bof4 import native
 from gguf_bof4.errors import UserError
+from gguf_bof4.reading import Tensor
+
+
+def _plan_list(
+    source: Source, decision: Decision, quantile: float | None, source_list: Tensor | None
+) -> tuple[PlannedList | None, str | None]:
+    """The list that a tensor gets, and why it gets none where one was asked for."""
+    if decision.qtype not in opq.LISTED_TYPES:
+        return None, None
+    if source.qtype == decision.qtype:
+        copied = None if source_list is None else PlannedList(source.name, None, source_list.nbytes)
+        return copied, None
+    if quantile is None:
+        return None, None
+    if source.shape[-1] > opq.LONGEST_ROW:
+        return None, f"rows of {source.shape[-1]} are longer than {opq.LONGEST_ROW}"
+    return PlannedList(source.name, quantile, ample_nbytes(source.shape, quantile)), None
 
 
 def plan(
@@ -30,17 +48,19 @@ def plan(
     sources: Sequence[Source],
     options: Options,
     fixed: Mapping[str, gguf.GGMLQuantizationType] | None = None,
+    lists: Mapping[str, Tensor] | None = None,
 ) -> list[PlannedTensor]:
-    """Decide the type of every tensor.
+    """Decide the type of every tensor, and whether it gets an outlier list.
 
     Args:
         architecture: general.architecture.
         fixed: types that are not up to the rules, by name.
+        lists: outlier lists of the sources, by the names of their weights.
 
     Raises:
         UserError: llama.cpp does not know the architecture.
     """
-    rules, fixed = options.rules, fixed or {}
+    rules, list_rules, fixed, lists = options.rules, options.list_rules, fixed or {}, lists or {}
     tied = all(source.name != OUTPUT for source in sources)
     planned = []
     for source in sources:
@@ -53,7 +73,8 @@ def plan(
                 raise UserError(
                     f"{source.path}: llama.cpp does not know the architecture {architecture!r} ({error})"
                 ) from error
-        planned.append(PlannedTensor(source, decision))
+        planned_list, no_list = _plan_list(source, decision, list_rules.quantile(source.name), lists.get(source.name))
+        planned.append(PlannedTensor(source, decision, planned_list, lists.get(source.name), no_list))
     return planned
 
 
@@ -73,16 +94,17 @@ def run(
         folder: a staging folder; None writes nothing.
 
     Raises:
-        UserError: an output exists or is a source, the disk is full, or a tensor cannot be encoded.
+        UserError: an output exists or is a source, the disk is full, or a tensor cannot be encoded, or lists are so
+            long that a part gets too large.
     """
-    add_format_metadata(writer, options.format.file_type, tensors)
-    fill(writer, tensors, options.threads, progress)
+    add_format_metadata(writer, options, tensors)
+    fill(writer, tensors, options, progress)
     outputs = part_names(writer, output)
     for path in outputs:
         refuse_source(path, [t.source.path for t in tensors])
     refuse_existing(outputs, options.force)
     if folder is not None:
-        write(writer, folder, output)
+        write(writer, folder, output, [t.planned_list for t in tensors if t.planned_list])
     return outputs
 
 
@@ -95,6 +117,9 @@ def reports(tensors: Sequence[PlannedTensor]) -> tuple[TensorReport, ...]:
             source_type=t.source.qtype.name,
             qtype=t.decision.qtype.name,
             nbytes=t.nbytes,
+            outliers=t.planned_list.n_outliers if t.planned_list else 0,
+            list_nbytes=t.planned_list.nbytes if t.planned_list else 0,
+            no_list=t.no_list,
             fallback=t.decision.fallback,
             decoded=t.source.qtype != t.decision.qtype and gguf.GGML_QUANT_SIZES[t.source.qtype][0] > 1,
         )

@@ -52,20 +52,33 @@ def parse_type(name: str) -> TensorType:
     return known[upper]
 
 
-def parse_pattern(text: str) -> tuple[str, TensorType]:
-    """PATTERN=TYPE as llama-quantize takes it: the pattern in lower case, and the type.
+def split_pattern(option: str, text: str, example: str) -> tuple[str, str]:
+    """PATTERN=VALUE as llama-quantize takes it: the pattern in lower case, and the value.
+
+    Args:
+        option: and example, for messages.
 
     Raises:
         UserError: not of that form, or the pattern is no regular expression.
     """
-    pattern, equals, name = text.partition("=")
+    pattern, equals, value = text.partition("=")
     pattern = pattern.lower()
-    if not (pattern and equals and name):
-        raise UserError(f"--tensor-type {text}: give PATTERN=TYPE, such as attn_v=q8_0")
+    if not (pattern and equals and value):
+        raise UserError(f"{option} {text}: give {example}")
     try:
         re.compile(pattern)
     except re.error as error:
-        raise UserError(f"--tensor-type {text}: the pattern is no regular expression: {error}") from error
+        raise UserError(f"{option} {text}: the pattern is no regular expression: {error}") from error
+    return pattern, value
+
+
+def parse_pattern(text: str) -> tuple[str, TensorType]:
+    """PATTERN=TYPE: the pattern in lower case, and the type.
+
+    Raises:
+        UserError: not of that form, the pattern is no regular expression, or there is no such type.
+    """
+    pattern, name = split_pattern("--tensor-type", text, "PATTERN=TYPE, such as attn_v=q8_0")
     return pattern, parse_type(name)
 
 

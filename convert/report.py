@@ -32,6 +32,10 @@ class TensorReport:
         shape: rows before columns.
         source_type: name of the ggml type it came in.
         qtype: name of the ggml type it was given.
+        nbytes: without its outlier list.
+        outliers: in its list, 0 where it has none; None where a dry run cannot tell.
+        list_nbytes: of its list.
+        no_list: why it has no list although one was asked for.
         fallback: why it did not get the type that it should have.
         decoded: it came in a block type and was converted again.
     """
@@ -41,6 +45,9 @@ class TensorReport:
     source_type: str
     qtype: str
     nbytes: int
+    outliers: int | None
+    list_nbytes: int
+    no_list: str | None
     fallback: str | None
     decoded: bool
 
@@ -75,8 +82,18 @@ class ConversionReport:
 
     @property
     def bits_per_weight(self) -> float:
-        """Of all tensors, metadata not counted."""
-        return 8 * sum(t.nbytes for t in self.tensors) / self.n_weights
+        """Of all tensors, with their outlier lists; metadata is not counted."""
+        return 8 * sum(t.nbytes + t.list_nbytes for t in self.tensors) / self.n_weights
+
+    @property
+    def listed(self) -> tuple[TensorReport, ...]:
+        """Tensors that have an outlier list."""
+        return tuple(t for t in self.tensors if t.outliers)
+
+    @property
+    def without_list(self) -> tuple[TensorReport, ...]:
+        """Tensors that cannot have a list although one was asked for."""
+        return tuple(t for t in self.tensors if t.no_list)
 
     @property
     def fallbacks(self) -> tuple[TensorReport, ...]:

@@ -30,13 +30,13 @@ import gguf
 import numpy as np
 import torch
 from gguf import GGMLQuantizationType as TensorType
+
 from gguf_bof4.convert import pipeline
 from gguf_bof4.convert.lazy import evaluate, source_of
 from gguf_bof4.convert.options import Options
 from gguf_bof4.convert.output import Writer
 from gguf_bof4.convert.policy import FLOATS
 from gguf_bof4.convert.sources import Computed, Source
-
 from gguf_bof4.errors import UserError
 
 _PINNED: Any = gguf
@@ -181,7 +181,7 @@ def convert_folder(folder: Path, output: Path, staging: Path | None, options: Op
         except Exception as error:
             traceback.print_exc()
             raise UserError(_gave_up(folder, error)) from error
-        writer = Writer(path=None, arch=collected.arch, split_max_size=options.split_bytes)
+        writer = Writer(path=None, arch=collected.arch)
         writer.kv_data[0].update(collected.kv_data[0])
         tensors = pipeline.plan(collected.arch, list(collected.sources.values()), options, collected.fixed(free))
         outputs = pipeline.run(
@@ -207,7 +207,8 @@ def main(job: str) -> None:
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     content = json.loads(job)
-    options = Options(**{**content["options"], "tensor_types": tuple(content["options"]["tensor_types"])})
+    given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content["options"].items()}
+    options = Options(**given)
     logging.basicConfig(level=logging.DEBUG if options.verbose else logging.WARNING)
     staging = content["staging"]
     try:

@@ -11,9 +11,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from gguf_bof4.ggml_patch import PATCHES, SOURCES
-
 from gguf_bof4.errors import UserError
+from gguf_bof4.ggml_patch import PATCHES, SOURCES
 
 SOURCES_IN_TREE = Path("ggml/src/bof4")
 

@@ -20,15 +20,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from gguf_bof4.errors import UserError
 from gguf_bof4.ggml_patch import LOCK, PATCHES, SOURCES
 from gguf_bof4.ggml_patch.apply import SOURCES_IN_TREE, patch_tree
 from gguf_bof4.ggml_patch.source import cache_root, fetch_archive, unpack_tree
 
-from gguf_bof4.errors import UserError
-
 PROGRAMS = (
     "bof4", "llama-cli", "llama-completion", "llama-server", "llama-quantize", "llama-perplexity",
-    "llama-bench", "llama-imatrix", "llama-embedding", "llama-gguf-split",
+    "llama-bench", "llama-imatrix", "llama-embedding", "llama-gguf-split", "ggml-rpc-server",
 )  # fmt: skip
 """Targets of an ordinary build; `bof4` is the library that Python loads."""
 
@@ -38,6 +37,7 @@ TESTS = ("test-quantize-fns", "test-backend-ops")
 CMAKE_OPTIONS = (
     "-DCMAKE_BUILD_TYPE=Release",
     "-DCMAKE_BUILD_RPATH_USE_ORIGIN=ON",
+    "-DGGML_RPC=ON",
     "-DLLAMA_OPENSSL=OFF",
     "-DLLAMA_BUILD_UI=OFF",
     "-DLLAMA_USE_PREBUILT_UI=OFF",  # would download the web page of the server

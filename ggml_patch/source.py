@@ -12,9 +12,8 @@ import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from gguf_bof4.ggml_patch import LOCK
-
 from gguf_bof4.errors import UserError
+from gguf_bof4.ggml_patch import LOCK
 
 
 class FetchError(UserError):

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from gguf_bof4.errors import UserError
 from gguf_bof4.ggml_patch import SOURCES
 from gguf_bof4.ggml_patch.build import installed_bin
+from gguf_bof4.opq import OutlierList, from_counts, threshold
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -78,6 +79,11 @@ def _floats(array: npt.NDArray[np.float32]) -> Any:
     return ffi.cast("float *", array.ctypes.data)
 
 
+def _ints(array: npt.NDArray[np.int32]) -> Any:
+    ffi, _ = library()
+    return ffi.cast("int32_t *", array.ctypes.data)
+
+
 def source_of(weights: Any) -> tuple[npt.NDArray[Any], TensorType]:
     """Weights as a contiguous array and the ggml type of its elements, without a copy where possible.
 
@@ -108,7 +114,12 @@ def row_bytes(qtype: TensorType, n_per_row: int) -> int:
 
 
 def quantize(
-    weights: Any, qtype: TensorType, imatrix: Floats | None = None, threads: int = 0
+    weights: Any,
+    qtype: TensorType,
+    imatrix: Floats | None = None,
+    threads: int = 0,
+    encoder: str = "absmax",
+    outliers: OutlierList | None = None,
 ) -> Bytes:
     """Encode weights with the patched ggml, on all cores unless `threads` says otherwise.
 
@@ -116,6 +127,8 @@ def quantize(
         weights: [..., n] numpy or torch floats. bfloat16 given as numpy must be a torch tensor instead.
         qtype: any type that ggml can write.
         imatrix: float32 [n], importance of each column.
+        encoder: "absmax", the paper's, or "search"; other types than ours have one encoder only.
+        outliers: weights that are zero to the encoder; rows counted over all dimensions above the first.
 
     Returns:
         uint8 [..., bytes of a row].
@@ -125,24 +138,36 @@ def quantize(
         NativeError: the type cannot be written, or rows do not divide into its blocks.
     """
     array, source = source_of(weights)
-    return quantize_raw(array, source, qtype, imatrix, threads)
+    return quantize_raw(array, source, qtype, imatrix, threads, encoder, outliers)
 
 
 def quantize_raw(
-    array: npt.NDArray[Any], source: TensorType, qtype: TensorType, imatrix: Floats | None = None, threads: int = 0
+    array: npt.NDArray[Any],
+    source: TensorType,
+    qtype: TensorType,
+    imatrix: Floats | None = None,
+    threads: int = 0,
+    encoder: str = "absmax",
+    outliers: OutlierList | None = None,
 ) -> Bytes:
     """`quantize` for an array whose elements are F32, F16 or BF16 (as uint16) as `source` says."""
     ffi, lib = library()
     n = array.shape[-1]
     out = np.empty((*array.shape[:-1], row_bytes(qtype, n)), dtype=np.uint8)
     importance = ffi.NULL if imatrix is None else _floats(np.ascontiguousarray(imatrix, dtype=np.float32))
+    pointers, entries = ffi.NULL, ffi.NULL
+    if outliers is not None:
+        if outliers.n_rows != array.size // n:
+            raise NativeError(f"a list of {outliers.n_rows} rows does not belong to {array.size // n} rows of weights")
+        pointers, entries = _ints(outliers.row_pointers), _ints(outliers.entries)
     first_bad = _checked(
         int(
             lib.bof4_quantize(
-                int(qtype), int(source), _address(array), _address(out), array.size // n, n, importance, threads
+                int(qtype), int(source), _address(array), _address(out), array.size // n, n,
+                encoder.encode(), importance, pointers, entries, threads,
             )
         )
-    )
+    )  # fmt: skip
     if first_bad >= 0:
         value = array.reshape(-1)[first_bad : first_bad + 1]
         if source == _BF16:
@@ -150,6 +175,36 @@ def quantize_raw(
         position = tuple(int(i) for i in np.unravel_index(first_bad, array.shape))
         raise NonFiniteWeightError(position, float(value[0]))
     return out
+
+
+def select_outliers(weights: Any, quantile: float, threads: int = 0) -> OutlierList:
+    """The outliers that opq.select finds, found on all cores. Weights: [..., n], n a multiple of 64.
+
+    Raises:
+        ValueError: the quantile is not between 0 and 1.
+        NativeError: rows are no multiple of 64, or longer than 65536.
+    """
+    array, source = source_of(weights)
+    return select_outliers_raw(array, source, quantile, threads)
+
+
+def select_outliers_raw(
+    array: npt.NDArray[Any], source: TensorType, quantile: float, threads: int = 0
+) -> OutlierList:
+    """`select_outliers` for an array whose elements are F32, F16 or BF16 (as uint16) as `source` says."""
+    ffi, lib = library()
+    n = array.shape[-1]
+    rows = array.size // n
+    counts = np.zeros(rows, dtype=np.int32)
+    limit = threshold(quantile)
+    _checked(lib.bof4_select_outliers(int(source), _address(array), rows, n, limit, _ints(counts), ffi.NULL, threads))
+    entries = np.empty(int(counts.sum(dtype=np.int64)), dtype=np.int32)
+    _checked(
+        lib.bof4_select_outliers(
+            int(source), _address(array), rows, n, limit, _ints(counts), _ints(entries), threads
+        )
+    )
+    return from_counts(counts, entries)
 
 
 def dequantize(data: Bytes, qtype: TensorType, threads: int = 0) -> Floats:
@@ -194,25 +249,33 @@ def vec_dot(row: Bytes, qtype: TensorType, activations: Floats) -> float:
     return float(out[0])
 
 
-def mul_mat(weights: Bytes, qtype: TensorType, activations: Floats, threads: int = 0) -> Floats:
+def mul_mat(
+    weights: Bytes, qtype: TensorType, activations: Floats, threads: int = 0, outliers: OutlierList | None = None
+) -> Floats:
     """activations [m, n] times the transpose of the encoded weights [rows, bytes of a row]: float32 [m, rows].
 
-    One ggml_mul_mat on the CPU backend.
+    One ggml_mul_mat on the CPU backend, outliers included.
+
+    Raises:
+        NativeError: shapes do not fit, or the list is not valid.
     """
-    _, lib = library()
+    ffi, lib = library()
     weights = np.ascontiguousarray(weights)
     activations = np.ascontiguousarray(activations, dtype=np.float32)
     (rows, nbytes), (m, n) = weights.shape, activations.shape
     if nbytes != row_bytes(qtype, n):
         raise NativeError(f"rows of {nbytes} bytes are not rows of {n} weights")
+    packed = None if outliers is None else outliers.packed()
     out = np.empty((m, rows), dtype=np.float32)
     _checked(
         int(
             lib.bof4_mul_mat(
-                int(qtype), _address(weights), rows, n, _floats(activations), m, _floats(out), threads
+                int(qtype), _address(weights), rows, n,
+                ffi.NULL if packed is None else _ints(packed), 0 if packed is None else packed.size,
+                _floats(activations), m, _floats(out), threads,
             )
         )
-    )
+    )  # fmt: skip
     return out
 
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import gguf
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import norm
 
 from gguf_bof4.errors import UserError
+from gguf_bof4.formats import FORMATS
 
 BLOCK = 64
 """Weights over which sigma_b is taken."""
@@ -25,6 +25,9 @@ SUFFIX = ".opq"
 
 LONGEST_ROW = 1 << 16
 """Columns are stored in 16 bits."""
+
+LISTED_TYPES = frozenset(f.type_id for f in FORMATS)
+"""Types whose tensors may have a list."""
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
@@ -38,7 +41,9 @@ def threshold(quantile: float) -> float:
     """
     if not 0.0 < quantile < 1.0:
         raise ValueError(f"the OPQ quantile is {quantile}: it must lie between 0 and 1, 0.95 for example")
-    return float(norm.ppf((quantile ** (1 / BLOCK) + 1) / 2))
+    from scipy.special import ndtri  # a third of a second, which reading a file need not wait for
+
+    return float(ndtri((quantile ** (1 / BLOCK) + 1) / 2))
 
 
 def bfloat16(values: Floats) -> npt.NDArray[np.uint16]:
@@ -82,6 +87,11 @@ class OutlierList:
         """The companion tensor: int32 [rows + 1 + outliers]."""
         return np.concatenate([self.row_pointers, self.entries])
 
+    def part(self, first: int, count: int) -> OutlierList:
+        """The list of `count` rows from row `first` on."""
+        pointers = self.row_pointers[first : first + count + 1]
+        return OutlierList(pointers - pointers[0], self.entries[pointers[0] : pointers[-1]])
+
     def add_to(self, weights: Floats) -> None:
         """Add the outliers to decoded block values, float32 [rows, columns], in place."""
         weights[self.rows, self.columns] += self.values
@@ -115,6 +125,26 @@ def without(weights: Floats, outliers: OutlierList) -> Floats:
     return rest
 
 
+def _invalid(name: str, why: str) -> UserError:
+    return UserError(f"outlier list {name}{SUFFIX} is not valid: {why}")
+
+
+def check_weight(name: str, qtype: gguf.GGMLQuantizationType | None) -> None:
+    """A list must belong to a tensor of the file that may have one.
+
+    Args:
+        name: of the weight.
+        qtype: its type; None where the file does not hold it.
+
+    Raises:
+        UserError: the weight is missing, or of a type that has no lists.
+    """
+    if qtype is None:
+        raise _invalid(name, f"the file has no tensor {name}")
+    if int(qtype) not in LISTED_TYPES:
+        raise _invalid(name, f"its weight is of type {qtype.name}, which has no lists")
+
+
 def parse(packed: Ints, name: str, shape: tuple[int, ...]) -> OutlierList:
     """The list of the tensor `name` of this shape (rows before columns), checked.
 
@@ -124,7 +154,7 @@ def parse(packed: Ints, name: str, shape: tuple[int, ...]) -> OutlierList:
     n_rows, n_columns = math.prod(shape[:-1]), shape[-1]
 
     def refuse(why: str) -> None:
-        raise UserError(f"outlier list {name}{SUFFIX} is not valid: {why}")
+        raise _invalid(name, why)
 
     if n_columns > LONGEST_ROW:
         refuse(f"rows of its weight are longer than {LONGEST_ROW}")
@@ -167,5 +197,6 @@ def read_tensor(reader: gguf.GGUFReader, name: str) -> Floats:
     weights = np.array(gguf.dequantize(tensor.data, tensor.tensor_type), dtype=np.float32).reshape(shape)
     companion = tensors.get(list_name(name))
     if companion is not None:
+        check_weight(name, tensor.tensor_type)
         parse(companion.data, name, shape).add_to(weights.reshape(-1, shape[-1]))
     return weights

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
+from gguf_bof4 import opq
 from gguf_bof4.errors import UserError
 from gguf_bof4.formats import FORMAT_VERSION, FORMATS
 from gguf_bof4.reader import Reader
@@ -68,12 +69,14 @@ class Model:
 
     Attributes:
         readers: one a part, the first first.
-        tensors: of all parts, in file order.
+        tensors: of all parts, in file order, without the outlier lists.
+        lists: the outlier lists, each under the name of its weight.
     """
 
     path: Path
     readers: tuple[Reader, ...]
     tensors: tuple[Tensor, ...]
+    lists: Mapping[str, Tensor]
 
     @property
     def fields(self) -> dict[str, gguf.gguf_reader.ReaderField]:
@@ -84,6 +87,57 @@ class Model:
         """A metadata value, or `default`."""
         field = self.readers[0].fields.get(key)
         return default if field is None else field.contents()
+
+    def outliers(self, tensor: Tensor) -> opq.OutlierList | None:
+        """The list of one of the tensors, read from the file; None where it has none.
+
+        Raises:
+            UserError: the list is not valid.
+        """
+        companion = self.lists.get(tensor.name)
+        return None if companion is None else read_list(companion, tensor.name, tensor.shape)
+
+    def n_outliers(self, tensor: Tensor) -> int:
+        """How many outliers the list of one of the tensors has; nothing is read."""
+        companion = self.lists.get(tensor.name)
+        return 0 if companion is None else companion.n_weights - tensor.n_rows - 1
+
+    def list_nbytes(self, tensor: Tensor) -> int:
+        """Bytes of the list of one of the tensors; 0 where it has none."""
+        companion = self.lists.get(tensor.name)
+        return 0 if companion is None else companion.nbytes
+
+
+def read_list(companion: Tensor, name: str, shape: tuple[int, ...]) -> opq.OutlierList:
+    """Read and check the outlier list of the tensor `name` of this shape.
+
+    Raises:
+        UserError: it is not valid; the file and the tensor are named.
+    """
+    is_list = companion.qtype == gguf.GGMLQuantizationType.I32 and len(companion.shape) == 1
+    numbers = np.empty((0,) if is_list else (0, 0), np.int32)
+    if is_list and companion.n_weights > 0:
+        numbers = companion.read_rows().reshape(-1).view(np.int32)
+    try:
+        return opq.parse(numbers, name, shape)
+    except UserError as error:
+        raise UserError(f"{companion.path}: {error}") from error
+
+
+def _without_lists(tensors: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """The ordinary tensors, and the lists, checked, by the names of their weights."""
+    ordinary = tuple(t for t in tensors if not t.name.endswith(opq.SUFFIX))
+    weights = {t.name: t for t in ordinary}
+    lists = {t.name.removesuffix(opq.SUFFIX): t for t in tensors if t.name.endswith(opq.SUFFIX)}
+    for name, companion in lists.items():
+        weight = weights.get(name)
+        try:
+            opq.check_weight(name, None if weight is None else weight.qtype)
+        except UserError as error:
+            raise UserError(f"{companion.path}: {error}") from error
+        if weight is not None:
+            read_list(companion, name, weight.shape)
+    return ordinary, lists
 
 
 def _open_part(path: Path) -> Reader:
@@ -167,7 +221,8 @@ def open_model(path: Path) -> Model:
     """Open a GGUF file, or the first of several parts.
 
     Raises:
-        UserError: a file is missing, unreadable, no GGUF, truncated or damaged, or made by a later version.
+        UserError: a file is missing, unreadable, no GGUF, truncated or damaged, or made by a later version, or
+            an outlier list is not valid.
     """
     if path.is_dir():
         raise UserError(f"{path} is a folder, not a GGUF file")
@@ -175,6 +230,5 @@ def open_model(path: Path) -> Model:
     readers = tuple(_open_part(p) for p in parts)
     for p, reader in zip(parts, readers, strict=True):
         _check_metadata(p, reader)
-    return Model(
-        path, readers, tuple(t for p, reader in zip(parts, readers, strict=True) for t in _tensors_of(p, reader))
-    )
+    tensors = tuple(t for p, reader in zip(parts, readers, strict=True) for t in _tensors_of(p, reader))
+    return Model(path, readers, *_without_lists(tensors))

@@ -1,4 +1,7 @@
-"""Check a file: every BOF4 tensor decoded twice, in numpy and in C, and multiplied through the CPU backend."""
+"""Check a file: every BOF4 tensor decoded twice, in numpy and in C, and multiplied through the CPU backend.
+
+Outlier lists are checked when the file is opened, and take part in the products.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ import numpy.typing as npt
 from gguf_bof4 import native
 from gguf_bof4.errors import UserError
 from gguf_bof4.formats import FORMATS
+from gguf_bof4.opq import OutlierList, list_name
 from gguf_bof4.quants import REFERENCES
 from gguf_bof4.reading import Model, Tensor, open_model
 
@@ -27,17 +31,27 @@ The largest of 32 is 2.07 on average (in standard deviations), a step is 2.07 / 
 error is uniform over a step: 2.07 / 127 / sqrt(12).
 """
 
+LIST_ROUNDING = 2.0**-18
+"""Error that the outliers' part of a product is allowed, relative to the largest sum of magnitudes of a row.
+
+Outliers meet float32 activations, not their Q8_0, so that part has no error but that of float32 sums. A kernel may
+take the sum of a row as the difference of two running sums over several rows, hence the largest row counts.
+"""
+
 
 @dataclass(frozen=True)
 class TensorCheck:
     """What was found of one tensor.
 
     Attributes:
-        product_error: largest |product - float64 product| / (|row| |activations|).
+        product_error: largest |product - float64 product| / (|row| |activations|), where |row| does not count
+            outliers, and what float32 sums of outliers may be off by is taken from the error.
+        n_outliers: in its list.
     """
 
     tensor: Tensor
     product_error: float
+    n_outliers: int
 
 
 def product_tolerance(n: int) -> float:
@@ -61,11 +75,36 @@ def _first_bad_block(rows: npt.NDArray[np.uint8], block_bytes: int) -> int:
     return int(np.flatnonzero(~np.isfinite(scales))[0])
 
 
-def check_tensor(tensor: Tensor) -> TensorCheck:
+def _check_zeros(tensor: Tensor, first: int, decoded: npt.NDArray[np.float32], outliers: OutlierList) -> None:
+    """Below an outlier, the format has the level 0."""
+    below = decoded[outliers.rows, outliers.columns]
+    if below.any():
+        at = int(np.flatnonzero(below)[0])
+        raise UserError(
+            f"{tensor.path}: tensor {tensor.name}: the weight at row {first + outliers.rows[at]}, column "
+            f"{outliers.columns[at]} is in {list_name(tensor.name)}, but not 0 in its block: the list belongs to other "
+            "weights, or the file is damaged; convert it again"
+        )
+
+
+def _list_products(outliers: OutlierList, activations: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """The outliers' part of the products, and what float32 sums may be off: float64 [2, activations, rows]."""
+    terms = activations[:, outliers.columns].astype(np.float64) * outliers.values
+    count = outliers.n_rows
+    exact = np.array([np.bincount(outliers.rows, row, minlength=count) for row in terms])
+    magnitude = np.array([np.bincount(outliers.rows, row, minlength=count) for row in np.abs(terms)])
+    return np.array([exact, np.full_like(exact, LIST_ROUNDING * magnitude.max())])
+
+
+def check_tensor(tensor: Tensor, outliers: OutlierList | None = None) -> TensorCheck:
     """Decode in numpy and in C and demand equal bits; check products against float64.
 
+    Args:
+        outliers: the list of the tensor, where it has one.
+
     Raises:
-        UserError: a scale is NaN or infinite, the two decoders differ, or a product is wrong.
+        UserError: a scale is NaN or infinite, the two decoders differ, a weight is an outlier and not 0 in its block,
+            or a product is wrong.
     """
     qtype = gguf.GGMLQuantizationType(int(tensor.qtype))
     reference = REFERENCES[int(qtype)]
@@ -92,10 +131,16 @@ def check_tensor(tensor: Tensor) -> TensorCheck:
                 f"{where}: row {first + row}, column {column} decodes to {decoded.ravel()[index]!r} in Python and "
                 f"{in_c.ravel()[index]!r} in C: this library and this package do not belong together"
             )
-        products = native.mul_mat(rows, qtype, activations)
+        part = None if outliers is None else outliers.part(first, len(rows))
+        products = native.mul_mat(rows, qtype, activations, outliers=part)
         exact = activations.astype(np.float64) @ decoded.astype(np.float64).T
+        rounding = np.zeros_like(exact)
+        if part is not None:
+            _check_zeros(tensor, first, decoded, part)
+            of_list, rounding = _list_products(part, activations)
+            exact += of_list
         norms = np.outer(np.linalg.norm(activations, axis=1), np.linalg.norm(decoded, axis=1))
-        errors = np.abs(products - exact) / np.where(norms > 0, norms, 1)
+        errors = np.maximum(np.abs(products - exact) - rounding, 0) / np.where(norms > 0, norms, 1)
         worst = max(worst, float(errors.max()))
     tolerance = product_tolerance(tensor.shape[-1])
     if not worst <= tolerance:
@@ -103,7 +148,7 @@ def check_tensor(tensor: Tensor) -> TensorCheck:
             f"{tensor.path}: tensor {tensor.name}: a product is off by {worst:.2g} of the norms of its factors "
             f"(at most {tolerance:.2g} is rounding): the kernels of this build are wrong, please report it"
         )
-    return TensorCheck(tensor, worst)
+    return TensorCheck(tensor, worst, 0 if outliers is None else outliers.entries.size)
 
 
 def bof4_tensors(model: Model) -> list[Tensor]:
@@ -138,4 +183,4 @@ def verify(path: Path) -> Iterator[TensorCheck]:
     model = open_model(path)
     check_metadata(model)
     for tensor in bof4_tensors(model):
-        yield check_tensor(tensor)
+        yield check_tensor(tensor, model.outliers(tensor))

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from gguf_bof4.convert import convert
 from gguf_bof4.ggml_patch.build import installed_bin
-
 from gguf_bof4.packaged_models import fetch_minilm
 from gguf_bof4.reference_models import reference_folder, reference_model
 from gguf_bof4.reference_texts import evaluation_text

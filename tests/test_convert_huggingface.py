@@ -12,11 +12,11 @@ import pytest
 import torch
 import transformers
 from convert_models import llama_folder, save, sentencepiece_tokenizer, smollm2_tokenizer, tensors, types
-from gguf_bof4.convert import convert
-from gguf_bof4.ggml_patch.build import source_tree
 from llama import THREADS, succeed
 from program import bof4
 
+from gguf_bof4.convert import convert
+from gguf_bof4.ggml_patch.build import source_tree
 from gguf_bof4.packaged_models import fetch_minilm
 from gguf_bof4.reading import open_model
 from gguf_bof4.verify import verify

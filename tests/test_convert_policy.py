@@ -3,8 +3,8 @@
 import pytest
 from convert_models import SHAPES
 from gguf import GGMLQuantizationType as T
-from gguf_bof4.convert.policy import Rules, decide, parse_pattern, parse_type, with_fallback
 
+from gguf_bof4.convert.policy import Rules, decide, parse_pattern, parse_type, with_fallback
 from gguf_bof4.errors import UserError
 
 BOF4_S = T.BOF4_S

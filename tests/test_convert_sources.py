@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as T
+
 from gguf_bof4.convert.lazy import Chunked
 from gguf_bof4.convert.sources import Computed, Source, Stacked, n_rows, type_of
 

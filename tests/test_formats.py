@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gguf_bof4.ggml_patch import SOURCES
 
 from gguf_bof4.formats import FORMATS, LEVEL_SCALE, Format, c_header
+from gguf_bof4.ggml_patch import SOURCES
 
 every_format = pytest.mark.parametrize("fmt", FORMATS, ids=lambda f: f.name)
 

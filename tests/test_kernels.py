@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
 from gguf_bof4.ggml_patch import SOURCES
 from gguf_bof4.ggml_patch.build import source_tree
 

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from gguf_bof4.ggml_patch.source import cache_root, fetch_archive, snapshot
 
+from gguf_bof4.ggml_patch.source import cache_root, fetch_archive, snapshot
 from gguf_bof4.packaged_models import partial_path
 
 SCRIPT = """

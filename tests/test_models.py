@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gguf_bof4.convert import convert
-from gguf_bof4.ggml_patch.build import source_tree
 from llama import THREADS, greedy, llama, succeed
 
+from gguf_bof4.convert import convert
 from gguf_bof4.formats import BOF4_S
+from gguf_bof4.ggml_patch.build import source_tree
 from gguf_bof4.reading import open_model
 from gguf_bof4.reference_models import Floats
 

@@ -6,10 +6,11 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from program import bof4
+
 from gguf_bof4.ggml_patch import PATCHES, SOURCES
 from gguf_bof4.ggml_patch.apply import SOURCES_IN_TREE, PatchError, all_hunks, parse_patch, patch_tree
 from gguf_bof4.ggml_patch.source import Snapshot, cache_root, fetch_archive, sha256_of, snapshot
-from program import bof4
 
 PREVIOUS = Snapshot(
     package="llama-cpp-python",

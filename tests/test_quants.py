@@ -156,7 +156,9 @@ def test_a_script_written_for_gguf_works_after_one_import(tmp_path: Path) -> Non
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    script = f"import gguf_bof4, sys; from gguf.scripts import gguf_dump; sys.argv[1:] = [{str(path)!r}]; gguf_dump.main()"
+    script = (
+        f"import gguf_bof4, sys; sys.argv[1:] = [{str(path)!r}]; from gguf.scripts import gguf_dump; gguf_dump.main()"
+    )
     dump = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert "BOF4_S" in dump.stdout
 

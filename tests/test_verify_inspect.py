@@ -8,11 +8,11 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from gguf_bof4.ggml_patch.build import installed_bin
 from program import bof4
 
 from gguf_bof4.errors import UserError
 from gguf_bof4.formats import BOF4_S, FORMAT_VERSION
+from gguf_bof4.ggml_patch.build import installed_bin
 from gguf_bof4.reading import open_model
 from gguf_bof4.verify import verify
 
@@ -72,6 +72,7 @@ def test_inspect_prints_what_json_says(file: Path) -> None:
     found = json.loads(bof4("inspect", str(file), "--json").stdout)
     assert found["types"]["BOF4_S"] == {
         "tensors": 2, "weights": 2 * ROWS * COLUMNS, "bytes": 2 * ROWS * COLUMNS // 64 * 34, "bits_per_weight": 4.25,
+        "outliers": 0,
     }  # fmt: skip
     assert found["metadata"]["bof4.levels.bof4_s"] == list(BOF4_S.levels)
     assert found["bytes"] == file.stat().st_size

@@ -1,8 +1,15 @@
-#include "bof4-opq-cpu.h"
+#define GGML_COMMON_DECL_C
+#include "ggml-common.h"
 
+#include "bof4-opq-cpu.h"
 #include "bof4-opq.h"
 #include "ggml-cpu-impl.h"
 #include "ggml-impl.h"
+#include "simd-mappings.h"
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
 
 // Columns done at once: their partial sums stay in registers.
 enum { TILE = 16 };
@@ -35,10 +42,164 @@ static bool next_run(const struct bof4_list_view * view, int64_t first, int64_t 
     return true;
 }
 
+// Operands whose rows are the weight's own rows (no slice, no reshape) need no search for them: row r of the operand
+// is row first / row_length + r of the weight.
+static bool whole_rows(const struct bof4_list_view * view, int64_t first) {
+    return view->n == view->row_length && view->stride[0] == view->row_length && first % view->row_length == 0;
+}
+
+// s[i + 1] = s[i] + entry i times its activation, s[0] = 0: then the sum over any run of entries is one difference,
+// and rows of few outliers, each of another number, cost no mispredicted branch.
+static void running_sums(const int32_t * entries, int n, const float * x, float * s) {
+    s[0] = 0.0f;
+#if defined(__AVX512F__)
+    const __m512i column_bits = _mm512_set1_epi32(0xffff);
+    const __m512i zero = _mm512_setzero_si512();
+    __m512 carry = _mm512_setzero_ps();
+    for (int i = 0; i < n; i += 16) {
+        const __mmask16 in = n - i >= 16 ? 0xffff : (__mmask16) ((1u << (n - i)) - 1);
+        const __m512i entry = _mm512_maskz_loadu_epi32(in, entries + i);
+        const __m512 value = _mm512_castsi512_ps(_mm512_andnot_si512(column_bits, entry));
+        // sixteen loads and twelve inserts: a gather instruction takes three times as long on Zen
+        const int32_t * e = entries + i;
+        __m512 act;
+        if (in == 0xffff) {
+#define X(k) x[bof4_entry_column(e[k])]
+            const __m128 q0 = _mm_setr_ps(X(0), X(1), X(2), X(3));
+            const __m128 q1 = _mm_setr_ps(X(4), X(5), X(6), X(7));
+            const __m128 q2 = _mm_setr_ps(X(8), X(9), X(10), X(11));
+            const __m128 q3 = _mm_setr_ps(X(12), X(13), X(14), X(15));
+#undef X
+            const __m512 h0 = _mm512_castps256_ps512(_mm256_set_m128(q1, q0));
+            act = _mm512_insertf32x8(h0, _mm256_set_m128(q3, q2), 1);
+        } else {
+            act = _mm512_mask_i32gather_ps(
+                _mm512_setzero_ps(), in, _mm512_and_si512(entry, column_bits), x, sizeof(float));
+        }
+        __m512i sum = _mm512_castps_si512(_mm512_mul_ps(value, act));
+#define ADD_SHIFTED(k) \
+        sum = _mm512_castps_si512(_mm512_add_ps( \
+            _mm512_castsi512_ps(sum), _mm512_castsi512_ps(_mm512_alignr_epi32(sum, zero, 16 - k))))
+        ADD_SHIFTED(1);
+        ADD_SHIFTED(2);
+        ADD_SHIFTED(4);
+        ADD_SHIFTED(8);
+#undef ADD_SHIFTED
+        const __m512 total = _mm512_add_ps(_mm512_castsi512_ps(sum), carry);
+        _mm512_mask_storeu_ps(s + 1 + i, in, total);
+        carry = _mm512_permutexvar_ps(_mm512_set1_epi32(15), total);
+    }
+#else
+    for (int i = 0; i < n; ++i) {
+        s[i + 1] = s[i] + bof4_entry_value(entries[i]) * x[bof4_entry_column(entries[i])];
+    }
+#endif
+}
+
+// One column of activations, whole rows [r0, r1) of the weight into y[0 ..].
+static void add_whole_rows_1(const struct bof4_list_view * view, int64_t r0, int64_t r1, const float * x, float * y) {
+    enum { MOST = 1024 };
+    float s[MOST + 1];
+    const int32_t * p = view->row_pointers;
+    while (r0 < r1) {
+        int64_t end = r1;
+        while (p[end] - p[r0] > MOST && end > r0 + 1) {
+            end = r0 + (end - r0) / 2;
+        }
+        if (p[end] - p[r0] > MOST) {
+            // a row crowded with outliers
+            float sum = 0.0f;
+            for (int32_t e = p[r0]; e < p[end]; ++e) {
+                sum += bof4_entry_value(view->entries[e]) * x[bof4_entry_column(view->entries[e])];
+            }
+            y[0] += sum;
+        } else if (p[end] > p[r0]) {
+            running_sums(view->entries + p[r0], p[end] - p[r0], x, s);
+            for (int64_t r = r0; r < end; ++r) {
+                y[r - r0] += s[p[r + 1] - p[r0]] - s[p[r] - p[r0]];
+            }
+        }
+        y += end - r0;
+        r0 = end;
+    }
+}
+
+// sums[c] = outliers of one row times column c, for TILE columns of Q8_0 activations.
+static inline void row_sums(const int32_t * entries, int32_t n, const block_q8_0 * const * q, float * sums) {
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__F16C__)
+    __m512 total = _mm512_setzero_ps();
+    for (int32_t e = 0; e < n; ++e) {
+        const int32_t b = bof4_entry_column(entries[e]) / QK8_0;
+        const int32_t i = bof4_entry_column(entries[e]) % QK8_0;
+#define D(c) (short) q[c][b].d
+#define Q(c) q[c][b].qs[i]
+        const __m512 d = _mm512_cvtph_ps(_mm256_setr_epi16(
+            D(0), D(1), D(2), D(3), D(4), D(5), D(6), D(7), D(8), D(9), D(10), D(11), D(12), D(13), D(14), D(15)));
+        const __m512i act = _mm512_cvtepi8_epi32(_mm_setr_epi8(
+            Q(0), Q(1), Q(2), Q(3), Q(4), Q(5), Q(6), Q(7), Q(8), Q(9), Q(10), Q(11), Q(12), Q(13), Q(14), Q(15)));
+#undef D
+#undef Q
+        const __m512 value = _mm512_set1_ps(bof4_entry_value(entries[e]));
+        total = _mm512_fmadd_ps(_mm512_mul_ps(value, d), _mm512_cvtepi32_ps(act), total);
+    }
+    _mm512_storeu_ps(sums, total);
+#else
+    memset(sums, 0, TILE * sizeof(float));
+    for (int32_t e = 0; e < n; ++e) {
+        const int32_t b = bof4_entry_column(entries[e]) / QK8_0;
+        const int32_t i = bof4_entry_column(entries[e]) % QK8_0;
+        const float value = bof4_entry_value(entries[e]);
+        for (int c = 0; c < TILE; ++c) {
+            sums[c] += value * GGML_CPU_FP16_TO_FP32(q[c][b].d) * (float) q[c][b].qs[i];
+        }
+    }
+#endif
+}
+
+// TILE columns of activations, whole rows [r0, r1) of the weight into y[c][0 ..]. The activations are taken as the
+// Q8_0 that the block values have just met: those are in the nearest cache, and the floats are not.
+static void add_whole_rows(
+        const struct bof4_list_view * view, int64_t r0, int64_t r1,
+        const block_q8_0 * const * q, float * const * y, int n_columns) {
+    const int32_t * p = view->row_pointers;
+    for (int64_t first = r0; first < r1; first += TILE) {
+        const int n_rows = (int) MIN((int64_t) TILE, r1 - first);
+        if (p[first] == p[first + n_rows]) {
+            continue;
+        }
+        // collected for TILE rows, so that each column of the result is touched once for all of them
+        float sums[TILE][TILE];
+        for (int r = 0; r < n_rows; ++r) {
+            const int32_t e = p[first + r];
+            row_sums(view->entries + e, p[first + r + 1] - e, q, sums[r]);
+        }
+        for (int c = 0; c < n_columns; ++c) {
+            float * column = y[c] + (first - r0);
+            for (int r = 0; r < n_rows; ++r) {
+                column[r] += sums[r][c];
+            }
+        }
+    }
+}
+
 // y[c][r] += outliers of row r times x[c], for rows of src[0] that begin at elements first + r * view->stride[0].
+// x: the activations as floats; q: the same as Q8_0, TILE pointers of which the first n_columns count.
 static void add_rows(
         const struct bof4_list_view * view, int64_t first, int64_t r0, int64_t r1,
-        const float * const * x, float * const * y, int n_columns) {
+        const float * const * x, const block_q8_0 * const * q, float * const * y, int n_columns) {
+    if (whole_rows(view, first)) {
+        const int64_t base = first / view->row_length;
+        float * parts[TILE];
+        for (int c = 0; c < n_columns; ++c) {
+            parts[c] = y[c] + r0;
+        }
+        if (n_columns == 1) {
+            add_whole_rows_1(view, base + r0, base + r1, x[0], parts[0]);
+        } else {
+            add_whole_rows(view, base + r0, base + r1, q, parts, n_columns);
+        }
+        return;
+    }
     for (int64_t r = r0; r < r1; ++r) {
         const int64_t start = first + r * view->stride[0];
         int64_t row = start / view->row_length;
@@ -59,8 +220,41 @@ static void add_rows(
     }
 }
 
+// Columns that do not exist read what the last one reads.
+static void pad_columns(const block_q8_0 ** q, int n_columns) {
+    for (int c = n_columns; c < TILE; ++c) {
+        q[c] = q[n_columns - 1];
+    }
+}
+
+int bof4_chunk_rows(const struct ggml_tensor * dst, int usual) {
+    return ggml_bof4_list_of_op(dst) == NULL ? usual : 8 * usual;
+}
+
+void bof4_prefetch_list(const struct ggml_tensor * dst, int64_t matrix, int64_t ir0_start, int64_t ir0_end) {
+    if (ggml_bof4_list_of_op(dst) == NULL || ir0_start >= ir0_end) {
+        return;
+    }
+    const struct bof4_list_view view = ggml_bof4_view_of_op(dst);
+    const int64_t first = view.first + matrix * view.stride[1];
+    if (!whole_rows(&view, first)) {
+        return;
+    }
+    enum { LINE = 64 / sizeof(int32_t), MOST = 128 };
+    const int32_t * p = view.row_pointers + first / view.row_length;
+    const int32_t * last = view.entries + MIN(p[ir0_end], p[ir0_start] + MOST * LINE);
+    for (const int32_t * line = view.entries + p[ir0_start]; line < last; line += LINE) {
+        __builtin_prefetch(line);
+    }
+    // the row pointers of the chunk after this one, the last included: the code above then finds them at hand
+    const int64_t next_end = MIN(2 * ir0_end - ir0_start, dst->ne[0]);
+    for (int64_t r = ir0_end; r < next_end + LINE; r += LINE) {
+        __builtin_prefetch(p + r);
+    }
+}
+
 void bof4_add_outliers(
-        struct ggml_tensor * dst, int64_t ir0_start, int64_t ir0_end, int64_t ir1_start, int64_t ir1_end) {
+        struct ggml_tensor * dst, const void * wdata, int64_t ir0_start, int64_t ir0_end, int64_t ir1_start, int64_t ir1_end) {
     if (ggml_bof4_list_of_op(dst) == NULL) {
         return;
     }
@@ -79,19 +273,22 @@ void bof4_add_outliers(
         const int n_columns = (int) MIN(MIN((int64_t) TILE, ir1_end - ir1), ne1 - i11);
 
         const float * x[TILE];
+        const block_q8_0 * q[TILE];
         float * y[TILE];
         for (int c = 0; c < n_columns; ++c) {
+            q[c] = (const block_q8_0 *) wdata + (ir1 + c) * (ne10 / QK8_0);
             x[c] = (const float *) ((const char *) src1->data + (i11 + c) * nb11 + i12 * nb12 + i13 * nb13);
             y[c] = (float *) ((char *) dst->data + (i11 + c) * nb1 + i12 * nb2 + i13 * nb3);
         }
+        pad_columns(q, n_columns);
         const int64_t first = view.first + i12 / (ne12 / ne02) * view.stride[1] + i13 / (ne13 / ne03) * view.stride[2];
-        add_rows(&view, first, ir0_start, ir0_end, x, y, n_columns);
+        add_rows(&view, first, ir0_start, ir0_end, x, q, y, n_columns);
         ir1 += n_columns;
     }
 }
 
 void bof4_add_outliers_of_expert(
-        struct ggml_tensor * dst, int64_t expert, int64_t ir0_start, int64_t ir0_end,
+        struct ggml_tensor * dst, const void * wdata, int64_t expert, int64_t ir0_start, int64_t ir0_end,
         const int32_t * columns, int64_t n_all) {
     if (ggml_bof4_list_of_op(dst) == NULL) {
         return;
@@ -103,14 +300,18 @@ void bof4_add_outliers_of_expert(
     for (int64_t j = 0; j < n_all; j += TILE) {
         const int n_columns = (int) MIN((int64_t) TILE, n_all - j);
         const float * x[TILE];
+        const block_q8_0 * q[TILE];
         float * y[TILE];
         for (int c = 0; c < n_columns; ++c) {
             const int64_t slot  = columns[2 * (j + c)];
             const int64_t token = columns[2 * (j + c) + 1];
-            x[c] = (const float *) ((const char *) src1->data + slot % src1->ne[1] * src1->nb[1] + token * src1->nb[2]);
+            const int64_t row   = slot % src1->ne[1];
+            q[c] = (const block_q8_0 *) wdata + (row + token * src1->ne[1]) * (src1->ne[0] / QK8_0);
+            x[c] = (const float *) ((const char *) src1->data + row * src1->nb[1] + token * src1->nb[2]);
             y[c] = (float *) ((char *) dst->data + slot * dst->nb[1] + token * dst->nb[2]);
         }
-        add_rows(&view, view.first + expert * view.stride[1], ir0_start, ir0_end, x, y, n_columns);
+        pad_columns(q, n_columns);
+        add_rows(&view, view.first + expert * view.stride[1], ir0_start, ir0_end, x, q, y, n_columns);
     }
 }
 

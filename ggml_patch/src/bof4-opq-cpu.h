@@ -11,12 +11,21 @@ extern "C" {
 struct ggml_compute_params;
 
 // Rows [ir0_start, ir0_end) and columns [ir1_start, ir1_end) of a mul_mat, columns counted over dimensions 1 to 3.
+// wdata: the activations, encoded as Q8_0 one after the other.
 void bof4_add_outliers(
-    struct ggml_tensor * dst, int64_t ir0_start, int64_t ir0_end, int64_t ir1_start, int64_t ir1_end);
+    struct ggml_tensor * dst, const void * wdata, int64_t ir0_start, int64_t ir0_end, int64_t ir1_start, int64_t ir1_end);
+
+// Rows that a thread takes at a time for one column of activations: more than the usual number where there is a list,
+// so that the weights remain one long stream, interrupted seldom.
+int bof4_chunk_rows(const struct ggml_tensor * dst, int usual);
+
+// Ask for the part of the list that these rows of matrix `matrix` of src[0] will want. Between two runs of weights it is a
+// stream that the processor does not see coming, and waiting for it costs more than using it.
+void bof4_prefetch_list(const struct ggml_tensor * dst, int64_t matrix, int64_t ir0_start, int64_t ir0_end);
 
 // Rows of one expert of a mul_mat_id. Column j of the part: slot columns[2*j] of token columns[2*j + 1].
 void bof4_add_outliers_of_expert(
-    struct ggml_tensor * dst, int64_t expert, int64_t ir0_start, int64_t ir0_end,
+    struct ggml_tensor * dst, const void * wdata, int64_t expert, int64_t ir0_start, int64_t ir0_end,
     const int32_t * columns, int64_t n_columns);
 
 // The share of get_rows that thread params->ith has, as ggml_compute_forward_get_rows_q divides it.

@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from gguf_bof4.convert.options import DEFAULT_OPQ, ENCODERS, Options
 from gguf_bof4.convert.report import size_text
 from gguf_bof4.formats import FORMATS
 
@@ -40,7 +41,8 @@ def _print_tensors(report: ConversionReport) -> None:
     width = max(len(t.name) for t in report.tensors)
     for t in report.tensors:
         shape = " x ".join(str(n) for n in t.shape)
-        print(f"{t.name:{width}}  {shape:>22}  {t.source_type:>7} -> {t.qtype:<7} {size_text(t.nbytes):>10}")
+        outliers = f"  {t.outliers} outliers" if t.outliers else ""
+        print(f"{t.name:{width}}  {shape:>22}  {t.source_type:>7} -> {t.qtype:<7} {size_text(t.nbytes):>10}{outliers}")
 
 
 def _print_summary(report: ConversionReport) -> None:
@@ -51,16 +53,29 @@ def _print_summary(report: ConversionReport) -> None:
         f"size:          {size_text(report.bytes_before)} before, {size_text(report.bytes_after)} after, "
         f"{report.bits_per_weight:.2f} bits per weight"
     )
+    if report.listed:
+        n_weights = sum(t.n_weights for t in report.listed)
+        outliers, nbytes = sum(t.outliers or 0 for t in report.listed), sum(t.list_nbytes for t in report.listed)
+        print(
+            f"outliers:      {outliers:,} in {len(report.listed)} lists: {100 * outliers / n_weights:.2g} % of the "
+            f"weights there, {8 * nbytes / n_weights:.2g} bits per weight"
+        )
     print(f"time:          {report.seconds:.1f} s")
     if report.fallbacks:
         print(f"fallbacks:     {len(report.fallbacks)}, because their rows do not divide into blocks")
         for t in report.fallbacks:
             print(f"    {t.name}: {t.fallback}")
+    if report.without_list:
+        print(f"no list:       {len(report.without_list)} tensors, whose outliers are not kept")
+        for t in report.without_list:
+            print(f"    {t.name}: {t.no_list}")
     for name, count in report.decoded_types.items():
         print(
             f"warning: {count} tensors were {name} already; converting them again adds a second loss. "
             "Convert from F32, F16 or BF16 where you can."
         )
+    if any(t.outliers is None for t in report.tensors):
+        print("outliers:      not counted here, as only reading the weights tells their length")
     print("a dry run; it would write:" if report.dry_run else "written:")
     for path in report.outputs:
         print(f"    {path}")
@@ -100,6 +115,19 @@ def convert(
             "May be given several times; the first that matches counts.",
         ),
     ] = None,
+    opq: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[PATTERN=]Q|off",
+            help="Keep outliers in 16 bits, in a list beside each tensor of a BOF4 type: weights that exceed the "
+            f"Q-quantile of the largest of 64, 0.95 for example; off: no lists (default: {DEFAULT_OPQ}). "
+            "With a PATTERN, for the tensors whose name the regular expression is found in; the first that matches "
+            "counts.",
+        ),
+    ] = None,
+    encoder: Annotated[
+        str, typer.Option(metavar="NAME", help=f"Encoder of the BOF4 types: {' or '.join(ENCODERS)}.")
+    ] = Options.encoder,
     pure: Annotated[bool, typer.Option("--pure", help="Embeddings and output get --type, too.")] = False,
     leave_output_tensor: Annotated[
         bool, typer.Option("--leave-output-tensor", help="Leave output.weight as it is.")
@@ -141,6 +169,8 @@ def convert(
                 token_embedding_type=token_embedding_type,
                 output_tensor_type=output_tensor_type,
                 tensor_types=tuple(tensor_type or ()),
+                opq=tuple(opq or ()),
+                encoder=encoder,
                 pure=pure,
                 leave_output_tensor=leave_output_tensor,
                 split_max_size=split_max_size,

@@ -18,16 +18,22 @@ LONGEST_VALUE = 60
 
 
 def summary(model: Model) -> dict[str, Any]:
-    """Everything that --json prints: file, metadata, tensors and totals."""
+    """Everything that --json prints: file, metadata, tensors and totals.
+
+    Outlier lists are part of their tensors: bytes and bits per weight include them; list_bytes, list_bits_per_weight
+    and outlier_share are theirs alone.
+    """
     weights = sum(t.n_weights for t in model.tensors)
-    nbytes = sum(t.nbytes for t in model.tensors)
+    nbytes = sum(t.nbytes + model.list_nbytes(t) for t in model.tensors)
     by_type: Counter[str] = Counter()
     bytes_by_type: Counter[str] = Counter()
     count_by_type: Counter[str] = Counter()
+    outliers_by_type: Counter[str] = Counter()
     for t in model.tensors:
         by_type[t.qtype.name] += t.n_weights
-        bytes_by_type[t.qtype.name] += t.nbytes
+        bytes_by_type[t.qtype.name] += t.nbytes + model.list_nbytes(t)
         count_by_type[t.qtype.name] += 1
+        outliers_by_type[t.qtype.name] += model.n_outliers(t)
     return {
         "file": str(model.path),
         "parts": len(model.readers),
@@ -35,12 +41,15 @@ def summary(model: Model) -> dict[str, Any]:
         "weights": weights,
         "tensor_bytes": nbytes,
         "bits_per_weight": 8 * nbytes / weights if weights else 0.0,
+        "outliers": outliers_by_type.total(),
+        "list_bytes": sum(model.list_nbytes(t) for t in model.tensors),
         "types": {
             name: {
                 "tensors": count_by_type[name],
                 "weights": n,
                 "bytes": bytes_by_type[name],
                 "bits_per_weight": 8 * bytes_by_type[name] / n,
+                "outliers": outliers_by_type[name],
             }
             for name, n in by_type.most_common()
         },
@@ -50,8 +59,12 @@ def summary(model: Model) -> dict[str, Any]:
                 "name": t.name,
                 "type": t.qtype.name,
                 "shape": list(t.shape),
-                "bytes": t.nbytes,
-                "bits_per_weight": 8 * t.nbytes / t.n_weights,
+                "bytes": t.nbytes + model.list_nbytes(t),
+                "bits_per_weight": 8 * (t.nbytes + model.list_nbytes(t)) / t.n_weights,
+                "outliers": model.n_outliers(t),
+                "outlier_share": model.n_outliers(t) / t.n_weights,
+                "list_bytes": model.list_nbytes(t),
+                "list_bits_per_weight": 8 * model.list_nbytes(t) / t.n_weights,
             }
             for t in model.tensors
         ],
@@ -72,11 +85,15 @@ def _print_tables(found: dict[str, Any], console: Console) -> None:
     tensors = Table(title="tensors", title_justify="left", box=None)
     tensors.add_column("name")
     tensors.add_column("type")
-    for header in ("shape", "bytes", "bits/weight"):
+    lists = found["outliers"] > 0
+    for header in ("shape", "bytes", "bits/weight", *(("outliers", "share", "their bits/weight") if lists else ())):
         tensors.add_column(header, justify="right")
     for t in found["tensors"]:
         shape = " x ".join(str(n) for n in t["shape"])
-        tensors.add_row(t["name"], t["type"], shape, f"{t['bytes']:,}", f"{t['bits_per_weight']:.4g}")
+        row = [t["name"], t["type"], shape, f"{t['bytes']:,}", f"{t['bits_per_weight']:.4g}"]
+        if lists and t["outliers"]:
+            row += [f"{t['outliers']:,}", f"{100 * t['outlier_share']:.3f} %", f"{t['list_bits_per_weight']:.4f}"]
+        tensors.add_row(*row)
     types = Table(title="types", title_justify="left", box=None)
     types.add_column("type")
     for header in ("tensors", "weights", "bytes", "bits/weight"):
@@ -87,9 +104,10 @@ def _print_tables(found: dict[str, Any], console: Console) -> None:
         )
     for table in (metadata, tensors, types):
         console.print(table, "", highlight=False, markup=False)
+    listed = f", {found['outliers']:,} outliers in {found['list_bytes']:,} bytes of lists" if lists else ""
     console.print(
         f"{found['file']}: {found['weights']:,} weights, {found['bytes']:,} bytes, "
-        f"{found['bits_per_weight']:.3f} bits per weight",
+        f"{found['bits_per_weight']:.3f} bits per weight" + listed,
         highlight=False, markup=False, soft_wrap=True,
     )  # fmt: skip
 

@@ -15,7 +15,10 @@ from gguf_bof4.errors import UserError
 def verify(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A GGUF file, or the first of its parts.")],
 ) -> None:
-    """Decode every BOF4 tensor in Python and in C, demand equal bits, and check products against float64."""
+    """Decode every BOF4 tensor in Python and in C, demand equal bits, and check products against float64.
+
+    Outlier lists are checked, too, and take part in the products.
+    """
     from gguf_bof4 import verify as checking
     from gguf_bof4.reading import open_model
 
@@ -26,12 +29,15 @@ def verify(
     checking.check_metadata(model)
     console = Console(stderr=True)
     checks = [
-        checking.check_tensor(t) for t in track(tensors, "verifying", console=console, transient=True)
+        checking.check_tensor(t, model.outliers(t))
+        for t in track(tensors, "verifying", console=console, transient=True)
     ]
     weights = sum(c.tensor.n_weights for c in checks)
     worst = max(checks, key=lambda c: c.product_error)
+    outliers = sum(c.n_outliers for c in checks)
+    listed = f", {outliers:,} outliers" if outliers else ""
     print(
-        f"{file}: {len(checks)} tensors, {weights:,} weights: Python and C decode the same bits; "
+        f"{file}: {len(checks)} tensors, {weights:,} weights{listed}: Python and C decode the same bits; "
         f"products are within {worst.product_error:.1e} of float64 (largest at {worst.tensor.name})"
     )
 

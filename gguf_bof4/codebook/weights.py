@@ -22,7 +22,7 @@ def matrices(path: Path) -> Iterator[npt.ArrayLike]:
     """The tensors of a file that have two dimensions or more, in some pieces; a .npy array whole.
 
     Args:
-        path: a .npy, .safetensors or .gguf file. Quantized GGUF tensors are decoded.
+        path: a .npy, .safetensors or .gguf file. Quantized GGUF tensors are decoded, outliers included.
 
     Yields:
         Arrays or torch tensors for sampled_law() and solve_samples().
@@ -62,13 +62,19 @@ def _safetensors(path: Path) -> Iterator[npt.ArrayLike]:
 
 
 def _gguf(path: Path) -> Iterator[npt.ArrayLike]:
-    for tensor in open_model(path).tensors:
+    model = open_model(path)
+    for tensor in model.tensors:
         if len(tensor.shape) < 2:
             continue
+        outliers = model.outliers(tensor)
         step = min(ROWS, tensor.n_rows)
         for part in range(math.ceil(tensor.n_rows / step)):
-            rows = tensor.read_rows(part * step, min(step, tensor.n_rows - part * step))
+            first, count = part * step, min(step, tensor.n_rows - part * step)
+            rows = tensor.read_rows(first, count)
             try:
-                yield gguf.dequantize(rows, tensor.qtype)
+                decoded = gguf.dequantize(rows, tensor.qtype)
             except NotImplementedError as error:
                 raise UserError(f"{path}: tensor {tensor.name} of type {tensor.qtype.name} has no decoder") from error
+            if outliers is not None:
+                outliers.part(first, count).add_to(decoded)
+            yield decoded
