@@ -187,14 +187,18 @@ def read_tensor(reader: gguf.GGUFReader, name: str) -> Floats:
     """The weights of a tensor, whatever its type, outliers applied: float32, rows before columns.
 
     Raises:
-        UserError: the file has no such tensor, or its outlier list is not valid.
+        UserError: the file has no such tensor, its type has no decoder in Python, or its outlier list is not valid.
     """
     tensors = {t.name: t for t in reader.tensors}
     if name not in tensors:
         raise UserError(f"the file has no tensor {name}")
     tensor = tensors[name]
     shape = tuple(int(n) for n in reversed(tensor.shape))
-    weights = np.array(gguf.dequantize(tensor.data, tensor.tensor_type), dtype=np.float32).reshape(shape)
+    try:
+        numbers = gguf.dequantize(tensor.data, tensor.tensor_type) if tensor.data.dtype == np.uint8 else tensor.data
+    except NotImplementedError as error:
+        raise UserError(f"tensor {name} of type {tensor.tensor_type.name} has no decoder in Python") from error
+    weights = np.array(numbers, dtype=np.float32).reshape(shape)
     companion = tensors.get(list_name(name))
     if companion is not None:
         check_weight(name, tensor.tensor_type)
