@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -109,7 +109,8 @@ class PlannedList:
         self.shape: tuple[int, ...] = (0,)
         self._counts: list[npt.NDArray[np.int32]] = []
         self._entries: list[npt.NDArray[np.int32]] = []
-        self._placed: Callable[[PlannedList], None] = lambda _: None
+        self._part: dict[str, TensorInfo] = {}
+        self._limit = 0
 
     @property
     def nbytes(self) -> int:
@@ -122,22 +123,23 @@ class PlannedList:
 
     def place(self, part: dict[str, TensorInfo], limit: int) -> None:
         """Say where the list stands: `part` is to be of at most `limit` bytes, unless that is 0."""
+        self._part, self._limit = part, limit
 
-        def placed(complete: PlannedList) -> None:
-            part[self.name].shape, part[self.name].nbytes = complete.shape, complete.nbytes
-            size = sum(info.nbytes for info in part.values())
-            n_weights = sum(not name.endswith(opq.SUFFIX) for name in part)
-            if limit and size > limit and n_weights > 1:
-                raise UserError(
-                    f"the outlier lists up to {self.name} are longer than lists of trained models: with them, a part "
-                    f"has {size_text(size)}, more than --split-max-size allows. Give a larger one, or an --opq nearer "
-                    "to 1"
-                )
-
-        self._placed = placed
+    def _check_limit(self) -> None:
+        size = sum(info.nbytes for info in self._part.values())
+        n_weights = sum(not name.endswith(opq.SUFFIX) for name in self._part)
+        if self._limit and size > self._limit and n_weights > 1:
+            raise UserError(
+                f"the outlier lists up to {self.name} are longer than lists of trained models: with them, a part has "
+                f"{size_text(size)}, more than --split-max-size allows. Give a larger one, or an --opq nearer to 1"
+            )
 
     def tofile(self, file: BinaryIO) -> None:
-        """Append the list; the file gets nothing where there is no outlier."""
+        """Append the list, and note its length where it was placed; the file gets nothing where there is no outlier.
+
+        Raises:
+            UserError: the part gets too large.
+        """
         found = opq.from_counts(np.concatenate(self._counts), np.concatenate(self._entries))
         self.n_outliers = found.entries.size
         if self.n_outliers:
@@ -145,7 +147,8 @@ class PlannedList:
             self.shape = packed.shape
             file.write(packed.data)
         self._counts, self._entries = [], []
-        self._placed(self)
+        self._part[self.name].shape, self._part[self.name].nbytes = self.shape, self.nbytes
+        self._check_limit()
 
 
 def _headers(writer: gguf.GGUFWriter) -> list[bytes]:

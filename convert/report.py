@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
+from gguf_bof4.formats import FORMATS
+
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, weights done and weights in all (0: unknown)."""
 
@@ -104,6 +106,12 @@ class ConversionReport:
     def decoded_types(self) -> dict[str, int]:
         """Block types that were converted a second time, and how many tensors of each."""
         return dict(Counter(t.source_type for t in self.tensors if t.decoded))
+
+    @property
+    def copied(self) -> dict[str, int]:
+        """Types of this project that tensors had already, and how many of each: these are as they were, lists too."""
+        names = {f.name for f in FORMATS}
+        return dict(Counter(t.qtype for t in self.tensors if t.source_type == t.qtype and t.qtype in names))
 
     @property
     def types(self) -> dict[str, int]:

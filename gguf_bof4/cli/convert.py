@@ -69,6 +69,8 @@ def _print_summary(report: ConversionReport) -> None:
         print(f"no list:       {len(report.without_list)} tensors, whose outliers are not kept")
         for t in report.without_list:
             print(f"    {t.name}: {t.no_list}")
+    for name, count in report.copied.items():
+        print(f"copied:        {count} tensors were {name} already; --opq and --encoder change nothing in them")
     for name, count in report.decoded_types.items():
         print(
             f"warning: {count} tensors were {name} already; converting them again adds a second loss. "
