@@ -6,6 +6,7 @@ Programming Language.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import html.parser
 import re
@@ -20,6 +21,7 @@ from gguf_bof4.errors import UserError
 from gguf_bof4.packaged_models import FetchError, models_folder, partial_path
 
 CALIBRATION_SHA256 = "0596d4ade4dd41c85403719c45161b12e42eacb2989e60130ced98a468624d47"
+HELD_OUT_SHA256 = "06819d1abf9b9908edd3a7ea8fe55c7e903d4df7395acc1960c5820296ff2a22"
 EVALUATION_SHA256 = "d5c04519daac5c47e8e77d912bbcda8eda99e1f98f877c69c4e2ad0314b86b95"
 
 _SHORT_PAGE = 1500  # characters; shorter pages of the handbook are covers and licences
@@ -120,6 +122,24 @@ def calibration_text() -> Path:
         return "\n\n".join(text for text in map(_read_prose, pages) if len(text) > _SHORT_PAGE)
 
     return _cached_text("calib.txt", CALIBRATION_SHA256, make)
+
+
+def held_out_text() -> Path:
+    """heldout.txt, 1.5 MB: The Jargon File. Nothing is tuned on it.
+
+    Warns where the installed Debian release ships another edition than the pinned one.
+
+    Raises:
+        UserError: there is no apt-get, or it could not fetch the package.
+    """
+
+    def make(work: Path) -> str:
+        packed = next(_unpack_debian_package("jargon-text", work).glob("**/jargon.txt.gz"))
+        text = gzip.decompress(packed.read_bytes()).decode("utf-8", errors="ignore")
+        _, essays = re.split(r"\nChapter\s1\.", text, maxsplit=1)  # behind the table of contents
+        return "\n\n".join(" ".join(paragraph.split()) for paragraph in essays.split("\n\n"))
+
+    return _cached_text("heldout.txt", HELD_OUT_SHA256, make)
 
 
 def evaluation_text() -> Path:

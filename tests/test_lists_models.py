@@ -39,6 +39,7 @@ from llama import THREADS, greedy, llama, succeed
 from gguf_bof4 import opq
 from gguf_bof4.errors import UserError
 from gguf_bof4.ggml_patch.build import installed_bin
+from gguf_bof4.reading import open_model
 
 PROMPT = "Explain in one sentence why the sky is blue."
 
@@ -305,14 +306,16 @@ BAD_NUMBERS: dict[str, tuple[Callable[[Numbers], Numbers], str]] = {
 }
 
 
-def refusal(model: Path) -> str:
-    """What llama.cpp says when it refuses a model.
+def check_refused(model: Path, name: str, why: str) -> None:
+    """llama.cpp and Python refuse a model and name its list; llama.cpp says why.
 
     Of the programs that load models, llama-bench is the one that logs without a thread, whose last lines others lose.
     """
     result = llama("bench", "-v", "-m", model, "-p", "1", "-n", "0", "-r", "1", *THREADS)
     assert result.returncode == 1, (result.returncode, result.stderr[-2000:])  # a signal would be negative
-    return result.stderr
+    assert re.search(f"outlier list '{re.escape(name)}' is not valid: {why}", result.stderr), result.stderr[-2000:]
+    with pytest.raises(UserError, match=f"{re.escape(model.name)}.*outlier list {re.escape(name)} is not valid"):
+        open_model(model)
 
 
 @pytest.mark.parametrize("kind", BAD_NUMBERS)
@@ -320,9 +323,7 @@ def test_bad_numbers_are_refused(listed_mixture: Path, tmp_path: Path, kind: str
     change, why = BAD_NUMBERS[kind]
     data, qtype = tensors_of(listed_mixture)[LIST]
     damaged = write_changed(listed_mixture, tmp_path / "damaged.gguf", {LIST: (change(data), qtype)})
-    assert re.search(f"outlier list '{re.escape(LIST)}' is not valid: {why}", refusal(damaged))
-    with pytest.raises(UserError, match=f"{re.escape(LIST)} is not valid"):
-        opq.read_tensor(gguf.GGUFReader(damaged), LIST.removesuffix(opq.SUFFIX))
+    check_refused(damaged, LIST, why)
 
 
 def test_the_undamaged_file_and_a_list_without_entries_are_accepted(listed_mixture: Path, tmp_path: Path) -> None:
@@ -343,9 +344,7 @@ def test_lists_of_wrong_type_or_shape_are_refused(listed_mixture: Path, tmp_path
     ]
     for wrong in wrongs:
         write_changed(listed_mixture, target, {LIST: wrong})
-        assert f"outlier list '{LIST}' is not valid: it is not a one-dimensional tensor of type i32" in refusal(target)
-        with pytest.raises(UserError, match=f"{re.escape(LIST)} is not valid: it is not a one-dimensional"):
-            opq.read_tensor(gguf.GGUFReader(target), LIST.removesuffix(opq.SUFFIX))
+        check_refused(target, LIST, "it is not a one-dimensional tensor of type i32")
 
 
 def test_lists_without_their_weight_are_refused(listed_mixture: Path, tmp_path: Path) -> None:
@@ -353,12 +352,12 @@ def test_lists_without_their_weight_are_refused(listed_mixture: Path, tmp_path: 
     weight = LIST.removesuffix(opq.SUFFIX)
     target = tmp_path / "damaged.gguf"
     write_changed(listed_mixture, target, {weight: None})
-    assert f"outlier list '{LIST}' is not valid: the file has no tensor '{weight}'" in refusal(target)
+    check_refused(target, LIST, f"the file has no tensor '{weight}'")
     write_changed(listed_mixture, target, {"lonely.weight.opq": tensors[LIST]})
-    assert "outlier list 'lonely.weight.opq' is not valid: the file has no tensor 'lonely.weight'" in refusal(target)
+    check_refused(target, "lonely.weight.opq", "the file has no tensor 'lonely.weight'")
     decoded = opq.read_tensor(gguf.GGUFReader(listed_mixture), weight)
     write_changed(listed_mixture, target, {weight: (decoded, T.F32)})
-    assert f"outlier list '{LIST}' is not valid: its weight is of type f32, which has no lists" in refusal(target)
+    check_refused(target, LIST, "its weight is of type f32, which has no lists")
 
 
 def test_bytes_damaged_in_place_are_refused(listed_mixture: Path, tmp_path: Path) -> None:
@@ -369,6 +368,6 @@ def test_bytes_damaged_in_place_are_refused(listed_mixture: Path, tmp_path: Path
     with damaged.open("r+b") as file:
         file.seek(tensor.data_offset + 4 * 10)
         file.write(b"\xff\xff\xff\x7f")
-    assert f"outlier list '{LIST}' is not valid" in refusal(damaged)
+    check_refused(damaged, LIST, "its row pointers")
     for program in ("completion", "perplexity"):
         assert llama(program, "-m", damaged, "-p", "Hello", "-n", "1", *THREADS).returncode == 1

@@ -154,20 +154,25 @@ def minilm(built: Path, minilm_folder: Path, tmp_path_factory: pytest.TempPathFa
 
 
 def test_embeddings_of_minilm_point_where_they_did(minilm: Path, minilm_folder: Path, tmp_path: Path) -> None:
-    ours, peer, mixed, decoded = (tmp_path / f"{name}.gguf" for name in ("ours", "peer", "mixed", "decoded"))
-    convert(minilm_folder, ours, type="BOF4_S")
+    names = ("ours", "peer", "mixed", "decoded", "searched")
+    ours, peer, mixed, decoded, searched = (tmp_path / f"{name}.gguf" for name in names)
+    convert(minilm_folder, ours, type="BOF4_S", opq=("off",))
+    convert(minilm_folder, searched, type="BOF4_S", encoder="search", opq=("0.95",))
     succeed("quantize", "--token-embedding-type", "q8_0", minilm, peer, "Q4_0")
-    convert(minilm, mixed, type="BOF4_S", tensor_types=("attn_v=q8_0",))
+    convert(minilm, mixed, type="BOF4_S", tensor_types=("attn_v=q8_0",), opq=("off",))
     succeed("quantize", "--allow-requantize", ours, decoded, "F32")
     assert Counter(types_of(ours).values()) == {"BOF4_S": 6 * 6, "Q8_0": 1, "F32": 64}
     assert Counter(types_of(peer).values()) == {"Q4_0": 6 * 6, "Q8_0": 1, "F32": 64}
 
     before, after = embeddings(minilm, tmp_path), embeddings(ours, tmp_path)
     assert before.shape == (50, 384)
-    figures = {path.stem: mean_cosine(before, embeddings(path, tmp_path)) for path in (peer, mixed)}
+    figures = {path.stem: mean_cosine(before, embeddings(path, tmp_path)) for path in (peer, mixed, searched)}
     print(f"mean cosine {mean_cosine(before, after):.4f}, {figures}")
     # Q4_0 takes a quarter of a bit more and has the same error on Gaussian weights
     assert mean_cosine(before, after) > figures["peer"]
+    # every matrix in the type, with scales searched for and outliers kept
+    assert Counter(types_of(searched).values())["BOF4_S"] == 6 * 6
+    assert figures["searched"] > 0.98
     # the values, a twelfth of the matrices, cost most
     assert figures["mixed"] > 0.98
     # the loss is that of the weights: products in the type give what its decoded weights give in float32

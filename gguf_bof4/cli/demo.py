@@ -53,9 +53,9 @@ def answer(model: Path, prompt: str, tokens: int = 96) -> str:
     return result.stdout.decode(errors="replace").strip().removesuffix("[end of text]").strip()
 
 
-def _bits_per_weight(tensors: Iterable[Tensor]) -> float:
+def _bits_per_weight(model: Model, tensors: Iterable[Tensor]) -> float:
     counted = list(tensors)
-    return 8 * sum(t.nbytes for t in counted) / sum(t.n_weights for t in counted)
+    return 8 * sum(t.nbytes + model.list_nbytes(t) for t in counted) / sum(t.n_weights for t in counted)
 
 
 def _sizes(before: Model, after: Model) -> Table:
@@ -70,8 +70,8 @@ def _sizes(before: Model, after: Model) -> Table:
         table.add_row(
             what,
             f"{model.path.stat().st_size / 1e6:.1f} MB",
-            f"{_bits_per_weight(model.tensors):.2f}",
-            f"{_bits_per_weight(matrices):.2f}",
+            f"{_bits_per_weight(model, model.tensors):.2f}",
+            f"{_bits_per_weight(model, matrices):.2f}",
         )
     return table
 

@@ -73,10 +73,10 @@ void mutate_list(std::vector<char> & file, const layout & at) {
     const span list = at.lists[below(at.lists.size())];
     for (size_t i = 1 + below(3); i > 0; --i) {
         char * place = file.data() + list.begin + 4 * below(list.size / 4);
-        int32_t number;
+        uint32_t number;
         memcpy(&number, place, 4);
-        const int32_t others[] = { 0, -1, INT32_MAX, INT32_MIN, number + 1, number - 1, (int32_t) rng(),
-                                   (int32_t) (list.size / 4), (int32_t) ((uint32_t) number ^ (1u << below(32))) };
+        const uint32_t others[] = { 0, UINT32_MAX, INT32_MAX, (uint32_t) INT32_MIN, number + 1, number - 1,
+                                    (uint32_t) rng(), (uint32_t) list.size / 4, number ^ (1u << below(32)) };
         number = others[below(std::size(others))];
         memcpy(place, &number, 4);
     }
@@ -134,10 +134,16 @@ struct arena {
     }
 };
 
-void multiply(arena & a, ggml_tensor * weight) {
-    ggml_tensor * b = a.floats({ weight->ne[0], 3, weight->ne[2], weight->ne[3] });
+// Activations as the backend encodes them before it multiplies.
+std::vector<char> encoded(const ggml_tensor * b) {
+    return std::vector<char>(ggml_row_size(GGML_TYPE_Q8_0, ggml_nelements(b)));
+}
+
+void multiply(arena & a, ggml_tensor * weight, int64_t columns) {
+    ggml_tensor * b = a.floats({ weight->ne[0], columns, weight->ne[2], weight->ne[3] });
     ggml_tensor * y = a.fill(ggml_mul_mat(a.ctx.get(), weight, b));
-    bof4_add_outliers(y, 0, y->ne[0], 0, ggml_nrows(y));
+    bof4_prefetch_list(y, 0, 0, y->ne[0]);
+    bof4_add_outliers(y, encoded(b).data(), 0, y->ne[0], 0, ggml_nrows(y));
 }
 
 void apply(const llama_model_loader & ml, const std::string & name) {
@@ -149,16 +155,22 @@ void apply(const llama_model_loader & ml, const std::string & name) {
     }
     ggml_bof4_attach_list(weight, a.read(ml, ml.weights_map.at(name + BOF4_OPQ_SUFFIX)));
 
-    multiply(a, weight);
     const int64_t row = below(weight->ne[1]), column = 64 * below(weight->ne[0] / 64);
-    multiply(a, ggml_view_2d(ctx, weight, weight->ne[0] - column, weight->ne[1] - row, weight->nb[1],
-        row * weight->nb[1] + column / 64 * weight->nb[0]));
+    for (const int64_t columns : { 1, 3, 17 }) {
+        multiply(a, weight, columns);
+        multiply(a, ggml_view_2d(ctx, weight, weight->ne[0] - column, weight->ne[1] - row, weight->nb[1],
+            row * weight->nb[1] + column / 64 * weight->nb[0]), columns);
+    }
 
     if (weight->ne[3] == 1) {
         ggml_tensor * ids = a.numbers({ 1, 2 }, weight->ne[2]);
-        ggml_tensor * y = a.fill(ggml_mul_mat_id(ctx, weight, a.floats({ weight->ne[0], 1, 2 }), ids));
+        ggml_tensor * b = a.floats({ weight->ne[0], 1, 2 });
+        ggml_tensor * y = a.fill(ggml_mul_mat_id(ctx, weight, b, ids));
         const int32_t columns[] = { 0, 0, 0, 1 };
-        bof4_add_outliers_of_expert(y, below(weight->ne[2]), 0, y->ne[0], columns, 2);
+        for (const int n_columns : { 1, 2 }) {
+            bof4_add_outliers_of_expert(
+                y, encoded(b).data(), below(weight->ne[2]), 0, y->ne[0], columns, n_columns);
+        }
     }
     ggml_tensor * y = a.fill(ggml_get_rows(ctx, weight, a.numbers({ 4, weight->ne[2], weight->ne[3] }, weight->ne[1])));
     ggml_compute_params params = {};
@@ -167,6 +179,19 @@ void apply(const llama_model_loader & ml, const std::string & name) {
 }
 
 } // namespace
+
+// what processors without a conversion of half floats look up; the activations are zeros
+extern "C" float ggml_table_f32_f16[1 << 16];
+float ggml_table_f32_f16[1 << 16];
+
+// upstream has them beside the models' graphs; no part of a split model is opened here
+int32_t llama_split_path(char *, size_t, const char *, int32_t, int32_t) {
+    return 0;
+}
+
+int32_t llama_split_prefix(char *, size_t, const char *, int32_t, int32_t) {
+    return 0;
+}
 
 int main(int argc, char ** argv) {
     if (argc != 5) {
@@ -187,6 +212,7 @@ int main(int argc, char ** argv) {
     int unreadable = 0, refused = 0, accepted = 0, applied = 0;
     for (int i = 0; i < n; ++i) {
         const std::vector<char> file = mutant(original, at);
+        std::remove(scratch.c_str()); // file systems wait for the disk where a file is written over
         std::ofstream(scratch, std::ios::binary).write(file.data(), (std::streamsize) file.size());
         try {
             const llama_model_loader ml = open(scratch);
