@@ -41,7 +41,7 @@ def tokenizer(smol_folder: Path) -> PreTrainedTokenizerBase:
 
 
 @pytest.fixture(scope="module")
-def decoded(listed: Path, smol_folder: Path) -> LlamaForCausalLM:
+def decoded(listed: Path, smol_folder: Path) -> Iterator[LlamaForCausalLM]:
     """The model in float32 with the file's weights, all of them, as `opq.read_tensor` gives them."""
     reader = gguf.GGUFReader(listed)
     config = AutoConfig.from_pretrained(smol_folder)
@@ -62,7 +62,10 @@ def decoded(listed: Path, smol_folder: Path) -> LlamaForCausalLM:
             parameter.copy_(torch.from_numpy(np.ascontiguousarray(weights)))
             n_lists += any(t.name == opq.list_name(f"{stored}.{suffix}") for t in reader.tensors)
     assert n_lists == 7 * config.num_hidden_layers
-    return model
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # for the same reason as llama.cpp's
+    yield model
+    torch.set_num_threads(threads)
 
 
 def difference(model: Path, decoded: LlamaForCausalLM, text: Path, *arguments: str) -> float:
