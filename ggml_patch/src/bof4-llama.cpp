@@ -4,6 +4,7 @@
 #include "llama-impl.h"
 #include "llama-model-loader.h"
 
+#include <cstdio>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -17,7 +18,10 @@ static bool is_list_name(const std::string & name) {
 static void check_list(
         const llama_model_loader & ml, const std::string & name, const llama_model_loader::llama_tensor_weight & list) {
     auto refuse = [&](const std::string & why) {
-        throw std::runtime_error(format("outlier list '%s' is not valid: %s", name.c_str(), why.c_str()));
+        const std::string message = format("outlier list '%s' is not valid: %s", name.c_str(), why.c_str());
+        // the programs' logs are written by a thread that can be gone before it wrote this
+        fprintf(stderr, "%s\n", message.c_str());
+        throw std::runtime_error(message);
     };
     const std::string weight_name = name.substr(0, name.size() - suffix.size());
     const ggml_tensor * weight = ml.get_tensor_meta(weight_name.c_str());

@@ -49,57 +49,44 @@ static bool whole_rows(const struct bof4_list_view * view, int64_t first) {
 }
 
 // s[i + 1] = s[i] + entry i times its activation, s[0] = 0: then the sum over any run of entries is one difference,
-// and rows of few outliers, each of another number, cost no mispredicted branch.
-static void running_sums(const int32_t * entries, int n, const float * x, float * s) {
-    s[0] = 0.0f;
+// and rows of few outliers, each of another number, cost no mispredicted branch. In double precision, because the
+// difference of two floats would lose the digits of a small row beside a large one.
+static void running_sums(const int32_t * entries, int n, const float * x, double * s) {
+    int i = 0;
+    s[0] = 0.0;
 #if defined(__AVX512F__)
-    const __m512i column_bits = _mm512_set1_epi32(0xffff);
+    const __m256i column_bits = _mm256_set1_epi32(0xffff);
     const __m512i zero = _mm512_setzero_si512();
-    __m512 carry = _mm512_setzero_ps();
-    for (int i = 0; i < n; i += 16) {
-        const __mmask16 in = n - i >= 16 ? 0xffff : (__mmask16) ((1u << (n - i)) - 1);
-        const __m512i entry = _mm512_maskz_loadu_epi32(in, entries + i);
-        const __m512 value = _mm512_castsi512_ps(_mm512_andnot_si512(column_bits, entry));
-        // sixteen loads and twelve inserts: a gather instruction takes three times as long on Zen
+    __m512d carry = _mm512_setzero_pd();
+    for (; i + 8 <= n; i += 8) {
         const int32_t * e = entries + i;
-        __m512 act;
-        if (in == 0xffff) {
+        const __m256i entry = _mm256_loadu_si256((const __m256i *) e);
+        const __m256 value = _mm256_castsi256_ps(_mm256_andnot_si256(column_bits, entry));
+        // loads and inserts: a gather instruction takes three times as long on Zen
 #define X(k) x[bof4_entry_column(e[k])]
-            const __m128 q0 = _mm_setr_ps(X(0), X(1), X(2), X(3));
-            const __m128 q1 = _mm_setr_ps(X(4), X(5), X(6), X(7));
-            const __m128 q2 = _mm_setr_ps(X(8), X(9), X(10), X(11));
-            const __m128 q3 = _mm_setr_ps(X(12), X(13), X(14), X(15));
+        const __m256 act = _mm256_setr_ps(X(0), X(1), X(2), X(3), X(4), X(5), X(6), X(7));
 #undef X
-            const __m512 h0 = _mm512_castps256_ps512(_mm256_set_m128(q1, q0));
-            act = _mm512_insertf32x8(h0, _mm256_set_m128(q3, q2), 1);
-        } else {
-            act = _mm512_mask_i32gather_ps(
-                _mm512_setzero_ps(), in, _mm512_and_si512(entry, column_bits), x, sizeof(float));
-        }
-        __m512i sum = _mm512_castps_si512(_mm512_mul_ps(value, act));
+        __m512d sum = _mm512_mul_pd(_mm512_cvtps_pd(value), _mm512_cvtps_pd(act));
 #define ADD_SHIFTED(k) \
-        sum = _mm512_castps_si512(_mm512_add_ps( \
-            _mm512_castsi512_ps(sum), _mm512_castsi512_ps(_mm512_alignr_epi32(sum, zero, 16 - k))))
+        sum = _mm512_add_pd(sum, _mm512_castsi512_pd(_mm512_alignr_epi64(_mm512_castpd_si512(sum), zero, 8 - k)))
         ADD_SHIFTED(1);
         ADD_SHIFTED(2);
         ADD_SHIFTED(4);
-        ADD_SHIFTED(8);
 #undef ADD_SHIFTED
-        const __m512 total = _mm512_add_ps(_mm512_castsi512_ps(sum), carry);
-        _mm512_mask_storeu_ps(s + 1 + i, in, total);
-        carry = _mm512_permutexvar_ps(_mm512_set1_epi32(15), total);
-    }
-#else
-    for (int i = 0; i < n; ++i) {
-        s[i + 1] = s[i] + bof4_entry_value(entries[i]) * x[bof4_entry_column(entries[i])];
+        sum = _mm512_add_pd(sum, carry);
+        _mm512_storeu_pd(s + 1 + i, sum);
+        carry = _mm512_permutexvar_pd(_mm512_set1_epi64(7), sum);
     }
 #endif
+    for (; i < n; ++i) {
+        s[i + 1] = s[i] + (double) bof4_entry_value(entries[i]) * (double) x[bof4_entry_column(entries[i])];
+    }
 }
 
 // One column of activations, whole rows [r0, r1) of the weight into y[0 ..].
 static void add_whole_rows_1(const struct bof4_list_view * view, int64_t r0, int64_t r1, const float * x, float * y) {
     enum { MOST = 1024 };
-    float s[MOST + 1];
+    double s[MOST + 1];
     const int32_t * p = view->row_pointers;
     while (r0 < r1) {
         int64_t end = r1;
@@ -116,7 +103,7 @@ static void add_whole_rows_1(const struct bof4_list_view * view, int64_t r0, int
         } else if (p[end] > p[r0]) {
             running_sums(view->entries + p[r0], p[end] - p[r0], x, s);
             for (int64_t r = r0; r < end; ++r) {
-                y[r - r0] += s[p[r + 1] - p[r0]] - s[p[r] - p[r0]];
+                y[r - r0] += (float) (s[p[r + 1] - p[r0]] - s[p[r] - p[r0]]);
             }
         }
         y += end - r0;

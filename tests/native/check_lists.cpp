@@ -42,11 +42,13 @@ struct weight_data {
         std::vector<std::pair<size_t, float>> outliers;
         list.push_back(0);
         for (int64_t r = 0; r < nrows; ++r) {
+            // small rows beside large ones: neither may take digits from the other
+            const float scale = r % 2 ? 1e4f : 1.0f;
             const double p = density == 0.0 || r % 3 == 1 ? 0.0 : r % 5 == 4 ? 1.0 : density;
             for (int64_t j = 0; j < n; ++j) {
-                x[r * n + j] = normal(rng);
+                x[r * n + j] = scale * normal(rng);
                 if (uniform(rng) < p) {
-                    const ggml_bf16_t value = ggml_fp32_to_bf16(8.0f * normal(rng));
+                    const ggml_bf16_t value = ggml_fp32_to_bf16(8.0f * scale * normal(rng));
                     entries.push_back((int32_t) ((uint32_t) j | (uint32_t) value.bits << 16));
                     outliers.emplace_back(r * n + j, ggml_bf16_to_fp32(value));
                     x[r * n + j] = 0.0f;
