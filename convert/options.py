@@ -12,8 +12,11 @@ from gguf_bof4.convert.policy import Rules, parse_pattern, parse_type
 from gguf_bof4.errors import UserError
 from gguf_bof4.formats import FORMATS, Format
 
-DEFAULT_OPQ = "off"
-"""The quantile of outlier lists, or "off", where the user says nothing."""
+DEFAULT_OPQ = "0.95"
+"""The quantile of outlier lists, or "off", where the user says nothing.
+
+0.95, the paper's: on the reference models it lowers the KL divergence by 14 % for 0.1 bits (bench/opq.csv).
+"""
 
 ENCODERS = ("absmax", "search")
 """How this project's types can be encoded."""

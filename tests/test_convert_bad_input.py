@@ -188,7 +188,8 @@ def test_outputs_that_exist(tmp_path: Path, refuses: Callable[..., str]) -> None
     refuses(source, "out.gguf exists already", "--force")
     output.unlink()
     (tmp_path / "out-00002-of-00004.gguf").write_text("precious")
-    refuses(source, "out-00002-of-00004.gguf exists already", options=("--split-max-size", "150K"))
+    options = ("--split-max-size", "150K", "--opq", "off")
+    refuses(source, "out-00002-of-00004.gguf exists already", options=options)
     refuses(source, "is a folder", output=tmp_path, options=("--force",))
     refuses(source, "does not exist", output=tmp_path / "nowhere" / "out.gguf")
 
