@@ -215,7 +215,7 @@ static void pad_columns(const block_q8_0 ** q, int n_columns) {
 }
 
 int bof4_chunk_rows(const struct ggml_tensor * dst, int usual) {
-    return ggml_bof4_list_of_op(dst) == NULL ? usual : 8 * usual;
+    return dst->src[0]->type == GGML_TYPE_BOF4_S ? 8 * usual : usual;
 }
 
 void bof4_prefetch_list(const struct ggml_tensor * dst, int64_t matrix, int64_t ir0_start, int64_t ir0_end) {

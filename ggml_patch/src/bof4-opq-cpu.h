@@ -15,8 +15,8 @@ struct ggml_compute_params;
 void bof4_add_outliers(
     struct ggml_tensor * dst, const void * wdata, int64_t ir0_start, int64_t ir0_end, int64_t ir1_start, int64_t ir1_end);
 
-// Rows that a thread takes at a time for one column of activations: more than the usual number where there is a list,
-// so that the weights remain one long stream, interrupted seldom.
+// Rows (and columns) that a thread takes at a time: for weights of our types more than the usual number, so that weights
+// and list remain long streams, interrupted seldom, and small models are not handed out in crumbs.
 int bof4_chunk_rows(const struct ggml_tensor * dst, int usual);
 
 // Ask for the part of the list that these rows of matrix `matrix` of src[0] will want. Between two runs of weights it is a
