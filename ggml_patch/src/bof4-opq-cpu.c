@@ -111,7 +111,8 @@ static void add_whole_rows_1(const struct bof4_list_view * view, int64_t r0, int
     }
 }
 
-// sums[c] = outliers of one row times column c, for TILE columns of Q8_0 activations.
+// sums[c] = outliers of one row times column c, for TILE columns. The activations are taken as the Q8_0 that the block
+// values have just met: those are in the nearest cache, and the floats are not.
 static inline void row_sums(const int32_t * entries, int32_t n, const block_q8_0 * const * q, float * sums) {
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__F16C__)
     __m512 total = _mm512_setzero_ps();
@@ -143,11 +144,32 @@ static inline void row_sums(const int32_t * entries, int32_t n, const block_q8_0
 #endif
 }
 
-// TILE columns of activations, whole rows [r0, r1) of the weight into y[c][0 ..]. The activations are taken as the
-// Q8_0 that the block values have just met: those are in the nearest cache, and the floats are not.
+// The same for transposed activations: one load an entry. (The fixed number of columns keeps the sums in registers.)
+static inline void row_sums_transposed(const int32_t * entries, int32_t n, const float * transposed, float * sums) {
+    float total[TILE] = {0};
+    for (int32_t e = 0; e < n; ++e) {
+        const float value = bof4_entry_value(entries[e]);
+        const float * act = transposed + (int64_t) bof4_entry_column(entries[e]) * TILE;
+        for (int c = 0; c < TILE; ++c) {
+            total[c] += value * act[c];
+        }
+    }
+    memcpy(sums, total, sizeof(total));
+}
+
+// Columns of activations that meet a row's outliers together, and where their results go.
+struct tile {
+    int n;                          // columns, at most TILE
+    const float * x[TILE];          // activations of each
+    const block_q8_0 * q[TILE];     // the same as Q8_0; TILE pointers, where `transposed` is NULL
+    const float * transposed;       // activations of TILE columns, element by element, or NULL
+    int lane;                       // which of those is the first of the n
+    float * y[TILE];                // results of each
+};
+
+// Whole rows [r0, r1) of the weight, several columns, into y[c][first_row ..].
 static void add_whole_rows(
-        const struct bof4_list_view * view, int64_t r0, int64_t r1,
-        const block_q8_0 * const * q, float * const * y, int n_columns) {
+        const struct bof4_list_view * view, int64_t r0, int64_t r1, const struct tile * t, int64_t first_row) {
     const int32_t * p = view->row_pointers;
     for (int64_t first = r0; first < r1; first += TILE) {
         const int n_rows = (int) MIN((int64_t) TILE, r1 - first);
@@ -158,32 +180,37 @@ static void add_whole_rows(
         float sums[TILE][TILE];
         for (int r = 0; r < n_rows; ++r) {
             const int32_t e = p[first + r];
-            row_sums(view->entries + e, p[first + r + 1] - e, q, sums[r]);
+            const int32_t n = p[first + r + 1] - e;
+            if (t->transposed) {
+                row_sums_transposed(view->entries + e, n, t->transposed, sums[r]);
+            } else {
+                row_sums(view->entries + e, n, t->q, sums[r]);
+            }
         }
-        for (int c = 0; c < n_columns; ++c) {
-            float * column = y[c] + (first - r0);
+        for (int c = 0; c < t->n; ++c) {
+            float * column = t->y[c] + first_row + (first - r0);
+            if (n_rows == TILE) {
+                // a fixed number of rows becomes vectors
+                for (int r = 0; r < TILE; ++r) {
+                    column[r] += sums[r][t->lane + c];
+                }
+                continue;
+            }
             for (int r = 0; r < n_rows; ++r) {
-                column[r] += sums[r][c];
+                column[r] += sums[r][t->lane + c];
             }
         }
     }
 }
 
-// y[c][r] += outliers of row r times x[c], for rows of src[0] that begin at elements first + r * view->stride[0].
-// x: the activations as floats; q: the same as Q8_0, TILE pointers of which the first n_columns count.
-static void add_rows(
-        const struct bof4_list_view * view, int64_t first, int64_t r0, int64_t r1,
-        const float * const * x, const block_q8_0 * const * q, float * const * y, int n_columns) {
+// Rows [r0, r1) of src[0], which begin at elements first + r * view->stride[0] of the weight.
+static void add_rows(const struct bof4_list_view * view, int64_t first, int64_t r0, int64_t r1, const struct tile * t) {
     if (whole_rows(view, first)) {
         const int64_t base = first / view->row_length;
-        float * parts[TILE];
-        for (int c = 0; c < n_columns; ++c) {
-            parts[c] = y[c] + r0;
-        }
-        if (n_columns == 1) {
-            add_whole_rows_1(view, base + r0, base + r1, x[0], parts[0]);
+        if (t->n == 1) {
+            add_whole_rows_1(view, base + r0, base + r1, t->x[0], t->y[0] + r0);
         } else {
-            add_whole_rows(view, base + r0, base + r1, q, parts, n_columns);
+            add_whole_rows(view, base + r0, base + r1, t, r0);
         }
         return;
     }
@@ -196,21 +223,61 @@ static void add_rows(
             for (int32_t e = run.e; e < run.end; ++e) {
                 const float value = bof4_entry_value(view->entries[e]);
                 const int64_t column = run.column0 + bof4_entry_column(view->entries[e]);
-                for (int c = 0; c < n_columns; ++c) {
-                    sum[c] += value * x[c][column];
+                for (int c = 0; c < t->n; ++c) {
+                    sum[c] += value * t->x[c][column];
                 }
             }
         }
-        for (int c = 0; c < n_columns; ++c) {
-            y[c][r] += sum[c];
+        for (int c = 0; c < t->n; ++c) {
+            t->y[c][r] += sum[c];
         }
     }
 }
 
-// Columns that do not exist read what the last one reads.
-static void pad_columns(const block_q8_0 ** q, int n_columns) {
-    for (int c = n_columns; c < TILE; ++c) {
-        q[c] = q[n_columns - 1];
+// Where the transposed activations of a mul_mat begin in the work buffer: behind the Q8_0 ones.
+static size_t transposed_offset(const struct ggml_tensor * dst) {
+    return GGML_PAD(ggml_row_size(GGML_TYPE_Q8_0, ggml_nelements(dst->src[1])), 64);
+}
+
+size_t bof4_transposed_size(const struct ggml_tensor * dst) {
+    const struct ggml_tensor * src1 = dst->src[1];
+    if (ggml_bof4_list_of_op(dst) == NULL || ggml_nrows(src1) == 1) {
+        return 0;
+    }
+    return 64 + (size_t) (GGML_PAD(ggml_nrows(src1), TILE) * src1->ne[0]) * sizeof(float);
+}
+
+// Activations of column ir1, columns counted over dimensions 1 to 3.
+static const float * column_of(const struct ggml_tensor * src1, int64_t ir1) {
+    const int64_t i3 = ir1 / (src1->ne[2] * src1->ne[1]);
+    const int64_t i2 = ir1 / src1->ne[1] % src1->ne[2];
+    const int64_t i1 = ir1 % src1->ne[1];
+    return (const float *) ((const char *) src1->data + i1 * src1->nb[1] + i2 * src1->nb[2] + i3 * src1->nb[3]);
+}
+
+void bof4_transpose_activations(const struct ggml_compute_params * params, struct ggml_tensor * dst) {
+    const struct ggml_tensor * src1 = dst->src[1];
+    if (bof4_transposed_size(dst) == 0) {
+        return;
+    }
+    const int64_t n = src1->ne[0];
+    const int64_t n_columns = ggml_nrows(src1);
+    float * transposed = (float *) ((char *) params->wdata + transposed_offset(dst));
+    for (int64_t tile = params->ith; tile * TILE < n_columns; tile += params->nth) {
+        // columns that do not exist repeat the last one: nobody looks at their results
+        const float * x[TILE];
+        for (int c = 0; c < TILE; ++c) {
+            x[c] = column_of(src1, MIN(tile * TILE + c, n_columns - 1));
+        }
+        float * out = transposed + tile * n * TILE;
+        // eight columns at a time: sixteen of them, a power of two apart, would fight for the same cache lines
+        for (int half = 0; half < TILE; half += 8) {
+            for (int64_t j = 0; j < n; ++j) {
+                for (int c = 0; c < 8; ++c) {
+                    out[j * TILE + half + c] = x[half + c][j];
+                }
+            }
+        }
     }
 }
 
@@ -249,28 +316,27 @@ void bof4_add_outliers(
     const struct ggml_tensor * src1 = dst->src[1];
     GGML_ASSERT(src1->type == GGML_TYPE_F32);
     const struct bof4_list_view view = ggml_bof4_view_of_op(dst);
+    const float * transposed = bof4_transposed_size(dst) == 0
+        ? NULL : (const float *) ((const char *) wdata + transposed_offset(dst));
 
     GGML_TENSOR_BINARY_OP_LOCALS
 
     for (int64_t ir1 = ir1_start; ir1 < ir1_end;) {
-        // a tile stays inside one matrix of src0
+        // a tile stays inside one matrix of src0 and inside TILE columns that were transposed together
         const int64_t i13 = ir1 / (ne12 * ne1);
         const int64_t i12 = (ir1 - i13 * ne12 * ne1) / ne1;
         const int64_t i11 = ir1 % ne1;
-        const int n_columns = (int) MIN(MIN((int64_t) TILE, ir1_end - ir1), ne1 - i11);
-
-        const float * x[TILE];
-        const block_q8_0 * q[TILE];
-        float * y[TILE];
-        for (int c = 0; c < n_columns; ++c) {
-            q[c] = (const block_q8_0 *) wdata + (ir1 + c) * (ne10 / QK8_0);
-            x[c] = (const float *) ((const char *) src1->data + (i11 + c) * nb11 + i12 * nb12 + i13 * nb13);
-            y[c] = (float *) ((char *) dst->data + (i11 + c) * nb1 + i12 * nb2 + i13 * nb3);
+        struct tile t;
+        t.lane = (int) (ir1 % TILE);
+        t.n = (int) MIN(MIN((int64_t) TILE - t.lane, ir1_end - ir1), ne1 - i11);
+        t.transposed = transposed ? transposed + (ir1 - t.lane) * ne10 : NULL;
+        for (int c = 0; c < t.n; ++c) {
+            t.x[c] = column_of(src1, ir1 + c);
+            t.y[c] = (float *) ((char *) dst->data + (i11 + c) * nb1 + i12 * nb2 + i13 * nb3);
         }
-        pad_columns(q, n_columns);
         const int64_t first = view.first + i12 / (ne12 / ne02) * view.stride[1] + i13 / (ne13 / ne03) * view.stride[2];
-        add_rows(&view, first, ir0_start, ir0_end, x, q, y, n_columns);
-        ir1 += n_columns;
+        add_rows(&view, first, ir0_start, ir0_end, &t);
+        ir1 += t.n;
     }
 }
 
@@ -285,20 +351,18 @@ void bof4_add_outliers_of_expert(
     const struct bof4_list_view view = ggml_bof4_view_of_op(dst);
 
     for (int64_t j = 0; j < n_all; j += TILE) {
-        const int n_columns = (int) MIN((int64_t) TILE, n_all - j);
-        const float * x[TILE];
-        const block_q8_0 * q[TILE];
-        float * y[TILE];
-        for (int c = 0; c < n_columns; ++c) {
-            const int64_t slot  = columns[2 * (j + c)];
-            const int64_t token = columns[2 * (j + c) + 1];
+        struct tile t = { .n = (int) MIN((int64_t) TILE, n_all - j) };
+        for (int c = 0; c < TILE; ++c) {
+            // columns that do not exist read what the last one reads
+            const int64_t at    = j + MIN(c, t.n - 1);
+            const int64_t slot  = columns[2 * at];
+            const int64_t token = columns[2 * at + 1];
             const int64_t row   = slot % src1->ne[1];
-            q[c] = (const block_q8_0 *) wdata + (row + token * src1->ne[1]) * (src1->ne[0] / QK8_0);
-            x[c] = (const float *) ((const char *) src1->data + row * src1->nb[1] + token * src1->nb[2]);
-            y[c] = (float *) ((char *) dst->data + slot * dst->nb[1] + token * dst->nb[2]);
+            t.q[c] = (const block_q8_0 *) wdata + (row + token * src1->ne[1]) * (src1->ne[0] / QK8_0);
+            t.x[c] = (const float *) ((const char *) src1->data + row * src1->nb[1] + token * src1->nb[2]);
+            t.y[c] = (float *) ((char *) dst->data + slot * dst->nb[1] + token * dst->nb[2]);
         }
-        pad_columns(q, n_columns);
-        add_rows(&view, view.first + expert * view.stride[1], ir0_start, ir0_end, x, q, y, n_columns);
+        add_rows(&view, view.first + expert * view.stride[1], ir0_start, ir0_end, &t);
     }
 }
 

@@ -4,14 +4,23 @@
 
 #include "ggml.h"
 
+#include <stddef.h>
+
 #ifdef __cplusplus
 extern "C" {
 #endif
 
 struct ggml_compute_params;
 
+// Bytes that a mul_mat needs behind its encoded activations: the same activations transposed, 16 columns at a time, so
+// that an outlier meets 16 of them in one load. 0 where there is no list or one column.
+size_t bof4_transposed_size(const struct ggml_tensor * dst);
+
+// The share of this thread in transposing, before the barrier that ends the encoding of the activations.
+void bof4_transpose_activations(const struct ggml_compute_params * params, struct ggml_tensor * dst);
+
 // Rows [ir0_start, ir0_end) and columns [ir1_start, ir1_end) of a mul_mat, columns counted over dimensions 1 to 3.
-// wdata: the activations, encoded as Q8_0 one after the other.
+// wdata: the activations, encoded as Q8_0 one after the other, and transposed.
 void bof4_add_outliers(
     struct ggml_tensor * dst, const void * wdata, int64_t ir0_start, int64_t ir0_end, int64_t ir1_start, int64_t ir1_end);
 
