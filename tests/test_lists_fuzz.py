@@ -124,10 +124,12 @@ def program(built: Path, request: pytest.FixtureRequest) -> Path:
 def test_no_damage_crashes_the_loader_or_the_kernels(program: Path, model: Path, tmp_path: Path) -> None:
     run = subprocess.run(
         [program, model, tmp_path / "mutant.gguf", str(MUTANTS), "1"],
-        capture_output=True, text=True, check=False, timeout=300,
+        # refusals name tensors, and the names of mutants are any bytes
+        capture_output=True, encoding="utf-8", errors="replace", check=False, timeout=300,
     )  # fmt: skip
     assert run.returncode == 0, f"{tmp_path / 'mutant.gguf'}:\n{run.stdout}{run.stderr[-4000:]}"
-    assert run.stderr == ""
+    reports = [line for line in run.stderr.splitlines() if "Sanitizer" in line or "runtime error" in line]
+    assert reports == []
     print(run.stdout)
     counts = re.fullmatch(
         r"(\d+) mutants: (\d+) unreadable, (\d+) lists refused, (\d+) accepted, (\d+) lists applied\n", run.stdout

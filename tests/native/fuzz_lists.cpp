@@ -142,8 +142,15 @@ std::vector<char> encoded(const ggml_tensor * b) {
 void multiply(arena & a, ggml_tensor * weight, int64_t columns) {
     ggml_tensor * b = a.floats({ weight->ne[0], columns, weight->ne[2], weight->ne[3] });
     ggml_tensor * y = a.fill(ggml_mul_mat(a.ctx.get(), weight, b));
+    // exactly what ggml_graph_plan asks for
+    std::vector<char> work = encoded(b);
+    work.resize(work.size() + bof4_transposed_size(y));
+    ggml_compute_params params = {};
+    params.nth = 1;
+    params.wdata = work.data();
+    bof4_transpose_activations(&params, y);
     bof4_prefetch_list(y, 0, 0, y->ne[0]);
-    bof4_add_outliers(y, encoded(b).data(), 0, y->ne[0], 0, ggml_nrows(y));
+    bof4_add_outliers(y, work.data(), 0, y->ne[0], 0, ggml_nrows(y));
 }
 
 void apply(const llama_model_loader & ml, const std::string & name) {
