@@ -102,10 +102,12 @@ def test_greedy_text_is_that_of_transformers(
     options = ("-n", str(N_TOKENS), "--temp", "0", "--no-conversation", "--no-display-prompt", "--ignore-eos")
     text = succeed("completion", "-m", listed, "-p", prompt_text, *options, "--log-verbosity", "1", *THREADS)
     prompt = tokenizer(prompt_text, return_tensors="pt").input_ids
+    # what --ignore-eos keeps llama.cpp from choosing
+    ends = tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"])
     with torch.no_grad():
         answer = decoded.generate(
             prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=N_TOKENS, min_new_tokens=N_TOKENS,
-            do_sample=False, pad_token_id=tokenizer.eos_token_id,
+            do_sample=False, pad_token_id=tokenizer.eos_token_id, suppress_tokens=ends,
         )[0, prompt.shape[1] :]  # fmt: skip
     expected = tokenizer.decode(answer)
     print(repr(expected))
@@ -118,6 +120,7 @@ def test_greedy_text_is_that_of_transformers(
     assert ids.shape[1] >= prompt.shape[1] + 64
     with torch.no_grad():
         logits = decoded(ids).logits[0, prompt.shape[1] - 1 : -1]
+    logits[:, ends] = -torch.inf
     margins = logits.max(dim=-1).values - logits.gather(1, ids[0, prompt.shape[1] :, None])[:, 0]
     differing = margins.nonzero()[:, 0].tolist()
     print({i: round(float(margins[i]), 4) for i in differing})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -130,11 +131,13 @@ def test_the_demo_shows_sizes_and_an_answer(built: Path, tmp_path: Path) -> None
     (models / source.name).symlink_to(source)
     result = bof4("demo", BOF4_CACHE=str(tmp_path), BOF4_BIN=str(built))
     assert result.returncode == 0, result.stderr
-    assert "4.25" in result.stdout
+    # 4.25 and what the lists take
+    assert 4.25 < float(re.findall(r"after: BOF4_S.* ([\d.]+) │", result.stdout)[0]) < 4.5
     assert f"{source.stat().st_size / 1e6:.1f} MB" in result.stdout
     assert "Paris" in result.stdout
     assert "[end of text]" not in result.stdout
     converted = models / "SmolLM2-135M-Instruct.BOF4_S.gguf"
     assert f"bof4 run {converted}" in result.stdout
-    assert converted.stat().st_size < 0.91 * source.stat().st_size
+    # the matrices shrink from 5 bits to 4.34, the embeddings are in Q8_0 in both
+    assert converted.stat().st_size < 0.92 * source.stat().st_size
     converted.unlink()
