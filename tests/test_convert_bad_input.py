@@ -336,6 +336,8 @@ def test_interrupted(tmp_path: Path, kind: str, whom: str, number: signal.Signal
     process = subprocess.Popen(
         [PROGRAM, "convert", source, tmp_path / "out.gguf"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        # a shell that runs the tests in the background has Ctrl-C ignored, and that would be inherited
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509  one thread here
     )  # fmt: skip
     deadline = time.monotonic() + 60
     while not any(p.stat().st_size > 1_000_000 for p in tmp_path.glob(".out.gguf.*/*")):
