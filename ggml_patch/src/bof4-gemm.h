@@ -1,0 +1,65 @@
+// Products of interleaved BOF4 weights with many columns of activations (GEMM) and with a few (GEMV).
+//
+// A matrix is cut into groups of 16 rows, one for each 32-bit lane of an AVX-512 register (two AVX2 registers, four NEON
+// ones). All of them have a dot-product instruction, or a pair of them, that adds four int8 products to each lane: lane r
+// then wants four neighbouring weights of row r, and the same four activations in every lane. So the unit of the layout is
+// the dword of codes that a row has anyway, and a group is a transposition of dwords:
+//
+//   BOF4_S   fp16 d[blocks][16]              padded to 64 bytes, so that the codes begin a cache line
+//            u8 qs[blocks][8][16][4]         qs[b][i][r]: bytes 4i to 4i+3 of block b of row r
+//
+// Low and high nibbles of qs[b][i] are weights 4i.. and 32+4i.. of the block, as they were: they meet different Q8_0
+// blocks of activations. The last group is padded with rows of zeros. Nothing grows otherwise, and nothing is lost:
+// a group turns back into its rows.
+//
+// The kernels: one file for each family of instruction sets, the same functions in each. A processor that has none of
+// them interleaves nothing, and computes with the row kernels of bof4-cpu.c.
+#pragma once
+
+#include "bof4.h"
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512VNNI__)
+#define BOF4_GEMM_AVX512
+#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+#define BOF4_GEMM_AVX2
+#elif defined(__ARM_NEON) && defined(__aarch64__) && defined(__ARM_FEATURE_DOTPROD)
+#define BOF4_GEMM_NEON
+#endif
+
+#if defined(BOF4_GEMM_AVX512) || defined(BOF4_GEMM_AVX2) || defined(BOF4_GEMM_NEON)
+#define BOF4_GEMM
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { BOF4_GROUP = 16 };
+
+// Activations that meet one block of BOF4_S: the numbers of two Q8_0 blocks, scales as float32.
+struct bof4_s_act {
+    int8_t  q[QK_BOF4_S];
+    float   d[2];
+    int32_t offset[2];      // -128 * sum of each half: what is wrong with a dot product of (level + 128), see the kernels
+};
+
+// Bytes of a group of 16 rows of n weights.
+size_t bof4_s_group_bytes(int64_t n);
+
+// n_rows rows (at most 16) of n weights into a group, and back.
+void bof4_s_interleave(const block_bof4_s * rows, int64_t n_rows, int64_t n, void * group);
+void bof4_s_deinterleave(const void * group, int64_t n_rows, int64_t n, block_bof4_s * rows);
+
+// n activations; rounded as Q8_0 rounds them.
+void bof4_s_quantize_act(const float * x, struct bof4_s_act * y, int64_t n);
+
+// y[c][r] = product of row r of the groups and column x[c], for n_rows rows and n_columns columns.
+void bof4_s_gemm(
+    const void * groups, int64_t n_rows, int64_t n, const struct bof4_s_act * const * x, float * const * y, int64_t n_columns);
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,439 @@
+// A buffer type of the CPU backend for interleaved BOF4 weights, and mul_mat and mul_mat_id on them.
+//
+// llama.cpp asks every extra buffer type of the CPU whether it can compute what a weight is for, and loads the weight
+// through set_tensor of the first that can; set_tensor interleaves. The operation then finds its kernels at tensor->extra.
+//
+// Both operations are one thing here: matrices of weights (one, or one an expert), each of which meets a set of columns.
+// First all threads round the activations to int8 and write down, matrix by matrix, which columns meet it: where each one's
+// activations begin and where its results go. After one barrier, threads take pieces (some rows of one matrix, with all its
+// columns) until none is left. Outliers are added by the thread that computed the piece.
+
+#include "bof4-repack.h"
+
+#include "bof4-gemm.h"
+#include "bof4-opq-cpu.h"
+#include "bof4-opq.h"
+#include "ggml-backend-impl.h"
+#include "ggml-cpu-impl.h"
+#include "ggml-cpu.h"
+#include "ggml-impl.h"
+#include "traits.h"
+
+#include <algorithm>
+#include <cstring>
+#include <thread>
+#include <vector>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#ifdef BOF4_GEMM
+
+namespace {
+
+// Run part(i, n) on n threads.
+template <typename F>
+void on_all_cores(int64_t most, const F & part) {
+    const int64_t n = std::min<int64_t>(most, std::max(1u, std::thread::hardware_concurrency()));
+    std::vector<std::thread> threads;
+    for (int64_t i = 1; i < n; ++i) {
+        threads.emplace_back([&part, i, n] { part(i, n); });
+    }
+    part(0, n);
+    for (auto & thread : threads) {
+        thread.join();
+    }
+}
+
+int64_t groups_of(const ggml_tensor * weight) {
+    return (weight->ne[1] + BOF4_GROUP - 1) / BOF4_GROUP;
+}
+
+// How one type is interleaved and multiplied.
+struct kernels {
+    size_t  (*group_bytes)(int64_t n);
+    void    (*interleave)(const void * rows, int64_t n_rows, int64_t n, void * group);
+    void    (*deinterleave)(const void * group, int64_t n_rows, int64_t n, void * rows);
+    size_t  (*act_bytes)(int64_t n);
+    void    (*quantize_act)(const float * x, void * y, int64_t n);
+    void    (*gemm)(const void * groups, int64_t n_rows, int64_t n, const void * const * x, float * const * y, int64_t n_columns);
+};
+
+const kernels bof4_s = {
+    bof4_s_group_bytes,
+    [](const void * rows, int64_t n_rows, int64_t n, void * group) {
+        bof4_s_interleave(static_cast<const block_bof4_s *>(rows), n_rows, n, group);
+    },
+    [](const void * group, int64_t n_rows, int64_t n, void * rows) {
+        bof4_s_deinterleave(group, n_rows, n, static_cast<block_bof4_s *>(rows));
+    },
+    [](int64_t n) { return n / QK_BOF4_S * sizeof(bof4_s_act); },
+    [](const float * x, void * y, int64_t n) { bof4_s_quantize_act(x, static_cast<bof4_s_act *>(y), n); },
+    [](const void * groups, int64_t n_rows, int64_t n, const void * const * x, float * const * y, int64_t n_columns) {
+        bof4_s_gemm(groups, n_rows, n, reinterpret_cast<const bof4_s_act * const *>(x), y, n_columns);
+    },
+};
+
+// Takes successive parts of the work buffer.
+struct cut {
+    char * at;
+
+    explicit cut(void * wdata) : at(static_cast<char *>(wdata)) {}
+
+    template <typename T> T * take(size_t n) {
+        at = reinterpret_cast<char *>(GGML_PAD(reinterpret_cast<uintptr_t>(at), 64));
+        T * p = reinterpret_cast<T *>(at);
+        at += n * sizeof(T);
+        return p;
+    }
+};
+
+// A result column: expert slot (or row of src1) and token, as bof4_add_outliers_of_expert wants them.
+struct column_id {
+    int32_t slot;
+    int32_t token;
+};
+
+class traits : public ggml::cpu::tensor_traits {
+public:
+    explicit traits(const kernels & k) : k(k) {}
+
+    const kernels & k;
+
+    bool work_size(int, const ggml_tensor * op, size_t & size) override {
+        if (op->op != GGML_OP_MUL_MAT && op->op != GGML_OP_MUL_MAT_ID) {
+            return false;
+        }
+        size = plan(k, op, nullptr).bytes + 64; // the buffer need not begin a cache line
+        return true;
+    }
+
+    bool compute_forward(ggml_compute_params * params, ggml_tensor * op) override {
+        if (op->op != GGML_OP_MUL_MAT && op->op != GGML_OP_MUL_MAT_ID) {
+            return false;
+        }
+        const plan p(k, op, params->wdata);
+        GGML_ASSERT(p.bytes <= params->wsize);
+        GGML_ASSERT(op->src[1]->type == GGML_TYPE_F32 && op->nb[0] == sizeof(float));
+
+        p.quantize(params);
+        if (params->ith == 0) {
+            op->op == GGML_OP_MUL_MAT ? p.list_columns() : p.list_columns_of_experts();
+            ggml_threadpool_chunk_set(params->threadpool, params->nth);
+        }
+        ggml_barrier(params->threadpool);
+        p.multiply(params);
+        return true;
+    }
+
+private:
+    // An operation and its part of the work buffer.
+    struct plan {
+        const kernels & k;
+        ggml_tensor * op;
+        const ggml_tensor * weight;
+        const ggml_tensor * act;
+        int64_t n_columns;      // of the result
+        int64_t n_matrices;
+        size_t  act_row;
+
+        char * acts;
+        const void ** x;        // of each column, those of the first matrix first
+        float ** y;
+        column_id * ids;
+        int64_t * first;        // column of each matrix; one more at the end
+        size_t bytes;
+
+        plan(const kernels & k, const ggml_tensor * op_, void * wdata)
+            : k(k), op(const_cast<ggml_tensor *>(op_)), weight(op->src[0]), act(op->src[1]),
+              n_columns(op->ne[1] * op->ne[2] * op->ne[3]), n_matrices(weight->ne[2] * weight->ne[3]),
+              act_row(k.act_bytes(weight->ne[0])) {
+            cut buffer(wdata);
+            buffer.take<char>(lists_bytes()); // what bof4-opq-cpu.c wants at the beginning of the work buffer
+            acts  = buffer.take<char>(act_row * ggml_nrows(act));
+            x     = buffer.take<const void *>(n_columns);
+            y     = buffer.take<float *>(n_columns);
+            ids   = buffer.take<column_id>(n_columns);
+            first = buffer.take<int64_t>(n_matrices + 1);
+            bytes = buffer.at - static_cast<char *>(wdata);
+        }
+
+        bool listed() const {
+            return ggml_bof4_list_of_op(op) != nullptr;
+        }
+
+        size_t lists_bytes() const {
+            if (!listed()) {
+                return 0;
+            }
+            return ggml_row_size(GGML_TYPE_Q8_0, ggml_nelements(act)) + 64
+                + (op->op == GGML_OP_MUL_MAT ? bof4_transposed_size(op) : 0);
+        }
+
+        const float * act_at(int64_t i1, int64_t i2, int64_t i3) const {
+            return reinterpret_cast<const float *>(
+                static_cast<const char *>(act->data) + i1 * act->nb[1] + i2 * act->nb[2] + i3 * act->nb[3]);
+        }
+
+        void quantize(const ggml_compute_params * params) const {
+            const int64_t n = act->ne[0];
+            // a row for each thread, or, for a single one, a share of it
+            const int64_t n_rows = ggml_nrows(act);
+            const int64_t unit = ggml_blck_size(weight->type);
+            const int64_t parts = n_rows >= params->nth ? 1 : std::min<int64_t>(params->nth, n / unit);
+            for (int64_t i = params->ith; i < n_rows * parts; i += params->nth) {
+                const int64_t row = i / parts;
+                const int64_t b0 = n / unit * (i % parts) / parts * unit;
+                const int64_t b1 = n / unit * (i % parts + 1) / parts * unit;
+                const float * from = act_at(row % act->ne[1], row / act->ne[1] % act->ne[2], row / act->ne[1] / act->ne[2]);
+                k.quantize_act(from + b0, acts + row * act_row + k.act_bytes(b0), b1 - b0);
+            }
+            if (!listed()) {
+                return;
+            }
+            if (op->op == GGML_OP_MUL_MAT) {
+                bof4_transpose_activations(params, op);
+            } else {
+                const auto from_float = ggml_get_type_traits_cpu(GGML_TYPE_Q8_0)->from_float;
+                const size_t row_size = ggml_row_size(GGML_TYPE_Q8_0, n);
+                for (int64_t row = params->ith; row < n_rows; row += params->nth) {
+                    from_float(act_at(row % act->ne[1], row / act->ne[1], 0),
+                        static_cast<char *>(params->wdata) + row * row_size, n);
+                }
+            }
+        }
+
+        void list_columns() const {
+            int64_t c = 0;
+            const int64_t repeat2 = act->ne[2] / weight->ne[2];
+            const int64_t repeat3 = act->ne[3] / weight->ne[3];
+            for (int64_t m = 0; m < n_matrices; ++m) {
+                first[m] = c;
+                for (int64_t r3 = 0; r3 < repeat3; ++r3) for (int64_t r2 = 0; r2 < repeat2; ++r2) {
+                    const int64_t i2 = m % weight->ne[2] * repeat2 + r2;
+                    const int64_t i3 = m / weight->ne[2] * repeat3 + r3;
+                    for (int64_t i1 = 0; i1 < act->ne[1]; ++i1, ++c) {
+                        x[c] = acts + ((i3 * act->ne[2] + i2) * act->ne[1] + i1) * act_row;
+                        y[c] = reinterpret_cast<float *>(
+                            static_cast<char *>(op->data) + i1 * op->nb[1] + i2 * op->nb[2] + i3 * op->nb[3]);
+                    }
+                }
+            }
+            first[n_matrices] = c;
+        }
+
+        void list_columns_of_experts() const {
+            const ggml_tensor * chosen = op->src[2];
+            const auto expert = [&](int64_t slot, int64_t token) {
+                const int32_t e = *reinterpret_cast<const int32_t *>(
+                    static_cast<const char *>(chosen->data) + slot * chosen->nb[0] + token * chosen->nb[1]);
+                GGML_ASSERT(e >= 0 && e < n_matrices);
+                return e;
+            };
+            // count, then place: first[e] is where the next column of e goes, in the end where those of e + 1 begin
+            std::fill(first, first + n_matrices + 1, 0);
+            for (int64_t token = 0; token < chosen->ne[1]; ++token) for (int64_t slot = 0; slot < chosen->ne[0]; ++slot) {
+                ++first[expert(slot, token) + 1];
+            }
+            for (int64_t m = 0; m < n_matrices; ++m) {
+                first[m + 1] += first[m];
+            }
+            for (int64_t token = 0; token < chosen->ne[1]; ++token) for (int64_t slot = 0; slot < chosen->ne[0]; ++slot) {
+                const int64_t c = first[expert(slot, token)]++;
+                x[c] = acts + (slot % act->ne[1] + token * act->ne[1]) * act_row;
+                y[c] = reinterpret_cast<float *>(static_cast<char *>(op->data) + slot * op->nb[1] + token * op->nb[2]);
+                ids[c] = { (int32_t) slot, (int32_t) token };
+            }
+            std::copy_backward(first, first + n_matrices, first + n_matrices + 1);
+            first[0] = 0;
+        }
+
+        void multiply(const ggml_compute_params * params) const {
+            const int64_t n = weight->ne[0];
+            const int64_t n_rows = weight->ne[1];
+            const int64_t n_groups = groups_of(weight);
+            const size_t group_bytes = k.group_bytes(n);
+            // Enough pieces that no thread waits long for another, but long streams of weights, and in prompts no smaller
+            // pieces than keep the activations' way into the cache cheap.
+            const int64_t usual = std::max<int64_t>(1, n_groups / (4 * params->nth));
+            const int64_t piece = std::min<int64_t>(32, usual);
+            const int64_t pieces = (n_groups + piece - 1) / piece;
+            int64_t i = params->ith;
+            int64_t m = 0;
+            int64_t before = 0;     // pieces of the matrices in front of m
+            while (true) {
+                while (m < n_matrices && (first[m] == first[m + 1] || i >= before + pieces)) {
+                    before += first[m] == first[m + 1] ? 0 : pieces;
+                    ++m;
+                }
+                if (m == n_matrices) {
+                    break;
+                }
+                const int64_t g0 = (i - before) * piece;
+                const int64_t row0 = g0 * BOF4_GROUP;
+                const int64_t row1 = std::min(n_rows, (g0 + piece) * BOF4_GROUP);
+                piece_of(params, m, row0, row1,
+                    static_cast<const char *>(weight->data) + (m * n_groups + g0) * group_bytes);
+                i = ggml_threadpool_chunk_add(params->threadpool, 1);
+            }
+        }
+
+        void piece_of(const ggml_compute_params * params, int64_t m, int64_t row0, int64_t row1, const char * groups) const {
+            if (listed()) {
+                bof4_prefetch_list(op, m, row0, row1);
+            }
+            // columns that fit the next cache with their results
+            enum { MOST = 512 };
+            float * to[MOST];
+            for (int64_t c = first[m]; c < first[m + 1]; c += MOST) {
+                const int64_t count = std::min<int64_t>(MOST, first[m + 1] - c);
+                for (int64_t j = 0; j < count; ++j) {
+                    to[j] = y[c + j] + row0;
+                }
+                k.gemm(groups, row1 - row0, weight->ne[0], x + c, to, count);
+            }
+            if (!listed()) {
+                return;
+            }
+            if (op->op == GGML_OP_MUL_MAT_ID) {
+                bof4_add_outliers_of_expert(op, params->wdata, m, row0, row1,
+                    &ids[first[m]].slot, first[m + 1] - first[m]);
+            } else {
+                bof4_add_outliers(op, params->wdata, row0, row1, first[m], first[m + 1]);
+            }
+        }
+    };
+};
+
+traits * traits_of(const ggml_tensor * weight) {
+    static traits s(bof4_s);
+    switch (weight->type) {
+        case GGML_TYPE_BOF4_S: return &s;
+        default:               return nullptr;
+    }
+}
+
+// Rows too few for a group would be padded to many times their size.
+bool fits(const ggml_tensor * weight) {
+    return traits_of(weight) != nullptr && weight->ne[1] >= BOF4_GROUP / 2 && weight->view_src == nullptr
+        && ggml_is_contiguous(weight);
+}
+
+class buffer_type : public ggml::cpu::extra_buffer_type {
+public:
+    bool supports_op(ggml_backend_dev_t, const ggml_tensor * op) override {
+        if (op->op != GGML_OP_MUL_MAT && op->op != GGML_OP_MUL_MAT_ID) {
+            return false;
+        }
+        const ggml_tensor * weight = op->src[0];
+        const ggml_tensor * act = op->src[1];
+        return weight->buffer && weight->buffer->buft == ggml_backend_cpu_bof4_buffer_type() && fits(weight)
+            && act->type == GGML_TYPE_F32 && act->nb[0] == sizeof(float)
+            && (act->buffer == nullptr || ggml_backend_buft_is_host(act->buffer->buft));
+    }
+
+    ggml::cpu::tensor_traits * get_tensor_traits(const ggml_tensor * op) override {
+        if (op->op != GGML_OP_MUL_MAT && op->op != GGML_OP_MUL_MAT_ID) {
+            return nullptr;
+        }
+        const ggml_tensor * weight = op->src[0];
+        if (weight->buffer == nullptr || weight->buffer->buft != ggml_backend_cpu_bof4_buffer_type()) {
+            return nullptr;
+        }
+        return static_cast<ggml::cpu::tensor_traits *>(weight->extra);
+    }
+};
+
+// Calls f(rows of the plain tensor, number of rows, group) for every group, on all cores.
+template <typename F>
+void each_group(const ggml_tensor * weight, const F & f) {
+    const kernels & k = traits_of(weight)->k;
+    const int64_t n_groups = groups_of(weight);
+    const int64_t all = n_groups * weight->ne[2] * weight->ne[3];
+    const size_t group_bytes = k.group_bytes(weight->ne[0]);
+    const size_t row_bytes = ggml_row_size(weight->type, weight->ne[0]);
+    // a thread costs as much to start as this much work takes
+    const int64_t least = 1 + (1 << 18) / (int64_t) group_bytes;
+    on_all_cores((all + least - 1) / least, [&](int64_t ith, int64_t nth) {
+        for (int64_t i = all * ith / nth; i < all * (ith + 1) / nth; ++i) {
+            const int64_t row = i % n_groups * BOF4_GROUP;
+            f(k, (i / n_groups * weight->ne[1] + row) * row_bytes, std::min<int64_t>(BOF4_GROUP, weight->ne[1] - row),
+                static_cast<char *>(weight->data) + i * group_bytes);
+        }
+    });
+}
+
+ggml_status init_tensor(ggml_backend_buffer_t, ggml_tensor * tensor) {
+    tensor->extra = fits(tensor) ? traits_of(tensor) : nullptr;
+    return GGML_STATUS_SUCCESS;
+}
+
+void set_tensor(ggml_backend_buffer_t, ggml_tensor * tensor, const void * data, size_t offset, size_t size) {
+    GGML_ASSERT(tensor->extra && offset == 0 && size == ggml_nbytes(tensor));
+    each_group(tensor, [&](const kernels & k, size_t rows, int64_t n_rows, void * group) {
+        k.interleave(static_cast<const char *>(data) + rows, n_rows, tensor->ne[0], group);
+    });
+}
+
+void get_tensor(ggml_backend_buffer_t, const ggml_tensor * tensor, void * data, size_t offset, size_t size) {
+    GGML_ASSERT(tensor->extra && offset == 0 && size == ggml_nbytes(tensor));
+    each_group(tensor, [&](const kernels & k, size_t rows, int64_t n_rows, void * group) {
+        k.deinterleave(group, n_rows, tensor->ne[0], static_cast<char *>(data) + rows);
+    });
+}
+
+const char * get_name(ggml_backend_buffer_type_t) {
+    return "CPU_BOF4";
+}
+
+ggml_backend_buffer_t alloc_buffer(ggml_backend_buffer_type_t buft, size_t size) {
+    ggml_backend_buffer_t buffer = ggml_backend_buft_alloc_buffer(ggml_backend_cpu_buffer_type(), size);
+    if (buffer == nullptr) {
+        return nullptr;
+    }
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    // fewer page faults as the weights are written, fewer misses of the address cache as they are read
+    const uintptr_t page = 4096;
+    const uintptr_t begin = GGML_PAD(reinterpret_cast<uintptr_t>(ggml_backend_buffer_get_base(buffer)), page);
+    if (size > page) {
+        madvise(reinterpret_cast<void *>(begin), (size - page) / page * page, MADV_HUGEPAGE);
+    }
+#endif
+    buffer->buft              = buft;
+    buffer->iface.init_tensor = init_tensor;
+    buffer->iface.set_tensor  = set_tensor;
+    buffer->iface.get_tensor  = get_tensor;
+    buffer->iface.cpy_tensor  = nullptr;
+    return buffer;
+}
+
+size_t get_alignment(ggml_backend_buffer_type_t) {
+    return 64;
+}
+
+size_t get_alloc_size(ggml_backend_buffer_type_t, const ggml_tensor * tensor) {
+    if (!fits(tensor)) {
+        return ggml_nbytes(tensor);
+    }
+    return groups_of(tensor) * tensor->ne[2] * tensor->ne[3] * traits_of(tensor)->k.group_bytes(tensor->ne[0]);
+}
+
+} // namespace
+
+ggml_backend_buffer_type_t ggml_backend_cpu_bof4_buffer_type(void) {
+    static ggml_backend_buffer_type type = {
+        /* .iface   = */ { get_name, alloc_buffer, get_alignment, nullptr, get_alloc_size, nullptr },
+        /* .device  = */ ggml_backend_reg_dev_get(ggml_backend_cpu_reg(), 0),
+        /* .context = */ new buffer_type(),
+    };
+    return &type;
+}
+
+#else
+
+ggml_backend_buffer_type_t ggml_backend_cpu_bof4_buffer_type(void) {
+    return nullptr;
+}
+
+#endif
