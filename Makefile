@@ -1,6 +1,7 @@
 # make demo   convert SmolLM2-135M to BOF4_S and talk to it
 # make test   everything that CI checks
 # make lint   ruff and mypy alone
+# make bench-quality   these types and llama.cpp's: bench/quality.csv and the picture; QUALITY="--large" has more
 #
 # Each does all of its own set-up: a virtual environment in .venv, the package and its dependencies, and the
 # build of the patched llama.cpp (some minutes, once; kept in the user's cache folder).
@@ -8,7 +9,7 @@
 PYTHON ?= python3
 BIN    := .venv/bin
 
-.PHONY: demo test lint build clean
+.PHONY: demo test lint build bench-quality clean
 
 demo: build
 	$(BIN)/bof4 demo
@@ -22,6 +23,10 @@ lint: .venv/installed
 	# mypy wants packages where the wheel will have them
 	cp -r gguf_bof4 build/mypy/ && cp -r convert ggml_patch build/mypy/gguf_bof4/
 	cd build/mypy && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p gguf_bof4
+
+bench-quality: .venv/installed
+	$(BIN)/bof4 build
+	$(BIN)/bof4 bench quality $(QUALITY)
 
 build: .venv/installed
 	$(BIN)/bof4 build --tests

@@ -9,7 +9,7 @@ import typer
 
 from gguf_bof4.errors import UserError
 
-COMMANDS = ("convert", "run", "inspect", "verify", "build", "patch", "codebook", "demo")
+COMMANDS = ("convert", "run", "inspect", "verify", "build", "patch", "codebook", "bench", "demo")
 """Subcommands, in the order of --help; each module has a function `register(app)`."""
 
 

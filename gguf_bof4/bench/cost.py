@@ -1,0 +1,70 @@
+"""What a measurement takes, before it is done: seconds on two cores of a server, and bytes of disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gguf_bof4.bench.measure import CONTEXT
+from gguf_bof4.bench.nf4 import NF4
+from gguf_bof4.bench.peers import IMATRIX_CHUNKS
+from gguf_bof4.bench.variants import Variant
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of a reference model, known before it is fetched.
+
+    Attributes:
+        weights: in the matrices of the blocks.
+        embeddings: weights of the token embeddings, in F16 always; they are the output matrix, too.
+        vocabulary: tokens.
+        matrix_bytes: of a weight in the unquantized model.
+    """
+
+    weights: float
+    embeddings: float
+    vocabulary: int
+    matrix_bytes: int
+
+
+SIZES = {
+    "smol": Size(106e6, 28e6, 49152, 4),
+    "gemma": Size(100e6, 168e6, 262144, 4),
+    "qwen": Size(1310e6, 233e6, 151936, 2),
+}
+
+_CHUNK_SECONDS = 8.5e-9
+"""Of a chunk in llama-perplexity, for a weight; every second token meets the output matrix."""
+
+_TOKEN_SECONDS = 5e-6
+"""Of comparing a chunk's distributions, for a token of the vocabulary."""
+
+_ENCODING_SECONDS = {"none": 3e-8, "absmax": 1e-8, "search": 3e-8, "imatrix": 6e-8, "gptq": 3.4e-6}
+"""For a weight: llama-quantize, and this project's encoders. gptq runs the model, too."""
+
+
+def measuring_seconds(model: str, chunks: int) -> float:
+    """Measuring one file on one text, or the unquantized model's own run."""
+    size = SIZES[model]
+    return chunks * (_CHUNK_SECONDS * (size.weights + size.embeddings / 2) + _TOKEN_SECONDS * size.vocabulary) + 1
+
+
+def making_seconds(model: str, variant: Variant) -> float:
+    """Making the quantized file."""
+    return _ENCODING_SECONDS[variant.encoder] * SIZES[model].weights + 1
+
+
+def imatrix_seconds(model: str) -> float:
+    """Making the importance matrix."""
+    return IMATRIX_CHUNKS * _CHUNK_SECONDS * SIZES[model].weights + 1
+
+
+def logits_bytes(model: str, chunks: int) -> int:
+    """The unquantized model's distributions on one text: 16 bits for each token of the vocabulary and judged token."""
+    return chunks * (CONTEXT // 2 - 1) * (2 * SIZES[model].vocabulary + 8) + chunks * CONTEXT * 4
+
+
+def file_bytes(model: str, variant: Variant) -> int:
+    """The quantized file, with room for fallbacks and lists."""
+    size = SIZES[model]
+    return round(size.weights * (size.matrix_bytes if variant.type == NF4 else 0.75) + 2.1 * size.embeddings)

@@ -1,0 +1,6 @@
+"""stub"""
+from __future__ import annotations
+from pathlib import Path
+from gguf_bof4.bench.results import Row
+def check_available() -> None: ...
+def plot(rows: list[Row], models: tuple[str, ...], target: Path) -> None: ...

@@ -1,0 +1,33 @@
+"""Run the programs of the patched llama.cpp to their end."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+from gguf_bof4.cli.run import program_path
+from gguf_bof4.errors import UserError
+
+
+def thread_options(threads: int) -> list[str]:
+    """The option that every program but llama-quantize takes; 0 leaves it to the program."""
+    return ["-t", str(threads)] if threads else []
+
+
+def run_program(name: str, *arguments: str | Path) -> str:
+    """What a program prints, on both streams.
+
+    Raises:
+        UserError: it is not built, or it failed; its last lines are in the message.
+    """
+    command = [str(program_path(name)), *map(str, arguments)]
+    result = subprocess.run(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+    )
+    output = result.stdout.decode(errors="replace")
+    if result.returncode != 0:
+        raise UserError(
+            f"{' '.join(command)}\nfailed with exit code {result.returncode}:\n{output.strip()[-1500:]}\n"
+            "What was measured before is kept: mend the cause and run again."
+        )
+    return output

@@ -1,0 +1,163 @@
+"""bof4 bench: measure these types beside those of llama.cpp."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from gguf_bof4.bench.quality import Plan
+    from gguf_bof4.bench.results import Key, Row
+
+LARGE_MODEL = "qwen"
+_TABLE_WIDTH = 170  # where nobody looks: a file or a pipe
+
+
+def _split(values: list[str] | None) -> list[str]:
+    """Names given as several options, or in one with commas between."""
+    return [name for value in values or () for name in value.split(",") if name]
+
+
+def _console() -> Console:
+    console = Console(highlight=False, markup=False)
+    return console if console.is_terminal else Console(highlight=False, markup=False, width=_TABLE_WIDTH)
+
+
+def _print_plan(plan: Plan, console: Console) -> None:
+    from gguf_bof4.bench.quality import time_text
+
+    table = Table("model", "type", "encoder", "lists", "texts", title="to measure", title_justify="left")
+    table.add_column("estimate", justify="right")
+    for step in plan.steps:
+        v = step.variant
+        table.add_row(step.model, v.type, v.encoder, v.opq, ", ".join(step.texts), time_text(step.seconds(plan.chunks)))
+    console.print(table)
+    for model in plan.models:
+        console.print(
+            f"{model}: {sum(len(step.texts) for step in plan.of_model(model))} rows, about "
+            f"{time_text(plan.seconds(model))} on two cores ({time_text(plan.shared_seconds(model))} of them for the "
+            f"unquantized model and its importance matrix), {plan.disk_bytes(model) / 1e9:.1f} GB of disk meanwhile"
+        )
+    n_missing = sum(len(step.texts) for step in plan.steps)
+    console.print(f"{len(plan.rows) - n_missing} of {len(plan.rows)} rows are there, {n_missing} to measure")
+
+
+def _print_results(rows: list[Row], models: tuple[str, ...], texts: tuple[str, ...], console: Console) -> None:
+    from gguf_bof4.bench.bars import judge
+    from gguf_bof4.bench.table import bars_table, means, model_table
+
+    for model in models:
+        if found := means(rows, model):
+            console.print(model_table(model, found, texts, rows[0].chunks), "")
+    console.print(bars_table(judge(rows, texts)))
+
+
+def _of_run(rows: dict[Key, Row], models: tuple[str, ...], texts: tuple[str, ...], chunks: int) -> list[Row]:
+    """The rows that can be compared: measured alike, as far as a row tells."""
+    return [
+        row
+        for row in rows.values()
+        if row.model in models and row.text in texts and row.chunks == chunks and row.recipe == row.variant.recipe
+    ]
+
+
+def quality(
+    models: Annotated[
+        list[str] | None, typer.Option("--models", metavar="NAME", help="Reference models (default: smol, gemma).")
+    ] = None,
+    large: Annotated[
+        bool, typer.Option("--large", help="The model of 1.5 billion weights, too: fetches 1.1 GB.")
+    ] = False,
+    types: Annotated[
+        list[str] | None, typer.Option("--types", metavar="TYPE", help="Ours and others' (default: all).")
+    ] = None,
+    encoders: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--encoders",
+            metavar="NAME",
+            help="absmax, search, imatrix (search with an importance matrix), gptq; of others' types: none, imatrix "
+            "(default: all).",
+        ),
+    ] = None,
+    opq: Annotated[
+        list[str] | None,
+        typer.Option("--opq", metavar="Q", help="Quantiles of our types' outlier lists, or off (default: off, 0.95)."),
+    ] = None,
+    chunks: Annotated[int, typer.Option("--chunks", min=1, help="Chunks of 512 tokens of each text.")] = 16,
+    texts: Annotated[
+        list[str] | None, typer.Option("--texts", metavar="NAME", help="test, held-out (default: both).")
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", dir_okay=False, metavar="FILE", help="The CSV file.")
+    ] = Path("bench/quality.csv"),
+    png: Annotated[
+        Path | None,
+        typer.Option("--png", dir_okay=False, metavar="FILE", help="The picture (default: beside the CSV file)."),
+    ] = None,
+    threads: Annotated[int, typer.Option("--threads", "-t", min=0, help="0: as many as each program likes.")] = 0,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Measure rows that are there again.")] = False,
+    list_: Annotated[bool, typer.Option("--list", help="Show what would be measured, and how long it takes.")] = False,
+    plot_only: Annotated[bool, typer.Option("--plot-only", help="Measure nothing: table and picture.")] = False,
+) -> None:
+    """Measure how far quantized models are from the unquantized one, ours and llama.cpp's types in one run.
+
+    All matrices of the blocks get the type, embeddings stay in F16. Each
+    file is compared with the unquantized model over two texts; importance
+    matrices and gptq are calibrated on a third.
+
+    Every row goes into the CSV file as soon as it is measured, and rows
+    that are there are not measured again: stop it when you like. The
+    logits of the unquantized model are up to 4.3 GB, in TMPDIR, until
+    the model is done.
+
+    Options that take names can be repeated, or take several with commas.
+    """
+    from gguf_bof4.bench import plot, variants
+    from gguf_bof4.bench.quality import SMALL_MODELS, TEXTS, make_plan, run
+    from gguf_bof4.bench.results import read_rows
+    from gguf_bof4.ggml_patch.build import installed_bin
+    from gguf_bof4.reference_models import REFERENCE_MODELS
+
+    asked = [*(_split(models) or SMALL_MODELS), *([LARGE_MODEL] if large else [])]
+    chosen_models = variants.choose("model", asked, tuple(REFERENCE_MODELS))
+    chosen_texts = variants.choose("text", _split(texts) or tuple(TEXTS), tuple(TEXTS))
+    chosen = variants.variants(
+        variants.choose("type", _split(types) or variants.TYPES, variants.TYPES),
+        variants.choose("encoder", _split(encoders) or variants.ENCODERS, variants.ENCODERS),
+        tuple(dict.fromkeys(map(variants.parse_quantile, _split(opq) or variants.DEFAULT_QUANTILES))),
+    )
+    console = _console()
+    done = read_rows(output)
+    plan = make_plan(chosen_models, chosen, chosen_texts, chunks, set() if force else set(done))
+    if list_:
+        _print_plan(plan, console)
+        return
+    plot.check_available()
+    if plan.steps and not plot_only:
+        installed_bin()
+        # as Ctrl-C does: the temporary folder is removed
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+        try:
+            run(plan, output, threads, lambda line: print(line, file=sys.stderr, flush=True))
+        except KeyboardInterrupt:
+            print(f"bof4: interrupted; what was measured is in {output}, run again to go on", file=sys.stderr)
+            raise typer.Exit(128 + signal.SIGINT) from None
+    rows = _of_run(read_rows(output), chosen_models, chosen_texts, chunks)
+    _print_results(rows, chosen_models, chosen_texts, console)
+    picture = png or output.with_suffix(".png")
+    plot.plot(rows, chosen_models, picture)
+    console.print(f"{len(rows)} rows in {output}, the picture in {picture}", soft_wrap=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command and its subcommands."""
+    bench = typer.Typer(no_args_is_help=True, help="Measure these types beside those of llama.cpp.")
+    bench.command("quality")(quality)
+    app.add_typer(bench, name="bench")
