@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 import gguf
 
+from gguf_bof4.calibration.encoded import work_folder
 from gguf_bof4.convert import from_gguf, from_huggingface, pipeline
 from gguf_bof4.convert.huggingface_folder import check_folder
 from gguf_bof4.convert.options import Options
@@ -25,6 +27,13 @@ def _from_file(
 ) -> tuple[str, tuple[Path, ...], tuple[TensorReport, ...]]:
     model, architecture = from_gguf.open_source(source)
     tensors = pipeline.plan(architecture, model.tensors, options, lists=model.lists)
+    if options.encoder == "gptq" and folder is not None:
+        # torch and transformers take seconds to import, and the other encoders need neither
+        from gguf_bof4.calibration.weights import GgufWeights
+        from gguf_bof4.convert.calibrated import calibrated
+
+        files = part_paths(source)
+        tensors = calibrated(tensors, GgufWeights(model), source, files, architecture, options, output, progress)
     writer = from_gguf.make_writer(model, architecture, options)
     outputs = pipeline.run(writer, tensors, options, output, folder, progress)
     return architecture, outputs, pipeline.reports(tensors)
@@ -65,6 +74,7 @@ def convert(source: Path, output: Path, *, progress: Progress = no_progress, **o
         with staging(output) as folder:
             architecture, outputs, tensors = run(source, output, folder, chosen, progress)
             outputs = publish(folder, output, chosen.force)
+        shutil.rmtree(work_folder(output), ignore_errors=True)
         after = sum(p.stat().st_size for p in outputs)
     return ConversionReport(
         source=source,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gguf
@@ -34,6 +34,7 @@ class Job:
         planned: the list that it gets, filled here.
         outliers: the list that the source has.
         threads: 0 means all cores.
+        importance: of each column, float32 [n]; None: all the same.
     """
 
     target: TensorType
@@ -41,6 +42,7 @@ class Job:
     planned: PlannedList | None = None
     outliers: opq.OutlierList | None = None
     threads: int = 0
+    importance: npt.NDArray[np.float32] | None = None
 
 
 def nbytes(shape: tuple[int, ...], qtype: TensorType) -> int:
@@ -98,7 +100,7 @@ def _encode_floats(source: Source, first_row: int, rows: Bytes, origin: TensorTy
     found = _select(source, first_row, floats, origin, job)
     try:
         encoded = native.quantize_raw(
-            floats, origin, target, threads=job.threads, encoder=job.encoder, outliers=found
+            floats, origin, target, job.importance, job.threads, job.encoder, found
         )
     except native.NonFiniteWeightError as error:
         row, column = error.position
@@ -150,3 +152,14 @@ def encode(source: Source, job: Job) -> Iterator[Bytes]:
         if part is not None and job.planned is not None:
             job.planned.add(part)
         yield rows
+
+
+def read_floats(source: Source, job: Job) -> npt.NDArray[np.float32]:
+    """All rows of `source` as float32 [rows, n], the outliers that it has applied.
+
+    Raises:
+        UserError: the source cannot be read, or a weight is NaN or infinite.
+    """
+    whole = replace(job, target=TensorType.F32, planned=None)
+    rows = np.concatenate([run.view(np.float32) for run in encode(source, whole)])
+    return rows.reshape(-1, source.shape[-1])

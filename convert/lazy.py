@@ -84,7 +84,9 @@ class Chunked:
     _rest: npt.NDArray[Any] | None = field(default=None, repr=False)
 
     def read_rows(self, first: int, count: int) -> Bytes:
-        """The next `count` rows [count, bytes of a row]; `first` can only be where the last call ended."""
+        """The next `count` rows [count, bytes of a row]; `first` can only be where the last call ended, or 0."""
+        if first == 0:
+            self._next, self._rest = 0, None
         pieces = []
         while count:
             if self._rest is None or not len(self._rest):

@@ -134,13 +134,17 @@ class PlannedList:
                 f"{size_text(size)}, more than --split-max-size allows. Give a larger one, or an --opq nearer to 1"
             )
 
+    def found(self) -> opq.OutlierList:
+        """All that was added."""
+        return opq.from_counts(np.concatenate(self._counts), np.concatenate(self._entries))
+
     def tofile(self, file: BinaryIO) -> None:
         """Append the list, and note its length where it was placed; the file gets nothing where there is no outlier.
 
         Raises:
             UserError: the part gets too large.
         """
-        found = opq.from_counts(np.concatenate(self._counts), np.concatenate(self._entries))
+        found = self.found()
         self.n_outliers = found.entries.size
         if self.n_outliers:
             packed = found.packed()

@@ -18,7 +18,7 @@ DEFAULT_OPQ = "0.95"
 0.95, the paper's: on the reference models it lowers the KL divergence by 14 % for 0.1 bits (bench/opq.csv).
 """
 
-ENCODERS = ("absmax", "search")
+ENCODERS = ("absmax", "search", "gptq")
 """How this project's types can be encoded."""
 
 
@@ -33,7 +33,13 @@ class Options:
         tensor_types: PATTERN=TYPE, the first match counts.
         opq: quantiles of outlier lists: "Q" or "off" for all tensors, PATTERN=Q or PATTERN=off for those whose name
             the regular expression is found in; the first match counts.
-        encoder: "absmax", the paper's, or "search".
+        encoder: "absmax", the paper's, "search", or "gptq", which runs the model on a text.
+        calibration: path of the text for gptq.
+        samples: windows of that text that the model reads.
+        sample_length: tokens in each.
+        damping: of gptq, in units of the mean square of a layer's inputs.
+        act_order: gptq begins with the columns that have the largest inputs.
+        device: that gptq runs the model on, as torch names it.
         pure: embeddings and output get `type`, too.
         leave_output_tensor: output.weight stays as it is.
         split_max_size: bytes of tensor data in a part, "N", "NK", "NM" or "NG"; 0 means one file.
@@ -50,6 +56,12 @@ class Options:
     tensor_types: tuple[str, ...] = ()
     opq: tuple[str, ...] = ()
     encoder: str = "absmax"
+    calibration: str | None = None
+    samples: int = 32
+    sample_length: int = 512
+    damping: float = 0.01
+    act_order: bool = True
+    device: str = "cpu"
     pure: bool = False
     leave_output_tensor: bool = False
     split_max_size: str = "0"
@@ -118,3 +130,16 @@ class Options:
         _ = self.rules, self.list_rules, self.split_bytes
         if self.encoder not in ENCODERS:
             raise UserError(f"there is no encoder {self.encoder!r}; --encoder takes {' or '.join(ENCODERS)}")
+        self._check_calibration()
+
+    def _check_calibration(self) -> None:
+        if self.encoder != "gptq":
+            if self.calibration is not None:
+                raise UserError(f"--calibration is for --encoder gptq: {self.encoder} runs no model")
+            return
+        if self.calibration is None:
+            raise UserError("--encoder gptq runs the model on a text: give one with --calibration FILE")
+        if self.samples < 1 or self.sample_length < 2:
+            raise UserError("--calibration-samples must be 1 or more, --calibration-length 2 or more")
+        if not 0.0 <= self.damping < 1.0:
+            raise UserError(f"--damping {self.damping}: give a number from 0 to 1, such as 0.01")

@@ -17,12 +17,13 @@ from typing import Any, BinaryIO
 import gguf
 import numpy as np
 
+from gguf_bof4.calibration.encoded import Encoded
 from gguf_bof4.convert.encoding import Job, encode, nbytes
 from gguf_bof4.convert.lists import PlannedList, finish
 from gguf_bof4.convert.options import Options
 from gguf_bof4.convert.policy import Decision
 from gguf_bof4.convert.report import Progress, size_text
-from gguf_bof4.convert.sources import Source
+from gguf_bof4.convert.sources import Bytes, Source
 from gguf_bof4.errors import UserError
 from gguf_bof4.formats import FORMAT_VERSION, FORMATS
 from gguf_bof4.reading import Tensor, read_list
@@ -45,6 +46,8 @@ class PlannedTensor:
         planned_list: the outlier list that it gets unless it turns out to have no outlier.
         source_list: the outlier list that the source has.
         no_list: why it gets no outlier list although one was asked for.
+        ready: gives the tensor where the gptq encoder has made it already.
+        not_compensated: why that was without compensation of errors.
     """
 
     source: Source
@@ -52,6 +55,8 @@ class PlannedTensor:
     planned_list: PlannedList | None = None
     source_list: Tensor | None = None
     no_list: str | None = None
+    ready: Callable[[], Encoded] | None = None
+    not_compensated: str | None = None
 
     @property
     def nbytes(self) -> int:
@@ -70,7 +75,18 @@ class PlannedTensor:
         """
         source, listed = self.source, self.source_list
         outliers = None if listed is None else read_list(listed, source.name, source.shape)
-        return Job(self.decision.qtype, options.encoder, self.planned_list, outliers, options.threads)
+        encoder = "search" if options.encoder == "gptq" else options.encoder  # of what no decoder layer has
+        return Job(self.decision.qtype, encoder, self.planned_list, outliers, options.threads)
+
+    def encoded(self, options: Options) -> Iterator[Bytes]:
+        """The tensor in its type, a run of rows at a time; the list that it gets is filled meanwhile."""
+        if self.ready is None:
+            yield from encode(self.source, self.job(options))
+            return
+        made = self.ready()
+        if self.planned_list is not None and made.outliers is not None:
+            self.planned_list.add(made.outliers)
+        yield made.data
 
 
 class _EncodedTensor:
@@ -90,7 +106,7 @@ class _EncodedTensor:
     def tofile(self, file: BinaryIO) -> None:
         """Append the tensor's bytes."""
         source = self._planned.source
-        for encoded in encode(source, self._planned.job(self._options)):
+        for encoded in self._planned.encoded(self._options):
             # not ndarray.tofile: that hides why a write failed
             file.write(np.ascontiguousarray(encoded).data)
             self._written(source.name, encoded.shape[0] * source.shape[-1])

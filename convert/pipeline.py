@@ -122,6 +122,7 @@ def reports(tensors: Sequence[PlannedTensor]) -> tuple[TensorReport, ...]:
             no_list=t.no_list,
             fallback=t.decision.fallback,
             decoded=t.source.qtype != t.decision.qtype and gguf.GGML_QUANT_SIZES[t.source.qtype][0] > 1,
+            not_compensated=t.not_compensated,
         )
         for t in tensors
     )

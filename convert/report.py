@@ -40,6 +40,7 @@ class TensorReport:
         no_list: why it has no list although one was asked for.
         fallback: why it did not get the type that it should have.
         decoded: it came in a block type and was converted again.
+        not_compensated: why the gptq encoder could not compensate errors in it, and what was done instead.
     """
 
     name: str
@@ -52,6 +53,7 @@ class TensorReport:
     no_list: str | None
     fallback: str | None
     decoded: bool
+    not_compensated: str | None = None
 
     @property
     def n_weights(self) -> int:
@@ -101,6 +103,11 @@ class ConversionReport:
     def fallbacks(self) -> tuple[TensorReport, ...]:
         """Tensors whose rows did not fit the type that they should have had."""
         return tuple(t for t in self.tensors if t.fallback)
+
+    @property
+    def not_compensated(self) -> tuple[TensorReport, ...]:
+        """Tensors of decoder layers that the gptq encoder could not reach."""
+        return tuple(t for t in self.tensors if t.not_compensated)
 
     @property
     def decoded_types(self) -> dict[str, int]:

@@ -32,6 +32,7 @@ import torch
 from gguf import GGMLQuantizationType as TensorType
 
 from gguf_bof4.convert import pipeline
+from gguf_bof4.convert.huggingface_folder import weight_files
 from gguf_bof4.convert.lazy import evaluate, source_of
 from gguf_bof4.convert.options import Options
 from gguf_bof4.convert.output import Writer
@@ -184,10 +185,18 @@ def convert_folder(folder: Path, output: Path, staging: Path | None, options: Op
         writer = Writer(path=None, arch=collected.arch)
         writer.kv_data[0].update(collected.kv_data[0])
         tensors = pipeline.plan(collected.arch, list(collected.sources.values()), options, collected.fixed(free))
-        outputs = pipeline.run(
-            writer, tensors, options, output, staging,
-            lambda what, done, total: send(progress=[what, done, total]),
-        )  # fmt: skip
+
+        def progress(what: str, done: int, total: int) -> None:
+            send(progress=[what, done, total])
+
+        if options.encoder == "gptq" and staging is not None:
+            from gguf_bof4.calibration.weights import FolderWeights
+            from gguf_bof4.convert.calibrated import calibrated
+
+            files = weight_files(folder)
+            weights = FolderWeights(folder, files)
+            tensors = calibrated(tensors, weights, folder, files, collected.arch, options, output, progress)
+        outputs = pipeline.run(writer, tensors, options, output, staging, progress)
         send(
             architecture=collected.arch,
             outputs=[str(path) for path in outputs],

@@ -177,6 +177,67 @@ def quantize_raw(
     return out
 
 
+PANEL = 64
+"""Columns of a panel: `gptq` takes n x n matrices as float32 [n / 64, n, 64]."""
+
+
+def gptq(
+    weights: Floats,
+    qtype: TensorType,
+    order: npt.NDArray[np.int32],
+    feedback: Floats,
+    curvature: Floats,
+    moments: Floats | None = None,
+    sweeps: int = 0,
+    outliers: OutlierList | None = None,
+    threads: int = 0,
+) -> tuple[Bytes, Floats, OutlierList | None, tuple[float, float]]:
+    """Encode rows column by column with compensated errors; calibration.factor makes what this takes.
+
+    Args:
+        weights: float32 [rows, n].
+        order: int32 [n], the column that is processed k-th; blocks of the type stay together.
+        feedback: float32 [n / 64, n, 64], strictly upper triangular, in the order of processing.
+        curvature: float32 [n], positive.
+        moments: float32 [n / 64, n, 64], what `feedback` and `curvature` are the factors of; needed for sweeps.
+        sweeps: rounds of coordinate descent over codes and scales that follow.
+        outliers: weights that are kept out of the blocks.
+
+    Returns:
+        uint8 [rows, bytes of a row], float32 [rows, n] decoded with outliers, the outliers with the values that
+        compensation gave them, and the loss after the columns and after the sweeps.
+
+    Raises:
+        NativeError: rows do not divide into blocks, or `order` tears blocks apart.
+    """
+    ffi, lib = library()
+    rows, n = weights.shape
+    weights = np.ascontiguousarray(weights, dtype=np.float32)
+    encoded = np.empty((rows, row_bytes(qtype, n)), dtype=np.uint8)
+    decoded = np.empty((rows, n), dtype=np.float32)
+    for matrix in (feedback, *(() if moments is None else (moments,))):
+        if matrix.shape != (n // PANEL, n, PANEL) or not matrix.flags.c_contiguous:
+            raise NativeError(f"a matrix of shape {matrix.shape} is no {n} x {n} matrix in panels")
+    if sweeps and moments is None:
+        raise NativeError("sweeps need the moments")
+    pointers, entries, found = ffi.NULL, ffi.NULL, None
+    if outliers is not None:
+        if outliers.n_rows != rows:
+            raise NativeError(f"a list of {outliers.n_rows} rows does not belong to {rows} rows of weights")
+        found = OutlierList(outliers.row_pointers, outliers.entries.copy())
+        pointers, entries = _ints(found.row_pointers), _ints(found.entries)
+    losses = ffi.new("double[2]")
+    _checked(
+        lib.bof4_gptq(
+            int(qtype), _floats(weights), rows, n, _ints(np.ascontiguousarray(order, dtype=np.int32)),
+            _floats(feedback), _floats(np.ascontiguousarray(curvature, dtype=np.float32)),
+            ffi.NULL if moments is None else _floats(moments), sweeps, pointers, entries,
+            _address(encoded), _floats(decoded), losses, threads,
+        )
+    )  # fmt: skip
+    return encoded, decoded, found, (float(losses[0]), float(losses[1]))
+
+
 def select_outliers(weights: Any, quantile: float, threads: int = 0) -> OutlierList:
     """The outliers that opq.select finds, found on all cores. Weights: [..., n], n a multiple of 64.
 

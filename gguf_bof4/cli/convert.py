@@ -69,6 +69,10 @@ def _print_summary(report: ConversionReport) -> None:
         print(f"no list:       {len(report.without_list)} tensors, whose outliers are not kept")
         for t in report.without_list:
             print(f"    {t.name}: {t.no_list}")
+    if report.not_compensated:
+        print(f"not by gptq:   {len(report.not_compensated)} tensors, which it cannot reach")
+        for t in report.not_compensated:
+            print(f"    {t.name}: {t.not_compensated}")
     for name, count in report.copied.items():
         print(f"copied:        {count} tensors were {name} already; --opq and --encoder change nothing in them")
     for name, count in report.decoded_types.items():
@@ -128,8 +132,27 @@ def convert(
         ),
     ] = None,
     encoder: Annotated[
-        str, typer.Option(metavar="NAME", help=f"Encoder of the BOF4 types: {' or '.join(ENCODERS)}.")
+        str, typer.Option(metavar="NAME", help=f"Encoder of the BOF4 types: {', '.join(ENCODERS)}.")
     ] = Options.encoder,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(metavar="TEXT", help="gptq: a text file like what the model will read, some 100 kB or more."),
+    ] = None,
+    samples: Annotated[
+        int, typer.Option("--calibration-samples", min=1, help="gptq: windows of the text that the model reads.")
+    ] = Options.samples,
+    sample_length: Annotated[
+        int, typer.Option("--calibration-length", min=2, help="gptq: tokens in each window.")
+    ] = Options.sample_length,
+    damping: Annotated[
+        float, typer.Option(help="gptq: how much to distrust the samples, in units of a layer's mean squared input.")
+    ] = Options.damping,
+    act_order: Annotated[
+        bool, typer.Option(help="gptq: begin with the columns that have the largest inputs.")
+    ] = Options.act_order,
+    device: Annotated[
+        str, typer.Option(metavar="DEVICE", help="gptq: where the model runs: cpu, cuda, cuda:1.")
+    ] = Options.device,
     pure: Annotated[bool, typer.Option("--pure", help="Embeddings and output get --type, too.")] = False,
     leave_output_tensor: Annotated[
         bool, typer.Option("--leave-output-tensor", help="Leave output.weight as it is.")
@@ -173,6 +196,12 @@ def convert(
                 tensor_types=tuple(tensor_type or ()),
                 opq=tuple(opq or ()),
                 encoder=encoder,
+                calibration=None if calibration is None else str(calibration),
+                samples=samples,
+                sample_length=sample_length,
+                damping=damping,
+                act_order=act_order,
+                device=device,
                 pure=pure,
                 leave_output_tensor=leave_output_tensor,
                 split_max_size=split_max_size,
@@ -183,7 +212,8 @@ def convert(
                 verbose=verbose,
             )
     except KeyboardInterrupt:
-        print("bof4: interrupted; nothing was written", file=sys.stderr)
+        kept = "; finished layers are kept: the same command goes on from there" if encoder == "gptq" else ""
+        print(f"bof4: interrupted; nothing was written{kept}", file=sys.stderr)
         raise typer.Exit(128 + signal.SIGINT) from None
     if verbose or dry_run:
         _print_tensors(report)

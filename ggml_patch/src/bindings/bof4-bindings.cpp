@@ -7,6 +7,8 @@
 #endif
 #include "bof4-bindings.h"
 
+#include "bof4-gptq.h"
+
 #include "../bof4-opq.h"
 #include "../bof4.h"
 
@@ -284,6 +286,37 @@ int64_t bof4_quantize(
         });
         // runs are handed out in ascending order and every run taken is finished, so this is the first
         return bad == INT64_MAX ? -1 : bad.load();
+    });
+}
+
+int bof4_gptq(
+        int type_, const float * weights, int64_t nrow, int64_t n_per_row, const int32_t * order, const float * feedback,
+        const float * curvature, const float * moments, int sweeps, const int32_t * row_pointers, int32_t * entries,
+        void * dst, float * decoded, double * loss, int threads) {
+    return guarded([&]() -> int {
+        const ggml_type type   = checked_type(type_);
+        const size_t row_bytes = checked_row_size(type, n_per_row);
+        if (!bof4_gptq_keeps_blocks(type, order, n_per_row)) {
+            throw std::runtime_error(std::string("the order of columns tears blocks of ") + ggml_type_name(type) + " apart");
+        }
+        const bof4_gptq_job job = { type, n_per_row, order, feedback, curvature, moments, sweeps };
+        // a sum over tiles in order, whichever thread did them
+        const int64_t tile = bof4_gptq_tile_rows;
+        std::vector<double> losses((nrow + tile - 1) / tile * 2);
+        for_row_runs(nrow, tile, threads, [&](int64_t first, int64_t count) {
+            bof4_gptq_rows rows = {
+                weights + first * n_per_row, count, row_pointers == nullptr ? nullptr : row_pointers + first, entries,
+                (char *) dst + first * row_bytes, decoded + first * n_per_row, { 0.0, 0.0 } };
+            bof4_gptq_encode(job, rows);
+            losses[first / tile * 2]     = rows.loss[0];
+            losses[first / tile * 2 + 1] = rows.loss[1];
+            return true;
+        });
+        loss[0] = loss[1] = 0.0;
+        for (size_t i = 0; i < losses.size(); ++i) {
+            loss[i % 2] += losses[i];
+        }
+        return 0;
     });
 }
 

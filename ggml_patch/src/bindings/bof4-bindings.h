@@ -23,6 +23,16 @@ BOF4_API int64_t bof4_quantize(
     int type, int source, const void * src, void * dst, int64_t nrow, int64_t n_per_row,
     const char * encoder, const float * imatrix, const int32_t * row_pointers, const int32_t * entries, int threads);
 
+// Encode rows with GPTQ (bof4-gptq.h says how). order[n_per_row]: the column that is processed k-th, blocks kept together.
+// feedback, moments: n_per_row x n_per_row, in that order, as panels [n_per_row / 64][n_per_row][64]; curvature: n_per_row.
+// moments may be NULL where sweeps is 0. row_pointers[nrow + 1], entries: outliers, whose values are replaced; or NULL.
+// decoded[nrow][n_per_row] gets the weights, outliers included; loss[2]: the weighted squared error after the columns and
+// after the sweeps. Returns 0 or -2.
+BOF4_API int bof4_gptq(
+    int type, const float * weights, int64_t nrow, int64_t n_per_row, const int32_t * order, const float * feedback,
+    const float * curvature, const float * moments, int sweeps, const int32_t * row_pointers, int32_t * entries,
+    void * dst, float * decoded, double * loss, int threads);
+
 // Decode rows to float. Returns 0, or -2 on an error.
 BOF4_API int bof4_dequantize(
     int type, const void * src, float * dst, int64_t nrow, int64_t n_per_row, int threads);

@@ -1,0 +1,45 @@
+// GPTQ: rows encoded column by column, each column correcting for the errors of those before it.
+//
+// With H = X^T X of the inputs, a row w that becomes q loses (w - q) H (w - q)^T. Factored as
+// H = (I + M) diag(D) (I + M)^T, M strictly upper, that is sum_k D_k (t_k - q_k)^2 with the target
+// t_k = w_k + sum_{j<k} (w_j - q_j) M[j][k]: a weighted error like any other, once the columns before are settled.
+#pragma once
+
+#include "ggml.h"
+
+#include <cstddef>
+#include <cstdint>
+
+// The rows of a tile are encoded together, one a lane.
+constexpr int bof4_gptq_tile_rows = 32;
+
+// Columns of a panel: n x n matrices come as n/64 panels [n][64], so that a panel is read in one run.
+constexpr int bof4_gptq_panel = 64;
+
+// What the rows of a matrix have in common. Columns are in the order of processing; `order` says where they stand in
+// a row, and keeps the columns of a block (of a superblock and its blocks) together.
+struct bof4_gptq_job {
+    ggml_type       type;
+    int64_t         n;          // columns, a multiple of the type's block
+    const int32_t * order;      // n
+    const float *   feedback;   // M, in panels
+    const float *   curvature;  // D, n
+    const float *   moments;    // H, in panels; may be null where sweeps is 0
+    int             sweeps;     // rounds of coordinate descent over codes and scales, after the columns are done
+};
+
+// A run of rows. Outliers: zero to the block, and their value in `entries` becomes that of their target.
+struct bof4_gptq_rows {
+    const float *   weights;       // [count][n]
+    int64_t         count;
+    const int32_t * row_pointers;  // [count + 1], or null
+    int32_t *       entries;       // where row_pointers points
+    void *          encoded;       // [count] rows of the type
+    float *         decoded;       // [count][n], outliers included
+    double          loss[2];       // out: after the columns, and after the sweeps
+};
+
+// Does `order` keep blocks together?
+bool bof4_gptq_keeps_blocks(ggml_type type, const int32_t * order, int64_t n);
+
+void bof4_gptq_encode(const bof4_gptq_job & job, bof4_gptq_rows & rows);

@@ -1,0 +1,185 @@
+"""One decoder layer, run over all samples: which linear modules share an input, and the moments of that input.
+
+Results do not depend on the number of workers: every sample is a run of its own on one thread, and every tile of
+the moments is summed by one worker over the samples in their order.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+_TOKENS_AT_ONCE = 8192
+"""Inputs of a module that are in memory at a time. A constant, because the order of sums follows from it."""
+
+_TILE = 256
+"""Columns of the moments that a worker sums at a time."""
+
+T = TypeVar("T")
+
+
+class _Reached(Exception):
+    """The inputs that were wanted have been seen."""
+
+
+class Workers:
+    """Threads that run torch on one core each; on a GPU one thread, because the device is the same."""
+
+    def __init__(self, threads: int, device: torch.device) -> None:
+        self.device = device
+        self._count = threads if device.type == "cpu" else 1
+        self._pool = ThreadPoolExecutor(self._count, initializer=torch.set_num_threads, initargs=(1,))
+
+    def map(self, call: Callable[[Any], T], items: Iterable[Any]) -> list[T]:
+        """Results in the order of the items."""
+
+        def quietly(item: Any) -> T:
+            with torch.inference_mode():  # holds for one thread only
+                return call(item)
+
+        futures = [self._pool.submit(quietly, item) for item in items]
+        try:
+            return [future.result() for future in futures]
+        finally:
+            for future in futures:
+                future.cancel()
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+
+def to_device(value: Any, device: torch.device) -> Any:
+    """Tensors of nested tuples, lists and dictionaries, on a device."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, (list, tuple)):
+        return type(value)(to_device(item, device) for item in value)
+    if isinstance(value, dict):
+        return {key: to_device(item, device) for key, item in value.items()}
+    return value
+
+
+@dataclass
+class Layer:
+    """A decoder layer that has its weights.
+
+    Attributes:
+        module: the layer, on the device of the workers.
+        arguments: its keyword arguments.
+    """
+
+    module: nn.Module
+    arguments: dict[str, Any]
+    workers: Workers
+
+    def output(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Run one sample, float32 [1, tokens, width] on the CPU, to the end."""
+        made = self.module(hidden.to(self.workers.device), **self.arguments)
+        return (made[0] if isinstance(made, tuple) else made).cpu()
+
+    def advance(self, hidden: torch.Tensor) -> None:
+        """Put what comes out of the layer in the place of what goes in, float32 [samples, tokens, width]."""
+
+        def step(i: int) -> None:
+            hidden[i : i + 1] = self.output(hidden[i : i + 1])
+
+        self.workers.map(step, range(len(hidden)))
+
+    def input_of(self, name: str, hidden: torch.Tensor) -> torch.Tensor:
+        """What a module of the layer gets of one sample, float32 [tokens, n]; nothing behind it is run."""
+        place = _inputs
+        place.wanted, place.seen = self.module.get_submodule(name), None
+        try:
+            self.module(hidden.to(self.workers.device), **self.arguments)
+        except _Reached:
+            pass
+        finally:
+            place.wanted = None
+        if place.seen is None:
+            raise RuntimeError(f"module {name} was not called")
+        return place.seen.reshape(-1, place.seen.shape[-1])
+
+    @contextmanager
+    def watched(self, names: Iterable[str]) -> Iterator[None]:
+        """`input_of` works for these modules."""
+        hooks = [self.module.get_submodule(name).register_forward_pre_hook(_stop_if_wanted) for name in names]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def groups(self, names: Iterable[str], hidden: torch.Tensor) -> list[list[str]]:
+        """Modules in the order in which one sample calls them, those that get the same input together."""
+        calls: list[tuple[str, torch.Tensor]] = []
+
+        def note(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+            return lambda _, arguments: calls.append((name, arguments[0]))
+
+        hooks = [self.module.get_submodule(name).register_forward_pre_hook(note(name)) for name in names]
+        try:
+            self.output(hidden)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        found: list[tuple[torch.Tensor, list[str]]] = []
+        seen = set()
+        for name, given in calls:
+            if name in seen:
+                continue
+            seen.add(name)
+            if found and found[-1][0] is given:
+                found[-1][1].append(name)
+            else:
+                found.append((given, [name]))
+        return [names for _, names in found]
+
+    def moments(self, name: str, hidden: torch.Tensor) -> torch.Tensor:
+        """Mean over all tokens of x x^T, x the input of a module: float32 [n, n], on the device."""
+        samples, tokens, _ = hidden.shape
+        at_once = max(1, _TOKENS_AT_ONCE // tokens)
+        total: torch.Tensor | None = None
+        with self.watched([name]):
+            for first in range(0, samples, at_once):
+                inputs = self.workers.map(lambda h: self.input_of(name, h), hidden[first : first + at_once].split(1))
+                if total is None:
+                    n = inputs[0].shape[1]
+                    total = torch.zeros(n, n, device=self.workers.device)
+                self._add(total, inputs)
+        assert total is not None
+        # only tiles on and above the diagonal were summed
+        total = total.triu_()
+        total += total.triu(1).T
+        return total.div_(tokens * samples)
+
+    def _add(self, total: torch.Tensor, inputs: list[torch.Tensor]) -> None:
+        def add_tile(first: int) -> None:
+            last = min(first + _TILE, len(total))
+            for x in inputs:
+                total[:last, first:last].addmm_(x[:, :last].T, x[:, first:last])
+
+        # the largest first, so that no worker is left alone with it
+        self.workers.map(add_tile, reversed(range(0, len(total), _TILE)))
+
+
+class _Inputs(threading.local):
+    """Of the sample that this thread runs: the module whose input is wanted, and that input."""
+
+    wanted: nn.Module | None = None
+    seen: torch.Tensor | None = None
+
+
+_inputs = _Inputs()
+
+
+def _stop_if_wanted(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+    if module is _inputs.wanted:
+        _inputs.seen = arguments[0]
+        raise _Reached

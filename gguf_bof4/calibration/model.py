@@ -1,0 +1,197 @@
+"""A language model without its weights, as transformers runs it, and what its first decoder layer gets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from gguf_bof4.errors import UserError
+
+INSTEAD = "Use --encoder search, which does not run the model"
+
+
+@contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Modules made here have parameters without storage; their buffers, rotary frequencies for example, are real."""
+    register = nn.Module.register_parameter
+
+    def register_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None:
+            parameter = nn.Parameter(parameter.to("meta"), requires_grad=False)
+        register(module, name, parameter)
+
+    nn.Module.register_parameter = register_meta  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def release(module: nn.Module) -> None:
+    """Give up the storage of all parameters of a module."""
+    for part in module.modules():
+        for name, parameter in part._parameters.items():
+            if parameter is not None and not parameter.is_meta:
+                part._parameters[name] = nn.Parameter(parameter.to("meta"), requires_grad=False)
+
+
+def assign(model: nn.Module, name: str, values: torch.Tensor) -> None:
+    """Give a parameter its values, in float32."""
+    module_name, _, leaf = name.rpartition(".")
+    values = values.to(torch.float32).contiguous()
+    model.get_submodule(module_name)._parameters[leaf] = nn.Parameter(values, requires_grad=False)
+
+
+@dataclass
+class Skeleton:
+    """A model whose parameters have no storage.
+
+    Attributes:
+        model: the whole of it.
+        decoder: the part from tokens to hidden states.
+        decoder_name: its path in the model.
+        layers_name: the path of the list of decoder layers in the model.
+        path: the source, for messages.
+    """
+
+    model: Any
+    decoder: Any
+    decoder_name: str
+    layers_name: str
+    path: Path
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        layers = self.model.get_submodule(self.layers_name)
+        assert isinstance(layers, nn.ModuleList)
+        return layers
+
+
+def make_skeleton(config: Any, path: Path) -> Skeleton:
+    """Build a model from its configuration; nothing is read.
+
+    Raises:
+        UserError: transformers has no language model of this kind, or it is not a stack of decoder layers.
+    """
+    from transformers import AutoModelForCausalLM
+
+    text = config.get_text_config()
+    if getattr(config, "quantization_config", None) is not None:
+        raise UserError(
+            f"{path}: the weights are quantized already, so the model cannot be run layer by layer. {INSTEAD}"
+        )
+    # the fused kernel of torch has no soft cap for attention scores
+    attention = "eager" if getattr(text, "attn_logit_softcapping", None) else "sdpa"
+    try:
+        with _parameters_on_meta():
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention)
+    except (ValueError, KeyError, ImportError) as error:
+        raise UserError(
+            f"{path}: transformers cannot run this model as a language model ({error}). {INSTEAD}"
+        ) from error
+    model.eval()
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
+    names = {module: name for name, module in model.named_modules()}
+    depth = text.num_hidden_layers
+    stacks = [m for m in decoder.children() if isinstance(m, nn.ModuleList) and len(m) == depth]
+    if decoder not in names or len(stacks) != 1:
+        raise UserError(f"{path}: {type(model).__name__} is no stack of {depth} decoder layers. {INSTEAD}")
+    return Skeleton(model, decoder, names[decoder], names[stacks[0]], path)
+
+
+class _Recorder(nn.Module):
+    """Stands in for a decoder layer: notes what it is called with, and passes the hidden states on."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.arguments: dict[str, Any] = {}
+        self.hidden: torch.Tensor | None = None
+        self.__dict__["stands_for"] = layer
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.__dict__["stands_for"], name)
+
+    def forward(self, hidden_states: torch.Tensor, **arguments: Any) -> torch.Tensor:
+        self.hidden, self.arguments = hidden_states, arguments
+        return hidden_states
+
+
+@dataclass
+class LayerInputs:
+    """What the decoder layers are called with.
+
+    Attributes:
+        hidden: float32 [samples, tokens, width], what the first layer gets.
+        arguments: of each layer, its keyword arguments, which are the same for all samples: masks and positions.
+    """
+
+    hidden: torch.Tensor
+    arguments: list[dict[str, Any]]
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _tensors(item)
+
+
+def _same(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> bool:
+    known: set[tuple[int, int]] = set()  # layers share masks and positions: compare them once
+    for a, b in zip(_tensors(one), _tensors(other), strict=True):
+        if (id(a), id(b)) not in known and not torch.equal(a, b):
+            return False
+        known.add((id(a), id(b)))
+    return True
+
+
+def first_inputs(skeleton: Skeleton, fill: Callable[[list[str]], None], tokens: torch.Tensor) -> LayerInputs:
+    """Run everything before the decoder layers.
+
+    Args:
+        fill: gives the parameters of these names their values; they are released here.
+        tokens: int64 [samples, length].
+
+    Raises:
+        UserError: layers get more than hidden states, masks and positions.
+    """
+    prefix = f"{skeleton.layers_name}."
+    within = f"{skeleton.decoder_name}." if skeleton.decoder_name else ""
+    fill([name for name, _ in skeleton.model.named_parameters() if name.startswith(within) and prefix not in name])
+    layers = skeleton.layers
+    recorders = [_Recorder(layer) for layer in layers]
+    originals = list(layers)
+    hidden: list[torch.Tensor] = []
+    first: list[dict[str, Any]] = []
+    try:
+        for i, recorder in enumerate(recorders):
+            layers[i] = recorder
+        for row in tokens:
+            skeleton.decoder(input_ids=row[None], use_cache=False)
+            assert recorders[0].hidden is not None
+            hidden.append(recorders[0].hidden)
+            arguments = [recorder.arguments for recorder in recorders]
+            first = first or arguments
+            if not _same(first, arguments):
+                raise UserError(
+                    f"{skeleton.path}: the layers of {type(skeleton.model).__name__} need more than hidden states, "
+                    f"masks and positions, so they cannot be run one by one. {INSTEAD}"
+                )
+    finally:
+        for i, layer in enumerate(originals):
+            layers[i] = layer
+        release(skeleton.model)
+    return LayerInputs(torch.cat(hidden), first)
