@@ -7,6 +7,7 @@ The levels are not typed in from anywhere: tests derive them with the codebook s
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 LEVEL_SCALE = 127
 """A level of 1.0 is stored as this int8."""
@@ -56,7 +57,16 @@ BOF4_S = Format(
     levels=(-109, -85, -66, -51, -37, -24, -12, 0, 11, 23, 35, 48, 62, 79, 99, 127),
 )
 
-FORMATS: tuple[Format, ...] = (BOF4_S,)
+BOF4_K = Format(
+    name="BOF4_K",
+    type_id=177,
+    file_type=177,
+    block_size=256,
+    block_bytes=2 + 12 + 128,  # fp16 scale of the superblock, 16 block scales of 6 bits, 256 codes of 4 bits
+    levels=(-110, -84, -66, -51, -37, -24, -12, 0, 10, 21, 33, 47, 63, 82, 105, 127),
+)
+
+FORMATS: tuple[Format, ...] = (BOF4_S, BOF4_K)
 
 FORMAT_VERSION = 1
 """bof4.version: a reader refuses files with a higher one."""
@@ -73,6 +83,7 @@ def c_header() -> str:
     ]
     for f in FORMATS:
         levels = ", ".join(str(k) for k in f.levels)
+        midpoints = ", ".join(f"{(a + b) / 2}f" for a, b in pairwise(f.levels))
         lines += [
             "",
             f"#define QK_{f.name} {f.block_size}",
@@ -81,6 +92,7 @@ def c_header() -> str:
             f"#define {f.name}_FILE_TYPE {f.file_type}",
             f"#define {f.name}_ZERO_CODE {f.zero_code}",
             f"#define {f.name}_LEVELS {{ {levels} }}",
+            f"#define {f.name}_MIDPOINTS {{ {midpoints} }}",
         ]
     return "\n".join(lines) + "\n"
 

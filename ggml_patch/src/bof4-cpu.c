@@ -9,6 +9,7 @@
 
 #include "bof4.h"
 #include "bof4-cpu.h"
+#include "bof4-levels.h"
 #include "ggml-cpu-impl.h"
 #include "simd-mappings.h"
 
@@ -17,8 +18,6 @@
 #if defined(__AVX2__)
 #include <immintrin.h>
 #endif
-
-static const int8_t bof4_s_levels[16] = BOF4_S_LEVELS;
 
 void quantize_row_bof4_s(const float * x, void * y, int64_t k) {
     quantize_row_bof4_s_ref(x, y, k);

@@ -10,3 +10,12 @@
 #define BOF4_S_FILE_TYPE 176
 #define BOF4_S_ZERO_CODE 7
 #define BOF4_S_LEVELS { -109, -85, -66, -51, -37, -24, -12, 0, 11, 23, 35, 48, 62, 79, 99, 127 }
+#define BOF4_S_MIDPOINTS { -97.0f, -75.5f, -58.5f, -44.0f, -30.5f, -18.0f, -6.0f, 5.5f, 17.0f, 29.0f, 41.5f, 55.0f, 70.5f, 89.0f, 113.0f }
+
+#define QK_BOF4_K 256
+#define BOF4_K_BLOCK_BYTES 142
+#define BOF4_K_TYPE_ID 177
+#define BOF4_K_FILE_TYPE 177
+#define BOF4_K_ZERO_CODE 7
+#define BOF4_K_LEVELS { -110, -84, -66, -51, -37, -24, -12, 0, 10, 21, 33, 47, 63, 82, 105, 127 }
+#define BOF4_K_MIDPOINTS { -97.0f, -75.0f, -58.5f, -44.0f, -30.5f, -18.0f, -6.0f, 5.0f, 15.5f, 27.0f, 40.0f, 55.0f, 72.5f, 93.5f, 116.0f }

@@ -28,7 +28,7 @@ static void check_list(
     if (weight == nullptr) {
         refuse("the file has no tensor '" + weight_name + "'");
     }
-    if (weight->type != GGML_TYPE_BOF4_S) {
+    if (!ggml_bof4_is_type(weight->type)) {
         refuse(std::string("its weight is of type ") + ggml_type_name(weight->type) + ", which has no lists");
     }
     const ggml_tensor * t = list.tensor;

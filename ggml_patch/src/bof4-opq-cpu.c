@@ -1,11 +1,8 @@
-#define GGML_COMMON_DECL_C
-#include "ggml-common.h"
-
 #include "bof4-opq-cpu.h"
 #include "bof4-opq.h"
+#include "ggml-cpu.h"
 #include "ggml-cpu-impl.h"
 #include "ggml-impl.h"
-#include "simd-mappings.h"
 
 #if defined(__AVX512F__)
 #include <immintrin.h>
@@ -95,11 +92,11 @@ static void add_whole_rows_1(const struct bof4_list_view * view, int64_t r0, int
         }
         if (p[end] - p[r0] > MOST) {
             // a row crowded with outliers
-            float sum = 0.0f;
+            double sum = 0.0;
             for (int32_t e = p[r0]; e < p[end]; ++e) {
-                sum += bof4_entry_value(view->entries[e]) * x[bof4_entry_column(view->entries[e])];
+                sum += (double) bof4_entry_value(view->entries[e]) * (double) x[bof4_entry_column(view->entries[e])];
             }
-            y[0] += sum;
+            y[0] += (float) sum;
         } else if (p[end] > p[r0]) {
             running_sums(view->entries + p[r0], p[end] - p[r0], x, s);
             for (int64_t r = r0; r < end; ++r) {
@@ -111,36 +108,26 @@ static void add_whole_rows_1(const struct bof4_list_view * view, int64_t r0, int
     }
 }
 
-// sums[c] = outliers of one row times column c, for TILE columns. The activations are taken as the Q8_0 that the block
-// values have just met: those are in the nearest cache, and the floats are not.
-static inline void row_sums(const int32_t * entries, int32_t n, const block_q8_0 * const * q, float * sums) {
-#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__F16C__)
+// sums[c] = outliers of one row times column c, for TILE columns.
+static inline void row_sums(const int32_t * entries, int32_t n, const float * const * x, float * sums) {
+#if defined(__AVX512F__)
     __m512 total = _mm512_setzero_ps();
     for (int32_t e = 0; e < n; ++e) {
-        const int32_t b = bof4_entry_column(entries[e]) / QK8_0;
-        const int32_t i = bof4_entry_column(entries[e]) % QK8_0;
-#define D(c) (short) q[c][b].d
-#define Q(c) q[c][b].qs[i]
-        const __m512 d = _mm512_cvtph_ps(_mm256_setr_epi16(
-            D(0), D(1), D(2), D(3), D(4), D(5), D(6), D(7), D(8), D(9), D(10), D(11), D(12), D(13), D(14), D(15)));
-        const __m512i act = _mm512_cvtepi8_epi32(_mm_setr_epi8(
-            Q(0), Q(1), Q(2), Q(3), Q(4), Q(5), Q(6), Q(7), Q(8), Q(9), Q(10), Q(11), Q(12), Q(13), Q(14), Q(15)));
-#undef D
-#undef Q
-        const __m512 value = _mm512_set1_ps(bof4_entry_value(entries[e]));
-        total = _mm512_fmadd_ps(_mm512_mul_ps(value, d), _mm512_cvtepi32_ps(act), total);
+        const int32_t j = bof4_entry_column(entries[e]);
+        const __m512 act = _mm512_setr_ps(x[0][j], x[1][j], x[2][j], x[3][j], x[4][j], x[5][j], x[6][j], x[7][j],
+            x[8][j], x[9][j], x[10][j], x[11][j], x[12][j], x[13][j], x[14][j], x[15][j]);
+        total = _mm512_fmadd_ps(_mm512_set1_ps(bof4_entry_value(entries[e])), act, total);
     }
     _mm512_storeu_ps(sums, total);
 #else
-    memset(sums, 0, TILE * sizeof(float));
+    float total[TILE] = {0};
     for (int32_t e = 0; e < n; ++e) {
-        const int32_t b = bof4_entry_column(entries[e]) / QK8_0;
-        const int32_t i = bof4_entry_column(entries[e]) % QK8_0;
         const float value = bof4_entry_value(entries[e]);
         for (int c = 0; c < TILE; ++c) {
-            sums[c] += value * GGML_CPU_FP16_TO_FP32(q[c][b].d) * (float) q[c][b].qs[i];
+            total[c] += value * x[c][bof4_entry_column(entries[e])];
         }
     }
+    memcpy(sums, total, sizeof(total));
 #endif
 }
 
@@ -160,8 +147,7 @@ static inline void row_sums_transposed(const int32_t * entries, int32_t n, const
 // Columns of activations that meet a row's outliers together, and where their results go.
 struct tile {
     int n;                          // columns, at most TILE
-    const float * x[TILE];          // activations of each
-    const block_q8_0 * q[TILE];     // the same as Q8_0; TILE pointers, where `transposed` is NULL
+    const float * x[TILE];          // activations of each; columns beyond n repeat another
     const float * transposed;       // activations of TILE columns, element by element, or NULL
     int lane;                       // which of those is the first of the n
     float * y[TILE];                // results of each
@@ -184,20 +170,21 @@ static void add_whole_rows(
             if (t->transposed) {
                 row_sums_transposed(view->entries + e, n, t->transposed, sums[r]);
             } else {
-                row_sums(view->entries + e, n, t->q, sums[r]);
+                row_sums(view->entries + e, n, t->x, sums[r]);
             }
         }
+        const int lane = t->transposed ? t->lane : 0;
         for (int c = 0; c < t->n; ++c) {
             float * column = t->y[c] + first_row + (first - r0);
             if (n_rows == TILE) {
                 // a fixed number of rows becomes vectors
                 for (int r = 0; r < TILE; ++r) {
-                    column[r] += sums[r][t->lane + c];
+                    column[r] += sums[r][lane + c];
                 }
                 continue;
             }
             for (int r = 0; r < n_rows; ++r) {
-                column[r] += sums[r][t->lane + c];
+                column[r] += sums[r][lane + c];
             }
         }
     }
@@ -234,14 +221,22 @@ static void add_rows(const struct bof4_list_view * view, int64_t first, int64_t 
     }
 }
 
-// Where the transposed activations of a mul_mat begin in the work buffer: behind the Q8_0 ones.
+// Where the transposed activations of a mul_mat begin in the work buffer: behind the encoded ones.
 static size_t transposed_offset(const struct ggml_tensor * dst) {
-    return GGML_PAD(ggml_row_size(GGML_TYPE_Q8_0, ggml_nelements(dst->src[1])), 64);
+    const enum ggml_type encoded = ggml_get_type_traits_cpu(dst->src[0]->type)->vec_dot_type;
+    return GGML_PAD(ggml_row_size(encoded, ggml_nelements(dst->src[1])), 64);
 }
 
 size_t bof4_transposed_size(const struct ggml_tensor * dst) {
+    const struct ggml_tensor * list = ggml_bof4_list_of_op(dst);
     const struct ggml_tensor * src1 = dst->src[1];
-    if (ggml_bof4_list_of_op(dst) == NULL || ggml_nrows(src1) == 1) {
+    if (list == NULL || ggml_nrows(src1) == 1) {
+        return 0;
+    }
+    // an entry that meets its activations one by one takes some 20 cycles more for 16 columns than one that finds them side by
+    // side, and to put an element of 16 columns side by side takes 3: few outliers are not worth a copy of everything
+    const int64_t n_outliers = list->ne[0] - ggml_nrows(dst->src[0]);
+    if (n_outliers < src1->ne[0] / 6) {
         return 0;
     }
     return 64 + (size_t) (GGML_PAD(ggml_nrows(src1), TILE) * src1->ne[0]) * sizeof(float);
@@ -255,11 +250,46 @@ static const float * column_of(const struct ggml_tensor * src1, int64_t ir1) {
     return (const float *) ((const char *) src1->data + i1 * src1->nb[1] + i2 * src1->nb[2] + i3 * src1->nb[3]);
 }
 
-void bof4_transpose_activations(const struct ggml_compute_params * params, struct ggml_tensor * dst) {
-    const struct ggml_tensor * src1 = dst->src[1];
-    if (bof4_transposed_size(dst) == 0) {
-        return;
+// Sixteen columns of n activations, side by side.
+static void transpose(const float * const * x, int64_t n, float * out) {
+    int64_t j = 0;
+#if defined(__AVX512F__)
+    // 16 by 16 at a time. Four rows are put together by loads, which take no turn of the shuffle unit; then two rounds of
+    // shuffles within 128 bits remain.
+    for (; j + 16 <= n; j += 16) {
+        for (int q = 0; q < 4; ++q) {
+            __m512 rows[4];
+            for (int r = 0; r < 4; ++r) {
+                __m512 v = _mm512_castps128_ps512(_mm_loadu_ps(x[r] + j + 4 * q));
+                v = _mm512_insertf32x4(v, _mm_loadu_ps(x[r + 4] + j + 4 * q), 1);
+                v = _mm512_insertf32x4(v, _mm_loadu_ps(x[r + 8] + j + 4 * q), 2);
+                rows[r] = _mm512_insertf32x4(v, _mm_loadu_ps(x[r + 12] + j + 4 * q), 3);
+            }
+            const __m512 a = _mm512_unpacklo_ps(rows[0], rows[1]);
+            const __m512 b = _mm512_unpackhi_ps(rows[0], rows[1]);
+            const __m512 c = _mm512_unpacklo_ps(rows[2], rows[3]);
+            const __m512 d = _mm512_unpackhi_ps(rows[2], rows[3]);
+            float * to = out + (j + 4 * q) * TILE;
+            _mm512_storeu_ps(to,            _mm512_shuffle_ps(a, c, 0x44));
+            _mm512_storeu_ps(to + TILE,     _mm512_shuffle_ps(a, c, 0xee));
+            _mm512_storeu_ps(to + 2 * TILE, _mm512_shuffle_ps(b, d, 0x44));
+            _mm512_storeu_ps(to + 3 * TILE, _mm512_shuffle_ps(b, d, 0xee));
+        }
     }
+#endif
+    // eight columns at a time: sixteen of them, a power of two apart, would fight for the same cache lines
+    for (int half = 0; half < TILE; half += 8) {
+        for (int64_t i = j; i < n; ++i) {
+            for (int c = 0; c < 8; ++c) {
+                out[i * TILE + half + c] = x[half + c][i];
+            }
+        }
+    }
+}
+
+// The share of this thread in putting the activations side by side.
+static void transpose_activations(const struct ggml_compute_params * params, struct ggml_tensor * dst) {
+    const struct ggml_tensor * src1 = dst->src[1];
     const int64_t n = src1->ne[0];
     const int64_t n_columns = ggml_nrows(src1);
     float * transposed = (float *) ((char *) params->wdata + transposed_offset(dst));
@@ -269,20 +299,26 @@ void bof4_transpose_activations(const struct ggml_compute_params * params, struc
         for (int c = 0; c < TILE; ++c) {
             x[c] = column_of(src1, MIN(tile * TILE + c, n_columns - 1));
         }
-        float * out = transposed + tile * n * TILE;
-        // eight columns at a time: sixteen of them, a power of two apart, would fight for the same cache lines
-        for (int half = 0; half < TILE; half += 8) {
-            for (int64_t j = 0; j < n; ++j) {
-                for (int c = 0; c < 8; ++c) {
-                    out[j * TILE + half + c] = x[half + c][j];
-                }
-            }
-        }
+        transpose(x, n, transposed + tile * n * TILE);
     }
 }
 
 int bof4_chunk_rows(const struct ggml_tensor * dst, int usual) {
-    return dst->src[0]->type == GGML_TYPE_BOF4_S ? 8 * usual : usual;
+    return ggml_bof4_is_type(dst->src[0]->type) ? 8 * usual : usual;
+}
+
+enum { LINE = 64 / sizeof(int32_t) };
+
+static void prefetch(const int32_t * first, const int32_t * last) {
+    for (const int32_t * line = first; line < last; line += LINE) {
+        __builtin_prefetch(line);
+    }
+}
+
+// Entries of rows that begin at p, as far as they are worth it.
+static void prefetch_entries(const struct bof4_list_view * view, const int32_t * p, int64_t n_rows) {
+    enum { MOST = 128 };
+    prefetch(view->entries + p[0], view->entries + MIN(p[n_rows], p[0] + MOST * LINE));
 }
 
 void bof4_prefetch_list(const struct ggml_tensor * dst, int64_t matrix, int64_t ir0_start, int64_t ir0_end) {
@@ -294,16 +330,44 @@ void bof4_prefetch_list(const struct ggml_tensor * dst, int64_t matrix, int64_t 
     if (!whole_rows(&view, first)) {
         return;
     }
-    enum { LINE = 64 / sizeof(int32_t), MOST = 128 };
     const int32_t * p = view.row_pointers + first / view.row_length;
-    const int32_t * last = view.entries + MIN(p[ir0_end], p[ir0_start] + MOST * LINE);
-    for (const int32_t * line = view.entries + p[ir0_start]; line < last; line += LINE) {
-        __builtin_prefetch(line);
-    }
+    prefetch_entries(&view, p + ir0_start, ir0_end - ir0_start);
     // the row pointers of the chunk after this one, the last included: the code above then finds them at hand
-    const int64_t next_end = MIN(2 * ir0_end - ir0_start, dst->ne[0]);
-    for (int64_t r = ir0_end; r < next_end + LINE; r += LINE) {
-        __builtin_prefetch(p + r);
+    prefetch(p + ir0_end, p + MIN(2 * ir0_end - ir0_start, dst->ne[0]) + LINE);
+}
+
+// The rows that this thread will compute first in a product with one column, or 0 where that is not known.
+static int64_t first_rows(const struct ggml_compute_params * params, const struct ggml_tensor * dst, int64_t * first) {
+    const int64_t per_thread = (dst->ne[0] + params->nth - 1) / params->nth;
+    *first = MIN(params->ith * per_thread, dst->ne[0]);
+    return ggml_nrows(dst) == 1 ? MIN(MIN(per_thread, (int64_t) bof4_chunk_rows(dst, 64)), dst->ne[0] - *first) : 0;
+}
+
+void bof4_foresee_list(const struct ggml_compute_params * params, const struct ggml_tensor * dst) {
+    int64_t first;
+    if (ggml_bof4_list_of_op(dst) == NULL || first_rows(params, dst, &first) == 0) {
+        return;
+    }
+    const struct bof4_list_view view = ggml_bof4_view_of_op(dst);
+    if (whole_rows(&view, view.first)) {
+        const int32_t * p = view.row_pointers + view.first / view.row_length + first;
+        prefetch(p, p + first_rows(params, dst, &first) + LINE);
+    }
+}
+
+void bof4_prepare_list(const struct ggml_compute_params * params, struct ggml_tensor * dst) {
+    if (ggml_bof4_list_of_op(dst) == NULL) {
+        return;
+    }
+    if (bof4_transposed_size(dst) > 0) {
+        transpose_activations(params, dst);
+        return;
+    }
+    int64_t first;
+    const int64_t n_rows = first_rows(params, dst, &first);
+    const struct bof4_list_view view = ggml_bof4_view_of_op(dst);
+    if (n_rows > 0 && whole_rows(&view, view.first)) {
+        prefetch_entries(&view, view.row_pointers + view.first / view.row_length + first, n_rows);
     }
 }
 
@@ -330,9 +394,10 @@ void bof4_add_outliers(
         t.lane = (int) (ir1 % TILE);
         t.n = (int) MIN(MIN((int64_t) TILE - t.lane, ir1_end - ir1), ne1 - i11);
         t.transposed = transposed ? transposed + (ir1 - t.lane) * ne10 : NULL;
-        for (int c = 0; c < t.n; ++c) {
-            t.x[c] = column_of(src1, ir1 + c);
-            t.y[c] = (float *) ((char *) dst->data + (i11 + c) * nb1 + i12 * nb2 + i13 * nb3);
+        for (int c = 0; c < TILE; ++c) {
+            const int existing = MIN(c, t.n - 1);
+            t.x[c] = column_of(src1, ir1 + existing);
+            t.y[c] = (float *) ((char *) dst->data + (i11 + existing) * nb1 + i12 * nb2 + i13 * nb3);
         }
         const int64_t first = view.first + i12 / (ne12 / ne02) * view.stride[1] + i13 / (ne13 / ne03) * view.stride[2];
         add_rows(&view, first, ir0_start, ir0_end, &t);
@@ -341,7 +406,7 @@ void bof4_add_outliers(
 }
 
 void bof4_add_outliers_of_expert(
-        struct ggml_tensor * dst, const void * wdata, int64_t expert, int64_t ir0_start, int64_t ir0_end,
+        struct ggml_tensor * dst, int64_t expert, int64_t ir0_start, int64_t ir0_end,
         const int32_t * columns, int64_t n_all) {
     if (ggml_bof4_list_of_op(dst) == NULL) {
         return;
@@ -358,7 +423,6 @@ void bof4_add_outliers_of_expert(
             const int64_t slot  = columns[2 * at];
             const int64_t token = columns[2 * at + 1];
             const int64_t row   = slot % src1->ne[1];
-            t.q[c] = (const block_q8_0 *) wdata + (row + token * src1->ne[1]) * (src1->ne[0] / QK8_0);
             t.x[c] = (const float *) ((const char *) src1->data + row * src1->nb[1] + token * src1->nb[2]);
             t.y[c] = (float *) ((char *) dst->data + slot * dst->nb[1] + token * dst->nb[2]);
         }

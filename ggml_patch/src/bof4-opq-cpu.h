@@ -13,14 +13,18 @@ extern "C" {
 struct ggml_compute_params;
 
 // Bytes that a mul_mat needs behind its encoded activations: the same activations transposed, 16 columns at a time, so
-// that an outlier meets 16 of them in one load. 0 where there is no list or one column.
+// that an outlier meets 16 of them in one load. 0 where there is no list, one column, or too few outliers to pay for it.
 size_t bof4_transposed_size(const struct ggml_tensor * dst);
 
-// The share of this thread in transposing, before the barrier that ends the encoding of the activations.
-void bof4_transpose_activations(const struct ggml_compute_params * params, struct ggml_tensor * dst);
+// Before this thread encodes its share of the activations of a mul_mat: ask for the row pointers that it will want first.
+void bof4_foresee_list(const struct ggml_compute_params * params, const struct ggml_tensor * dst);
+
+// After that, and before the threads wait for each other: with several columns, the share of this thread in transposing the
+// activations; with one, ask for the entries that it will want first.
+void bof4_prepare_list(const struct ggml_compute_params * params, struct ggml_tensor * dst);
 
 // Rows [ir0_start, ir0_end) and columns [ir1_start, ir1_end) of a mul_mat, columns counted over dimensions 1 to 3.
-// wdata: the activations, encoded as Q8_0 one after the other, and transposed.
+// wdata: the activations, encoded one after the other, and transposed.
 void bof4_add_outliers(
     struct ggml_tensor * dst, const void * wdata, int64_t ir0_start, int64_t ir0_end, int64_t ir1_start, int64_t ir1_end);
 
@@ -34,7 +38,7 @@ void bof4_prefetch_list(const struct ggml_tensor * dst, int64_t matrix, int64_t 
 
 // Rows of one expert of a mul_mat_id. Column j of the part: slot columns[2*j] of token columns[2*j + 1].
 void bof4_add_outliers_of_expert(
-    struct ggml_tensor * dst, const void * wdata, int64_t expert, int64_t ir0_start, int64_t ir0_end,
+    struct ggml_tensor * dst, int64_t expert, int64_t ir0_start, int64_t ir0_end,
     const int32_t * columns, int64_t n_columns);
 
 // The share of get_rows that thread params->ith has, as ggml_compute_forward_get_rows_q divides it.

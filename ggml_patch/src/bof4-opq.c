@@ -30,17 +30,17 @@ static int64_t elements(enum ggml_type type, size_t nbytes) {
     return (int64_t) (nbytes / ggml_type_size(type)) * ggml_blck_size(type);
 }
 
-static bool is_bof4(enum ggml_type type) {
-    return type == GGML_TYPE_BOF4_S;
+bool ggml_bof4_is_type(enum ggml_type type) {
+    return type == GGML_TYPE_BOF4_S || type == GGML_TYPE_BOF4_K;
 }
 
 struct ggml_tensor * ggml_bof4_list(const struct ggml_tensor * weight) {
     const struct ggml_tensor * base = weight->view_src ? weight->view_src : weight;
-    return is_bof4(base->type) && base->op == GGML_OP_NONE ? base->src[LIST_OF_WEIGHT] : NULL;
+    return ggml_bof4_is_type(base->type) && base->op == GGML_OP_NONE ? base->src[LIST_OF_WEIGHT] : NULL;
 }
 
 void ggml_bof4_attach_list(struct ggml_tensor * weight, struct ggml_tensor * list) {
-    GGML_ASSERT(is_bof4(weight->type) && weight->op == GGML_OP_NONE && weight->view_src == NULL);
+    GGML_ASSERT(ggml_bof4_is_type(weight->type) && weight->op == GGML_OP_NONE && weight->view_src == NULL);
     GGML_ASSERT(ggml_is_contiguous(weight));
     GGML_ASSERT(list->type == GGML_TYPE_I32 && list->ne[0] > ggml_nrows(weight));
     weight->src[LIST_OF_WEIGHT] = list;
@@ -64,7 +64,7 @@ void ggml_bof4_link_list(struct ggml_tensor * op) {
 
 const struct ggml_tensor * ggml_bof4_list_of_op(const struct ggml_tensor * op) {
     const int source = list_source(op);
-    return source >= 0 && is_bof4(op->src[0]->type) ? op->src[source] : NULL;
+    return source >= 0 && ggml_bof4_is_type(op->src[0]->type) ? op->src[source] : NULL;
 }
 
 struct bof4_list_view ggml_bof4_view_of_op(const struct ggml_tensor * op) {

@@ -20,6 +20,9 @@ extern "C" {
 
 #define BOF4_OPQ_SUFFIX ".opq"
 
+// Types whose weights may have a list.
+GGML_API bool ggml_bof4_is_type(enum ggml_type type);
+
 // The list of a weight or of a view of it, or NULL.
 GGML_API struct ggml_tensor * ggml_bof4_list(const struct ggml_tensor * weight);
 

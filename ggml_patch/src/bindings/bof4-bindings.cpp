@@ -277,8 +277,8 @@ int64_t bof4_quantize(
                 }
             }
             char * rows = (char *) dst + first * row_bytes;
-            if (search && type == GGML_TYPE_BOF4_S) {
-                quantize_rows_bof4_s_search(x, rows, count, n_per_row, imatrix);
+            if (ggml_bof4_is_type(type) && !search) {
+                ggml_get_type_traits(type)->from_float_ref(x, rows, count * n_per_row);
             } else {
                 ggml_quantize_chunk(type, x, rows, 0, count, n_per_row, imatrix);
             }

@@ -1,0 +1,179 @@
+// BOF4_K vec_dot against Q8_K: portable C, AVX2, AVX-512 VNNI and NEON, chosen by what the file is compiled for.
+//
+// 256 weights meet one Q8_K block. Nibbles become int8 levels with one in-register table lookup; the integer dot product of
+// each 16 of them is multiplied with their 6-bit scale, still as integers, and one float scale serves all 256. The 2^-12 of
+// the scales is applied once a row.
+
+#define GGML_COMMON_DECL_C
+#include "ggml-common.h"
+
+#include "bof4.h"
+#include "bof4-cpu.h"
+#include "bof4-levels.h"
+#include "ggml-cpu-impl.h"
+#include "simd-mappings.h"
+
+#include <assert.h>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+void quantize_row_bof4_k(const float * x, void * y, int64_t k) {
+    quantize_row_bof4_k_ref(x, y, k);
+}
+
+#if defined(__AVX2__)
+
+// The sixteen block scales in order. The load reads four codes beyond them, which nothing uses.
+static inline __m128i block_scales(const block_bof4_k * x) {
+    const __m128i packed = _mm_loadu_si128((const __m128i *) x->scales);
+    const __m128i nibble = _mm_set1_epi8(0x0f);
+    const __m128i low = _mm_unpacklo_epi64(
+        _mm_and_si128(packed, nibble), _mm_and_si128(_mm_srli_epi16(packed, 4), nibble));
+    const __m128i high = _mm_and_si128(
+        _mm_srlv_epi32(_mm_shuffle_epi32(packed, 0xaa), _mm_setr_epi32(0, 2, 4, 6)), _mm_set1_epi8(0x03));
+    return _mm_sub_epi8(_mm_or_si128(low, _mm_slli_epi16(high, 4)), _mm_set1_epi8(32));
+}
+
+#endif
+
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512VNNI__)
+
+static float row_dot(const block_bof4_k * x, const block_q8_K * y, int nblocks) {
+    // vpdpbusd wants one unsigned side: the table holds level + 128, and the 128 is taken off again with the sums of 16
+    // activations that Q8_K brings along
+    const __m512i table = _mm512_broadcast_i32x4(
+        _mm_xor_si128(_mm_loadu_si128((const __m128i *) bof4_k_levels), _mm_set1_epi8((char) 0x80)));
+    const __m512i nibble = _mm512_set1_epi8(0x0f);
+    const __m512i zero = _mm512_setzero_si512();
+    // four lanes of dot products belong to one block
+    const __m512i first_four = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+
+    __m512 acc = _mm512_setzero_ps();
+    for (int i = 0; i < nblocks; ++i) {
+        const __m128i scales = block_scales(x + i);
+        const __m512i scales32 = _mm512_cvtepi8_epi32(scales);
+        const __m256i offsets = _mm256_madd_epi16(
+            _mm256_cvtepi8_epi16(scales), _mm256_loadu_si256((const __m256i *) y[i].bsums));
+        __m512i sum = _mm512_sub_epi32(zero, _mm512_slli_epi32(_mm512_zextsi256_si512(offsets), 7));
+        for (int h = 0; h < 2; ++h) {
+            const __m512i q = _mm512_loadu_si512(x[i].qs + 64 * h);
+            const __m512i lo = _mm512_shuffle_epi8(table, _mm512_and_si512(q, nibble));
+            const __m512i hi = _mm512_shuffle_epi8(table, _mm512_and_si512(_mm512_srli_epi16(q, 4), nibble));
+            const __m512i dot_lo = _mm512_dpbusd_epi32(zero, lo, _mm512_loadu_si512(y[i].qs + 128 * h));
+            const __m512i dot_hi = _mm512_dpbusd_epi32(zero, hi, _mm512_loadu_si512(y[i].qs + 128 * h + 64));
+            const __m512i at = _mm512_add_epi32(first_four, _mm512_set1_epi32(8 * h));
+            sum = _mm512_add_epi32(sum, _mm512_mullo_epi32(dot_lo, _mm512_permutexvar_epi32(at, scales32)));
+            sum = _mm512_add_epi32(sum, _mm512_mullo_epi32(
+                dot_hi, _mm512_permutexvar_epi32(_mm512_add_epi32(at, _mm512_set1_epi32(4)), scales32)));
+        }
+        acc = _mm512_fmadd_ps(_mm512_set1_ps(GGML_CPU_FP16_TO_FP32(x[i].d) * y[i].d), _mm512_cvtepi32_ps(sum), acc);
+    }
+    return _mm512_reduce_add_ps(acc);
+}
+
+#elif defined(__AVX2__) && defined(__FMA__)
+
+// Two blocks of 16, each in a lane of its own: the sum of their products with the activations, times their scales.
+static inline __m256i dot_two_blocks(__m256i levels, __m256i act, __m256i scales) {
+    // vpmaddubsw wants one unsigned side: |level|, with the level's sign moved onto the activation.
+    // Pairs cannot saturate, 2 * 127 * 127 < 2^15, and no sign is lost: Q8_K never holds -128.
+    return _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(levels), _mm256_sign_epi8(act, levels)), scales);
+}
+
+static float row_dot(const block_bof4_k * x, const block_q8_K * y, int nblocks) {
+    const __m256i table = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *) bof4_k_levels));
+    const __m256i nibble = _mm256_set1_epi8(0x0f);
+    // scale 2 p for the lower lane and 2 p + 1 for the upper one, as 16 bits
+    const __m256i first_pair = _mm256_setr_epi8(
+        0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 2, 3, 2, 3, 2, 3, 2, 3, 2, 3, 2, 3, 2, 3, 2, 3);
+    const __m256i next_pair = _mm256_set1_epi8(4);
+
+    __m256 acc = _mm256_setzero_ps();
+    for (int i = 0; i < nblocks; ++i) {
+        const __m256i scales = _mm256_cvtepi8_epi16(block_scales(x + i));
+        __m256i sum = _mm256_setzero_si256();
+        for (int h = 0; h < 2; ++h) {
+            // blocks 8 h to 8 h + 7, in both lanes
+            const __m256i eight = h == 0 ? _mm256_permute4x64_epi64(scales, 0x44) : _mm256_permute4x64_epi64(scales, 0xee);
+            __m256i at = first_pair;
+            for (int t = 0; t < 2; ++t) {
+                const __m256i q = _mm256_loadu_si256((const __m256i *) (x[i].qs + 64 * h + 32 * t));
+                const __m256i lo = _mm256_shuffle_epi8(table, _mm256_and_si256(q, nibble));
+                const __m256i hi = _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(q, 4), nibble));
+                const int8_t * act = y[i].qs + 128 * h + 32 * t;
+                const __m256i after_next = _mm256_add_epi8(at, _mm256_slli_epi16(next_pair, 1));
+                sum = _mm256_add_epi32(sum, dot_two_blocks(
+                    lo, _mm256_loadu_si256((const __m256i *) act), _mm256_shuffle_epi8(eight, at)));
+                sum = _mm256_add_epi32(sum, dot_two_blocks(
+                    hi, _mm256_loadu_si256((const __m256i *) (act + 64)), _mm256_shuffle_epi8(eight, after_next)));
+                at = _mm256_add_epi8(at, next_pair);
+            }
+        }
+        acc = _mm256_fmadd_ps(_mm256_set1_ps(GGML_CPU_FP16_TO_FP32(x[i].d) * y[i].d), _mm256_cvtepi32_ps(sum), acc);
+    }
+    __m128 sum = _mm_add_ps(_mm256_castps256_ps128(acc), _mm256_extractf128_ps(acc, 1));
+    sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
+    sum = _mm_add_ss(sum, _mm_movehdup_ps(sum));
+    return _mm_cvtss_f32(sum);
+}
+
+#elif defined(__ARM_NEON) && defined(__aarch64__)
+
+static float row_dot(const block_bof4_k * x, const block_q8_K * y, int nblocks) {
+    const int8x16_t table = vld1q_s8(bof4_k_levels);
+    const uint8x16_t nibble = vdupq_n_u8(0x0f);
+
+    float32x4_t acc = vdupq_n_f32(0.0f);
+    for (int i = 0; i < nblocks; ++i) {
+        int32x4_t sum = vdupq_n_s32(0);
+        for (int b = 0; b < 8; ++b) {
+            // block b of a half in low nibbles, block b + 4 in high ones
+            const int at = 8 * (b / 4) + b % 4;
+            const uint8x16_t q = vld1q_u8(x[i].qs + BOF4_K_SUB * b);
+            const int8_t * act = y[i].qs + BOF4_K_SUB * at;
+            // ggml_vdotq_s32 is vdotq_s32 where the processor has it, and widening multiplies elsewhere
+            const int32x4_t lo = ggml_vdotq_s32(vdupq_n_s32(0), vqtbl1q_s8(table, vandq_u8(q, nibble)), vld1q_s8(act));
+            const int32x4_t hi = ggml_vdotq_s32(vdupq_n_s32(0), vqtbl1q_s8(table, vshrq_n_u8(q, 4)), vld1q_s8(act + 64));
+            sum = vmlaq_n_s32(sum, lo, bof4_k_scale(x + i, at));
+            sum = vmlaq_n_s32(sum, hi, bof4_k_scale(x + i, at + 4));
+        }
+        acc = vfmaq_n_f32(acc, vcvtq_f32_s32(sum), GGML_CPU_FP16_TO_FP32(x[i].d) * y[i].d);
+    }
+    return vaddvq_f32(acc);
+}
+
+#else
+
+static float row_dot(const block_bof4_k * x, const block_q8_K * y, int nblocks) {
+    float sum = 0.0f;
+    for (int i = 0; i < nblocks; ++i) {
+        int32_t total = 0;
+        for (int b = 0; b < BOF4_K_SUBS; ++b) {
+            const uint8_t * qs = x[i].qs + 64 * (b / 8) + BOF4_K_SUB * (b % 4);
+            const int shift = b / 4 % 2 * 4;
+            int32_t dot = 0;
+            for (int j = 0; j < BOF4_K_SUB; ++j) {
+                dot += bof4_k_levels[qs[j] >> shift & 0xf] * y[i].qs[BOF4_K_SUB * b + j];
+            }
+            total += bof4_k_scale(x + i, b) * dot;
+        }
+        sum += GGML_CPU_FP16_TO_FP32(x[i].d) * y[i].d * (float) total;
+    }
+    return sum;
+}
+
+#endif
+
+void ggml_vec_dot_bof4_k_q8_K(
+        int n, float * s, size_t bs, const void * vx, size_t bx, const void * vy, size_t by, int nrc) {
+    assert(n % QK_BOF4_K == 0);
+    assert(nrc == 1);
+    GGML_UNUSED(bs);
+    GGML_UNUSED(bx);
+    GGML_UNUSED(by);
+    GGML_UNUSED(nrc);
+
+    *s = row_dot(vx, vy, n / QK_BOF4_K) * BOF4_K_UNIT;
+}
