@@ -261,8 +261,14 @@ void many_columns(const group * w, int64_t n_blocks, const bof4_s_act * const * 
 
 } // namespace
 
-void bof4_s_gemm(const void * groups, int64_t n_rows, int64_t n, const bof4_s_act * const * x, float * const * y, int64_t n_columns) {
-    if (n_columns <= DIRECT) {
+bool bof4_s_few(int64_t n_columns) {
+    return n_columns <= DIRECT;
+}
+
+// The activations have one form here, whatever the number of columns.
+void bof4_s_gemm(const void * groups, int64_t n_rows, int64_t n, const bof4_s_act * const * x, float * const * y,
+                 int64_t n_columns, bool) {
+    if (bof4_s_few(n_columns)) {
         few_columns(groups, n_rows, n, x, y, n_columns);
         return;
     }

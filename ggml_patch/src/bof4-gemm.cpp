@@ -61,12 +61,37 @@ void bof4_s_deinterleave(const void * group, int64_t n_rows, int64_t n, block_bo
     }
 }
 
-void bof4_s_quantize_act(const float * x, struct bof4_s_act * y, int64_t n) {
+// The form in which the kernels want 32 numbers.
+static void store_act(struct bof4_s_act * y, int h, const int8_t * q, bool few) {
+#if defined(BOF4_GEMM_AVX2)
+    if (few) {
+        for (int i = 0; i < QK8_0; ++i) {
+            // low is -8 .. 7, high -8 .. 8
+            const int low = ((q[i] + 8) & 15) - 8;
+            y->u.half.low[h * QK8_0 + i] = (int8_t) low;
+            y->u.half.high[h * QK8_0 + i] = (int8_t) ((q[i] - low) / 16);
+        }
+        return;
+    }
+    for (int i = 0; i < QK8_0; i += 4) {
+        int16_t * to = y->u.q + h * QK8_0 + i;
+        to[0] = q[i];
+        to[1] = q[i + 2];
+        to[2] = q[i + 1];
+        to[3] = q[i + 3];
+    }
+#else
+    memcpy(y->q + h * QK8_0, q, QK8_0);
+    GGML_UNUSED(few);
+#endif
+}
+
+void bof4_s_quantize_act(const float * x, struct bof4_s_act * y, int64_t n, bool few) {
     for (int64_t b = 0; b < n / QK_BOF4_S; ++b) {
         block_q8_0 q[2];
         quantize_row_q8_0(x + b * QK_BOF4_S, q, QK_BOF4_S);
         for (int h = 0; h < 2; ++h) {
-            memcpy(y[b].q + h * QK8_0, q[h].qs, QK8_0);
+            store_act(y + b, h, q[h].qs, few);
             y[b].d[h] = GGML_CPU_FP16_TO_FP32(q[h].d);
             int32_t sum = 0;
             for (int i = 0; i < QK8_0; ++i) {

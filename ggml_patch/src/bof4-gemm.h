@@ -41,10 +41,24 @@ enum { BOF4_GROUP = 16 };
 
 // Activations that meet one block of BOF4_S: the numbers of two Q8_0 blocks, scales as float32.
 struct bof4_s_act {
+#if defined(BOF4_GEMM_AVX2)
+    // no instruction for bytes: see bof4-gemm-avx2.cpp
+    union {
+        int16_t q[QK_BOF4_S];       // many columns: of four neighbours, the first and third, then the others
+        struct {
+            int8_t high[QK_BOF4_S]; // few columns: 16 * high + low
+            int8_t low[QK_BOF4_S];
+        } half;
+    } u;
+#else
     int8_t  q[QK_BOF4_S];
+#endif
     float   d[2];
     int32_t offset[2];      // -128 * sum of each half: what is wrong with a dot product of (level + 128), see the kernels
 };
+
+// Are so many columns few enough to look levels up for them alone?
+bool bof4_s_few(int64_t n_columns);
 
 // Bytes of a group of 16 rows of n weights.
 size_t bof4_s_group_bytes(int64_t n);
@@ -53,12 +67,13 @@ size_t bof4_s_group_bytes(int64_t n);
 void bof4_s_interleave(const block_bof4_s * rows, int64_t n_rows, int64_t n, void * group);
 void bof4_s_deinterleave(const void * group, int64_t n_rows, int64_t n, block_bof4_s * rows);
 
-// n activations; rounded as Q8_0 rounds them.
-void bof4_s_quantize_act(const float * x, struct bof4_s_act * y, int64_t n);
+// n activations, rounded as Q8_0 rounds them; few: bof4_s_few of the most columns that they will come with.
+void bof4_s_quantize_act(const float * x, struct bof4_s_act * y, int64_t n, bool few);
 
 // y[c][r] = product of row r of the groups and column x[c], for n_rows rows and n_columns columns.
 void bof4_s_gemm(
-    const void * groups, int64_t n_rows, int64_t n, const struct bof4_s_act * const * x, float * const * y, int64_t n_columns);
+    const void * groups, int64_t n_rows, int64_t n, const struct bof4_s_act * const * x, float * const * y,
+    int64_t n_columns, bool few);
 
 #ifdef __cplusplus
 }

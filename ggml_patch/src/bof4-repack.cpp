@@ -56,8 +56,10 @@ struct kernels {
     void    (*interleave)(const void * rows, int64_t n_rows, int64_t n, void * group);
     void    (*deinterleave)(const void * group, int64_t n_rows, int64_t n, void * rows);
     size_t  (*act_bytes)(int64_t n);
-    void    (*quantize_act)(const float * x, void * y, int64_t n);
-    void    (*gemm)(const void * groups, int64_t n_rows, int64_t n, const void * const * x, float * const * y, int64_t n_columns);
+    bool    (*few)(int64_t n_columns);
+    void    (*quantize_act)(const float * x, void * y, int64_t n, bool few);
+    void    (*gemm)(const void * groups, int64_t n_rows, int64_t n, const void * const * x, float * const * y,
+                    int64_t n_columns, bool few);
 };
 
 const kernels bof4_s = {
@@ -69,9 +71,10 @@ const kernels bof4_s = {
         bof4_s_deinterleave(group, n_rows, n, static_cast<block_bof4_s *>(rows));
     },
     [](int64_t n) { return n / QK_BOF4_S * sizeof(bof4_s_act); },
-    [](const float * x, void * y, int64_t n) { bof4_s_quantize_act(x, static_cast<bof4_s_act *>(y), n); },
-    [](const void * groups, int64_t n_rows, int64_t n, const void * const * x, float * const * y, int64_t n_columns) {
-        bof4_s_gemm(groups, n_rows, n, reinterpret_cast<const bof4_s_act * const *>(x), y, n_columns);
+    bof4_s_few,
+    [](const float * x, void * y, int64_t n, bool few) { bof4_s_quantize_act(x, static_cast<bof4_s_act *>(y), n, few); },
+    [](const void * groups, int64_t n_rows, int64_t n, const void * const * x, float * const * y, int64_t n_columns, bool few) {
+        bof4_s_gemm(groups, n_rows, n, reinterpret_cast<const bof4_s_act * const *>(x), y, n_columns, few);
     },
 };
 
@@ -137,6 +140,7 @@ private:
         int64_t n_columns;      // of the result
         int64_t n_matrices;
         size_t  act_row;
+        bool    few;            // columns, even where all of them meet one matrix
 
         char * acts;
         const void ** x;        // of each column, those of the first matrix first
@@ -148,7 +152,8 @@ private:
         plan(const kernels & k, const ggml_tensor * op_, void * wdata)
             : k(k), op(const_cast<ggml_tensor *>(op_)), weight(op->src[0]), act(op->src[1]),
               n_columns(op->ne[1] * op->ne[2] * op->ne[3]), n_matrices(weight->ne[2] * weight->ne[3]),
-              act_row(k.act_bytes(weight->ne[0])) {
+              act_row(k.act_bytes(weight->ne[0])),
+              few(k.few(op->op == GGML_OP_MUL_MAT_ID ? op->ne[2] : n_columns / n_matrices)) {
             cut buffer(wdata);
             buffer.take<char>(lists_bytes()); // what bof4-opq-cpu.c wants at the beginning of the work buffer
             acts  = buffer.take<char>(act_row * ggml_nrows(act));
@@ -187,7 +192,7 @@ private:
                 const int64_t b0 = n / unit * (i % parts) / parts * unit;
                 const int64_t b1 = n / unit * (i % parts + 1) / parts * unit;
                 const float * from = act_at(row % act->ne[1], row / act->ne[1] % act->ne[2], row / act->ne[1] / act->ne[2]);
-                k.quantize_act(from + b0, acts + row * act_row + k.act_bytes(b0), b1 - b0);
+                k.quantize_act(from + b0, acts + row * act_row + k.act_bytes(b0), b1 - b0, few);
             }
             if (!listed()) {
                 return;
@@ -291,7 +296,7 @@ private:
                 for (int64_t j = 0; j < count; ++j) {
                     to[j] = y[c + j] + row0;
                 }
-                k.gemm(groups, row1 - row0, weight->ne[0], x + c, to, count);
+                k.gemm(groups, row1 - row0, weight->ne[0], x + c, to, count, few);
             }
             if (!listed()) {
                 return;
