@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -80,11 +80,14 @@ class Plan:
     def texts(self, model: str) -> tuple[str, ...]:
         return tuple(dict.fromkeys(text for step in self.of_model(model) for text in step.texts))
 
+    def weighted(self, model: str) -> bool:
+        """Does any step need the importance matrix?"""
+        return any(step.variant.encoder == "imatrix" for step in self.of_model(model))
+
     def shared_seconds(self, model: str) -> float:
         """Of what is made once for a model: the unquantized distributions, and the importance matrix."""
         logits = len(self.texts(model)) * cost.measuring_seconds(model, self.chunks)
-        weighted = any(step.variant.encoder == "imatrix" for step in self.of_model(model))
-        return logits + (cost.imatrix_seconds(model) if weighted else 0)
+        return logits + (cost.imatrix_seconds(model) if self.weighted(model) else 0)
 
     def seconds(self, model: str) -> float:
         """An estimate of the whole time for a model."""
@@ -111,60 +114,59 @@ def make_plan(
     return Plan(tuple(rows), tuple(steps), chunks)
 
 
-def our_options(variant: Variant, imatrix: Callable[[], Path]) -> dict[str, Any]:
-    """The encoder of this project's types, in the words of gguf_bof4.convert.
+def check(plan: Plan) -> None:
+    """Raise UserError for an encoder that the converter does not have, before hours are spent on the others."""
+    fields = {f.name for f in dataclasses.fields(Options)}
+    for variant in dict.fromkeys(step.variant for step in plan.steps if step.variant.ours):
+        needed = {"imatrix": {"imatrix"}, "gptq": {"calibration"}}.get(variant.encoder, set())
+        if _converter_name(variant) not in ENCODERS or not needed <= fields:
+            raise UserError(
+                f"this gguf-bof4 cannot encode {variant.type} with {variant.encoder}: name the others with --encoders"
+            )
+
+
+def _converter_name(variant: Variant) -> str:
+    """What the converter calls the encoder."""
+    return "search" if variant.encoder == "imatrix" else variant.encoder
+
+
+def our_options(variant: Variant, imatrix: Path) -> dict[str, Any]:
+    """A variant of this project's types, in the words of gguf_bof4.convert.
 
     Args:
-        imatrix: makes the importance matrix where it is needed.
-
-    Raises:
-        UserError: the converter does not have it.
+        imatrix: the importance matrix, where it is needed.
     """
-    encoder = "search" if variant.encoder == "imatrix" else variant.encoder
-    needed = {"imatrix": "imatrix", "gptq": "calibration"}.get(variant.encoder)
-    if encoder not in ENCODERS or needed not in {None, *(f.name for f in dataclasses.fields(Options))}:
-        raise UserError(
-            f"this gguf-bof4 cannot encode {variant.type} with {variant.encoder} yet: name the others with --encoders"
-        )
-    options: dict[str, Any] = {"encoder": encoder}
+    options: dict[str, Any] = {
+        "type": variant.type, "encoder": _converter_name(variant), "opq": (variant.opq,),
+        "token_embedding_type": "F16", "output_tensor_type": "F16",
+    }  # fmt: skip
     if variant.encoder == "imatrix":
-        options["imatrix"] = str(imatrix())
+        options["imatrix"] = str(imatrix)
     if variant.encoder == "gptq":
         options["calibration"] = str(calibration_text())
     return options
 
 
-@dataclass
 class ModelBench:
-    """The files of one model while it is measured; what several rows need is made when the first one needs it."""
+    """One model while it is measured, and what all of its rows share."""
 
-    model: str
-    chunks: int
-    threads: int
-    folder: Path
-    say: Say
-    logits: dict[str, Path] = field(default_factory=dict)
+    def __init__(self, plan: Plan, model: str, threads: int, folder: Path, say: Say) -> None:
+        """Make what the rows share: the unquantized model's distributions and, where needed, the importance matrix.
 
-    def __post_init__(self) -> None:
-        self.source = reference_model(self.model)
+        Args:
+            folder: for all files, empty.
+        """
+        self.model, self.chunks, self.threads, self.folder = model, plan.chunks, threads, folder
+        self.source = reference_model(model)
         self.source_model = open_model(self.source)
-
-    def imatrix(self) -> Path:
-        """The importance matrix, on the calibration text."""
-        path = self.folder / "imatrix.gguf"
-        if not path.exists():
-            self.say(f"{self.model}: importance matrix")
-            make_imatrix(self.source, calibration_text(), path, self.threads)
-        return path
-
-    def logits_on(self, text: str) -> Path:
-        """The unquantized model's distributions."""
-        if text not in self.logits:
-            self.say(f"{self.model}, {text}: the unquantized model")
-            path = self.folder / f"{text}.logits"
-            write_logits(self.source, TEXTS[text](), self.chunks, path, self.threads)
-            self.logits[text] = path
-        return self.logits[text]
+        self.logits = {text: folder / f"{text}.logits" for text in plan.texts(model)}
+        for text, path in self.logits.items():
+            say(f"{model}, {text}: the unquantized model")
+            write_logits(self.source, TEXTS[text](), self.chunks, path, threads)
+        self.imatrix = folder / "imatrix.gguf"
+        if plan.weighted(model):
+            say(f"{model}: importance matrix")
+            make_imatrix(self.source, calibration_text(), self.imatrix, threads)
 
     def make(self, variant: Variant) -> Path:
         """The quantized file."""
@@ -172,13 +174,10 @@ class ModelBench:
         if variant.type == NF4:
             make_nf4(self.source, target)
         elif variant.type in PEERS:
-            weights = self.imatrix() if variant.encoder == "imatrix" else None
+            weights = self.imatrix if variant.encoder == "imatrix" else None
             make_peer(PEERS[variant.type], self.source, target, weights, self.threads)
         else:
-            convert(
-                self.source, target, type=variant.type, token_embedding_type="F16", output_tensor_type="F16",
-                opq=(variant.opq,), threads=self.threads, **our_options(variant, self.imatrix),
-            )  # fmt: skip
+            convert(self.source, target, threads=self.threads, **our_options(variant, self.imatrix))
         return target
 
     def _others(self, variant: Variant, made: Model) -> dict[str, int]:
@@ -187,8 +186,6 @@ class ModelBench:
 
     def rows(self, step: Step, add: Callable[[Row], None]) -> None:
         """Make a file, measure it on each text, hand the row on at once, and remove the file."""
-        for text in step.texts:
-            self.logits_on(text)
         variant = step.variant
         path = self.make(variant)
         made = open_model(path)
@@ -223,13 +220,6 @@ def time_text(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def check(plan: Plan) -> None:
-    """Raise UserError for what cannot be made, before hours are spent on the rest."""
-    for step in plan.steps:
-        if step.variant.ours:
-            our_options(step.variant, imatrix=Path)
-
-
 def run(plan: Plan, output: Path, threads: int, say: Say) -> None:
     """Do what is planned, one thing at a time; each row is in `output` as soon as it is measured.
 
@@ -247,7 +237,7 @@ def run(plan: Plan, output: Path, threads: int, say: Say) -> None:
     for model in plan.models:
         with tempfile.TemporaryDirectory(prefix="bof4-bench-") as folder:
             _check_disk(plan, model, Path(folder))
-            bench = ModelBench(model, plan.chunks, threads, Path(folder), say)
+            bench = ModelBench(plan, model, threads, Path(folder), say)
             expected += plan.shared_seconds(model)
             for step in plan.of_model(model):
                 measured: list[Row] = []
