@@ -131,8 +131,17 @@ static inline void row_sums(const int32_t * entries, int32_t n, const float * co
 #endif
 }
 
-// The same for transposed activations: one load an entry. (The fixed number of columns keeps the sums in registers.)
+// The same for transposed activations: one load an entry.
 static inline void row_sums_transposed(const int32_t * entries, int32_t n, const float * transposed, float * sums) {
+#if defined(__AVX512F__)
+    __m512 total = _mm512_setzero_ps();
+    for (int32_t e = 0; e < n; ++e) {
+        const __m512 act = _mm512_loadu_ps(transposed + (int64_t) bof4_entry_column(entries[e]) * TILE);
+        total = _mm512_fmadd_ps(_mm512_set1_ps(bof4_entry_value(entries[e])), act, total);
+    }
+    _mm512_storeu_ps(sums, total);
+#else
+    // a fixed number of columns keeps the sums in registers
     float total[TILE] = {0};
     for (int32_t e = 0; e < n; ++e) {
         const float value = bof4_entry_value(entries[e]);
@@ -142,6 +151,18 @@ static inline void row_sums_transposed(const int32_t * entries, int32_t n, const
         }
     }
     memcpy(sums, total, sizeof(total));
+#endif
+}
+
+// y[r] += x[r] for TILE rows.
+static inline void add_tile_column(float * y, const float * x) {
+#if defined(__AVX512F__)
+    _mm512_storeu_ps(y, _mm512_add_ps(_mm512_loadu_ps(y), _mm512_loadu_ps(x)));
+#else
+    for (int r = 0; r < TILE; ++r) {
+        y[r] += x[r];
+    }
+#endif
 }
 
 // Columns of activations that meet a row's outliers together, and where their results go.
@@ -152,6 +173,43 @@ struct tile {
     int lane;                       // which of those is the first of the n
     float * y[TILE];                // results of each
 };
+
+// Sixteen arrays of n floats, side by side: out[TILE * j + c] = x[c][j].
+static void transpose(const float * const * x, int64_t n, float * out) {
+    int64_t j = 0;
+#if defined(__AVX512F__)
+    // 16 by 16 at a time. Four rows are put together by loads, which take no turn of the shuffle unit; then two rounds of
+    // shuffles within 128 bits remain.
+    for (; j + 16 <= n; j += 16) {
+        for (int q = 0; q < 4; ++q) {
+            __m512 rows[4];
+            for (int r = 0; r < 4; ++r) {
+                __m512 v = _mm512_castps128_ps512(_mm_loadu_ps(x[r] + j + 4 * q));
+                v = _mm512_insertf32x4(v, _mm_loadu_ps(x[r + 4] + j + 4 * q), 1);
+                v = _mm512_insertf32x4(v, _mm_loadu_ps(x[r + 8] + j + 4 * q), 2);
+                rows[r] = _mm512_insertf32x4(v, _mm_loadu_ps(x[r + 12] + j + 4 * q), 3);
+            }
+            const __m512 a = _mm512_unpacklo_ps(rows[0], rows[1]);
+            const __m512 b = _mm512_unpackhi_ps(rows[0], rows[1]);
+            const __m512 c = _mm512_unpacklo_ps(rows[2], rows[3]);
+            const __m512 d = _mm512_unpackhi_ps(rows[2], rows[3]);
+            float * to = out + (j + 4 * q) * TILE;
+            _mm512_storeu_ps(to,            _mm512_shuffle_ps(a, c, 0x44));
+            _mm512_storeu_ps(to + TILE,     _mm512_shuffle_ps(a, c, 0xee));
+            _mm512_storeu_ps(to + 2 * TILE, _mm512_shuffle_ps(b, d, 0x44));
+            _mm512_storeu_ps(to + 3 * TILE, _mm512_shuffle_ps(b, d, 0xee));
+        }
+    }
+#endif
+    // eight columns at a time: sixteen of them, a power of two apart, would fight for the same cache lines
+    for (int half = 0; half < TILE; half += 8) {
+        for (int64_t i = j; i < n; ++i) {
+            for (int c = 0; c < 8; ++c) {
+                out[i * TILE + half + c] = x[half + c][i];
+            }
+        }
+    }
+}
 
 // Whole rows [r0, r1) of the weight, several columns, into y[c][first_row ..].
 static void add_whole_rows(
@@ -174,18 +232,22 @@ static void add_whole_rows(
             }
         }
         const int lane = t->transposed ? t->lane : 0;
-        for (int c = 0; c < t->n; ++c) {
-            float * column = t->y[c] + first_row + (first - r0);
-            if (n_rows == TILE) {
-                // a fixed number of rows becomes vectors
-                for (int r = 0; r < TILE; ++r) {
-                    column[r] += sums[r][lane + c];
+        if (n_rows < TILE) {
+            for (int c = 0; c < t->n; ++c) {
+                for (int r = 0; r < n_rows; ++r) {
+                    t->y[c][first_row + (first - r0) + r] += sums[r][lane + c];
                 }
-                continue;
             }
-            for (int r = 0; r < n_rows; ++r) {
-                column[r] += sums[r][lane + c];
-            }
+            continue;
+        }
+        const float * rows[TILE];
+        for (int r = 0; r < TILE; ++r) {
+            rows[r] = sums[r];
+        }
+        float columns[TILE][TILE];
+        transpose(rows, TILE, columns[0]);
+        for (int c = 0; c < t->n; ++c) {
+            add_tile_column(t->y[c] + first_row + (first - r0), columns[lane + c]);
         }
     }
 }
@@ -248,43 +310,6 @@ static const float * column_of(const struct ggml_tensor * src1, int64_t ir1) {
     const int64_t i2 = ir1 / src1->ne[1] % src1->ne[2];
     const int64_t i1 = ir1 % src1->ne[1];
     return (const float *) ((const char *) src1->data + i1 * src1->nb[1] + i2 * src1->nb[2] + i3 * src1->nb[3]);
-}
-
-// Sixteen columns of n activations, side by side.
-static void transpose(const float * const * x, int64_t n, float * out) {
-    int64_t j = 0;
-#if defined(__AVX512F__)
-    // 16 by 16 at a time. Four rows are put together by loads, which take no turn of the shuffle unit; then two rounds of
-    // shuffles within 128 bits remain.
-    for (; j + 16 <= n; j += 16) {
-        for (int q = 0; q < 4; ++q) {
-            __m512 rows[4];
-            for (int r = 0; r < 4; ++r) {
-                __m512 v = _mm512_castps128_ps512(_mm_loadu_ps(x[r] + j + 4 * q));
-                v = _mm512_insertf32x4(v, _mm_loadu_ps(x[r + 4] + j + 4 * q), 1);
-                v = _mm512_insertf32x4(v, _mm_loadu_ps(x[r + 8] + j + 4 * q), 2);
-                rows[r] = _mm512_insertf32x4(v, _mm_loadu_ps(x[r + 12] + j + 4 * q), 3);
-            }
-            const __m512 a = _mm512_unpacklo_ps(rows[0], rows[1]);
-            const __m512 b = _mm512_unpackhi_ps(rows[0], rows[1]);
-            const __m512 c = _mm512_unpacklo_ps(rows[2], rows[3]);
-            const __m512 d = _mm512_unpackhi_ps(rows[2], rows[3]);
-            float * to = out + (j + 4 * q) * TILE;
-            _mm512_storeu_ps(to,            _mm512_shuffle_ps(a, c, 0x44));
-            _mm512_storeu_ps(to + TILE,     _mm512_shuffle_ps(a, c, 0xee));
-            _mm512_storeu_ps(to + 2 * TILE, _mm512_shuffle_ps(b, d, 0x44));
-            _mm512_storeu_ps(to + 3 * TILE, _mm512_shuffle_ps(b, d, 0xee));
-        }
-    }
-#endif
-    // eight columns at a time: sixteen of them, a power of two apart, would fight for the same cache lines
-    for (int half = 0; half < TILE; half += 8) {
-        for (int64_t i = j; i < n; ++i) {
-            for (int c = 0; c < 8; ++c) {
-                out[i * TILE + half + c] = x[half + c][i];
-            }
-        }
-    }
 }
 
 // The share of this thread in putting the activations side by side.
