@@ -111,7 +111,7 @@ def test_a_model_has_no_distance_from_itself(built: Path, smol: Path, evaluation
 
 def test_a_text_that_is_too_short_is_refused(built: Path, smol: Path, tmp_path: Path) -> None:
     text = tmp_path / "short.txt"
-    text.write_text("Only a few words. " * 300)
+    text.write_text("Only a few words. " * 50)
     with pytest.raises(UserError, match="too short for 16 chunks"):
         quality.write_logits(smol, text, 16, tmp_path / "logits", threads=1)
 

@@ -33,10 +33,10 @@ SIZES = {
     "qwen": Size(1310e6, 233e6, 151936, 2),
 }
 
-_CHUNK_SECONDS = 8.5e-9
+_CHUNK_SECONDS = 7e-9
 """Of a chunk in llama-perplexity, for a weight; every second token meets the output matrix."""
 
-_TOKEN_SECONDS = 5e-6
+_TOKEN_SECONDS = 3e-6
 """Of comparing a chunk's distributions, for a token of the vocabulary."""
 
 _ENCODING_SECONDS = {"none": 3e-8, "absmax": 1e-8, "search": 3e-8, "imatrix": 6e-8, "gptq": 3.4e-6}
