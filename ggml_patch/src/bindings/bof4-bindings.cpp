@@ -296,6 +296,9 @@ int bof4_gptq(
     return guarded([&]() -> int {
         const ggml_type type   = checked_type(type_);
         const size_t row_bytes = checked_row_size(type, n_per_row);
+        if (!bof4_gptq_takes(type)) {
+            throw std::runtime_error(std::string("gptq does not encode the type ") + ggml_type_name(type));
+        }
         if (!bof4_gptq_keeps_blocks(type, order, n_per_row)) {
             throw std::runtime_error(std::string("the order of columns tears blocks of ") + ggml_type_name(type) + " apart");
         }

@@ -56,28 +56,57 @@ inline lanes operator*(float a, const lanes & b) {
 #endif
 
 // A block type: `super` columns share a first scale, and each `block` of them has a multiplier u, so that a weight is
-// u * level * unit. `snap` finds the nearest u that can be stored.
+// u * level * unit. `snap` finds the nearest u that can be stored. Multipliers are tried under which the largest weight of a
+// block lands at `nearest_top`, `nearest_top` + `top_step`, ... times the largest level, of either sign.
 struct type_s {
     using packed = block_bof4_s;
     static constexpr int super = QK_BOF4_S;
     static constexpr int block = QK_BOF4_S;
     static constexpr float unit = 1.0f / BOF4_LEVEL_SCALE;
-    static constexpr float range = 65504.0f;
     static constexpr const int8_t * levels = bof4_s_levels;
     static constexpr int zero_code = BOF4_S_ZERO_CODE;
+    static constexpr float nearest_top = 0.72f, top_step = 0.06f;
+    static constexpr int tops = 11;
 
     // the scale of a block is all there is
     static float superscale(const float *, const float *) { return 0.0f; }
 
     static float snap(float u, float) {
-        return ggml_fp16_to_fp32(ggml_fp32_to_fp16(std::min(std::max(u, -range), range)));
+        return ggml_fp16_to_fp32(ggml_fp32_to_fp16(std::min(std::max(u, -65504.0f), 65504.0f)));
     }
 
     static void pack(packed * out, float, const float * u, const uint8_t * codes) {
-        out->d = ggml_fp32_to_fp16(u[0]);
-        for (int j = 0; j < super / 2; ++j) {
-            out->qs[j] = (uint8_t) (codes[j] | codes[j + super / 2] << 4);
+        bof4_s_pack(out, ggml_fp32_to_fp16(u[0]), codes);
+    }
+};
+
+struct type_k {
+    using packed = block_bof4_k;
+    static constexpr int super = QK_BOF4_K;
+    static constexpr int block = BOF4_K_SUB;
+    static constexpr float unit = 1.0f;
+    static constexpr const int8_t * levels = bof4_k_levels;
+    static constexpr int zero_code = BOF4_K_ZERO_CODE;
+    static constexpr float nearest_top = 0.50f, top_step = 0.075f;
+    static constexpr int tops = 12;
+
+    static float superscale(const float * x, const float * w) {
+        return ggml_fp16_to_fp32(bof4_k_search_superscale(x, w));
+    }
+
+    static float steps(float u, float first) {
+        const float step = first * BOF4_K_UNIT;
+        return std::fabs(step) > 0.0f ? std::min(std::max(std::nearbyint(u / step), -32.0f), 31.0f) : 0.0f;
+    }
+
+    static float snap(float u, float first) { return steps(u, first) * (first * BOF4_K_UNIT); }
+
+    static void pack(packed * out, float first, const float * u, const uint8_t * codes) {
+        int8_t scales[BOF4_K_SUBS];
+        for (int i = 0; i < BOF4_K_SUBS; ++i) {
+            scales[i] = (int8_t) steps(u[i], first);
         }
+        bof4_k_pack(out, ggml_fp32_to_fp16(first), scales, codes);
     }
 };
 
@@ -240,10 +269,11 @@ BOF4_INLINE void settle_block(const bof4_gptq_job & job, tile & t, int64_t k0, c
     trial best;
     std::fill_n(best.loss, R, std::numeric_limits<float>::infinity());
     constexpr float to_multiplier = 1.0f / (127.0f * T::unit);
-    for (int i = 0; i < 18; ++i) {
-        const float factor = i < 9 ? 0.72f + 0.045f * (float) i : -(0.78f + 0.0425f * (float) (i - 9));
+    for (int i = 0; i < 2 * T::tops; ++i) {
+        const float top = T::nearest_top + T::top_step * (float) (i / 2);
+        const float factor = (i % 2 ? -to_multiplier : to_multiplier) / top;
         for (int r = 0; r < R; ++r) {
-            u[r] = T::snap(largest[r] * factor * to_multiplier, first[r]);
+            u[r] = T::snap(largest[r] * factor, first[r]);
         }
         try_block<T>(job, t, k0, target, u, level, error, one);
         keep_better(one, u, best, best_u);
@@ -459,9 +489,14 @@ template <typename T> void store_row(
 
 // Not static, and no templates: what target_clones can take.
 void bof4_gptq_encode_tile_s(const bof4_gptq_job & job, void * storage);
+void bof4_gptq_encode_tile_k(const bof4_gptq_job & job, void * storage);
 
 BOF4_CLONES void bof4_gptq_encode_tile_s(const bof4_gptq_job & job, void * storage) {
     encode_tile<type_s>(job, *(tile *) storage);
+}
+
+BOF4_CLONES void bof4_gptq_encode_tile_k(const bof4_gptq_job & job, void * storage) {
+    encode_tile<type_k>(job, *(tile *) storage);
 }
 
 namespace {
@@ -509,11 +544,18 @@ template <typename T> void encode_rows(
 
 } // namespace
 
+bool bof4_gptq_takes(ggml_type type) {
+    return type == GGML_TYPE_BOF4_S || type == GGML_TYPE_BOF4_K;
+}
+
 bool bof4_gptq_keeps_blocks(ggml_type type, const int32_t * order, int64_t n) {
-    (void) type;
-    return keeps_blocks<type_s>(order, n);
+    return type == GGML_TYPE_BOF4_K ? keeps_blocks<type_k>(order, n) : keeps_blocks<type_s>(order, n);
 }
 
 void bof4_gptq_encode(const bof4_gptq_job & job, bof4_gptq_rows & rows) {
-    encode_rows<type_s>(job, rows, bof4_gptq_encode_tile_s);
+    if (job.type == GGML_TYPE_BOF4_K) {
+        encode_rows<type_k>(job, rows, bof4_gptq_encode_tile_k);
+    } else {
+        encode_rows<type_s>(job, rows, bof4_gptq_encode_tile_s);
+    }
 }

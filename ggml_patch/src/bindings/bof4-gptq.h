@@ -39,6 +39,9 @@ struct bof4_gptq_rows {
     double          loss[2];       // out: after the columns, and after the sweeps
 };
 
+// Is this one of the types that it encodes?
+bool bof4_gptq_takes(ggml_type type);
+
 // Does `order` keep blocks together?
 bool bof4_gptq_keeps_blocks(ggml_type type, const int32_t * order, int64_t n);
 
