@@ -248,15 +248,13 @@ void few_columns(const void * groups, int64_t n_rows, int64_t n, const bof4_s_ac
 }
 
 template <int R>
-void many_columns(const group * w, int64_t n_blocks, const bof4_s_act * const * x, float * const * y, int64_t row0,
+void many_columns(const void * groups, int64_t g, int64_t n_rows, int64_t n, const bof4_s_act * const * x, float * const * y,
                   int64_t n_columns, int64_t b0, unpacked<R> & memory) {
-    const int64_t n = b0 + CHUNK < n_blocks ? (int64_t) CHUNK : n_blocks - b0;
-    __mmask16 rows[R];
-    for (int r = 0; r < R; ++r) {
-        rows[r] = w[r].rows;
-    }
-    memory.fill(w, b0, n);
-    tiles<R>(memory, rows, n, x, b0, y, row0, n_columns, b0 == 0);
+    const int64_t n_chunk = b0 + CHUNK < n / QK_BOF4_S ? (int64_t) CHUNK : n / QK_BOF4_S - b0;
+    const group w[2] = { group(groups, g, n_rows, n), group(groups, g + R - 1, n_rows, n) };
+    const __mmask16 rows[2] = { w[0].rows, w[1].rows };
+    memory.fill(w, b0, n_chunk);
+    tiles<R>(memory, rows, n_chunk, x, b0, y, g * BOF4_GROUP, n_columns, b0 == 0);
 }
 
 } // namespace
@@ -272,19 +270,16 @@ void bof4_s_gemm(const void * groups, int64_t n_rows, int64_t n, const bof4_s_ac
         few_columns(groups, n_rows, n, x, y, n_columns);
         return;
     }
-    const int64_t n_blocks = n / QK_BOF4_S;
     const int64_t n_groups = (n_rows + BOF4_GROUP - 1) / BOF4_GROUP;
     unpacked<2> memory;
-    for (int64_t b0 = 0; b0 < n_blocks; b0 += CHUNK) {
+    for (int64_t b0 = 0; b0 < n / QK_BOF4_S; b0 += CHUNK) {
         int64_t g = 0;
         for (; g + 2 <= n_groups; g += 2) {
-            const group w[2] = { group(groups, g, n_rows, n), group(groups, g + 1, n_rows, n) };
-            many_columns<2>(w, n_blocks, x, y, g * BOF4_GROUP, n_columns, b0, memory);
+            many_columns<2>(groups, g, n_rows, n, x, y, n_columns, b0, memory);
         }
         if (g < n_groups) {
-            const group w[1] = { group(groups, g, n_rows, n) };
             unpacked<1> half;
-            many_columns<1>(w, n_blocks, x, y, g * BOF4_GROUP, n_columns, b0, half);
+            many_columns<1>(groups, g, n_rows, n, x, y, n_columns, b0, half);
         }
     }
 }

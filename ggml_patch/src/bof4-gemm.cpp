@@ -4,7 +4,6 @@
 #include "ggml-common.h"
 
 #include "bof4-gemm.h"
-#include "quants.h"
 #include "ggml-cpu-impl.h"
 #include "simd-mappings.h"
 
@@ -61,43 +60,152 @@ void bof4_s_deinterleave(const void * group, int64_t n_rows, int64_t n, block_bo
     }
 }
 
-// The form in which the kernels want 32 numbers.
-static void store_act(struct bof4_s_act * y, int h, const int8_t * q, bool few) {
+static size_t heads_bytes(int64_t n_blocks) {
+    return GGML_PAD(n_blocks * sizeof(bof4_k_head), 64);
+}
+
+size_t bof4_k_group_bytes(int64_t n) {
+    const int64_t n_blocks = n / QK_BOF4_K;
+    return heads_bytes(n_blocks) + n_blocks * BOF4_GROUP * (QK_BOF4_K / 2);
+}
+
+void bof4_k_interleave(const block_bof4_k * rows, int64_t n_rows, int64_t n, void * group) {
+    const int64_t n_blocks = n / QK_BOF4_K;
+    auto * head = static_cast<bof4_k_head *>(group);
+    auto * qs   = reinterpret_cast<uint32_t *>(static_cast<char *>(group) + heads_bytes(n_blocks));
+    constexpr int dwords = QK_BOF4_K / 8;
+    if (n_rows < BOF4_GROUP) {
+        memset(group, 0, bof4_k_group_bytes(n));
+    }
+    for (int64_t b = 0; b < n_blocks; ++b) {
+        for (int64_t r = 0; r < n_rows; ++r) {
+            const block_bof4_k & block = rows[r * n_blocks + b];
+            uint32_t codes[dwords];
+            memcpy(codes, block.qs, sizeof(codes));
+            head[b].d[r] = block.d;
+            for (int j = 0; j < 12; ++j) {
+                head[b].scales[j][r] = block.scales[j];
+            }
+            for (int i = 0; i < dwords; ++i) {
+                qs[(b * dwords + i) * BOF4_GROUP + r] = codes[i];
+            }
+        }
+    }
+}
+
+void bof4_k_deinterleave(const void * group, int64_t n_rows, int64_t n, block_bof4_k * rows) {
+    const int64_t n_blocks = n / QK_BOF4_K;
+    const auto * head = static_cast<const bof4_k_head *>(group);
+    const auto * qs   = reinterpret_cast<const uint32_t *>(static_cast<const char *>(group) + heads_bytes(n_blocks));
+    constexpr int dwords = QK_BOF4_K / 8;
+    for (int64_t r = 0; r < n_rows; ++r) {
+        for (int64_t b = 0; b < n_blocks; ++b) {
+            block_bof4_k & block = rows[r * n_blocks + b];
+            uint32_t codes[dwords];
+            for (int i = 0; i < dwords; ++i) {
+                codes[i] = qs[(b * dwords + i) * BOF4_GROUP + r];
+            }
+            memcpy(block.qs, codes, sizeof(codes));
+            block.d = head[b].d[r];
+            for (int j = 0; j < 12; ++j) {
+                block.scales[j] = head[b].scales[j][r];
+            }
+        }
+    }
+}
+
+// The largest magnitude. Among floats without their signs it is the largest integer, and that a compiler knows how to find
+// in vectors.
+template <int N>
+static float largest(const float * x) {
+    uint32_t most = 0;
+    for (int i = 0; i < N; ++i) {
+        uint32_t bits;
+        memcpy(&bits, x + i, sizeof(bits));
+        bits &= 0x7fffffff;
+        most = bits > most ? bits : most;
+    }
+    float value;
+    memcpy(&value, &most, sizeof(value));
+    return value;
+}
+
+// q = the integers nearest to x * scale, ties to even: what adding 1.5 * 2^23 leaves in the low bits of a float.
+template <int N>
+static void round_all(const float * x, float scale, int8_t * q) {
+    for (int i = 0; i < N; ++i) {
+        const float sum = x[i] * scale + 12582912.0f;
+        int32_t bits;
+        memcpy(&bits, &sum, sizeof(bits));
+        q[i] = (int8_t) (bits - 0x4b400000);
+    }
+}
+
+template <int N>
+static int32_t sum_of(const int8_t * q) {
+    int32_t sum = 0;
+    for (int i = 0; i < N; ++i) {
+        sum += q[i];
+    }
+    return sum;
+}
+
+// N numbers in the form in which the kernels want them, the first of them number `at` of its block.
+template <int N, typename act>
+static void store_act(act & y, int at, const int8_t * q, bool few) {
 #if defined(BOF4_GEMM_AVX2)
     if (few) {
-        for (int i = 0; i < QK8_0; ++i) {
+        for (int i = 0; i < N; ++i) {
             // low is -8 .. 7, high -8 .. 8
             const int low = ((q[i] + 8) & 15) - 8;
-            y->u.half.low[h * QK8_0 + i] = (int8_t) low;
-            y->u.half.high[h * QK8_0 + i] = (int8_t) ((q[i] - low) / 16);
+            y.u.half.low[at + i] = (int8_t) low;
+            y.u.half.high[at + i] = (int8_t) ((q[i] - low) / 16);
         }
         return;
     }
-    for (int i = 0; i < QK8_0; i += 4) {
-        int16_t * to = y->u.q + h * QK8_0 + i;
-        to[0] = q[i];
-        to[1] = q[i + 2];
-        to[2] = q[i + 1];
-        to[3] = q[i + 3];
+    int16_t * to = y.u.q + at;
+    for (int i = 0; i < N; i += 4) {
+        to[i]     = q[i];
+        to[i + 1] = q[i + 2];
+        to[i + 2] = q[i + 1];
+        to[i + 3] = q[i + 3];
     }
 #else
-    memcpy(y->q + h * QK8_0, q, QK8_0);
+    memcpy(y.q + at, q, N);
     GGML_UNUSED(few);
 #endif
 }
 
 void bof4_s_quantize_act(const float * x, struct bof4_s_act * y, int64_t n, bool few) {
     for (int64_t b = 0; b < n / QK_BOF4_S; ++b) {
-        block_q8_0 q[2];
-        quantize_row_q8_0(x + b * QK_BOF4_S, q, QK_BOF4_S);
-        for (int h = 0; h < 2; ++h) {
-            store_act(y + b, h, q[h].qs, few);
-            y[b].d[h] = GGML_CPU_FP16_TO_FP32(q[h].d);
-            int32_t sum = 0;
-            for (int i = 0; i < QK8_0; ++i) {
-                sum += q[h].qs[i];
-            }
-            y[b].offset[h] = -128 * sum;
+        for (int h = 0; h < 2; ++h, x += QK8_0) {
+            // the very scales of Q8_0, which differ in the last bit between architectures
+            const float most = largest<QK8_0>(x);
+            const float d = most / 127.0f;
+#if defined(__aarch64__)
+            const float inverse = d != 0.0f ? 1.0f / d : 0.0f;
+#else
+            const float inverse = most != 0.0f ? 127.0f / most : 0.0f;
+#endif
+            int8_t q[QK8_0];
+            round_all<QK8_0>(x, inverse, q);
+            store_act<QK8_0>(y[b], h * QK8_0, q, few);
+            y[b].d[h] = GGML_CPU_FP16_TO_FP32(GGML_CPU_FP32_TO_FP16(d));
+            y[b].offset[h] = -128 * sum_of<QK8_0>(q);
+        }
+    }
+}
+
+void bof4_k_quantize_act(const float * x, struct bof4_k_act * y, int64_t n, bool few) {
+    for (int64_t b = 0; b < n / QK_BOF4_K; ++b, x += QK_BOF4_K) {
+        const float most = largest<QK_BOF4_K>(x);
+        const float inverse = most != 0.0f ? 127.0f / most : 0.0f;
+        int8_t q[QK_BOF4_K];
+        round_all<QK_BOF4_K>(x, inverse, q);
+        store_act<QK_BOF4_K>(y[b], 0, q, few);
+        y[b].d = most != 0.0f ? 1.0f / inverse : 0.0f;
+        for (int j = 0; j < BOF4_K_SUBS; ++j) {
+            y[b].offset[j] = -128 * sum_of<BOF4_K_SUB>(q + BOF4_K_SUB * j);
         }
     }
 }

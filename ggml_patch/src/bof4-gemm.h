@@ -1,4 +1,4 @@
-// Products of interleaved BOF4 weights with many columns of activations (GEMM) and with a few (GEMV).
+// Products of interleaved BOF4_S and BOF4_K weights with many columns of activations (GEMM) and with a few (GEMV).
 //
 // A matrix is cut into groups of 16 rows, one for each 32-bit lane of an AVX-512 register (two AVX2 registers, four NEON
 // ones). All of them have a dot-product instruction, or a pair of them, that adds four int8 products to each lane: lane r
@@ -8,9 +8,12 @@
 //   BOF4_S   fp16 d[blocks][16]              padded to 64 bytes, so that the codes begin a cache line
 //            u8 qs[blocks][8][16][4]         qs[b][i][r]: bytes 4i to 4i+3 of block b of row r
 //
-// Low and high nibbles of qs[b][i] are weights 4i.. and 32+4i.. of the block, as they were: they meet different Q8_0
-// blocks of activations. The last group is padded with rows of zeros. Nothing grows otherwise, and nothing is lost:
-// a group turns back into its rows.
+//   BOF4_K   for each superblock: fp16 d[16], u8 scales[12][16]; all padded to 64 bytes
+//            u8 qs[superblocks][32][16][4]
+//
+// Low and high nibbles remain what they were. In BOF4_S, those of qs[b][i] are weights 4i.. and 32+4i.. of the block, which meet
+// different Q8_0 blocks of activations. The last group is padded with rows of zeros. Nothing grows otherwise, and nothing is
+// lost: a group turns back into its rows.
 //
 // The kernels: one file for each family of instruction sets, the same functions in each. A processor that has none of
 // them interleaves nothing, and computes with the row kernels of bof4-cpu.c.
@@ -73,6 +76,38 @@ void bof4_s_quantize_act(const float * x, struct bof4_s_act * y, int64_t n, bool
 // y[c][r] = product of row r of the groups and column x[c], for n_rows rows and n_columns columns.
 void bof4_s_gemm(
     const void * groups, int64_t n_rows, int64_t n, const struct bof4_s_act * const * x, float * const * y,
+    int64_t n_columns, bool few);
+
+// The same for BOF4_K. 256 activations: the numbers of a Q8_K block, whose scale is positive here (and the numbers' signs
+// their own).
+struct bof4_k_act {
+#if defined(BOF4_GEMM_AVX2)
+    union {
+        int16_t q[QK_BOF4_K];
+        struct {
+            int8_t high[QK_BOF4_K];
+            int8_t low[QK_BOF4_K];
+        } half;
+    } u;
+#else
+    int8_t  q[QK_BOF4_K];
+#endif
+    float   d;
+    int32_t offset[BOF4_K_SUBS];
+};
+// What a superblock of a group has beside its codes.
+struct bof4_k_head {
+    uint16_t d[BOF4_GROUP];
+    uint8_t  scales[12][BOF4_GROUP];    // byte j of the scales of row r
+};
+
+size_t bof4_k_group_bytes(int64_t n);
+void bof4_k_interleave(const block_bof4_k * rows, int64_t n_rows, int64_t n, void * group);
+void bof4_k_deinterleave(const void * group, int64_t n_rows, int64_t n, block_bof4_k * rows);
+bool bof4_k_few(int64_t n_columns);
+void bof4_k_quantize_act(const float * x, struct bof4_k_act * y, int64_t n, bool few);
+void bof4_k_gemm(
+    const void * groups, int64_t n_rows, int64_t n, const struct bof4_k_act * const * x, float * const * y,
     int64_t n_columns, bool few);
 
 #ifdef __cplusplus

@@ -55,28 +55,32 @@ struct kernels {
     size_t  (*group_bytes)(int64_t n);
     void    (*interleave)(const void * rows, int64_t n_rows, int64_t n, void * group);
     void    (*deinterleave)(const void * group, int64_t n_rows, int64_t n, void * rows);
-    size_t  (*act_bytes)(int64_t n);
-    bool    (*few)(int64_t n_columns);
     void    (*quantize_act)(const float * x, void * y, int64_t n, bool few);
+    bool    (*few)(int64_t n_columns);
     void    (*gemm)(const void * groups, int64_t n_rows, int64_t n, const void * const * x, float * const * y,
                     int64_t n_columns, bool few);
+    size_t  act_bytes;      // of a block
 };
 
-const kernels bof4_s = {
-    bof4_s_group_bytes,
-    [](const void * rows, int64_t n_rows, int64_t n, void * group) {
-        bof4_s_interleave(static_cast<const block_bof4_s *>(rows), n_rows, n, group);
-    },
-    [](const void * group, int64_t n_rows, int64_t n, void * rows) {
-        bof4_s_deinterleave(group, n_rows, n, static_cast<block_bof4_s *>(rows));
-    },
-    [](int64_t n) { return n / QK_BOF4_S * sizeof(bof4_s_act); },
-    bof4_s_few,
-    [](const float * x, void * y, int64_t n, bool few) { bof4_s_quantize_act(x, static_cast<bof4_s_act *>(y), n, few); },
-    [](const void * groups, int64_t n_rows, int64_t n, const void * const * x, float * const * y, int64_t n_columns, bool few) {
-        bof4_s_gemm(groups, n_rows, n, reinterpret_cast<const bof4_s_act * const *>(x), y, n_columns, few);
-    },
-};
+// The functions of a type, of its own blocks and activations, as functions of any.
+#define BOF4_KERNELS(type) { \
+    type##_group_bytes, \
+    [](const void * rows, int64_t n_rows, int64_t n, void * group) { \
+        type##_interleave(static_cast<const block_##type *>(rows), n_rows, n, group); \
+    }, \
+    [](const void * group, int64_t n_rows, int64_t n, void * rows) { \
+        type##_deinterleave(group, n_rows, n, static_cast<block_##type *>(rows)); \
+    }, \
+    [](const float * x, void * y, int64_t n, bool few) { type##_quantize_act(x, static_cast<type##_act *>(y), n, few); }, \
+    type##_few, \
+    [](const void * groups, int64_t n_rows, int64_t n, const void * const * x, float * const * y, int64_t n_columns, bool few) { \
+        type##_gemm(groups, n_rows, n, reinterpret_cast<const type##_act * const *>(x), y, n_columns, few); \
+    }, \
+    sizeof(type##_act), \
+}
+
+const kernels bof4_s = BOF4_KERNELS(bof4_s);
+const kernels bof4_k = BOF4_KERNELS(bof4_k);
 
 // Takes successive parts of the work buffer.
 struct cut {
@@ -120,7 +124,14 @@ public:
         GGML_ASSERT(p.bytes <= params->wsize);
         GGML_ASSERT(op->src[1]->type == GGML_TYPE_F32 && op->nb[0] == sizeof(float));
 
+        const bool listed = op->op == GGML_OP_MUL_MAT && p.listed();
+        if (listed) {
+            bof4_foresee_list(params, op);
+        }
         p.quantize(params);
+        if (listed) {
+            bof4_prepare_list(params, op);
+        }
         if (params->ith == 0) {
             op->op == GGML_OP_MUL_MAT ? p.list_columns() : p.list_columns_of_experts();
             ggml_threadpool_chunk_set(params->threadpool, params->nth);
@@ -152,7 +163,7 @@ private:
         plan(const kernels & k, const ggml_tensor * op_, void * wdata)
             : k(k), op(const_cast<ggml_tensor *>(op_)), weight(op->src[0]), act(op->src[1]),
               n_columns(op->ne[1] * op->ne[2] * op->ne[3]), n_matrices(weight->ne[2] * weight->ne[3]),
-              act_row(k.act_bytes(weight->ne[0])),
+              act_row(weight->ne[0] / ggml_blck_size(weight->type) * k.act_bytes),
               few(k.few(op->op == GGML_OP_MUL_MAT_ID ? op->ne[2] : n_columns / n_matrices)) {
             cut buffer(wdata);
             buffer.take<char>(lists_bytes()); // what bof4-opq-cpu.c wants at the beginning of the work buffer
@@ -169,11 +180,9 @@ private:
         }
 
         size_t lists_bytes() const {
-            if (!listed()) {
-                return 0;
-            }
-            return ggml_row_size(GGML_TYPE_Q8_0, ggml_nelements(act)) + 64
-                + (op->op == GGML_OP_MUL_MAT ? bof4_transposed_size(op) : 0);
+            const size_t transposed = op->op == GGML_OP_MUL_MAT && listed() ? bof4_transposed_size(op) : 0;
+            const ggml_type encoded = ggml_get_type_traits_cpu(weight->type)->vec_dot_type;
+            return transposed == 0 ? 0 : ggml_row_size(encoded, ggml_nelements(act)) + 64 + transposed;
         }
 
         const float * act_at(int64_t i1, int64_t i2, int64_t i3) const {
@@ -189,23 +198,10 @@ private:
             const int64_t parts = n_rows >= params->nth ? 1 : std::min<int64_t>(params->nth, n / unit);
             for (int64_t i = params->ith; i < n_rows * parts; i += params->nth) {
                 const int64_t row = i / parts;
-                const int64_t b0 = n / unit * (i % parts) / parts * unit;
-                const int64_t b1 = n / unit * (i % parts + 1) / parts * unit;
+                const int64_t b0 = n / unit * (i % parts) / parts;
+                const int64_t b1 = n / unit * (i % parts + 1) / parts;
                 const float * from = act_at(row % act->ne[1], row / act->ne[1] % act->ne[2], row / act->ne[1] / act->ne[2]);
-                k.quantize_act(from + b0, acts + row * act_row + k.act_bytes(b0), b1 - b0, few);
-            }
-            if (!listed()) {
-                return;
-            }
-            if (op->op == GGML_OP_MUL_MAT) {
-                bof4_transpose_activations(params, op);
-            } else {
-                const auto from_float = ggml_get_type_traits_cpu(GGML_TYPE_Q8_0)->from_float;
-                const size_t row_size = ggml_row_size(GGML_TYPE_Q8_0, n);
-                for (int64_t row = params->ith; row < n_rows; row += params->nth) {
-                    from_float(act_at(row % act->ne[1], row / act->ne[1], 0),
-                        static_cast<char *>(params->wdata) + row * row_size, n);
-                }
+                k.quantize_act(from + b0 * unit, acts + row * act_row + b0 * k.act_bytes, (b1 - b0) * unit, few);
             }
         }
 
@@ -302,7 +298,7 @@ private:
                 return;
             }
             if (op->op == GGML_OP_MUL_MAT_ID) {
-                bof4_add_outliers_of_expert(op, params->wdata, m, row0, row1,
+                bof4_add_outliers_of_expert(op, m, row0, row1,
                     &ids[first[m]].slot, first[m + 1] - first[m]);
             } else {
                 bof4_add_outliers(op, params->wdata, row0, row1, first[m], first[m + 1]);
@@ -313,8 +309,10 @@ private:
 
 traits * traits_of(const ggml_tensor * weight) {
     static traits s(bof4_s);
+    static traits k(bof4_k);
     switch (weight->type) {
         case GGML_TYPE_BOF4_S: return &s;
+        case GGML_TYPE_BOF4_K: return &k;
         default:               return nullptr;
     }
 }
@@ -333,7 +331,9 @@ public:
         }
         const ggml_tensor * weight = op->src[0];
         const ggml_tensor * act = op->src[1];
-        return weight->buffer && weight->buffer->buft == ggml_backend_cpu_bof4_buffer_type() && fits(weight)
+        // the columns of a matrix must be neighbours
+        const bool in_order = weight->ne[2] == 1 || weight->ne[3] == act->ne[3];
+        return weight->buffer && weight->buffer->buft == ggml_backend_cpu_bof4_buffer_type() && fits(weight) && in_order
             && act->type == GGML_TYPE_F32 && act->nb[0] == sizeof(float)
             && (act->buffer == nullptr || ggml_backend_buft_is_host(act->buffer->buft));
     }
