@@ -250,7 +250,7 @@ def run(plan: Plan, output: Path, threads: int, say: Say) -> None:
                 expected += step.seconds(plan.chunks)
                 n_done += len(measured)
                 # the estimate says how parts of the work compare, the clock how fast this machine is
-                left = (time.monotonic() - started) * (total / expected - 1)
+                left = (time.monotonic() - started) * max(0, total / expected - 1)
                 divergences = ", ".join(f"{row.mean_kld:.4g} on {row.text}" for row in measured)
                 say(
                     f"{n_done} of {n_rows} rows  {model} {step.variant}: {measured[0].bits_per_weight:.3f} bits, "
