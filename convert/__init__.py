@@ -12,6 +12,7 @@ import gguf
 from gguf_bof4.calibration.encoded import work_folder
 from gguf_bof4.convert import from_gguf, from_huggingface, pipeline
 from gguf_bof4.convert.huggingface_folder import check_folder
+from gguf_bof4.convert.imatrix import load
 from gguf_bof4.convert.options import Options
 from gguf_bof4.convert.output import publish, refuse_existing, refuse_source, staging
 from gguf_bof4.convert.report import ConversionReport, Progress, TensorReport, no_progress
@@ -26,7 +27,8 @@ def _from_file(
     source: Path, output: Path, folder: Path | None, options: Options, progress: Progress
 ) -> tuple[str, tuple[Path, ...], tuple[TensorReport, ...]]:
     model, architecture = from_gguf.open_source(source)
-    tensors = pipeline.plan(architecture, model.tensors, options, lists=model.lists)
+    imatrix = None if options.imatrix is None else load(Path(options.imatrix))
+    tensors = pipeline.plan(architecture, model.tensors, options, lists=model.lists, imatrix=imatrix)
     if options.encoder == "gptq" and folder is not None:
         # torch and transformers take seconds to import, and the other encoders need neither
         from gguf_bof4.calibration.weights import GgufWeights
@@ -35,8 +37,8 @@ def _from_file(
         files = part_paths(source)
         tensors = calibrated(tensors, GgufWeights(model), source, files, architecture, options, output, progress)
     writer = from_gguf.make_writer(model, architecture, options)
-    outputs = pipeline.run(writer, tensors, options, output, folder, progress)
-    return architecture, outputs, pipeline.reports(tensors)
+    outputs = pipeline.run(writer, tensors, options, output, folder, progress, imatrix)
+    return architecture, outputs, pipeline.reports(tensors, imatrix)
 
 
 def convert(source: Path, output: Path, *, progress: Progress = no_progress, **options: Any) -> ConversionReport:

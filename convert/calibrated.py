@@ -29,7 +29,8 @@ def _search(
     """A tensor by the encoder search: uint8 [rows, bytes of a row], and its list."""
     listed = planned.planned_list
     own_list = None if listed is None else PlannedList(planned.source.name, listed.quantile, listed.room)
-    job = replace(planned.job(options), planned=own_list, importance=importance)
+    job = planned.job(options)
+    job = replace(job, planned=own_list, importance=job.importance if importance is None else importance)
     data = np.concatenate(list(encode(planned.source, job)))
     return data, None if own_list is None else own_list.found()
 

@@ -34,11 +34,12 @@ class Job:
         planned: the list that it gets, filled here.
         outliers: the list that the source has.
         threads: 0 means all cores.
-        importance: of each column, float32 [n]; None: all the same.
+        importance: of each column, float32 [n], or of each column of each matrix (expert), [matrices, n]; None: all
+            the same.
     """
 
     target: TensorType
-    encoder: str = "absmax"
+    encoder: str = "search"
     planned: PlannedList | None = None
     outliers: opq.OutlierList | None = None
     threads: int = 0
@@ -114,6 +115,19 @@ def _encode_floats(source: Source, first_row: int, rows: Bytes, origin: TensorTy
     return encoded
 
 
+def _runs(source: Source, job: Job) -> Iterator[tuple[int, int, Job]]:
+    """First row and number of rows of each run, none of which is of two matrices that differ in importance, and its
+    own job.
+    """
+    matrices = [None] if job.importance is None else list(np.atleast_2d(job.importance))
+    rows = n_rows(source) // len(matrices)
+    step = max(1, RUN_WEIGHTS // source.shape[-1])
+    for i, importance in enumerate(matrices):
+        of_matrix = replace(job, importance=importance)
+        for first in range(i * rows, (i + 1) * rows, step):
+            yield first, min(step, (i + 1) * rows - first), of_matrix
+
+
 def encode(source: Source, job: Job) -> Iterator[Bytes]:
     """The rows of `source` in the type that it gets, a run at a time; the list that it gets is filled meanwhile.
 
@@ -124,15 +138,13 @@ def encode(source: Source, job: Job) -> Iterator[Bytes]:
         UserError: the source cannot be read, or a weight is NaN, infinite or too large for the target; the
             tensor and the place are named.
     """
-    total = n_rows(source)
-    step = max(1, RUN_WEIGHTS // source.shape[-1])
-    for first in range(0, total, step):
+    for first, count, run in _runs(source, job):
         try:
-            rows = source.read_rows(first, min(step, total - first))
+            rows = source.read_rows(first, count)
         except OSError as error:
             raise UserError(f"{source.path}: tensor {source.name} cannot be read: {error.strerror}") from error
         if source.qtype in FLOATS:
-            yield _encode_floats(source, first, rows, source.qtype, job)
+            yield _encode_floats(source, first, rows, source.qtype, run)
             continue
         if gguf.GGML_QUANT_SIZES[source.qtype][0] == 1:
             yield rows  # a table of integers or doubles, which the rules never change
@@ -145,7 +157,7 @@ def encode(source: Source, job: Job) -> Iterator[Bytes]:
         if source.qtype != job.target:
             if part is not None:
                 part.add_to(floats)
-            yield _encode_floats(source, first, floats.view(np.uint8), TensorType.F32, job)
+            yield _encode_floats(source, first, floats.view(np.uint8), TensorType.F32, run)
             continue
         if (bad := _first_nonfinite(floats, TensorType.F32)) is not None:
             raise _not_finite(source, first, bad)

@@ -34,6 +34,7 @@ class Options:
         opq: quantiles of outlier lists: "Q" or "off" for all tensors, PATTERN=Q or PATTERN=off for those whose name
             the regular expression is found in; the first match counts.
         encoder: "absmax", the paper's, "search", or "gptq", which runs the model on a text.
+        imatrix: path of an importance matrix of llama-imatrix.
         calibration: path of the text for gptq.
         samples: windows of that text that the model reads.
         sample_length: tokens in each.
@@ -55,7 +56,8 @@ class Options:
     output_tensor_type: str | None = None
     tensor_types: tuple[str, ...] = ()
     opq: tuple[str, ...] = ()
-    encoder: str = "absmax"
+    encoder: str = "search"
+    imatrix: str | None = None
     calibration: str | None = None
     samples: int = 32
     sample_length: int = 512
@@ -93,11 +95,12 @@ class Options:
             UserError: a type does not exist, or a pattern is malformed.
         """
         embedding, output = self.token_embedding_type, self.output_tensor_type
+        importance = self.imatrix is not None
         return Rules(
             base=gguf.GGMLQuantizationType(self.format.type_id),
-            token_embedding=None if embedding is None else parse_type(embedding),
-            output_tensor=None if output is None else parse_type(output),
-            patterns=tuple(parse_pattern(text) for text in self.tensor_types),
+            token_embedding=None if embedding is None else parse_type(embedding, importance),
+            output_tensor=None if output is None else parse_type(output, importance),
+            patterns=tuple(parse_pattern(text, importance) for text in self.tensor_types),
             pure=self.pure,
             leave_output=self.leave_output_tensor,
         )
@@ -130,6 +133,8 @@ class Options:
         _ = self.rules, self.list_rules, self.split_bytes
         if self.encoder not in ENCODERS:
             raise UserError(f"there is no encoder {self.encoder!r}; --encoder takes {' or '.join(ENCODERS)}")
+        if self.encoder == "absmax" and self.imatrix is not None:
+            raise UserError("--encoder absmax weighs nothing: use --imatrix with --encoder search")
         self._check_calibration()
 
     def _check_calibration(self) -> None:

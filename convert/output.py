@@ -16,9 +16,11 @@ from typing import Any, BinaryIO
 
 import gguf
 import numpy as np
+import numpy.typing as npt
 
 from gguf_bof4.calibration.encoded import Encoded
 from gguf_bof4.convert.encoding import Job, encode, nbytes
+from gguf_bof4.convert.imatrix import Imatrix
 from gguf_bof4.convert.lists import PlannedList, finish
 from gguf_bof4.convert.options import Options
 from gguf_bof4.convert.policy import Decision
@@ -48,6 +50,7 @@ class PlannedTensor:
         no_list: why it gets no outlier list although one was asked for.
         ready: gives the tensor where the gptq encoder has made it already.
         not_compensated: why that was without compensation of errors.
+        importance: of each column of each matrix, float32 [matrices, n], where it is known.
     """
 
     source: Source
@@ -57,6 +60,7 @@ class PlannedTensor:
     no_list: str | None = None
     ready: Callable[[], Encoded] | None = None
     not_compensated: str | None = None
+    importance: npt.NDArray[np.float32] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -76,7 +80,7 @@ class PlannedTensor:
         source, listed = self.source, self.source_list
         outliers = None if listed is None else read_list(listed, source.name, source.shape)
         encoder = "search" if options.encoder == "gptq" else options.encoder  # of what no decoder layer has
-        return Job(self.decision.qtype, encoder, self.planned_list, outliers, options.threads)
+        return Job(self.decision.qtype, encoder, self.planned_list, outliers, options.threads, self.importance)
 
     def encoded(self, options: Options) -> Iterator[Bytes]:
         """The tensor in its type, a run of rows at a time; the list that it gets is filled meanwhile."""
@@ -121,8 +125,10 @@ class Writer(gguf.GGUFWriter):
         return bytes(super()._pack_val(val, *args, **kwargs))
 
 
-def add_format_metadata(writer: gguf.GGUFWriter, options: Options, tensors: Sequence[PlannedTensor]) -> None:
-    """Set general.file_type and quantization_version, and bof4.* for the formats that are used.
+def add_format_metadata(
+    writer: gguf.GGUFWriter, options: Options, tensors: Sequence[PlannedTensor], imatrix: Imatrix | None = None
+) -> None:
+    """Set general.file_type and quantization_version, bof4.* for the formats that are used, and quantize.imatrix.*.
 
     bof4.opq.quantile is the one for all tensors. It and bof4.encoder stay as the source has them where every tensor
     of these formats is a copy.
@@ -148,6 +154,12 @@ def add_format_metadata(writer: gguf.GGUFWriter, options: Options, tensors: Sequ
         writer.add_key_value(
             fmt.levels_key, list(fmt.levels), gguf.GGUFValueType.ARRAY, sub_type=gguf.GGUFValueType.INT8
         )
+    if imatrix is not None:
+        for key in [key for key in metadata if key.startswith("quantize.imatrix.")]:
+            del metadata[key]
+        for key, value in imatrix.metadata().items():
+            kind = gguf.GGUFValueType.STRING if isinstance(value, str) else gguf.GGUFValueType.UINT32
+            writer.add_key_value(key, value, kind)
 
 
 def refuse_source(output: Path, sources: Sequence[Path]) -> None:

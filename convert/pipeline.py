@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import gguf
+import numpy as np
+import numpy.typing as npt
 
 from gguf_bof4 import native, opq
+from gguf_bof4.convert.imatrix import Imatrix
 from gguf_bof4.convert.lists import PlannedList, ample_nbytes
 from gguf_bof4.convert.options import Options
 from gguf_bof4.convert.output import (
@@ -20,7 +23,7 @@ from gguf_bof4.convert.output import (
     refuse_source,
     write,
 )
-from gguf_bof4.convert.policy import OUTPUT, Decision, decide
+from gguf_bof4.convert.policy import NEED_IMATRIX, OUTPUT, Decision, decide
 from gguf_bof4.convert.report import Progress, TensorReport
 from gguf_bof4.convert.sources import Source
 from gguf_bof4.errors import UserError
@@ -43,14 +46,28 @@ def _plan_list(
     return PlannedList(source.name, quantile, ample_nbytes(source.shape, quantile)), None
 
 
+def _importance(source: Source, decision: Decision, imatrix: Imatrix | None) -> npt.NDArray[np.float32] | None:
+    """What the importance matrix says of a tensor that is encoded in blocks."""
+    if imatrix is None or source.qtype == decision.qtype or gguf.GGML_QUANT_SIZES[decision.qtype][0] == 1:
+        return None
+    found = imatrix.of(source.name, source.shape)
+    if found is None and decision.qtype.name in NEED_IMATRIX:
+        raise UserError(
+            f"{imatrix.path} says nothing about the tensor {source.name}, but {decision.qtype.name} without importance "
+            "is garbage: give the tensor another type"
+        )
+    return found
+
+
 def plan(
     architecture: str,
     sources: Sequence[Source],
     options: Options,
     fixed: Mapping[str, gguf.GGMLQuantizationType] | None = None,
     lists: Mapping[str, Tensor] | None = None,
+    imatrix: Imatrix | None = None,
 ) -> list[PlannedTensor]:
-    """Decide the type of every tensor, and whether it gets an outlier list.
+    """Decide the type of every tensor, whether it gets an outlier list, and what is known of its columns.
 
     Args:
         architecture: general.architecture.
@@ -58,7 +75,7 @@ def plan(
         lists: outlier lists of the sources, by the names of their weights.
 
     Raises:
-        UserError: llama.cpp does not know the architecture.
+        UserError: llama.cpp does not know the architecture, or the importance matrix is of another model.
     """
     rules, list_rules, fixed, lists = options.rules, options.list_rules, fixed or {}, lists or {}
     tied = all(source.name != OUTPUT for source in sources)
@@ -74,7 +91,10 @@ def plan(
                     f"{source.path}: llama.cpp does not know the architecture {architecture!r} ({error})"
                 ) from error
         planned_list, no_list = _plan_list(source, decision, list_rules.quantile(source.name), lists.get(source.name))
-        planned.append(PlannedTensor(source, decision, planned_list, lists.get(source.name), no_list))
+        importance = _importance(source, decision, imatrix)
+        planned.append(
+            PlannedTensor(source, decision, planned_list, lists.get(source.name), no_list, importance=importance)
+        )
     return planned
 
 
@@ -85,6 +105,7 @@ def run(
     output: Path,
     folder: Path | None,
     progress: Progress,
+    imatrix: Imatrix | None = None,
 ) -> tuple[Path, ...]:
     """Write the tensors and the writer's metadata into `folder`; returns the names that the files are to have.
 
@@ -97,7 +118,7 @@ def run(
         UserError: an output exists or is a source, the disk is full, or a tensor cannot be encoded, or lists are so
             long that a part gets too large.
     """
-    add_format_metadata(writer, options, tensors)
+    add_format_metadata(writer, options, tensors, imatrix)
     fill(writer, tensors, options, progress)
     outputs = part_names(writer, output)
     for path in outputs:
@@ -108,7 +129,13 @@ def run(
     return outputs
 
 
-def reports(tensors: Sequence[PlannedTensor]) -> tuple[TensorReport, ...]:
+def _unweighted(planned: PlannedTensor, imatrix: Imatrix | None) -> bool:
+    """Was the tensor encoded in blocks without the importance that the others have?"""
+    in_blocks = gguf.GGML_QUANT_SIZES[planned.decision.qtype][0] > 1 and not planned.copied
+    return imatrix is not None and in_blocks and planned.importance is None and planned.ready is None
+
+
+def reports(tensors: Sequence[PlannedTensor], imatrix: Imatrix | None = None) -> tuple[TensorReport, ...]:
     """What became of each tensor."""
     return tuple(
         TensorReport(
@@ -123,6 +150,7 @@ def reports(tensors: Sequence[PlannedTensor]) -> tuple[TensorReport, ...]:
             fallback=t.decision.fallback,
             decoded=t.source.qtype != t.decision.qtype and gguf.GGML_QUANT_SIZES[t.source.qtype][0] > 1,
             not_compensated=t.not_compensated,
+            unweighted=_unweighted(t, imatrix),
         )
         for t in tensors
     )

@@ -14,7 +14,6 @@ from gguf import GGMLQuantizationType as TensorType
 
 from gguf_bof4 import native
 from gguf_bof4.errors import UserError
-from gguf_bof4.formats import FORMATS
 
 FLOATS = (TensorType.F32, TensorType.F16, TensorType.BF16)
 
@@ -23,11 +22,12 @@ OUTPUT = "output.weight"
 
 # ggml has no encoder for the first; the second give garbage without an importance matrix, as llama-quantize says
 _NOT_WRITTEN = {"Q8_1", "Q8_K", "F64", "I8", "I16", "I32", "I64"}
-_NEED_IMATRIX = {"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS"}
+NEED_IMATRIX = {"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS"}
 
 # llama-quantize's tensor_type_fallback; whatever is not named here becomes F16
 _FALLBACK = {
-    **{f.name: "Q8_0" for f in FORMATS},
+    "BOF4_K": "BOF4_S",
+    "BOF4_S": "Q8_0",
     **dict.fromkeys(("Q6_K", "NVFP4"), "Q8_0"),
     **dict.fromkeys(("Q2_0", "Q2_K", "Q3_K", "TQ1_0", "TQ2_0"), "Q4_0"),
     **dict.fromkeys(("IQ3_S", "IQ4_XS"), "IQ4_NL"),
@@ -36,17 +36,20 @@ _FALLBACK = {
 }
 
 
-def parse_type(name: str) -> TensorType:
+def parse_type(name: str, importance: bool = False) -> TensorType:
     """A type that the converter can write, by its name in any case.
+
+    Args:
+        importance: there is an importance matrix.
 
     Raises:
         UserError: there is no such type, or it cannot be written.
     """
     upper = name.upper()
     known = TensorType.__members__
-    writable = [n for n in known if n not in _NOT_WRITTEN | _NEED_IMATRIX]
-    if upper in _NEED_IMATRIX:
-        raise UserError(f"the type {upper} needs an importance matrix, which this converter does not take")
+    writable = [n for n in known if n not in _NOT_WRITTEN and (importance or n not in NEED_IMATRIX)]
+    if upper in NEED_IMATRIX and not importance:
+        raise UserError(f"the type {upper} needs an importance matrix: give one with --imatrix FILE")
     if upper not in writable:
         raise UserError(f"there is no tensor type {name!r} to convert to; the types are {', '.join(writable)}")
     return known[upper]
@@ -72,14 +75,17 @@ def split_pattern(option: str, text: str, example: str) -> tuple[str, str]:
     return pattern, value
 
 
-def parse_pattern(text: str) -> tuple[str, TensorType]:
+def parse_pattern(text: str, importance: bool = False) -> tuple[str, TensorType]:
     """PATTERN=TYPE: the pattern in lower case, and the type.
+
+    Args:
+        importance: there is an importance matrix.
 
     Raises:
         UserError: not of that form, the pattern is no regular expression, or there is no such type.
     """
     pattern, name = split_pattern("--tensor-type", text, "PATTERN=TYPE, such as attn_v=q8_0")
-    return pattern, parse_type(name)
+    return pattern, parse_type(name, importance)
 
 
 @dataclass(frozen=True)
@@ -125,8 +131,9 @@ def with_fallback(wanted: TensorType, n_per_row: int) -> Decision:
     if fits(wanted, n_per_row):
         return Decision(wanted)
     block = gguf.GGML_QUANT_SIZES[wanted][0]
-    second = TensorType[_FALLBACK.get(wanted.name, "F16")]
-    taken = second if fits(second, n_per_row) else TensorType.F16
+    taken = wanted
+    while not fits(taken, n_per_row):
+        taken = TensorType[_FALLBACK.get(taken.name, "F16")]
     return Decision(taken, f"rows of {n_per_row} are no multiple of {wanted.name}'s {block}: {taken.name}")
 
 

@@ -41,6 +41,7 @@ class TensorReport:
         fallback: why it did not get the type that it should have.
         decoded: it came in a block type and was converted again.
         not_compensated: why the gptq encoder could not compensate errors in it, and what was done instead.
+        unweighted: the importance matrix that was given says nothing about it.
     """
 
     name: str
@@ -54,6 +55,7 @@ class TensorReport:
     fallback: str | None
     decoded: bool
     not_compensated: str | None = None
+    unweighted: bool = False
 
     @property
     def n_weights(self) -> int:
@@ -108,6 +110,11 @@ class ConversionReport:
     def not_compensated(self) -> tuple[TensorReport, ...]:
         """Tensors of decoder layers that the gptq encoder could not reach."""
         return tuple(t for t in self.tensors if t.not_compensated)
+
+    @property
+    def unweighted(self) -> tuple[TensorReport, ...]:
+        """Tensors that were encoded as if all their columns were alike, although an importance matrix was given."""
+        return tuple(t for t in self.tensors if t.unweighted)
 
     @property
     def decoded_types(self) -> dict[str, int]:

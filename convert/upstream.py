@@ -33,6 +33,7 @@ from gguf import GGMLQuantizationType as TensorType
 
 from gguf_bof4.convert import pipeline
 from gguf_bof4.convert.huggingface_folder import weight_files
+from gguf_bof4.convert.imatrix import load
 from gguf_bof4.convert.lazy import evaluate, source_of
 from gguf_bof4.convert.options import Options
 from gguf_bof4.convert.output import Writer
@@ -184,7 +185,9 @@ def convert_folder(folder: Path, output: Path, staging: Path | None, options: Op
             raise UserError(_gave_up(folder, error)) from error
         writer = Writer(path=None, arch=collected.arch)
         writer.kv_data[0].update(collected.kv_data[0])
-        tensors = pipeline.plan(collected.arch, list(collected.sources.values()), options, collected.fixed(free))
+        imatrix = None if options.imatrix is None else load(Path(options.imatrix))
+        sources, fixed = list(collected.sources.values()), collected.fixed(free)
+        tensors = pipeline.plan(collected.arch, sources, options, fixed, imatrix=imatrix)
 
         def progress(what: str, done: int, total: int) -> None:
             send(progress=[what, done, total])
@@ -196,11 +199,11 @@ def convert_folder(folder: Path, output: Path, staging: Path | None, options: Op
             files = weight_files(folder)
             weights = FolderWeights(folder, files)
             tensors = calibrated(tensors, weights, folder, files, collected.arch, options, output, progress)
-        outputs = pipeline.run(writer, tensors, options, output, staging, progress)
+        outputs = pipeline.run(writer, tensors, options, output, staging, progress, imatrix)
         send(
             architecture=collected.arch,
             outputs=[str(path) for path in outputs],
-            tensors=[asdict(report) for report in pipeline.reports(tensors)],
+            tensors=[asdict(report) for report in pipeline.reports(tensors, imatrix)],
         )
     except UserError as error:
         send(error=str(error))

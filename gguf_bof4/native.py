@@ -154,7 +154,10 @@ def quantize_raw(
     ffi, lib = library()
     n = array.shape[-1]
     out = np.empty((*array.shape[:-1], row_bytes(qtype, n)), dtype=np.uint8)
-    importance = ffi.NULL if imatrix is None else _floats(np.ascontiguousarray(imatrix, dtype=np.float32))
+    if imatrix is not None and imatrix.shape != (n,):
+        raise NativeError(f"importance of shape {imatrix.shape} does not belong to rows of {n} weights")
+    kept = None if imatrix is None else np.ascontiguousarray(imatrix, dtype=np.float32)  # alive during the call
+    importance = ffi.NULL if kept is None else _floats(kept)
     pointers, entries = ffi.NULL, ffi.NULL
     if outliers is not None:
         if outliers.n_rows != array.size // n:

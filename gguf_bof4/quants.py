@@ -157,7 +157,8 @@ class BOF4_K(_Quant, qtype=gguf.GGMLQuantizationType(FORMAT_K.type_id)):  # type
         """uint8 [n, 12] to int8 [n, 16]."""
         low = np.concatenate([packed[:, :8] & np.uint8(15), packed[:, :8] >> np.uint8(4)], axis=1)
         high = packed[:, None, 8:] >> np.array([0, 2, 4, 6], dtype=np.uint8)[:, None] & np.uint8(3)
-        return (low | high.reshape(-1, 16) << np.uint8(4)).astype(np.int8) - np.int8(32)
+        stored = (low | high.reshape(-1, 16) << np.uint8(4)).astype(np.int8)
+        return np.asarray(stored - np.int8(32), dtype=np.int8)
 
     @classmethod
     def quantize_blocks(cls, blocks: Weights) -> Blocks:

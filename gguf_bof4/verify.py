@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from gguf_bof4 import native
 from gguf_bof4.errors import UserError
-from gguf_bof4.formats import FORMATS
+from gguf_bof4.formats import BOF4_K, BOF4_S, FORMATS
 from gguf_bof4.opq import OutlierList, list_name
 from gguf_bof4.quants import REFERENCES
 from gguf_bof4.reading import Model, Tensor, open_model
@@ -24,11 +24,10 @@ from gguf_bof4.reading import Model, Tensor, open_model
 CHUNK_WEIGHTS = 1 << 23
 """Weights decoded at a time: memory stays small whatever the tensor."""
 
-Q8_0_ERROR = 0.0047
-"""Standard deviation of a Q8_0 activation's error, for Gaussian activations, relative to theirs.
+LARGEST = {BOF4_S.type_id: 2.35, BOF4_K.type_id: 3.04}
+"""Mean magnitude of the largest of those Gaussian activations that get one scale, in standard deviations.
 
-The largest of 32 is 2.07 on average (in standard deviations), a step is 2.07 / 127, and a rounding
-error is uniform over a step: 2.07 / 127 / sqrt(12).
+They are rounded to Q8_0, 32 under a scale, to meet BOF4_S, and to Q8_K, 256 under a scale, to meet BOF4_K.
 """
 
 
@@ -46,17 +45,18 @@ class TensorCheck:
     n_outliers: int
 
 
-def product_tolerance(n: int) -> float:
-    """Largest |product - exact| / (|row| |activations|) that rows of n weights are allowed.
+def product_tolerance(qtype: gguf.GGMLQuantizationType, n: int) -> float:
+    """Largest |product - exact| / (|row| |activations|) that rows of n weights of one of our types are allowed.
 
-    Rounded activations explain a standard deviation of Q8_0_ERROR / sqrt(n); 8.5 of those are not
-    reached by chance in any file, and a kernel that mixes up weights misses by 1 / sqrt(n).
+    A step of the rounded activations is LARGEST / 127 of their standard deviation, and an error is uniform over a
+    step: that explains a standard deviation of LARGEST / 127 / sqrt(12) / sqrt(n). 7.5 of those are not reached by
+    chance in any file, and a kernel that mixes up weights misses by 1 / sqrt(n).
 
     That holds with outliers in the row, too: kernels multiply them with the same rounded activations, or with the
     activations themselves. Where one outlier is most of a row, the error is that of one activation, at most half a
-    step, which is a third of the tolerance for the largest of the Gaussian activations used here.
+    step, which is half of the tolerance for the largest of the Gaussian activations used here.
     """
-    return 8.5 * Q8_0_ERROR / math.sqrt(n)
+    return 7.5 * LARGEST[int(qtype)] / 127 / math.sqrt(12 * n)
 
 
 def chunks(tensor: Tensor) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
@@ -127,7 +127,7 @@ def check_tensor(tensor: Tensor, outliers: OutlierList | None = None) -> TensorC
         norms = np.outer(np.linalg.norm(activations, axis=1), np.linalg.norm(decoded, axis=1))
         errors = np.abs(products - exact) / np.where(norms > 0, norms, 1)
         worst = max(worst, float(errors.max()))
-    tolerance = product_tolerance(tensor.shape[-1])
+    tolerance = product_tolerance(qtype, tensor.shape[-1])
     if not worst <= tolerance:
         raise UserError(
             f"{tensor.path}: tensor {tensor.name}: a product is off by {worst:.2g} of the norms of its factors "
@@ -159,13 +159,13 @@ def check_metadata(model: Model) -> None:
                 )
 
 
-def verify(path: Path) -> Iterator[TensorCheck]:
-    """Check a file, tensor by tensor.
+def verify(source: Path | Model) -> Iterator[TensorCheck]:
+    """Check a file, open or not, tensor by tensor.
 
     Raises:
         UserError: at the first thing that is wrong; the message names it.
     """
-    model = open_model(path)
+    model = source if isinstance(source, Model) else open_model(source)
     check_metadata(model)
     for tensor in bof4_tensors(model):
         yield check_tensor(tensor, model.outliers(tensor))

@@ -45,6 +45,26 @@ def _print_tensors(report: ConversionReport) -> None:
         print(f"{t.name:{width}}  {shape:>22}  {t.source_type:>7} -> {t.qtype:<7} {size_text(t.nbytes):>10}{outliers}")
 
 
+def _print_exceptions(report: ConversionReport) -> None:
+    """Tensors that did not get what was asked for."""
+    if report.fallbacks:
+        print(f"fallbacks:     {len(report.fallbacks)}, because their rows do not divide into blocks")
+        for t in report.fallbacks:
+            print(f"    {t.name}: {t.fallback}")
+    if report.without_list:
+        print(f"no list:       {len(report.without_list)} tensors, whose outliers are not kept")
+        for t in report.without_list:
+            print(f"    {t.name}: {t.no_list}")
+    if report.unweighted:
+        print(f"unweighted:    {len(report.unweighted)} tensors, of which the importance matrix says nothing")
+        for t in report.unweighted:
+            print(f"    {t.name}")
+    if report.not_compensated:
+        print(f"not by gptq:   {len(report.not_compensated)} tensors, which it cannot reach")
+        for t in report.not_compensated:
+            print(f"    {t.name}: {t.not_compensated}")
+
+
 def _print_summary(report: ConversionReport) -> None:
     types = ", ".join(f"{count} {name}" for name, count in report.types.items())
     print(f"architecture:  {report.architecture}")
@@ -61,18 +81,7 @@ def _print_summary(report: ConversionReport) -> None:
             f"weights there, {8 * nbytes / n_weights:.2g} bits per weight"
         )
     print(f"time:          {report.seconds:.1f} s")
-    if report.fallbacks:
-        print(f"fallbacks:     {len(report.fallbacks)}, because their rows do not divide into blocks")
-        for t in report.fallbacks:
-            print(f"    {t.name}: {t.fallback}")
-    if report.without_list:
-        print(f"no list:       {len(report.without_list)} tensors, whose outliers are not kept")
-        for t in report.without_list:
-            print(f"    {t.name}: {t.no_list}")
-    if report.not_compensated:
-        print(f"not by gptq:   {len(report.not_compensated)} tensors, which it cannot reach")
-        for t in report.not_compensated:
-            print(f"    {t.name}: {t.not_compensated}")
+    _print_exceptions(report)
     for name, count in report.copied.items():
         print(f"copied:        {count} tensors were {name} already; --opq and --encoder change nothing in them")
     for name, count in report.decoded_types.items():
@@ -134,6 +143,13 @@ def convert(
     encoder: Annotated[
         str, typer.Option(metavar="NAME", help=f"Encoder of the BOF4 types: {', '.join(ENCODERS)}.")
     ] = Options.encoder,
+    imatrix: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="An importance matrix of llama-imatrix, GGUF or .dat: errors count where inputs are large.",
+        ),
+    ] = None,
     calibration: Annotated[
         Path | None,
         typer.Option(metavar="TEXT", help="gptq: a text file like what the model will read, some 100 kB or more."),
@@ -176,8 +192,8 @@ def convert(
     llama.cpp knows, or a GGUF file of any type. Matrices get --type.
     Embeddings and output get Q6_K. Vectors, norms and whatever
     llama-quantize never quantizes stay in F32 or F16. Rows that do not
-    divide into blocks of their type get Q8_0, or F16 where those do not
-    fit either; the summary lists them.
+    divide into blocks of their type get the next type that fits: of
+    BOF4_K, BOF4_S, Q8_0, F16; the summary lists them.
 
     OUT appears when it is complete. Whatever goes wrong before, or
     Ctrl-C, leaves nothing behind.
@@ -196,6 +212,7 @@ def convert(
                 tensor_types=tuple(tensor_type or ()),
                 opq=tuple(opq or ()),
                 encoder=encoder,
+                imatrix=None if imatrix is None else str(imatrix),
                 calibration=None if calibration is None else str(calibration),
                 samples=samples,
                 sample_length=sample_length,

@@ -26,12 +26,8 @@ def verify(
     tensors = checking.bof4_tensors(model)
     if not tensors:
         raise UserError(f"{file} holds no BOF4 tensors: there is nothing to verify")
-    checking.check_metadata(model)
     console = Console(stderr=True)
-    checks = [
-        checking.check_tensor(t, model.outliers(t))
-        for t in track(tensors, "verifying", console=console, transient=True)
-    ]
+    checks = list(track(checking.verify(model), "verifying", len(tensors), console=console, transient=True))
     weights = sum(c.tensor.n_weights for c in checks)
     worst = max(checks, key=lambda c: c.product_error)
     outliers = sum(c.n_outliers for c in checks)
