@@ -63,7 +63,7 @@ BOF4_K = Format(
     file_type=177,
     block_size=256,
     block_bytes=2 + 12 + 128,  # fp16 scale of the superblock, 16 block scales of 6 bits, 256 codes of 4 bits
-    levels=(-110, -84, -66, -51, -37, -24, -12, 0, 10, 21, 33, 47, 63, 82, 105, 127),
+    levels=(-114, -82, -65, -50, -37, -24, -12, 0, 10, 21, 34, 48, 64, 83, 103, 127),
 )
 
 FORMATS: tuple[Format, ...] = (BOF4_S, BOF4_K)

@@ -17,5 +17,5 @@
 #define BOF4_K_TYPE_ID 177
 #define BOF4_K_FILE_TYPE 177
 #define BOF4_K_ZERO_CODE 7
-#define BOF4_K_LEVELS { -110, -84, -66, -51, -37, -24, -12, 0, 10, 21, 33, 47, 63, 82, 105, 127 }
-#define BOF4_K_MIDPOINTS { -97.0f, -75.0f, -58.5f, -44.0f, -30.5f, -18.0f, -6.0f, 5.0f, 15.5f, 27.0f, 40.0f, 55.0f, 72.5f, 93.5f, 116.0f }
+#define BOF4_K_LEVELS { -114, -82, -65, -50, -37, -24, -12, 0, 10, 21, 34, 48, 64, 83, 103, 127 }
+#define BOF4_K_MIDPOINTS { -98.0f, -73.5f, -57.5f, -43.5f, -30.5f, -18.0f, -6.0f, 5.0f, 15.5f, 27.5f, 41.0f, 56.0f, 73.5f, 93.0f, 115.0f }

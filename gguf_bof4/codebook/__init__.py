@@ -15,6 +15,7 @@ import numpy.typing as npt
 from gguf_bof4.codebook.law import Array, Distribution, Law, Metric, Normalization
 from gguf_bof4.codebook.lloyd import check_levels, expected_error, lloyd_step, solve
 from gguf_bof4.codebook.samples import draw_samples, sampled_law
+from gguf_bof4.codebook.scale_search import blocks_of, searched_error, solve_searched
 from gguf_bof4.codebook.theory import STANDARD_NORMAL, theoretical_law
 from gguf_bof4.formats import LEVEL_SCALE
 
@@ -30,8 +31,10 @@ __all__ = [
     "int8_levels",
     "lloyd_step",
     "sampled_law",
+    "scale_search_error",
     "solve",
     "solve_samples",
+    "solve_scale_search",
     "solve_theory",
     "theoretical_law",
 ]
@@ -94,6 +97,42 @@ def solve_samples(
     fixed = check_levels(levels, fixed)  # before a whole model is read
     chunks = weights if isinstance(weights, Iterator) else iter([weights])
     return solve(sampled_law(chunks, block_size, normalization, metric), levels, fixed)
+
+
+def solve_scale_search(
+    weights: npt.ArrayLike | Iterator[npt.ArrayLike], block_size: int, levels: int = 16
+) -> Array:
+    """The optimal codebook for given weights where each block has the scale that serves it best, of either sign.
+
+    With blocks of 16 and Gaussian weights these are the levels of BOF4_K. The error is flat around them: a million
+    weights give them within one part in 127.
+
+    Args:
+        weights: as for solve_samples().
+        block_size: I, 8 to 4096.
+        levels: L, 3 to 256; one of them is 0.
+
+    Returns:
+        float64, shape (levels,), ascending, in [-1, 1]; the level of largest magnitude is 1.
+
+    Raises:
+        ValueError: as for solve_samples().
+    """
+    check_levels(levels, (0.0, 1.0))
+    return solve_searched(blocks_of(weights if isinstance(weights, Iterator) else iter([weights]), block_size), levels)
+
+
+def scale_search_error(
+    levels: npt.ArrayLike, weights: npt.ArrayLike | Iterator[npt.ArrayLike], block_size: int
+) -> float:
+    """Mean squared error of a weight in blocks of nonzero weights that each have the best scale for `levels`.
+
+    Args:
+        levels: ascending, shape (L,), one of them 0; a common factor does not matter.
+        weights, block_size: as for solve_scale_search().
+    """
+    blocks = blocks_of(weights if isinstance(weights, Iterator) else iter([weights]), block_size)
+    return searched_error(np.asarray(levels, np.float64), blocks)
 
 
 def distance_db(a: npt.ArrayLike, b: npt.ArrayLike) -> float:

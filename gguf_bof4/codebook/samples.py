@@ -89,7 +89,7 @@ def sampled_law(
     check_problem(block_size, normalization, metric)
     bins = np.zeros((3, 2 * BINS_PER_UNIT + 1))
     count = 0
-    for blocks in _blocks(chunks, block_size):
+    for blocks in whole_blocks(chunks, block_size):
         count += blocks.size
         _add_to_bins(bins, blocks, normalization, POWERS[metric])
     if count == 0:
@@ -103,7 +103,7 @@ def sampled_law(
     return SampledLaw(POWERS[metric], first / mass, np.pad(sums, ((0, 0), (1, 0))))
 
 
-def _blocks(chunks: Iterable[npt.ArrayLike], block_size: int) -> Iterator[Array]:
+def whole_blocks(chunks: Iterable[npt.ArrayLike], block_size: int) -> Iterator[Array]:
     """Float64 arrays of shape (blocks, block_size), none much larger than CHUNK."""
     step = CHUNK - CHUNK % block_size
     for chunk in chunks:

@@ -1,0 +1,179 @@
+"""Levels for blocks whose scale is searched for, and not the signed maximum: BOF4_K's.
+
+Levels are those of Lloyd's iteration: every block takes the scale, of either sign, that serves the levels best, then
+every level the value that serves its weights best under their scales. The error is the same under any common factor
+of all levels, so the one of largest magnitude is 1 here; 0 is fixed.
+
+The best scale is found exactly. As 1/scale grows from 0, the weights of a block leave the level 0 and cross the
+midpoints between levels one by one: sorted, these crossings give all sets of levels that a block can have.
+
+Lloyd's iteration itself hardly gets along the flat valley of this error in hundreds of steps. It follows its gradient,
+scaled level by level; L-BFGS with that scaling is there in some tens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import minimize
+
+from gguf_bof4.codebook.law import Array
+from gguf_bof4.codebook.lloyd import check_levels, solve
+from gguf_bof4.codebook.samples import sampled_law, whole_blocks
+
+Floats = npt.NDArray[np.float32]
+
+FLAT = 1e-6
+"""An error that shrinks by less than this share in a step has arrived."""
+
+MOST_STEPS = 100
+CROSSINGS = 2**19
+"""Sorted at a time."""
+
+
+def blocks_of(chunks: Iterable[npt.ArrayLike], block_size: int) -> Floats:
+    """The blocks of some arrays, float32 [n, block size], less those of zeros, which any levels fit.
+
+    Raises:
+        ValueError: a weight is not finite, or there is no block that is not all zeros.
+    """
+    found = [blocks[blocks.any(axis=1)].astype(np.float32) for blocks in whole_blocks(chunks, block_size)]
+    blocks = np.concatenate(found) if found else np.empty((0, block_size), np.float32)
+    if len(blocks) == 0:
+        raise ValueError(f"not one block of {block_size} weights that are not all zero: pass more weights")
+    return blocks
+
+
+def _sides(levels: Array) -> tuple[Floats, Floats, Floats]:
+    """On either side of level 0, going outwards: midpoints, and by how much a level and its square grow there.
+
+    Returns:
+        float32 [2, steps] each, the positive side first, magnitudes; the shorter side ends in midpoints that nothing
+        crosses.
+    """
+    zero = int(np.flatnonzero(levels == 0)[0])
+    sides = (levels[zero:], -levels[zero::-1])
+    steps = max(len(side) for side in sides) - 1
+    midpoint = np.full((2, steps), np.inf, np.float32)
+    growth, growth_of_square = np.zeros((2, 2, steps), np.float32)
+    for i, side in enumerate(sides):
+        n = len(side) - 1
+        midpoint[i, :n] = (side[1:] + side[:-1]) / 2
+        growth[i, :n], growth_of_square[i, :n] = np.diff(side), np.diff(side**2)
+    return midpoint, growth, growth_of_square
+
+
+def best_scales(blocks: Floats, levels: Array) -> Floats:
+    """The scale of each block under which its nearest levels have the least squared error.
+
+    Args:
+        blocks: float32 [n, I], none all zeros.
+        levels: ascending, one of them 0.
+
+    Returns:
+        float32 [n], of either sign.
+    """
+    n = len(blocks)
+    midpoint, growth, growth_of_square = _sides(levels)
+    magnitude = np.abs(blocks)[:, :, None]
+    best_gain, best = np.full(n, -1, np.float32), np.zeros(n, np.float32)
+    rows = np.arange(n)
+    for sign in (1, -1):
+        side = (blocks * np.float32(sign) < 0).astype(np.intp)
+        with np.errstate(divide="ignore"):
+            at = (midpoint[side] / magnitude).reshape(n, -1)
+        # positive floats sort like their bits, so a number behind them tells which was which
+        keys = at.view(np.uint32).astype(np.uint64) << np.uint64(32) | np.arange(at.shape[1], dtype=np.uint64)
+        keys.sort(axis=1)
+        order = (keys & np.uint64(0xFFFFFFFF)).astype(np.intp)
+        # sums of weight x level and of level squared, behind each crossing
+        xk = np.take_along_axis((growth[side] * magnitude).reshape(n, -1), order, axis=1).cumsum(axis=1)
+        kk = np.take_along_axis(growth_of_square[side].reshape(n, -1), order, axis=1).cumsum(axis=1)
+        gain = xk * xk / kk
+        last = gain.argmax(axis=1)
+        better = gain[rows, last] > best_gain
+        best_gain = np.where(better, gain[rows, last], best_gain)
+        best = np.where(better, sign * xk[rows, last] / kk[rows, last], best).astype(np.float32)
+    return best
+
+
+class _Sums(NamedTuple):
+    """What the error depends on: sums over the weights of each level, float64 [L], divided by the number of weights.
+
+    Attributes:
+        ss: scale squared.
+        sw: scale times weight.
+        error: mean squared error of a weight.
+    """
+
+    ss: Array
+    sw: Array
+    error: float
+
+
+def _sums(blocks: Floats, levels: Array) -> _Sums:
+    ss, sw, square = np.zeros(len(levels)), np.zeros(len(levels)), 0.0
+    midpoints = ((levels[1:] + levels[:-1]) / 2).astype(np.float32)
+    step = max(1, CROSSINGS // (blocks.shape[1] * len(levels)))
+    for start in range(0, len(blocks), step):
+        part = blocks[start : start + step]
+        scales = best_scales(part, levels)[:, None]
+        codes = np.searchsorted(midpoints, (part / scales).ravel())
+        for total, each in ((ss, np.broadcast_to(scales**2, part.shape)), (sw, scales * part)):
+            total += np.bincount(codes, each.ravel(), minlength=len(levels))
+        square += float(np.square(part, dtype=np.float64).sum())
+    ss, sw, square = ss / blocks.size, sw / blocks.size, square / blocks.size
+    return _Sums(ss, sw, float(square - 2 * sw @ levels + ss @ levels**2))
+
+
+def searched_error(levels: Array, blocks: Floats) -> float:
+    """Mean squared error of a weight, every block with its best scale.
+
+    Args:
+        levels: ascending, one of them 0; a common factor does not matter.
+        blocks: float32 [n, I].
+    """
+    return _sums(blocks, np.asarray(levels, np.float64)).error
+
+
+def solve_searched(blocks: Floats, levels: int) -> Array:
+    """The levels with the least searched_error().
+
+    Args:
+        blocks: of blocks_of().
+        levels: how many, 3 to 256, level 0 included.
+
+    Returns:
+        float64 [levels], ascending; the one of largest magnitude is 1.
+
+    Raises:
+        ValueError: a number of levels out of range.
+    """
+    check_levels(levels, (0.0, 1.0))
+    if levels < 3:
+        raise ValueError("scale search needs a level on either side of 0: choose 3 levels or more")
+    start = solve(sampled_law([blocks], blocks.shape[1]), levels)
+    first = _sums(blocks, start)
+    free = (start != 0) & (start != 1)
+    unit = 1 / np.sqrt(np.maximum(first.ss[free], 1e-6 * first.ss.max()))  # of a step of each level
+
+    def error(steps: Array) -> tuple[float, Array]:
+        values = start.copy()
+        values[free] = steps * unit
+        order = np.argsort(values)  # a step may be so long that levels change places
+        found = _sums(blocks, values[order])
+        gradient = np.empty_like(values)
+        gradient[order] = 2 * (found.ss * values[order] - found.sw)
+        return found.error / first.error, gradient[free] * unit / first.error
+
+    options = {"ftol": FLAT, "gtol": 0.0, "maxcor": int(free.sum()), "maxiter": MOST_STEPS}
+    result = minimize(error, start[free] / unit, jac=True, method="L-BFGS-B", options=options)
+    found = start.copy()
+    found[free] = result.x * unit
+    found = np.sort(found)
+    # blocks of the other sign are as likely, so the mirror image of a solution is one, too
+    found = found / found[np.abs(found).argmax()]
+    return np.sort(found) + 0.0  # no negative zero
