@@ -43,6 +43,19 @@ def _check_filled(skeleton: Skeleton, names: Iterable[str]) -> None:
         )
 
 
+def _tokenizer(folder: Path, **where: Any) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, **where)
+    except (ValueError, KeyError, OSError, ImportError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"{folder / where.get('gguf_file', '')}: transformers cannot load the tokenizer ({reason}). Add a "
+            f"tokenizer.json to a Hugging Face folder, or install what it asks for. {INSTEAD}"
+        ) from error
+
+
 class FolderWeights:
     """The weights of a Hugging Face folder.
 
@@ -63,9 +76,7 @@ class FolderWeights:
         return AutoConfig.from_pretrained(self._folder, local_files_only=True)
 
     def tokenizer(self) -> Any:
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(self._folder, local_files_only=True)
+        return _tokenizer(self._folder, local_files_only=True)
 
     def _stored_name(self, name: str, prefix: str) -> str | None:
         """The name of a parameter in the files: a model without its head is stored without the prefix."""
@@ -139,9 +150,7 @@ class GgufWeights:
             ) from error
 
     def tokenizer(self) -> Any:
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(self._model.path.parent, gguf_file=self._model.path.name)
+        return _tokenizer(self._model.path.parent, gguf_file=self._model.path.name)
 
     def _floats(self, tensor: Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:
         rows = tensor.read_rows()
