@@ -7,6 +7,7 @@
 #include "ggml-cpu-impl.h"
 #include "simd-mappings.h"
 
+#include <cmath>
 #include <cstring>
 
 #ifdef BOF4_GEMM
@@ -130,14 +131,12 @@ static float largest(const float * x) {
     return value;
 }
 
-// q = the integers nearest to x * scale, ties to even: what adding 1.5 * 2^23 leaves in the low bits of a float.
+// q = the integers nearest to x * scale, ties to even. (rintf, and no addition of 1.5 * 2^23: that a compiler would fuse with
+// the product, which must be rounded first, as upstream does it.)
 template <int N>
 static void round_all(const float * x, float scale, int8_t * q) {
     for (int i = 0; i < N; ++i) {
-        const float sum = x[i] * scale + 12582912.0f;
-        int32_t bits;
-        memcpy(&bits, &sum, sizeof(bits));
-        q[i] = (int8_t) (bits - 0x4b400000);
+        q[i] = (int8_t) (int) rintf(x[i] * scale);
     }
 }
 

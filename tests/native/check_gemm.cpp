@@ -1,0 +1,193 @@
+// Check one build of the kernels for interleaved weights: compiled once per instruction set, run on the processor or under
+// qemu. Prints one line for each type and exits with 1 on a failure.
+//
+// Exact activations (integers times a power of two, the largest magnitude in every 32 being 127 of those) leave nothing but
+// the rounding of sums, so every product is compared with its sum in double precision; random ones show that the rounding of
+// activations costs what it costs in Q8_0 and Q8_K.
+
+#include "bof4-gemm.h"
+#include "bof4.h"
+#include "ggml-impl.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <vector>
+
+// what ggml-cpu.c would provide
+extern "C" float ggml_table_f32_f16[1 << 16];
+float ggml_table_f32_f16[1 << 16];
+
+namespace {
+
+std::mt19937 rng(3);
+
+uint8_t random_codes() {
+    return (uint8_t) rng();
+}
+
+ggml_fp16_t random_scale() {
+    return ggml_compute_fp32_to_fp16(((float) (rng() % 2001) - 1000.0f) / 512.0f);
+}
+
+struct bof4_s {
+    using block = block_bof4_s;
+    using act = bof4_s_act;
+    enum { N = QK_BOF4_S };
+    static constexpr const char * name = "BOF4_S";
+    static constexpr auto group_bytes = bof4_s_group_bytes;
+    static constexpr auto interleave = bof4_s_interleave;
+    static constexpr auto deinterleave = bof4_s_deinterleave;
+    static constexpr auto quantize_act = bof4_s_quantize_act;
+    static constexpr auto few = bof4_s_few;
+    static constexpr auto gemm = bof4_s_gemm;
+
+    // extreme 0 and 1: nothing but the lowest, the highest level
+    static block random(int extreme) {
+        block b;
+        b.d = random_scale();
+        for (uint8_t & q : b.qs) {
+            q = extreme == 0 ? 0x00 : extreme == 1 ? 0xff : random_codes();
+        }
+        return b;
+    }
+    static double weight(const block & b, int i) {
+        const int8_t levels[16] = BOF4_S_LEVELS;
+        return (double) ggml_compute_fp16_to_fp32(b.d) / 127 * levels[i < 32 ? b.qs[i] & 15 : b.qs[i - 32] >> 4];
+    }
+};
+
+struct bof4_k {
+    using block = block_bof4_k;
+    using act = bof4_k_act;
+    enum { N = QK_BOF4_K };
+    static constexpr const char * name = "BOF4_K";
+    static constexpr auto group_bytes = bof4_k_group_bytes;
+    static constexpr auto interleave = bof4_k_interleave;
+    static constexpr auto deinterleave = bof4_k_deinterleave;
+    static constexpr auto quantize_act = bof4_k_quantize_act;
+    static constexpr auto few = bof4_k_few;
+    static constexpr auto gemm = bof4_k_gemm;
+
+    static block random(int extreme) {
+        block b;
+        b.d = random_scale();
+        for (uint8_t & s : b.scales) {
+            s = extreme < 2 ? 0x00 : random_codes(); // -32 throughout
+        }
+        for (uint8_t & q : b.qs) {
+            q = extreme == 0 ? 0x00 : extreme == 1 ? 0xff : random_codes();
+        }
+        return b;
+    }
+    static double weight(const block & b, int i) {
+        const int8_t levels[16] = BOF4_K_LEVELS;
+        const uint8_t q = b.qs[i / 128 * 64 + i % 64];
+        return (double) ggml_compute_fp16_to_fp32(b.d) / 4096 * bof4_k_scale(&b, i / 16) * levels[i % 128 < 64 ? q & 15 : q >> 4];
+    }
+};
+
+// The largest error of any product, of the sum of the magnitudes of its terms; relative squared error of all of them.
+struct result {
+    double largest;
+    double squared;
+};
+
+template <typename type>
+result check(int rows, int n, int columns, int extreme, bool exact) {
+    const int n_blocks = n / type::N;
+    const int n_groups = (rows + BOF4_GROUP - 1) / BOF4_GROUP;
+    std::vector<typename type::block> blocks(rows * n_blocks), back(rows * n_blocks);
+    std::generate(blocks.begin(), blocks.end(), [&] { return type::random(extreme); });
+    std::vector<double> weights(rows * n);
+    for (int i = 0; i < rows * n; ++i) {
+        weights[i] = type::weight(blocks[i / type::N], i % type::N);
+    }
+
+    const size_t group_bytes = type::group_bytes(n);
+    // as large as it must be and not larger, so that a sanitizer sees a read beyond it
+    char * groups = static_cast<char *>(std::aligned_alloc(64, (n_groups * group_bytes + 63) / 64 * 64));
+    for (int g = 0; g < n_groups; ++g) {
+        const int count = std::min<int>(BOF4_GROUP, rows - g * BOF4_GROUP);
+        const int at = g * BOF4_GROUP * n_blocks;
+        type::interleave(blocks.data() + at, count, n, groups + g * group_bytes);
+        type::deinterleave(groups + g * group_bytes, count, n, back.data() + at);
+    }
+    if (std::memcmp(blocks.data(), back.data(), blocks.size() * sizeof(blocks[0])) != 0) {
+        std::printf("%s: rows do not come back from a group of %d x %d\n", type::name, rows, n);
+        std::exit(1);
+    }
+
+    std::uniform_int_distribution<int> integer(-127, 127);
+    std::normal_distribution<float> normal;
+    std::vector<float> x(columns * n);
+    for (int i = 0; i < columns * n; ++i) {
+        const float unit = std::ldexp(1.0f, i / 256 % 5 - 2);
+        x[i] = !exact ? normal(rng) : unit * (float) (i % 32 == 5 ? 127 : extreme < 2 ? (rng() & 1 ? 127 : -127) : integer(rng));
+    }
+    std::vector<typename type::act> act(columns * n_blocks);
+    std::vector<float> y(columns * rows + 1, NAN);
+    std::vector<const typename type::act *> xs(columns);
+    std::vector<float *> ys(columns);
+    for (int c = 0; c < columns; ++c) {
+        type::quantize_act(x.data() + c * n, act.data() + c * n_blocks, n, type::few(columns));
+        xs[c] = act.data() + c * n_blocks;
+        ys[c] = y.data() + c * rows;
+    }
+    type::gemm(groups, rows, n, xs.data(), ys.data(), columns, type::few(columns));
+    std::free(groups);
+
+    double largest = 0.0, error2 = 0.0, all2 = 0.0;
+    for (int c = 0; c < columns; ++c) for (int r = 0; r < rows; ++r) {
+        double sum = 0.0, magnitude = 0.0;
+        for (int j = 0; j < n; ++j) {
+            const double p = weights[r * n + j] * x[c * n + j];
+            sum += p;
+            magnitude += std::fabs(p);
+        }
+        const double error = std::fabs(y[c * rows + r] - sum);
+        largest = std::max(largest, std::isfinite(error) ? error / std::max(magnitude, 1e-30) : INFINITY);
+        error2 += error * error;
+        all2 += sum * sum;
+    }
+    if (!std::isnan(y.back())) {
+        largest = INFINITY; // a write beyond the last row of the last column
+    }
+    return { largest, error2 / all2 };
+}
+
+template <typename type>
+bool check_all() {
+    int cases = 0;
+    double largest = 0.0;
+    for (const int n : { (int) type::N, 3 * type::N, 1024, 1024 + 5 * type::N }) {
+        for (const int rows : { 1, 15, 16, 33, 63 }) {
+            for (const int columns : { 1, 2, 3, 4, 5, 6, 7, 11, 16, 18, 19, 33, 64 }) {
+                const int extreme = cases++ % 7;
+                largest = std::max(largest, check<type>(rows, n, columns, extreme, true).largest);
+            }
+        }
+    }
+    largest = std::max(largest, check<type>(17, 512, 512, 2, true).largest);
+    const double few = check<type>(64, 1024, 1, 2, false).squared;
+    const double many = check<type>(64, 1024, 32, 2, false).squared;
+    // 24-bit floats, a few dozen additions deep; an eighth bit of activations is worth 3e-5 (Q8_0) to 5e-5 (Q8_K)
+    const bool ok = largest < 1e-6 && few < 1e-4 && many < 1e-4;
+    std::printf("%s: %d shapes, largest error %.2g of the sum of magnitudes; of rounded activations %.2g, %.2g: %s\n",
+        type::name, cases + 1, largest, few, many, ok ? "ok" : "FAILED");
+    return ok;
+}
+
+} // namespace
+
+int main() {
+    for (uint32_t i = 0; i < 1 << 16; ++i) {
+        ggml_table_f32_f16[i] = ggml_compute_fp16_to_fp32((ggml_fp16_t) i);
+    }
+    const bool s = check_all<bof4_s>();
+    const bool k = check_all<bof4_k>();
+    return s && k ? 0 : 1;
+}

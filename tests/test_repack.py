@@ -1,0 +1,118 @@
+"""Interleaved weights: every instruction set's kernels, the buffer type through ggml, and whole models."""
+
+from __future__ import annotations
+
+import platform
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from gguf_bof4.ggml_patch import SOURCES
+from gguf_bof4.ggml_patch.build import source_tree
+
+NATIVE = Path(__file__).parent / "native"
+AARCH64_LIBRARIES = "/usr/aarch64-linux-gnu"
+NO_KERNELS = 77
+
+
+@dataclass(frozen=True)
+class Target:
+    """One way to compile the kernels.
+
+    Attributes:
+        features: what the processor must have, as /proc/cpuinfo spells it.
+    """
+
+    name: str
+    machine: str
+    flags: tuple[str, ...]
+    features: frozenset[str] = frozenset()
+
+
+AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni", "-mavx2", "-mfma", "-mf16c")
+HAS_AVX512 = frozenset({"avx512bw", "avx512vl", "avx512_vnni"})
+TARGETS = (
+    Target("avx2", "x86_64", ("-mavx2", "-mfma", "-mf16c"), frozenset({"avx2", "fma", "f16c"})),
+    Target("avx512-vnni", "x86_64", AVX512, HAS_AVX512),
+    Target("avx512-vbmi", "x86_64", (*AVX512, "-mavx512vbmi"), HAS_AVX512 | {"avx512vbmi"}),
+    Target("neon-dotprod", "aarch64", ("-march=armv8.2-a+dotprod+fp16",)),
+    Target("neon-i8mm", "aarch64", ("-march=armv8.2-a+dotprod+fp16+i8mm",)),
+)
+
+
+def compiler() -> str:
+    found = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    assert found, "a C++ compiler is what the build needed, too"
+    return found
+
+
+def toolchain(target: Target) -> tuple[str, list[str]]:
+    """Compiler and the command in front of the program; skips, saying why, where there is none."""
+    if platform.machine() == target.machine:
+        cpuinfo = Path("/proc/cpuinfo")
+        missing = target.features - set(cpuinfo.read_text().split() if cpuinfo.exists() else ())
+        if missing:
+            pytest.skip(f"this processor has no {', '.join(sorted(missing))}")
+        return compiler(), []
+    cross, emulator = (shutil.which(f"{target.machine}-linux-gnu-g++"), shutil.which(f"qemu-{target.machine}"))
+    if not cross or not emulator:
+        pytest.skip(
+            f"{target.machine}-linux-gnu-g++ or qemu-{target.machine} is missing: "
+            "`apt install g++-aarch64-linux-gnu qemu-user` to run this"
+        )
+    return cross, [emulator, "-L", AARCH64_LIBRARIES]
+
+
+def compile_check(target: Target, cxx: str, extra: list[str], program: Path) -> None:
+    tree = source_tree() / "ggml"
+    command = [
+        cxx, "-std=c++17", "-Wall", "-Wextra", "-Werror", *target.flags, *extra,
+        # upstream's headers are not ours to warn about
+        "-isystem", tree / "include", "-isystem", tree / "src", "-isystem", tree / "src/ggml-cpu",
+        f"-I{SOURCES}", NATIVE / "check_gemm.cpp", *sorted(SOURCES.glob("bof4-gemm*.cpp")), "-o", program,
+    ]  # fmt: skip
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.name)
+def test_products_equal_float64(target: Target, tmp_path: Path) -> None:
+    cxx, emulator = toolchain(target)
+    program = tmp_path / "check_gemm"
+    compile_check(target, cxx, ["-O3"], program)
+    run = subprocess.run([*emulator, program], capture_output=True, text=True, check=False)
+    print(run.stdout)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert re.findall(r"^(\w+): 261 shapes.*: ok$", run.stdout, re.MULTILINE) == ["BOF4_S", "BOF4_K"]
+
+
+@pytest.mark.parametrize("target", [t for t in TARGETS if t.machine == platform.machine()], ids=lambda t: t.name)
+def test_kernels_stay_inside_their_memory(target: Target, tmp_path: Path) -> None:
+    cxx, _ = toolchain(target)
+    program = tmp_path / "check_gemm"
+    compile_check(target, cxx, ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover"], program)
+    run = subprocess.run([program], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_interleaved_weights_give_the_results_of_ordinary_ones(built: Path, tmp_path: Path) -> None:
+    program = tmp_path / "check_repack"
+    command = [
+        compiler(), "-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror",
+        "-isystem", source_tree() / "ggml/include", f"-I{SOURCES}", NATIVE / "check_repack.cpp",
+        f"-L{built}", "-lggml", "-lggml-cpu", "-lggml-base", f"-Wl,-rpath,{built}", "-o", program,
+    ]  # fmt: skip
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    run = subprocess.run([program], capture_output=True, text=True, check=False, timeout=300)
+    print(run.stdout)
+    if run.returncode == NO_KERNELS:
+        pytest.skip("this processor has no kernels for interleaved weights")
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert re.findall(r"^(.*): \d+ cases, .*: ok$", run.stdout, re.MULTILINE) == [
+        "mul_mat", "mul_mat in batches", "mul_mat_id",
+    ]  # fmt: skip
