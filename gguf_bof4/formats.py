@@ -63,7 +63,7 @@ BOF4_K = Format(
     file_type=177,
     block_size=256,
     block_bytes=2 + 12 + 128,  # fp16 scale of the superblock, 16 block scales of 6 bits, 256 codes of 4 bits
-    levels=(-114, -82, -65, -50, -37, -24, -12, 0, 10, 21, 34, 48, 64, 83, 103, 127),
+    levels=(-99, -77, -61, -46, -33, -21, -10, 0, 11, 23, 35, 49, 65, 84, 106, 127),
 )
 
 FORMATS: tuple[Format, ...] = (BOF4_S, BOF4_K)

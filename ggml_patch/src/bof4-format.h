@@ -17,5 +17,5 @@
 #define BOF4_K_TYPE_ID 177
 #define BOF4_K_FILE_TYPE 177
 #define BOF4_K_ZERO_CODE 7
-#define BOF4_K_LEVELS { -114, -82, -65, -50, -37, -24, -12, 0, 10, 21, 34, 48, 64, 83, 103, 127 }
-#define BOF4_K_MIDPOINTS { -98.0f, -73.5f, -57.5f, -43.5f, -30.5f, -18.0f, -6.0f, 5.0f, 15.5f, 27.5f, 41.0f, 56.0f, 73.5f, 93.0f, 115.0f }
+#define BOF4_K_LEVELS { -99, -77, -61, -46, -33, -21, -10, 0, 11, 23, 35, 49, 65, 84, 106, 127 }
+#define BOF4_K_MIDPOINTS { -88.0f, -69.0f, -53.5f, -39.5f, -27.0f, -15.5f, -5.0f, 5.5f, 17.0f, 29.0f, 42.0f, 57.0f, 74.5f, 95.0f, 116.5f }

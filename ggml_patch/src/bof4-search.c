@@ -122,8 +122,8 @@ uint16_t bof4_s_search_scale(const float * x, const float * w) {
         return BOF4_FP16_NAN;
     }
     struct fit other;
-    // more candidates lower the error on Gaussian weights by less than 0.3 % (bench/NOTES.md)
-    const struct fit best = search_fit(x, w, QK_BOF4_S, bof4_s_levels, bof4_s_midpoints, m, 0.72f, 0.06f, 11, &other);
+    // more candidates lower the error on Gaussian weights by less than 0.2 % (bench/NOTES.md)
+    const struct fit best = search_fit(x, w, QK_BOF4_S, bof4_s_levels, bof4_s_midpoints, m, 0.72f, 0.05f, 13, &other);
     return bof4_stored_scale((best.gain > 0.0f ? best.scale : m / BOF4_LEVEL_SCALE) * (float) BOF4_LEVEL_SCALE);
 }
 
