@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
 
 DRAWN = 2**24
 """Samples drawn unless --samples says otherwise: 16 levels then settle to about 0.001."""
+
+
+SEARCHED = 2**19
+"""Samples drawn for --scale-search, which takes half a minute on them; levels then settle to about 0.005."""
 
 
 class Normalization(str, Enum):
@@ -77,30 +82,47 @@ def codebook(
             help="Samples: all matrices of a .safetensors or .gguf file, or a .npy array.",
         ),
     ] = None,
+    scale_search: Annotated[
+        bool,
+        typer.Option(
+            "--scale-search", help="Give each block the scale that serves the levels best, not its largest element."
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Solve for the levels that lose least when weights are quantized block by block.
 
     The defaults give BOF4-S (MSE), the levels of the type BOF4_S. BOF4 is --normalization absolute --fixed -1,0,1.
+    The levels of BOF4_K come from --block 16 --scale-search.
     """
     from gguf_bof4.codebook import check_levels, expected_error, int8_levels, solve
+    from gguf_bof4.codebook.scale_search import blocks_of, searched_error, solve_searched
 
     try:
         kept = check_levels(levels, parse_fixed(fixed))
-        law, source = choose_law(block, normalization, metric, method, distribution, samples, seed, weights)
-        solution = solve(law, levels, kept)
-    except ValueError as error:
-        typer.echo(f"bof4 codebook: {error}", err=True)
-        raise typer.Exit(2) from error
+        if scale_search:
+            check_searched(normalization, metric, method, kept)
+            count = samples if weights is not None else samples or SEARCHED
+            chunks, source = choose_samples(block, distribution, count, seed, weights)
+            blocks = blocks_of(chunks, block)
+            solution = solve_searched(blocks, levels)
+            error = searched_error(solution, blocks)
+        else:
+            law, source = choose_law(block, normalization, metric, method, distribution, samples, seed, weights)
+            solution = solve(law, levels, kept)
+            error = expected_error(solution, law)
+    except ValueError as refused:
+        typer.echo(f"bof4 codebook: {refused}", err=True)
+        raise typer.Exit(2) from refused
     found = {
         "block": block,
-        "normalization": normalization.value,
+        "normalization": "searched" if scale_search else normalization.value,
         "metric": metric.value,
         "source": source,
         "fixed": kept,
         "levels": solution.tolist(),
         "int8": int8_levels(solution),
-        "error": expected_error(solution, law),
+        "error": error,
     }
     if as_json:
         print(json.dumps(found))
@@ -167,23 +189,51 @@ def choose_law(
         ValueError: options that contradict each other, or a value out of range.
         UserError: a file of weights that cannot be read.
     """
-    from gguf_bof4.codebook import draw_samples, sampled_law, theoretical_law
-    from gguf_bof4.codebook.weights import matrices
+    from gguf_bof4.codebook import sampled_law, theoretical_law
 
-    if weights is not None and (distribution is not None or samples is not None):
-        raise ValueError("--weights leaves nothing to draw: drop it, or --distribution and --samples")
     if method is Method.theory and (weights is not None or samples is not None):
         raise ValueError("--method theory takes no samples: drop it, or --weights and --samples")
-    if weights is not None:
-        law = sampled_law(matrices(weights), block, normalization.value, metric.value)
-        return law, f"weights of {weights}"
+    if weights is not None or method is Method.samples or samples is not None:
+        chunks, source = choose_samples(block, distribution, samples, seed, weights)
+        return sampled_law(chunks, block, normalization.value, metric.value), source
     name = distribution or "norm"
-    frozen = parse_distribution(name)
-    if method is Method.samples or samples is not None:
-        count = samples or DRAWN
-        law = sampled_law(draw_samples(count, block, frozen, seed), block, normalization.value, metric.value)
-        return law, f"{count} samples of {name}, seed {seed}"
-    return theoretical_law(block, normalization.value, metric.value, frozen), f"theory for {name}"
+    return theoretical_law(block, normalization.value, metric.value, parse_distribution(name)), f"theory for {name}"
+
+
+def choose_samples(
+    block: int, distribution: str | None, samples: int | None, seed: int, weights: Path | None
+) -> tuple[Iterator[Any], str]:
+    """The samples that the options ask for, and their description.
+
+    Raises:
+        ValueError: options that contradict each other, or a distribution that is none.
+        UserError: a file of weights that cannot be read.
+    """
+    from gguf_bof4.codebook import draw_samples
+    from gguf_bof4.codebook.weights import matrices
+
+    if weights is not None:
+        if distribution is not None or samples is not None:
+            raise ValueError("--weights leaves nothing to draw: drop it, or --distribution and --samples")
+        return matrices(weights), f"weights of {weights}"
+    name = distribution or "norm"
+    count = samples or DRAWN
+    return draw_samples(count, block, parse_distribution(name), seed), f"{count} samples of {name}, seed {seed}"
+
+
+def check_searched(
+    normalization: Normalization, metric: Metric, method: Method | None, fixed: tuple[float, ...]
+) -> None:
+    """Refuse what --scale-search does not go with.
+
+    Raises:
+        ValueError: another normalization, metric, method or other fixed levels.
+    """
+    if (normalization, metric) != (Normalization.signed, Metric.mse) or method is Method.theory or fixed != (0.0, 1.0):
+        raise ValueError(
+            "--scale-search minimizes the mean squared error over samples, level 0 fixed: drop --normalization, "
+            "--metric, --method and --fixed"
+        )
 
 
 def _print_table(found: dict[str, Any], console: Console) -> None:

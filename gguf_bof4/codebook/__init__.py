@@ -104,8 +104,8 @@ def solve_scale_search(
 ) -> Array:
     """The optimal codebook for given weights where each block has the scale that serves it best, of either sign.
 
-    With blocks of 16 and Gaussian weights these are the levels of BOF4_K. The error is flat around them: a million
-    weights give them within one part in 127.
+    With blocks of 16 and Gaussian weights these are the levels of BOF4_K, within one part in 127 for a million
+    weights; the error is flat around them.
 
     Args:
         weights: as for solve_samples().

@@ -7,22 +7,22 @@ of all levels, so the one of largest magnitude is 1 here; 0 is fixed.
 The best scale is found exactly. As 1/scale grows from 0, the weights of a block leave the level 0 and cross the
 midpoints between levels one by one: sorted, these crossings give all sets of levels that a block can have.
 
-Lloyd's iteration itself hardly gets along the flat valley of this error in hundreds of steps. It follows its gradient,
-scaled level by level; L-BFGS with that scaling is there in some tens.
+Lloyd's iteration itself hardly gets along the flat valleys of this error in hundreds of steps. It follows the error's
+gradient, scaled level by level; L-BFGS with that scaling is there in some tens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize
 
 from gguf_bof4.codebook.law import Array
-from gguf_bof4.codebook.lloyd import check_levels, solve
-from gguf_bof4.codebook.samples import sampled_law, whole_blocks
+from gguf_bof4.codebook.lloyd import check_levels
+from gguf_bof4.codebook.samples import whole_blocks
 
 Floats = npt.NDArray[np.float32]
 
@@ -30,6 +30,12 @@ FLAT = 1e-6
 """An error that shrinks by less than this share in a step has arrived."""
 
 MOST_STEPS = 100
+EXPLORED = 2**16
+"""Weights on which several starts are tried."""
+
+REACHES = (0.7, 0.8, 0.95)
+"""Of the lowest level of a start, where the highest is 1: these lead to the lowest minima found from dozens."""
+
 CROSSINGS = 2**19
 """Sorted at a time."""
 
@@ -122,8 +128,8 @@ def _sums(blocks: Floats, levels: Array) -> _Sums:
         part = blocks[start : start + step]
         scales = best_scales(part, levels)[:, None]
         codes = np.searchsorted(midpoints, (part / scales).ravel())
-        for total, each in ((ss, np.broadcast_to(scales**2, part.shape)), (sw, scales * part)):
-            total += np.bincount(codes, each.ravel(), minlength=len(levels))
+        ss += np.bincount(codes, np.broadcast_to(scales**2, part.shape).ravel(), minlength=len(levels))
+        sw += np.bincount(codes, (scales * part).ravel(), minlength=len(levels))
         square += float(np.square(part, dtype=np.float64).sum())
     ss, sw, square = ss / blocks.size, sw / blocks.size, square / blocks.size
     return _Sums(ss, sw, float(square - 2 * sw @ levels + ss @ levels**2))
@@ -139,25 +145,22 @@ def searched_error(levels: Array, blocks: Floats) -> float:
     return _sums(blocks, np.asarray(levels, np.float64)).error
 
 
-def solve_searched(blocks: Floats, levels: int) -> Array:
-    """The levels with the least searched_error().
-
-    Args:
-        blocks: of blocks_of().
-        levels: how many, 3 to 256, level 0 included.
-
-    Returns:
-        float64 [levels], ascending; the one of largest magnitude is 1.
-
-    Raises:
-        ValueError: a number of levels out of range.
+def _starts(levels: int) -> list[Array]:
+    """Levels to begin with: denser around 0, and lopsided, because a block can choose the side that its largest
+    weight goes to.
     """
-    check_levels(levels, (0.0, 1.0))
-    if levels < 3:
-        raise ValueError("scale search needs a level on either side of 0: choose 3 levels or more")
-    start = solve(sampled_law([blocks], blocks.shape[1]), levels)
+    negative = (levels - 1) // 2
+    positive = levels - 1 - negative
+    left = -((np.arange(negative, 0, -1) / negative) ** 1.25)
+    right = (np.arange(1, positive + 1) / positive) ** 1.25
+    return [np.concatenate([reach * left, [0.0], right]) for reach in REACHES]
+
+
+def _descend(blocks: Floats, start: Array) -> Array:
+    """The minimum that `start` leads to, ascending; the level of largest magnitude is 1."""
     first = _sums(blocks, start)
-    free = (start != 0) & (start != 1)
+    free = np.flatnonzero(start)
+    free = free[free != np.abs(start).argmax()]
     unit = 1 / np.sqrt(np.maximum(first.ss[free], 1e-6 * first.ss.max()))  # of a step of each level
 
     def error(steps: Array) -> tuple[float, Array]:
@@ -169,11 +172,36 @@ def solve_searched(blocks: Floats, levels: int) -> Array:
         gradient[order] = 2 * (found.ss * values[order] - found.sw)
         return found.error / first.error, gradient[free] * unit / first.error
 
-    options = {"ftol": FLAT, "gtol": 0.0, "maxcor": int(free.sum()), "maxiter": MOST_STEPS}
+    options: Any = {"ftol": FLAT, "gtol": 0.0, "maxcor": len(free), "maxiter": MOST_STEPS}
     result = minimize(error, start[free] / unit, jac=True, method="L-BFGS-B", options=options)
     found = start.copy()
     found[free] = result.x * unit
-    found = np.sort(found)
-    # blocks of the other sign are as likely, so the mirror image of a solution is one, too
-    found = found / found[np.abs(found).argmax()]
-    return np.sort(found) + 0.0  # no negative zero
+    # where the largest is negative, this gives the mirror image, which is as good
+    return np.sort(found / found[np.abs(found).argmax()]) + 0.0  # no negative zero
+
+
+def solve_searched(blocks: Floats, levels: int, start: Array | None = None) -> Array:
+    """The levels with the least searched_error() that the descent from several starts, or from `start`, finds.
+
+    The error has many minima, some of them within a per mille of each other. So a part of the blocks is descended on
+    from each start, then all of them from the best end.
+
+    Args:
+        blocks: of blocks_of().
+        levels: how many, 3 to 256, level 0 included.
+        start: ascending, one of them 0.
+
+    Returns:
+        float64 [levels], ascending; the one of largest magnitude is 1.
+
+    Raises:
+        ValueError: a number of levels out of range.
+    """
+    check_levels(levels, (0.0, 1.0))
+    if levels < 3:
+        raise ValueError("scale search needs a level on either side of 0: choose 3 levels or more")
+    if start is None:
+        part = blocks[: max(1, EXPLORED // blocks.shape[1])]
+        ends = [_descend(part, each) for each in _starts(levels)]
+        start = min(ends, key=lambda end: searched_error(end, part))
+    return _descend(blocks, start)
