@@ -31,15 +31,23 @@ from gguf_bof4.codebook import (
     int8_levels,
     lloyd_step,
     sampled_law,
+    scale_search_error,
     solve,
     solve_samples,
+    solve_scale_search,
     solve_theory,
     theoretical_law,
 )
+from gguf_bof4.codebook.scale_search import best_scales, blocks_of, searched_error, solve_searched
 from gguf_bof4.errors import UserError
-from gguf_bof4.formats import BOF4_S
+from gguf_bof4.formats import BOF4_K, BOF4_S, LEVEL_SCALE
 
 Array = npt.NDArray[np.float64]
+
+
+def gaussian_blocks(count: int, seed: int) -> npt.NDArray[np.float32]:
+    return blocks_of(draw_samples(count, 16, seed=seed), 16)
+
 
 NORMALIZATIONS: tuple[Normalization, ...] = ("signed", "absolute")
 METRICS: tuple[Metric, ...] = ("mse", "mae")
@@ -122,6 +130,50 @@ def test_the_levels_of_the_type_are_derived() -> None:
     assert int8_levels(levels) == BOF4_S.levels
     # the paper's own table gives the same integers
     assert int8_levels(with_zero_and_one(TABLE_7[64])) == BOF4_S.levels
+
+
+def test_the_levels_of_bof4_k_are_derived() -> None:
+    """Within one step of int8, but for the factor that scales take up; rounding costs less than a per mille."""
+    exact = solve_searched(gaussian_blocks(2**18, seed=2), 16, np.array(BOF4_K.levels) / LEVEL_SCALE)
+    levels = np.array(BOF4_K.levels)
+    assert np.abs(levels @ exact / (exact @ exact) * exact - levels).max() < 1
+    held_out = gaussian_blocks(2**18, seed=1)
+    assert searched_error(levels / LEVEL_SCALE, held_out) < 1.001 * searched_error(exact, held_out)
+
+
+def test_scale_search_finds_as_good_levels_from_its_own_starts() -> None:
+    held_out = gaussian_blocks(2**17, seed=1)
+    found = solve_scale_search(next(draw_samples(2**15, 16, seed=3)), 16)
+    assert (len(found), found.max(), found[7]) == (16, 1.0, 0.0)
+    best = searched_error(np.array(BOF4_K.levels) / LEVEL_SCALE, held_out)
+    # 15 levels fitted to 2048 blocks are no better than that elsewhere
+    assert searched_error(found, held_out) < 1.02 * best
+    assert searched_error(solve_theory(16), held_out) > 1.03 * best
+    assert scale_search_error(3 * found, held_out, 16) == pytest.approx(searched_error(found, held_out), rel=1e-5)
+
+
+def test_the_best_scale_is_found_exactly() -> None:
+    """No scale of a fine grid is better, and some are nearly as good."""
+    blocks, levels = gaussian_blocks(2**9, seed=4), np.array(BOF4_K.levels) / LEVEL_SCALE
+
+    def errors(scales: Array) -> Array:
+        rounded = scales[:, None] * levels[np.abs(blocks[:, :, None] / scales[:, None, None] - levels).argmin(axis=2)]
+        return np.square(blocks - rounded).sum(axis=1)
+
+    found = errors(best_scales(blocks, levels).astype(np.float64))
+    largest = np.abs(blocks).max(axis=1).astype(np.float64)
+    grid = np.min([errors(sign * largest / t) for sign in (1, -1) for t in np.linspace(0.3, 1.6, 400)], axis=0)
+    assert (found <= grid + 1e-6).all()
+    assert (grid <= 1.05 * found + 1e-6).all()
+
+
+@pytest.mark.parametrize(
+    ("weights", "levels", "message"),
+    [(np.zeros((4, 16)), 16, "not one block"), (np.ones((4, 16)), 2, "3 levels or more"), (np.ones(5), 16, "not one")],
+)
+def test_scale_search_says_what_it_cannot_do(weights: Array, levels: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        solve_scale_search(weights, 16, levels)
 
 
 def test_distance_of_the_papers_two_solutions() -> None:
@@ -545,6 +597,17 @@ def test_json_from_samples(app: typer.Typer) -> None:
     assert "100000 samples of laplace" in found["source"]
 
 
+def test_json_of_scale_search(app: typer.Typer) -> None:
+    options = "codebook --block 16 --levels 4 --scale-search --samples 4000 --json"
+    found = json.loads(CliRunner().invoke(app, options.split()).stdout)
+    assert found["normalization"] == "searched"
+    assert found["source"] == "4000 samples of norm, seed 0"
+    assert found["levels"] == sorted(found["levels"])
+    assert {0.0, 1.0} <= set(found["levels"])
+    # four levels without scale search
+    assert 0.02 < found["error"] < expected_error(solve_theory(16, 4), theoretical_law(16))
+
+
 def test_table(app: typer.Typer) -> None:
     result = CliRunner().invoke(app, ["codebook"])
     assert result.exit_code == 0
@@ -629,6 +692,11 @@ def test_files_that_cannot_be_read(app: typer.Typer, tmp_path: Path) -> None:
         ("--distribution t:-1", "df, loc, scale"),
         ("--distribution t:x", "df, loc, scale"),
         ("--distribution t:2", "metric 'mae'"),
+        ("--scale-search --metric mae", "drop --normalization"),
+        ("--scale-search --method theory", "drop --normalization"),
+        ("--scale-search --fixed 0", "drop --normalization"),
+        ("--scale-search --levels 2", "3 levels or more"),
+        ("--scale-search --weights README.md --samples 1000", "nothing to draw"),
         ("--weights README.md", ".npy, .safetensors or .gguf"),
         ("--weights README.md --samples 1000", "nothing to draw"),
         ("--weights no-such-file.npy", "no-such-file.npy"),

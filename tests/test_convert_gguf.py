@@ -12,8 +12,9 @@ from convert_models import SHAPES, tensors, types, weights, write_gguf
 from gguf import GGMLQuantizationType as T
 from program import bof4
 
+from gguf_bof4 import native
 from gguf_bof4.convert import convert
-from gguf_bof4.formats import BOF4_S, FORMAT_VERSION
+from gguf_bof4.formats import BOF4_K, BOF4_S, FORMAT_VERSION, Format
 from gguf_bof4.ggml_patch.build import installed_bin
 from gguf_bof4.packaged_models import fetch_smollm2
 from gguf_bof4.reading import open_model
@@ -33,18 +34,22 @@ CASES: dict[str, tuple[T, tuple[str, ...], list[str]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_same_as_llama_quantize(tmp_path: Path, case: str) -> None:
+@pytest.mark.parametrize(
+    ("case", "fmt"), [*((case, BOF4_S) for case in CASES), ("f32", BOF4_K), ("tied", BOF4_K), ("pure", BOF4_K)],
+    ids=lambda x: x if isinstance(x, str) else x.name,
+)  # fmt: skip
+def test_same_as_llama_quantize(tmp_path: Path, case: str, fmt: Format) -> None:
     qtype, without, options = CASES[case]
     source = write_gguf(tmp_path / "in.gguf", qtype, without=without)
     theirs, ours = tmp_path / "theirs.gguf", tmp_path / "ours.gguf"
     program = installed_bin() / "llama-quantize"
-    done = subprocess.run([program, *options, source, theirs, "BOF4_S"], capture_output=True, text=True, check=False)
+    done = subprocess.run([program, *options, source, theirs, fmt.name], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     values = dict(zip(options[::2], options[1::2], strict=False))
     convert(
         source,
         ours,
+        type=fmt.name,
         opq=("off",),  # llama-quantize writes no lists
         pure="--pure" in options,
         leave_output_tensor="--leave-output-tensor" in options,
@@ -57,6 +62,7 @@ def test_same_as_llama_quantize(tmp_path: Path, case: str) -> None:
     expected["blk.1.ffn_up.weight"] = (expected["blk.1.ffn_up.weight"][0], (1, 256), expected["blk.1.ffn_up.weight"][2])
     assert tensors(ours) == expected
     assert len(expected) == len(SHAPES) - len(without)
+    assert open_model(ours).value("general.file_type") == open_model(theirs).value("general.file_type") == fmt.file_type
 
 
 @pytest.mark.parametrize("name", [
@@ -73,7 +79,7 @@ def test_from_block_types(tmp_path: Path, name: str) -> None:
         assert shape == t.shape
         if kind == "BOF4_S":
             exact = gguf.dequantize(t.read_rows(), t.qtype).reshape(t.shape)
-            assert data == gguf.quantize(exact, T.BOF4_S).tobytes(), t.name
+            assert data == native.quantize(exact, T.BOF4_S, encoder="search").tobytes(), t.name
     assert [kind for kind, _, _ in after.values()].count("BOF4_S") >= 8
 
 
@@ -158,7 +164,7 @@ def test_metadata(tmp_path: Path) -> None:
     assert fields["general.file_type"] == BOF4_S.file_type
     assert fields["general.quantization_version"] == gguf.GGML_QUANT_VERSION
     assert fields["bof4.version"] == FORMAT_VERSION
-    assert fields["bof4.encoder"] == "absmax"
+    assert fields["bof4.encoder"] == "search"
     assert tuple(fields[BOF4_S.levels_key]) == BOF4_S.levels
     assert after.fields[BOF4_S.levels_key].types == [gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.INT8]
     assert after.fields["test.double"].types == [gguf.GGUFValueType.FLOAT64]
@@ -176,6 +182,33 @@ def test_levels_only_where_the_type_is_used(tmp_path: Path) -> None:
     output = convert(source, tmp_path / "out.gguf", tensor_types=(".=q8_0",), leave_output_tensor=True).outputs[0]
     assert "BOF4_S" not in types(output).values()
     assert not [key for key in open_model(output).fields if key.startswith("bof4.")]
+
+
+def test_bof4_k_with_lists_in_parts(tmp_path: Path) -> None:
+    source = write_gguf(tmp_path / "in.gguf")
+    report = convert(source, tmp_path / "{ftype}.gguf", type="bof4_k", split_max_size="50K", opq=("0.9",))
+    assert len(report.outputs) > 2
+    model = open_model(report.outputs[0])
+    assert model.path.name.startswith("bof4_k-00001-of-")
+    found = {t.name: t.qtype.name for t in model.tensors}
+    assert found["blk.0.attn_q.weight"] == "BOF4_K"
+    assert found["blk.0.ffn_down.weight"] == "BOF4_S"
+    assert found["blk.0.ffn_down_exps.weight"] == "Q8_0"
+    assert {"blk.0.attn_q.weight", "blk.0.ffn_down.weight"} <= model.lists.keys()
+    assert {t.name: t.fallback for t in report.fallbacks}["blk.0.ffn_down.weight"] == (
+        "rows of 320 are no multiple of BOF4_K's 256: BOF4_S"
+    )
+    for fmt in (BOF4_S, BOF4_K):
+        assert tuple(model.value(fmt.levels_key)) == fmt.levels
+    assert sum(c.n_outliers for c in verify(report.outputs[0])) == sum(t.outliers or 0 for t in report.tensors) > 0
+    shown = bof4("inspect", str(report.outputs[0])).stdout
+    assert "BOF4_K" in shown
+    assert bof4("verify", str(report.outputs[0])).returncode == 0
+    dry = convert(source, tmp_path / "dry.gguf", type="BOF4_K", dry_run=True)
+    assert {t.name: t.qtype for t in dry.tensors} == found
+    # a second conversion copies what has the type
+    again = convert(report.outputs[0], tmp_path / "again.gguf", type="BOF4_K", opq=("0.9",))
+    assert again.copied == {name: list(found.values()).count(name) for name in ("BOF4_K", "BOF4_S")}
 
 
 def test_the_summary(tmp_path: Path) -> None:

@@ -86,6 +86,7 @@ def test_a_pattern_can_name_the_table_per_layer() -> None:
 @pytest.mark.parametrize(
     ("wanted", "columns", "expected"),
     [
+        (T.BOF4_K, 512, T.BOF4_K), (T.BOF4_K, 576, BOF4_S), (T.BOF4_K, 96, T.Q8_0), (T.BOF4_K, 100, T.F16),
         (BOF4_S, 64, BOF4_S), (BOF4_S, 96, T.Q8_0), (BOF4_S, 100, T.F16),
         (T.Q6_K, 256, T.Q6_K), (T.Q6_K, 576, T.Q8_0), (T.Q6_K, 100, T.F16),
         (T.Q4_K, 576, T.Q5_0), (T.Q5_K, 576, T.Q5_1), (T.Q3_K, 576, T.Q4_0), (T.IQ4_XS, 576, T.IQ4_NL),
@@ -107,8 +108,9 @@ def test_names_of_types() -> None:
     for wrong in ("Q9_0", "", "Q8_K", "I32"):
         with pytest.raises(UserError, match="there is no tensor type"):
             parse_type(wrong)
-    with pytest.raises(UserError, match="importance matrix"):
+    with pytest.raises(UserError, match=r"importance matrix.*--imatrix"):
         parse_type("IQ2_XXS")
+    assert parse_type("IQ2_XXS", importance=True) == T.IQ2_XXS
     for wrong in ("attn_v", "=q8_0", "attn_v=", "("):
         with pytest.raises(UserError, match="PATTERN=TYPE"):
             parse_pattern(wrong)

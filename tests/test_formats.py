@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gguf_bof4.formats import FORMATS, LEVEL_SCALE, Format, c_header
+from gguf_bof4.formats import BOF4_K, BOF4_S, FORMATS, LEVEL_SCALE, Format, c_header
 from gguf_bof4.ggml_patch import SOURCES
 
 every_format = pytest.mark.parametrize("fmt", FORMATS, ids=lambda f: f.name)
@@ -30,9 +30,12 @@ def test_block_bytes_hold_a_scale_and_the_codes(fmt: Format) -> None:
     assert fmt.block_bytes >= 2 + fmt.block_size // 2
 
 
-def test_bof4_s_has_the_documented_size() -> None:
-    fmt = next(f for f in FORMATS if f.name == "BOF4_S")
-    assert (fmt.type_id, fmt.block_size, fmt.block_bytes, fmt.bits_per_weight) == (176, 64, 34, 4.25)
+@pytest.mark.parametrize(
+    ("fmt", "expected"), [(BOF4_S, (176, 64, 34, 4.25)), (BOF4_K, (177, 256, 142, 4.4375))], ids=["BOF4_S", "BOF4_K"]
+)
+def test_documented_sizes(fmt: Format, expected: tuple[float, ...]) -> None:
+    assert (fmt.type_id, fmt.block_size, fmt.block_bytes, fmt.bits_per_weight) == expected
+    assert fmt.file_type == fmt.type_id
 
 
 def test_readme_lists_every_format() -> None:

@@ -4,81 +4,102 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from gguf_bof4 import native
-from gguf_bof4.formats import BOF4_S
+from gguf_bof4.formats import FORMATS, Format
 from gguf_bof4.verify import product_tolerance
 
 TYPE = gguf.GGMLQuantizationType.BOF4_S
 Q8_0 = gguf.GGMLQuantizationType.Q8_0
 
-# any float32 at all: NaN, infinities, subnormals, negative zero
-anything = npst.arrays(
-    np.uint32, st.tuples(st.integers(1, 3), st.sampled_from([64, 128])), elements=st.integers(0, 2**32 - 1)
-)
-anything_finite = npst.arrays(
-    np.float32,
-    st.tuples(st.integers(1, 3), st.sampled_from([64, 128])),
-    elements=st.floats(width=32, allow_nan=False, allow_infinity=False),
-)
+every_format = pytest.mark.parametrize("fmt", FORMATS, ids=lambda f: f.name)
+
+
+def type_of(fmt: Format) -> gguf.GGMLQuantizationType:
+    return gguf.GGMLQuantizationType(fmt.type_id)
+
+
+def finite_rows(fmt: Format) -> st.SearchStrategy[np.ndarray]:
+    """Any float32 that is finite: subnormals and negative zero, too."""
+    shapes = st.tuples(st.integers(1, 3), st.sampled_from([fmt.block_size, 2 * fmt.block_size]))
+    return npst.arrays(np.float32, shapes, elements=st.floats(width=32, allow_nan=False, allow_infinity=False))
 
 
 def bits(floats: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(floats).view(np.uint32)
 
 
-@settings(max_examples=300)
-@given(anything_finite)
-def test_c_encodes_the_same_bytes_as_numpy(x: np.ndarray) -> None:
-    assert np.array_equal(native.quantize(x, TYPE), gguf.quantize(x, TYPE))
+@every_format
+@settings(max_examples=200, suppress_health_check=[HealthCheck.large_base_example])
+@given(data=st.data())
+def test_c_encodes_the_same_bytes_as_numpy(fmt: Format, data: st.DataObject) -> None:
+    x, qtype = data.draw(finite_rows(fmt)), type_of(fmt)
+    assert np.array_equal(native.quantize(x, qtype), gguf.quantize(x, qtype))
 
 
-@pytest.mark.parametrize("scale", [1e-8, 1e-4, 1.0, 3e4, 1e30])
-def test_c_encodes_the_same_bytes_as_numpy_for_many_gaussian_weights(scale: float) -> None:
+@every_format
+@pytest.mark.parametrize("scale", [1e-8, 1e-6, 1e-4, 1.0, 3e4, 1e30])
+def test_c_encodes_the_same_bytes_as_numpy_for_many_gaussian_weights(fmt: Format, scale: float) -> None:
     x = np.random.default_rng(1).standard_normal((512, 1024), dtype=np.float32) * np.float32(scale)
-    assert np.array_equal(native.quantize(x, TYPE), gguf.quantize(x, TYPE))
+    assert np.array_equal(native.quantize(x, type_of(fmt)), gguf.quantize(x, type_of(fmt)))
 
 
-def test_ties_between_levels_are_broken_alike() -> None:
-    midpoints = (np.array(BOF4_S.levels[:-1]) + np.array(BOF4_S.levels[1:])) / 2
-    x = np.zeros((2, 64), dtype=np.float32)
+@every_format
+def test_c_encodes_the_same_bytes_as_numpy_where_blocks_differ_in_magnitude(fmt: Format) -> None:
+    generator = np.random.default_rng(2)
+    x = generator.standard_normal((256, 64, 16), dtype=np.float32)
+    # up to beyond what block scales of 6 bits span; some blocks of zeros
+    x *= 2.0 ** generator.integers(-9, 1, (256, 64, 1)) * (generator.random((256, 64, 1)) > 0.1)
+    x = x.reshape(256, 1024)
+    assert np.array_equal(native.quantize(x, type_of(fmt)), gguf.quantize(x, type_of(fmt)))
+
+
+@every_format
+def test_ties_between_levels_are_broken_alike(fmt: Format) -> None:
+    midpoints = (np.array(fmt.levels[:-1]) + np.array(fmt.levels[1:])) / 2
+    x = np.zeros((2, fmt.block_size), dtype=np.float32)
     x[:, 0] = 127, -127
     x[0, 1:16], x[1, 1:16] = midpoints, -midpoints
-    assert np.array_equal(native.quantize(x, TYPE), gguf.quantize(x, TYPE))
+    assert np.array_equal(native.quantize(x, type_of(fmt)), gguf.quantize(x, type_of(fmt)))
 
 
-@settings(max_examples=200)
-@given(npst.arrays(np.uint8, st.tuples(st.integers(1, 3), st.sampled_from([34, 68]))))
-def test_c_decodes_any_bytes_to_the_same_bits_as_numpy(data: np.ndarray) -> None:
-    in_numpy, in_c = gguf.dequantize(data, TYPE), native.dequantize(data, TYPE)
+@every_format
+@settings(max_examples=100)
+@given(data=st.data())
+def test_c_decodes_any_bytes_to_the_same_bits_as_numpy(fmt: Format, data: st.DataObject) -> None:
+    row_bytes = st.sampled_from([fmt.block_bytes, 2 * fmt.block_bytes])
+    encoded = data.draw(npst.arrays(np.uint8, st.tuples(st.integers(1, 3), row_bytes)))
+    in_numpy, in_c = gguf.dequantize(encoded, type_of(fmt)), native.dequantize(encoded, type_of(fmt))
     finite = np.isfinite(in_numpy)
     assert np.array_equal(finite, np.isfinite(in_c))
     assert np.array_equal(bits(in_numpy)[finite], bits(in_c)[finite])
 
 
-def test_every_scale_decodes_to_the_same_bits() -> None:
+@every_format
+def test_every_scale_decodes_to_the_same_bits(fmt: Format) -> None:
     scales = np.arange(1 << 16, dtype=np.uint16)
     scales = scales[scales & 0x7C00 != 0x7C00]
-    codes = np.arange(16, dtype=np.uint8) * 0x11
-    data = np.zeros((scales.size, 34), dtype=np.uint8)
+    # behind the scale, bytes of all values: codes, and block scales where the type has some
+    data = np.arange(scales.size * fmt.block_bytes, dtype=np.int64).astype(np.uint8).reshape(scales.size, -1)
     data[:, :2] = scales[:, None].view(np.uint8)
-    data[:, 2:] = np.tile(codes, 2)
-    assert np.array_equal(bits(native.dequantize(data, TYPE)), bits(gguf.dequantize(data, TYPE)))
+    assert np.array_equal(bits(native.dequantize(data, type_of(fmt))), bits(gguf.dequantize(data, type_of(fmt))))
 
 
+@every_format
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_torch_sources_encode_like_their_float32(dtype: torch.dtype) -> None:
-    x = torch.randn(64, 320, generator=torch.Generator().manual_seed(3)).to(dtype)
-    assert np.array_equal(native.quantize(x, TYPE), native.quantize(x.float().numpy(), TYPE))
+def test_torch_sources_encode_like_their_float32(fmt: Format, dtype: torch.dtype) -> None:
+    x = torch.randn(64, 5 * fmt.block_size, generator=torch.Generator().manual_seed(3)).to(dtype)
+    assert np.array_equal(native.quantize(x, type_of(fmt)), native.quantize(x.float().numpy(), type_of(fmt)))
 
 
+@every_format
 @pytest.mark.parametrize("threads", [1, 2, 3, 7])
-def test_the_number_of_threads_changes_nothing(threads: int) -> None:
-    x = np.random.default_rng(4).standard_normal((999, 640), dtype=np.float32)
-    assert np.array_equal(native.quantize(x, TYPE, threads=threads), gguf.quantize(x, TYPE))
+def test_the_number_of_threads_changes_nothing(fmt: Format, threads: int) -> None:
+    x = np.random.default_rng(4).standard_normal((999, 768), dtype=np.float32)
+    assert np.array_equal(native.quantize(x, type_of(fmt), threads=threads), gguf.quantize(x, type_of(fmt)))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -93,48 +114,70 @@ def test_the_first_weight_that_is_not_finite_is_named(bad: float, dtype: torch.d
     assert repr(caught.value.value) == repr(float(bad))
 
 
-def test_validation_refuses_a_scale_that_is_not_finite() -> None:
-    data = gguf.quantize(np.ones((4, 128), dtype=np.float32), TYPE)
-    native.validate(data, TYPE)
+@every_format
+def test_validation_refuses_a_scale_that_is_not_finite(fmt: Format) -> None:
+    data = gguf.quantize(np.ones((4, 2 * fmt.block_size), dtype=np.float32), type_of(fmt))
+    native.validate(data, type_of(fmt))
     for scale in (np.nan, np.inf, -np.inf):
         damaged = data.copy()
-        damaged[2, 34:36] = np.array([scale], dtype=np.float16).view(np.uint8)
+        damaged[2, fmt.block_bytes : fmt.block_bytes + 2] = np.array([scale], dtype=np.float16).view(np.uint8)
         with pytest.raises(native.NativeError, match="not valid"):
-            native.validate(damaged, TYPE)
+            native.validate(damaged, type_of(fmt))
 
 
-@pytest.mark.parametrize("n", [64, 128, 576, 4096, 64 * 129])
-def test_vec_dot_equals_float64_to_the_accuracy_of_q8_0(n: int) -> None:
+@every_format
+@pytest.mark.parametrize("n_blocks", [1, 2, 9, 64, 129])
+def test_vec_dot_equals_float64_to_the_accuracy_of_the_activations(fmt: Format, n_blocks: int) -> None:
+    n, qtype = n_blocks * fmt.block_size, type_of(fmt)
     generator = np.random.default_rng(n)
-    row = native.quantize(generator.standard_normal((1, n), dtype=np.float32), TYPE)
+    row = native.quantize(generator.standard_normal((1, n), dtype=np.float32), qtype)
     a = generator.standard_normal(n, dtype=np.float32)
-    exact = a.astype(np.float64) @ gguf.dequantize(row, TYPE)[0].astype(np.float64)
-    norms = np.linalg.norm(a) * np.linalg.norm(gguf.dequantize(row, TYPE))
-    assert abs(native.vec_dot(row, TYPE, a) - exact) / norms < product_tolerance(n)
+    exact = a.astype(np.float64) @ gguf.dequantize(row, qtype)[0].astype(np.float64)
+    norms = np.linalg.norm(a) * np.linalg.norm(gguf.dequantize(row, qtype))
+    assert abs(native.vec_dot(row, qtype, a) - exact) / norms < product_tolerance(qtype, n)
 
 
-@pytest.mark.parametrize("n", [64, 576, 2048])
-def test_vec_dot_is_exact_up_to_float32_when_the_activations_are(n: int) -> None:
-    """Activations that Q8_0 holds exactly leave nothing but the rounding of float sums."""
+@every_format
+def test_the_tolerance_of_products_is_a_few_deviations(fmt: Format) -> None:
+    """Errors of many products have the deviation that the tolerance is a multiple of."""
+    n, qtype = 8 * fmt.block_size, type_of(fmt)
+    generator = np.random.default_rng(12)
+    weights = native.quantize(generator.standard_normal((64, n), dtype=np.float32), qtype)
+    a = generator.standard_normal((64, n), dtype=np.float32)
+    decoded = gguf.dequantize(weights, qtype).astype(np.float64)
+    norms = np.outer(np.linalg.norm(a, axis=1), np.linalg.norm(decoded, axis=1))
+    errors = (native.mul_mat(weights, qtype, a) - a.astype(np.float64) @ decoded.T) / norms
+    assert errors.std() == pytest.approx(product_tolerance(qtype, n) / 7.5, rel=0.1)
+
+
+@every_format
+@pytest.mark.parametrize("n_blocks", [1, 9, 32])
+def test_vec_dot_is_exact_up_to_float32_when_the_activations_are(fmt: Format, n_blocks: int) -> None:
+    """Activations that Q8_0 and Q8_K hold exactly leave nothing but the rounding of float sums."""
+    n, qtype = n_blocks * fmt.block_size, type_of(fmt)
     generator = np.random.default_rng(n)
     a = generator.integers(-127, 128, n).astype(np.float32)
-    a[::32] = 127  # so the scale of every Q8_0 block is 1
-    row = native.quantize(generator.standard_normal((1, n), dtype=np.float32), TYPE)
-    weights = gguf.dequantize(row, TYPE)[0].astype(np.float64)
-    error = abs(native.vec_dot(row, TYPE, a) - a.astype(np.float64) @ weights)
+    a[::32] = 127  # so the scale of every block of activations is 1
+    row = native.quantize(generator.standard_normal((1, n), dtype=np.float32), qtype)
+    weights = gguf.dequantize(row, qtype)[0].astype(np.float64)
+    error = abs(native.vec_dot(row, qtype, a) - a.astype(np.float64) @ weights)
     assert error / (np.abs(a) @ np.abs(weights)) < 1e-6
 
 
-@pytest.mark.parametrize(("rows", "n", "columns"), [(1, 64, 1), (7, 192, 3), (33, 576, 8), (64, 1536, 65)])
+@every_format
+@pytest.mark.parametrize(("rows", "n_blocks", "columns"), [(1, 1, 1), (7, 3, 3), (33, 9, 8), (64, 24, 65)])
 @pytest.mark.parametrize("threads", [1, 2, 5])
-def test_mul_mat_equals_float64_to_the_accuracy_of_q8_0(rows: int, n: int, columns: int, threads: int) -> None:
+def test_mul_mat_equals_float64_to_the_accuracy_of_the_activations(
+    fmt: Format, rows: int, n_blocks: int, columns: int, threads: int
+) -> None:
+    n, qtype = n_blocks * fmt.block_size, type_of(fmt)
     generator = np.random.default_rng(rows)
-    weights = native.quantize(generator.standard_normal((rows, n), dtype=np.float32), TYPE)
+    weights = native.quantize(generator.standard_normal((rows, n), dtype=np.float32), qtype)
     a = generator.standard_normal((columns, n), dtype=np.float32)
-    decoded = gguf.dequantize(weights, TYPE).astype(np.float64)
+    decoded = gguf.dequantize(weights, qtype).astype(np.float64)
     norms = np.outer(np.linalg.norm(a, axis=1), np.linalg.norm(decoded, axis=1))
-    errors = np.abs(native.mul_mat(weights, TYPE, a, threads) - a.astype(np.float64) @ decoded.T) / norms
-    assert errors.max() < product_tolerance(n)
+    errors = np.abs(native.mul_mat(weights, qtype, a, threads) - a.astype(np.float64) @ decoded.T) / norms
+    assert errors.max() < product_tolerance(qtype, n)
 
 
 def test_other_types_go_through_the_same_calls() -> None:
@@ -151,6 +194,8 @@ def test_other_types_go_through_the_same_calls() -> None:
         (lambda: native.row_bytes(TYPE, 0), "0 do not divide"),
         (lambda: native.library()[1] and native._checked(native.library()[1].bof4_row_size(100, 64)), "no ggml type"),
         (lambda: native.quantize(np.ones((1, 256), np.float32), gguf.GGMLQuantizationType.IQ2_XXS), "importance"),
+        (lambda: native.quantize(np.ones((2, 320), np.float32), gguf.GGMLQuantizationType.BOF4_K), "320 do not divide"),
+        (lambda: native.quantize(np.ones((2, 64), np.float32), TYPE, imatrix=np.ones(32, np.float32)), "rows of 64"),
         (lambda: native.vec_dot(np.zeros(34, np.uint8), TYPE, np.zeros(128, np.float32)), "not a row of 128"),
         (lambda: native.allows_quantization("no-such-arch", "x.weight", (64, 64)), "no-such-arch"),
     ],

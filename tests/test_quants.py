@@ -13,19 +13,66 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 import gguf_bof4
+from gguf_bof4.formats import BOF4_K as FMT_K
 from gguf_bof4.formats import BOF4_S as FMT
-from gguf_bof4.formats import LEVEL_SCALE
+from gguf_bof4.formats import FORMATS, LEVEL_SCALE
+from gguf_bof4.quants import BOF4_K
 from gguf_bof4.registration import add_member
 
 TYPE = gguf.GGMLQuantizationType.BOF4_S
+K = gguf.GGMLQuantizationType.BOF4_K
 
 # what fp16 scales can hold; the extremes have tests of their own
 ordinary = st.floats(-60000, 60000, width=32).filter(lambda v: v == 0 or abs(v) > 1e-3)
 blocks = npst.arrays(np.float32, st.tuples(st.integers(1, 4), st.just(64)), elements=ordinary)
+superblocks = npst.arrays(np.float32, st.tuples(st.integers(1, 2), st.just(256)), elements=ordinary)
+block_scales = npst.arrays(np.int8, st.tuples(st.integers(1, 4), st.just(16)), elements=st.integers(-32, 31))
+
+every_type = pytest.mark.parametrize(
+    "qtype", [gguf.GGMLQuantizationType(f.type_id) for f in FORMATS], ids=lambda t: t.name
+)
 
 
-def roundtrip(weights: np.ndarray) -> np.ndarray:
-    return gguf.dequantize(gguf.quantize(weights, TYPE), TYPE)
+def roundtrip(weights: np.ndarray, qtype: gguf.GGMLQuantizationType = TYPE) -> np.ndarray:
+    return gguf.dequantize(gguf.quantize(weights, qtype), qtype)
+
+
+@given(block_scales)
+def test_block_scales_of_all_values_are_packed_into_six_bits(scales: np.ndarray) -> None:
+    packed = BOF4_K.pack_scales(scales)
+    assert packed.shape == (len(scales), 12)
+    assert np.array_equal(BOF4_K.unpack_scales(packed), scales)
+
+
+def test_every_packed_byte_is_a_scale_of_its_own() -> None:
+    packed = np.random.default_rng(0).integers(0, 256, (500, 12), dtype=np.uint8)
+    assert np.array_equal(BOF4_K.pack_scales(BOF4_K.unpack_scales(packed)), packed)
+
+
+def test_bof4_k_decodes_by_its_formula_exactly() -> None:
+    """w = d * 2^-12 * s * k, every bit where README, "Formats", says."""
+    data = np.random.default_rng(1).integers(0, 256, (200, 142), dtype=np.uint8)
+    data = data[data[:, :2].copy().view(np.uint16)[:, 0] & 0x7C00 != 0x7C00]
+    decoded = gguf.dequantize(data, K)
+    for block, weights in zip(data, decoded, strict=True):
+        d, scales, qs = float(block[:2].view(np.float16)[0]), block[2:14].astype(int), block[14:].astype(int)
+        for i in range(256):
+            j, half, at = i // 16, i // 128, i % 64
+            s = (scales[j % 8] >> 4 * (j // 8) & 15 | (scales[8 + j % 4] >> 2 * (j // 4) & 3) << 4) - 32
+            code = qs[64 * half + at] >> 4 * (i // 64 % 2) & 15
+            assert weights[i] == d / 4096 * s * FMT_K.levels[code]
+
+
+@given(superblocks)
+def test_every_weight_of_bof4_k_gets_its_nearest_level(x: np.ndarray) -> None:
+    encoded = gguf.quantize(x, K)
+    decoded = gguf.dequantize(encoded, K).astype(np.float64).reshape(-1, 16)
+    d = encoded[:, :2].copy().view(np.float16).astype(np.float64)
+    units = (d / 4096 * BOF4_K.unpack_scales(encoded[:, 2:14])).reshape(-1, 1)
+    candidates = units * np.array(FMT_K.levels)
+    exact = x.astype(np.float64).reshape(-1, 16)
+    best = np.abs(exact[:, :, None] - candidates[:, None]).min(axis=2)
+    assert (np.abs(exact - decoded) <= best + 1e-6 * np.abs(exact).max(axis=1, keepdims=True)).all()
 
 
 @given(blocks)
@@ -53,14 +100,18 @@ def test_decoded_weights_encode_to_themselves(x: np.ndarray) -> None:
     assert np.array_equal(gguf.quantize(gguf.dequantize(encoded, TYPE), TYPE), encoded)
 
 
-@given(blocks, st.sampled_from([0.5, 2.0, -1.0, -4.0]))
-def test_scaling_by_a_power_of_two_scales_the_result(x: np.ndarray, factor: float) -> None:
+@every_type
+@given(x=superblocks, factor=st.sampled_from([0.5, 2.0, -1.0, -4.0]))
+def test_scaling_by_a_power_of_two_scales_the_result(
+    qtype: gguf.GGMLQuantizationType, x: np.ndarray, factor: float
+) -> None:
+    x = x.reshape(-1, gguf.GGML_QUANT_SIZES[qtype][0])
     scaled = (x * np.float32(factor)).astype(np.float32)
     magnitude = np.abs(x)
     first_of_equals = (magnitude == magnitude.max(axis=1, keepdims=True)).sum(axis=1) == 1
     in_range = np.abs(scaled).max(axis=1) < 60000
     keep = first_of_equals & in_range
-    assert np.array_equal(roundtrip(scaled)[keep], (roundtrip(x) * np.float32(factor))[keep])
+    assert np.array_equal(roundtrip(scaled, qtype)[keep], (roundtrip(x, qtype) * np.float32(factor))[keep])
 
 
 def test_codes_stand_where_the_format_says() -> None:
@@ -73,8 +124,9 @@ def test_codes_stand_where_the_format_says() -> None:
     assert set(np.delete(block[2:], 3)) == {0x77}  # zeros: code 7 in both nibbles
 
 
-def test_zero_block_decodes_to_zeros() -> None:
-    assert (roundtrip(np.zeros((2, 128), dtype=np.float32)) == 0).all()
+@every_type
+def test_zero_block_decodes_to_zeros(qtype: gguf.GGMLQuantizationType) -> None:
+    assert (roundtrip(np.zeros((2, 512), dtype=np.float32), qtype) == 0).all()
 
 
 def test_magnitudes_beyond_fp16_are_clamped_to_its_largest() -> None:
@@ -82,28 +134,32 @@ def test_magnitudes_beyond_fp16_are_clamped_to_its_largest() -> None:
     assert (roundtrip(x) == np.float32(65504)).all()
 
 
-def test_magnitudes_below_fp16_become_zero() -> None:
-    assert (roundtrip(np.full((1, 64), 1e-9, dtype=np.float32)) == 0).all()
+@every_type
+def test_magnitudes_below_fp16_become_zero(qtype: gguf.GGMLQuantizationType) -> None:
+    assert (roundtrip(np.full((1, 256), 1e-9, dtype=np.float32), qtype) == 0).all()
 
 
+@every_type
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_a_weight_that_is_not_finite_marks_its_block_only(bad: float) -> None:
-    x = np.ones((1, 128), dtype=np.float32)
-    x[0, 70] = bad
-    scales = gguf.quantize(x, TYPE).reshape(2, 34)[:, :2].copy().view(np.float16)
+def test_a_weight_that_is_not_finite_marks_its_block_only(bad: float, qtype: gguf.GGMLQuantizationType) -> None:
+    n, nbytes = gguf.GGML_QUANT_SIZES[qtype]
+    x = np.ones((1, 2 * n), dtype=np.float32)
+    x[0, n + 6] = bad
+    scales = gguf.quantize(x, qtype).reshape(2, nbytes)[:, :2].copy().view(np.float16)
     assert np.isfinite(scales[0, 0])
     assert np.isnan(scales[1, 0])
 
 
-def test_relative_squared_error_on_gaussian_weights() -> None:
-    """0.00735 within 1 %: the paper's 0.880 of NF4's error, with int8 levels and fp16 scales."""
+@pytest.mark.parametrize(("qtype", "expected"), [(TYPE, 0.00735), (K, 0.00620)], ids=["BOF4_S", "BOF4_K"])
+def test_relative_squared_error_on_gaussian_weights(qtype: gguf.GGMLQuantizationType, expected: float) -> None:
+    """Absmax, within 1 %: BOF4_S has the paper's 0.880 of NF4's error; BOF4_K's levels are made for scale search."""
     generator = np.random.default_rng(2505)
     error = energy = 0.0
     for _ in range(16):
         x = generator.standard_normal((256, 4096), dtype=np.float32)
-        error += float(np.square(x - roundtrip(x), dtype=np.float64).sum())
+        error += float(np.square(x - roundtrip(x, qtype), dtype=np.float64).sum())
         energy += float(np.square(x, dtype=np.float64).sum())
-    assert error / energy == pytest.approx(0.00735, rel=0.01)
+    assert error / energy == pytest.approx(expected, rel=0.01)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -122,6 +178,9 @@ def test_gguf_knows_the_type_by_name_number_and_size() -> None:
     assert TYPE in list(gguf.GGMLQuantizationType)
     assert gguf.LlamaFileType(176).name == "MOSTLY_BOF4_S"
     assert gguf.GGML_QUANT_SIZES[TYPE] == (64, 34)
+    assert gguf.GGMLQuantizationType["BOF4_K"] is gguf.GGMLQuantizationType(177) is K
+    assert gguf.LlamaFileType(177).name == "MOSTLY_BOF4_K"
+    assert gguf.GGML_QUANT_SIZES[K] == (256, 142)
 
 
 def test_registering_again_is_harmless_and_a_taken_number_is_refused() -> None:
