@@ -147,68 +147,54 @@ struct unpacked {
     }
 };
 
-// n blocks of a group times up to four columns (x and y hold four pointers in any case), added to y or written there.
+// n blocks of a group times up to four columns (x and y hold four pointers in any case), added to y or written there. Two
+// columns at a time, for all sums to stay in registers.
 void tile(const unpacked & w, int64_t n, const bof4_s_act * const * x, int64_t b0, float * const * y, bool first) {
-    float32x4_t sum[2][8];
-    for (int t = 0; t < 2; ++t) {
+    for (int t = 0; t < WIDTH; t += 2) {
+        float32x4_t sum[8];
         for (int r = 0; r < 4; ++r) {
-            const float32x4_t left  = first ? vdupq_n_f32(0.0f) : vld1q_f32(y[2 * t] + 4 * r);
-            const float32x4_t right = first ? vdupq_n_f32(0.0f) : vld1q_f32(y[2 * t + 1] + 4 * r);
-            sum[t][2 * r]     = vzip1q_f32(left, right);
-            sum[t][2 * r + 1] = vzip2q_f32(left, right);
+            const float32x4_t left  = first ? vdupq_n_f32(0.0f) : vld1q_f32(y[t] + 4 * r);
+            const float32x4_t right = first ? vdupq_n_f32(0.0f) : vld1q_f32(y[t + 1] + 4 * r);
+            sum[2 * r]     = vzip1q_f32(left, right);
+            sum[2 * r + 1] = vzip2q_f32(left, right);
         }
-    }
-    for (int64_t b = 0; b < n; ++b) {
-        const bof4_s_act * a[4] = { x[0] + b0 + b, x[1] + b0 + b, x[2] + b0 + b, x[3] + b0 + b };
-        float32x4_t part[2][8];
+        for (int64_t b = 0; b < n; ++b) {
+            const bof4_s_act & a0 = x[t][b0 + b];
+            const bof4_s_act & a1 = x[t + 1][b0 + b];
+            float32x4_t part[8];
 #pragma GCC unroll 2
-        for (int h = 0; h < 2; ++h) {
-            int32x4_t dot[2][8];
-            for (int t = 0; t < 2; ++t) {
+            for (int h = 0; h < 2; ++h) {
+                int32x4_t dot[8];
                 for (int r = 0; r < 8; ++r) {
-                    dot[t][r] = vdupq_n_s32(0);
+                    dot[r] = vdupq_n_s32(0);
                 }
-            }
 #pragma GCC unroll 2
-            for (int i = 0; i < 2; ++i) {
-                int64x2_t q[4];
-                for (int t = 0; t < 4; ++t) {
-                    q[t] = vreinterpretq_s64_s8(vld1q_s8(a[t]->q + 32 * h + 16 * i));
-                }
-                const int8x16_t act[2][2] = {
-                    { vreinterpretq_s8_s64(vzip1q_s64(q[0], q[1])), vreinterpretq_s8_s64(vzip2q_s64(q[0], q[1])) },
-                    { vreinterpretq_s8_s64(vzip1q_s64(q[2], q[3])), vreinterpretq_s8_s64(vzip2q_s64(q[2], q[3])) },
-                };
+                for (int i = 0; i < 2; ++i) {
+                    const int64x2_t q0 = vreinterpretq_s64_s8(vld1q_s8(a0.q + 32 * h + 16 * i));
+                    const int64x2_t q1 = vreinterpretq_s64_s8(vld1q_s8(a1.q + 32 * h + 16 * i));
+                    const int8x16_t act[2] = { vreinterpretq_s8_s64(vzip1q_s64(q0, q1)), vreinterpretq_s8_s64(vzip2q_s64(q0, q1)) };
 #pragma GCC unroll 2
-                for (int k = 0; k < 2; ++k) {
+                    for (int k = 0; k < 2; ++k) {
 #pragma GCC unroll 8
-                    for (int r = 0; r < 8; ++r) {
-                        const int8x16_t level = vld1q_s8(w.levels[b][4 * h + 2 * i + k][r]);
-                        dot[0][r] = vmmlaq_s32(dot[0][r], level, act[0][k]);
-                        dot[1][r] = vmmlaq_s32(dot[1][r], level, act[1][k]);
+                        for (int r = 0; r < 8; ++r) {
+                            dot[r] = vmmlaq_s32(dot[r], vld1q_s8(w.levels[b][4 * h + 2 * i + k][r]), act[k]);
+                        }
                     }
                 }
-            }
-            for (int t = 0; t < 2; ++t) {
-                const float32x2_t two = { a[2 * t]->d[h], a[2 * t + 1]->d[h] };
+                const float32x2_t two = { a0.d[h], a1.d[h] };
                 const float32x4_t d = vcombine_f32(two, two);
                 for (int r = 0; r < 8; ++r) {
-                    const float32x4_t v = vcvtq_f32_s32(dot[t][r]);
-                    part[t][r] = h == 0 ? vmulq_f32(v, d) : vfmaq_f32(part[t][r], v, d);
+                    const float32x4_t v = vcvtq_f32_s32(dot[r]);
+                    part[r] = h == 0 ? vmulq_f32(v, d) : vfmaq_f32(part[r], v, d);
                 }
             }
-        }
-        for (int r = 0; r < 8; ++r) {
-            const float32x4_t d = vld1q_f32(w.d[b][r]);
-            for (int t = 0; t < 2; ++t) {
-                sum[t][r] = vfmaq_f32(sum[t][r], part[t][r], d);
+            for (int r = 0; r < 8; ++r) {
+                sum[r] = vfmaq_f32(sum[r], part[r], vld1q_f32(w.d[b][r]));
             }
         }
-    }
-    for (int t = 0; t < 2; ++t) {
         for (int r = 0; r < 4; ++r) {
-            vst1q_f32(y[2 * t] + 4 * r,     vuzp1q_f32(sum[t][2 * r], sum[t][2 * r + 1]));
-            vst1q_f32(y[2 * t + 1] + 4 * r, vuzp2q_f32(sum[t][2 * r], sum[t][2 * r + 1]));
+            vst1q_f32(y[t] + 4 * r,     vuzp1q_f32(sum[2 * r], sum[2 * r + 1]));
+            vst1q_f32(y[t + 1] + 4 * r, vuzp2q_f32(sum[2 * r], sum[2 * r + 1]));
         }
     }
 }
@@ -237,61 +223,62 @@ struct unpacked {
     }
 };
 
-// n blocks of a group times up to four columns (x and y hold four pointers in any case), added to y or written there.
+// n blocks of a group times up to four columns (x and y hold four pointers in any case), added to y or written there. Eight
+// rows at a time, for all sums to stay in registers.
 void tile(const unpacked & w, int64_t n, const bof4_s_act * const * x, int64_t b0, float * const * y, bool first) {
-    float32x4_t sum[4][4];
-    for (int t = 0; t < 4; ++t) {
-        for (int r = 0; r < 4; ++r) {
-            sum[t][r] = first ? vdupq_n_f32(0.0f) : vld1q_f32(y[t] + 4 * r);
-        }
-    }
-    for (int64_t b = 0; b < n; ++b) {
-        const bof4_s_act * a[4] = { x[0] + b0 + b, x[1] + b0 + b, x[2] + b0 + b, x[3] + b0 + b };
-        float32x4_t part[4][4];
-#pragma GCC unroll 2
-        for (int h = 0; h < 2; ++h) {
-            int32x4_t dot[4][4];
-            for (int t = 0; t < 4; ++t) {
-                for (int r = 0; r < 4; ++r) {
-                    dot[t][r] = vdupq_n_s32(0);
-                }
+    for (int r0 = 0; r0 < 16; r0 += 8) {
+        float32x4_t sum[4][2];
+        for (int t = 0; t < 4; ++t) {
+            for (int r = 0; r < 2; ++r) {
+                sum[t][r] = first ? vdupq_n_f32(0.0f) : vld1q_f32(y[t] + r0 + 4 * r);
             }
+        }
+        for (int64_t b = 0; b < n; ++b) {
+            const bof4_s_act * a[4] = { x[0] + b0 + b, x[1] + b0 + b, x[2] + b0 + b, x[3] + b0 + b };
+            float32x4_t part[4][2];
 #pragma GCC unroll 2
-            for (int i = 0; i < 2; ++i) {
-                int8x16_t act[4];
+            for (int h = 0; h < 2; ++h) {
+                int32x4_t dot[4][2];
                 for (int t = 0; t < 4; ++t) {
-                    act[t] = vld1q_s8(a[t]->q + 32 * h + 16 * i);
+                    dot[t][0] = dot[t][1] = vdupq_n_s32(0);
                 }
+#pragma GCC unroll 2
+                for (int i = 0; i < 2; ++i) {
+                    int8x16_t act[4];
+                    for (int t = 0; t < 4; ++t) {
+                        act[t] = vld1q_s8(a[t]->q + 32 * h + 16 * i);
+                    }
 #define STEP(lane) \
-                for (int r = 0; r < 4; ++r) { \
-                    const int8x16_t level = vld1q_s8(w.levels[b][STEPS * h + 4 * i + lane] + 16 * r); \
-                    for (int t = 0; t < 4; ++t) { \
-                        dot[t][r] = vdotq_laneq_s32(dot[t][r], level, act[t], lane); \
-                    } \
-                }
-                STEP(0)
-                STEP(1)
-                STEP(2)
-                STEP(3)
+                    for (int r = 0; r < 2; ++r) { \
+                        const int8x16_t level = vld1q_s8(w.levels[b][STEPS * h + 4 * i + lane] + 4 * r0 + 16 * r); \
+                        for (int t = 0; t < 4; ++t) { \
+                            dot[t][r] = vdotq_laneq_s32(dot[t][r], level, act[t], lane); \
+                        } \
+                    }
+                    STEP(0)
+                    STEP(1)
+                    STEP(2)
+                    STEP(3)
 #undef STEP
+                }
+                for (int t = 0; t < 4; ++t) {
+                    for (int r = 0; r < 2; ++r) {
+                        const float32x4_t v = vcvtq_f32_s32(dot[t][r]);
+                        part[t][r] = h == 0 ? vmulq_n_f32(v, a[t]->d[0]) : vfmaq_n_f32(part[t][r], v, a[t]->d[1]);
+                    }
+                }
             }
-            for (int t = 0; t < 4; ++t) {
-                for (int r = 0; r < 4; ++r) {
-                    const float32x4_t v = vcvtq_f32_s32(dot[t][r]);
-                    part[t][r] = h == 0 ? vmulq_n_f32(v, a[t]->d[0]) : vfmaq_n_f32(part[t][r], v, a[t]->d[1]);
+            for (int r = 0; r < 2; ++r) {
+                const float32x4_t d = vld1q_f32(w.d[b] + r0 + 4 * r);
+                for (int t = 0; t < 4; ++t) {
+                    sum[t][r] = vfmaq_f32(sum[t][r], part[t][r], d);
                 }
             }
         }
-        for (int r = 0; r < 4; ++r) {
-            const float32x4_t d = vld1q_f32(w.d[b] + 4 * r);
-            for (int t = 0; t < 4; ++t) {
-                sum[t][r] = vfmaq_f32(sum[t][r], part[t][r], d);
+        for (int t = 0; t < 4; ++t) {
+            for (int r = 0; r < 2; ++r) {
+                vst1q_f32(y[t] + r0 + 4 * r, sum[t][r]);
             }
-        }
-    }
-    for (int t = 0; t < 4; ++t) {
-        for (int r = 0; r < 4; ++r) {
-            vst1q_f32(y[t] + 4 * r, sum[t][r]);
         }
     }
 }
