@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
 import torch
 from safetensors import safe_open
 from safetensors.numpy import save_file
@@ -85,17 +86,20 @@ class Checkpoint:
             done += 1
         return done
 
-    def activations(self, layer: int) -> torch.Tensor:
-        """What comes out of the last finished layer: float32 [samples, tokens, width]."""
-        return load_file(self._activations(layer))["hidden"]
+    def activations(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """What comes out of the last finished layer: float32 [samples, tokens, width], quantized and not."""
+        stored = load_file(self._activations(layer))
+        return stored["quantized"], stored["unquantized"]
 
-    def save(self, layer: int, tensors: Mapping[str, Encoded], hidden: torch.Tensor | None) -> None:
-        """Keep a finished layer, and what comes out of it, which the next one starts from.
+    def save(
+        self, layer: int, tensors: Mapping[str, Encoded], hidden: tuple[torch.Tensor, torch.Tensor] | None
+    ) -> None:
+        """Keep a finished layer, and what comes out of it, which the next one starts from, quantized and not.
 
         Raises:
             UserError: the disk is full or cannot be written to.
         """
-        arrays = {name: t.data for name, t in tensors.items()}
+        arrays: dict[str, npt.NDArray[Any]] = {name: t.data for name, t in tensors.items()}
         about = {name: json.dumps(asdict(_About(len(t.data), t.why_not))) for name, t in tensors.items()}
         for name, t in tensors.items():
             if t.outliers is not None:
@@ -103,7 +107,7 @@ class Checkpoint:
         try:
             if hidden is not None:  # first, so that a layer which counts as finished has its activations
                 partial = self.folder / "activations.part"
-                save_torch({"hidden": hidden}, partial)
+                save_torch(dict(zip(("quantized", "unquantized"), hidden, strict=True)), partial)
                 partial.replace(self._activations(layer))
             partial = self.folder / "layer.part"
             save_file(arrays, partial, about)

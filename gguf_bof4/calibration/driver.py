@@ -1,16 +1,22 @@
 """GPTQ over a whole model: one decoder layer after another, each behind the quantized layers before it.
 
-In memory are one decoder layer, its moments and the activations of the samples, whatever the depth of the model.
+Errors are compensated twice: those of a row's own columns by the columns behind them, and those of all layers before by
+weights that are fitted to give, for the inputs which the quantized model has, what the unquantized model has there (as
+GPTAQ, arXiv 2504.02692, does).
+
+In memory are one decoder layer, quantized and not, its moments, and the activations of the samples in both models,
+whatever the depth of the model.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +29,7 @@ import torch
 from gguf_bof4 import native, opq
 from gguf_bof4.calibration.checkpoint import Checkpoint
 from gguf_bof4.calibration.encoded import Encoded
-from gguf_bof4.calibration.factor import Factor, factor
+from gguf_bof4.calibration.factor import Factor, drift_correction, factor
 from gguf_bof4.calibration.layer import Layer, Workers, to_device
 from gguf_bof4.calibration.matching import find_rows
 from gguf_bof4.calibration.model import INSTEAD, LayerInputs, Skeleton, assign, first_inputs, make_skeleton, release
@@ -39,6 +45,11 @@ RECIPE = 1
 
 SWEEPS = 2
 """Rounds of coordinate descent behind the columns."""
+
+DRIFT_DAMPING = 1.0
+"""What is added to the diagonal of the moments where weights are fitted to the unquantized model's outputs, in units of
+its mean. Much, because that fit takes up noise of few samples far more easily than compensation does (bench/NOTES.md).
+"""
 
 
 @dataclass(frozen=True)
@@ -135,18 +146,40 @@ def _fingerprint(files: Sequence[Path], targets: Sequence[Target], settings: Set
 
 
 @dataclass(frozen=True)
+class Unquantized:
+    """The same layer of the unquantized model.
+
+    Attributes:
+        layer: with its own weights.
+        hidden: what it gets, float32 [samples, tokens, width].
+    """
+
+    layer: Layer
+    hidden: torch.Tensor
+
+
+def _product(rows: Floats, matrix: torch.Tensor) -> Floats:
+    return np.asarray((torch.from_numpy(rows).to(matrix.device) @ matrix).cpu().numpy())
+
+
+@dataclass(frozen=True)
 class _Encoder:
     """Encodes the tensors of one layer."""
 
     settings: Settings
     done: Callable[[str, Target | None], None]
+    original: Unquantized
 
-    def _compensated(self, target: Target, rows: Floats, factored: Factor) -> tuple[Encoded, Floats]:
+    def _compensated(
+        self, target: Target, rows: Floats, factored: Factor, correction: torch.Tensor
+    ) -> tuple[Encoded, Floats]:
+        """Encode rows [rows, n] for the product that they have with the unquantized model's inputs."""
         outliers = None
         if target.quantile is not None:
             outliers = native.select_outliers(rows, target.quantile, self.settings.threads)
+        wanted = rows + _product(rows, correction)
         data, decoded, outliers, _ = native.gptq(
-            rows, target.qtype, factored.order, factored.feedback, factored.curvature, factored.moments,
+            wanted, target.qtype, factored.order, factored.feedback, factored.curvature, factored.moments,
             self.settings.sweeps, outliers, self.settings.threads,
         )  # fmt: skip
         return Encoded(data, outliers), decoded
@@ -163,6 +196,10 @@ class _Encoder:
                 f"text. {INSTEAD}"
             )
         factors: dict[Any, Factor] = {}
+        # by a worker: the number of threads of this one may be anything, and sums depend on it
+        drift = layer.drift(names[0], hidden, self.original.layer, self.original.hidden)
+        correct = partial(drift_correction, moments, drift)
+        correction = layer.workers.map(correct, [DRIFT_DAMPING])[0]
         found = {}
         for name in names:
             target, module = targets[name], layer.module.get_submodule(name)
@@ -176,9 +213,9 @@ class _Encoder:
             else:
                 if target.qtype not in factors:
                     make = partial(factor, moments, damping=self.settings.damping, act_order=self.settings.act_order)
-                    # by a worker: the number of threads of this one may be anything, and sums depend on it
                     factors[target.qtype] = layer.workers.map(make, [target.qtype])[0]
-                found[target.name], decoded = self._compensated(target, rows, factors[target.qtype])
+                encode = partial(self._compensated, target, rows, factors[target.qtype])
+                found[target.name], decoded = layer.workers.map(encode, [correction])[0]
                 back = np.empty_like(decoded)
                 back[places] = decoded
                 assign(layer.module, f"{name}.weight", torch.from_numpy(back).to(layer.workers.device))
@@ -290,20 +327,23 @@ def calibrate(
         with torch.inference_mode():
             inputs = first_inputs(skeleton, lambda names: weights.fill(skeleton, names), samples.tokens)
             first = checkpoint.finished()
+            unquantized = inputs.hidden.clone()
             if 0 < first < len(skeleton.layers):
-                inputs.hidden = checkpoint.activations(first - 1)
+                inputs.hidden, unquantized = checkpoint.activations(first - 1)
             done = sum(t.n_weights for i in range(first) for t in by_layer[i])
             for i in range(first, len(skeleton.layers)):
                 report(i, "reading weights", None)
                 layer = _load_layer(skeleton, weights, i, inputs, workers)
-                encoder = _Encoder(settings, partial(report, i))
+                original = Unquantized(replace(layer, module=copy.deepcopy(layer.module)), unquantized)
+                encoder = _Encoder(settings, partial(report, i), original)
                 found = encoder.layer(layer, tensor_names(skeleton, i, architecture), by_layer[i], inputs.hidden)
                 last = i + 1 == len(skeleton.layers)
                 if not last:
                     report(i, "activations", None)
                     layer.advance(inputs.hidden)
+                    original.layer.advance(unquantized)
                 release(layer.module)
-                checkpoint.save(i, found, None if last else inputs.hidden)
+                checkpoint.save(i, found, None if last else (inputs.hidden, unquantized))
     finally:
         workers.close()
     reasons = {name: why for i in range(len(skeleton.layers)) for name, why in checkpoint.why_not(i).items()}

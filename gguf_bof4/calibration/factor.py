@@ -102,3 +102,22 @@ def factor(moments: torch.Tensor, qtype: gguf.GGMLQuantizationType, damping: flo
         moments=in_panels(damped),
         damping=damping,
     )
+
+
+def drift_correction(moments: torch.Tensor, drift: torch.Tensor, damping: float) -> torch.Tensor:
+    """P such that w + w P, for the inputs of the quantized model, comes nearest to w for those of the unquantized one.
+
+    Args:
+        moments: H, the mean of x x^T, float32 [n, n].
+        drift: the mean of (y - x) x^T, y the inputs in the unquantized model.
+        damping: is added to the diagonal, in units of its mean.
+
+    Returns:
+        drift times the inverse of H, float32 [n, n].
+    """
+    damped = moments.double()
+    damped.diagonal().add_(damping * float(moments.diagonal().double().mean()))
+    lower, failed = torch.linalg.cholesky_ex(damped)
+    if bool(failed.any()):  # only where all inputs are zero, or nearly so
+        return torch.zeros_like(drift)
+    return torch.cholesky_solve(drift.double().T, lower).T.float().contiguous()

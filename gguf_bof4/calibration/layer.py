@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -82,7 +83,8 @@ class Layer:
     def output(self, hidden: torch.Tensor) -> torch.Tensor:
         """Run one sample, float32 [1, tokens, width] on the CPU, to the end."""
         made = self.module(hidden.to(self.workers.device), **self.arguments)
-        return (made[0] if isinstance(made, tuple) else made).cpu()
+        output: torch.Tensor = made[0] if isinstance(made, tuple) else made
+        return output.cpu()
 
     def advance(self, hidden: torch.Tensor) -> None:
         """Put what comes out of the layer in the place of what goes in, float32 [samples, tokens, width]."""
@@ -102,9 +104,10 @@ class Layer:
             pass
         finally:
             place.wanted = None
-        if place.seen is None:
+        seen: torch.Tensor | None = getattr(place, "seen", None)
+        if seen is None:
             raise RuntimeError(f"module {name} was not called")
-        return place.seen.reshape(-1, place.seen.shape[-1])
+        return seen.reshape(-1, seen.shape[-1])
 
     @contextmanager
     def watched(self, names: Iterable[str]) -> Iterator[None]:
@@ -143,30 +146,77 @@ class Layer:
 
     def moments(self, name: str, hidden: torch.Tensor) -> torch.Tensor:
         """Mean over all tokens of x x^T, x the input of a module: float32 [n, n], on the device."""
-        samples, tokens, _ = hidden.shape
-        at_once = max(1, _TOKENS_AT_ONCE // tokens)
-        total: torch.Tensor | None = None
-        with self.watched([name]):
-            for first in range(0, samples, at_once):
-                inputs = self.workers.map(lambda h: self.input_of(name, h), hidden[first : first + at_once].split(1))
-                if total is None:
-                    n = inputs[0].shape[1]
-                    total = torch.zeros(n, n, device=self.workers.device)
-                self._add(total, inputs)
-        assert total is not None
-        # only tiles on and above the diagonal were summed
-        total = total.triu_()
-        total += total.triu(1).T
-        return total.div_(tokens * samples)
 
-    def _add(self, total: torch.Tensor, inputs: list[torch.Tensor]) -> None:
-        def add_tile(first: int) -> None:
-            last = min(first + _TILE, len(total))
+        def add_tile(total: torch.Tensor, inputs: list[torch.Tensor], first: int, last: int) -> None:
             for x in inputs:
                 total[:last, first:last].addmm_(x[:, :last].T, x[:, first:last])
 
-        # the largest first, so that no worker is left alone with it
-        self.workers.map(add_tile, reversed(range(0, len(total), _TILE)))
+        with self.watched([name]):
+            total = self._summed(name, hidden, add_tile)
+        # only tiles on and above the diagonal were summed
+        total = total.triu_()
+        total += total.triu(1).T
+        return total
+
+    def drift(self, name: str, hidden: torch.Tensor, original: Layer, unquantized: torch.Tensor) -> torch.Tensor:
+        """Mean over all tokens of (y - x) x^T, x the input of a module and y that in the unquantized model.
+
+        Args:
+            original: the layer with its own weights.
+            unquantized: what the layer gets in the unquantized model.
+
+        Returns:
+            float32 [n, n], on the device.
+        """
+        offsets = iter(range(len(hidden)))
+
+        def add_tile(total: torch.Tensor, inputs: list[torch.Tensor], first: int, last: int) -> None:
+            for x, off in zip(inputs, differences, strict=True):
+                total[:, first:last].addmm_(off.T, x[:, first:last])
+
+        differences: list[torch.Tensor] = []
+
+        def with_differences(inputs: list[torch.Tensor]) -> None:
+            rows = [unquantized[i : i + 1] for i in (next(offsets) for _ in inputs)]
+            # not in place: the input of a module may be the layer's own
+            own = original.workers.map(lambda h: original.input_of(name, h), rows)
+            differences[:] = [y - x for y, x in zip(own, inputs, strict=True)]
+
+        with self.watched([name]), original.watched([name]):
+            return self._summed(name, hidden, add_tile, with_differences)
+
+    def _summed(
+        self,
+        name: str,
+        hidden: torch.Tensor,
+        add_tile: Callable[[torch.Tensor, list[torch.Tensor], int, int], None],
+        prepare: Callable[[list[torch.Tensor]], None] = lambda _: None,
+    ) -> torch.Tensor:
+        """Sum over all tokens, tiles of columns in parallel, divided by their number: float32 [n, n]."""
+        samples, tokens, _ = hidden.shape
+        at_once = max(1, _TOKENS_AT_ONCE // tokens)
+        total: torch.Tensor | None = None
+        for start in range(0, samples, at_once):
+            inputs = self.workers.map(
+                lambda h: self.input_of(name, h), [h[None] for h in hidden[start : start + at_once]]
+            )
+            n = inputs[0].shape[1]
+            total = torch.zeros(n, n, device=self.workers.device) if total is None else total
+            prepare(inputs)
+            tile = partial(_add_tile, add_tile, total, inputs)
+            # the largest first, so that no worker is left alone with it
+            self.workers.map(tile, reversed(range(0, n, _TILE)))
+        assert total is not None
+        return total.div_(tokens * samples)
+
+
+def _add_tile(
+    add: Callable[[torch.Tensor, list[torch.Tensor], int, int], None],
+    total: torch.Tensor,
+    inputs: list[torch.Tensor],
+    first: int,
+) -> None:
+    add(total, inputs, first, min(first + _TILE, len(total)))
 
 
 class _Inputs(threading.local):

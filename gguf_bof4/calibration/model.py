@@ -21,16 +21,17 @@ def _parameters_on_meta() -> Iterator[None]:
     """Modules made here have parameters without storage; their buffers, rotary frequencies for example, are real."""
     register = nn.Module.register_parameter
 
-    def register_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        if parameter is not None:
-            parameter = nn.Parameter(parameter.to("meta"), requires_grad=False)
-        register(module, name, parameter)
+    def register_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        if param is not None:
+            param = nn.Parameter(param.to("meta"), requires_grad=False)
+        register(self, name, param)
 
-    nn.Module.register_parameter = register_meta  # type: ignore[method-assign]
+    patched: Any = nn.Module  # torch has no context of its own that leaves buffers alone
+    patched.register_parameter = register_meta
     try:
         yield
     finally:
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
+        patched.register_parameter = register
 
 
 def release(module: nn.Module) -> None:
@@ -42,10 +43,20 @@ def release(module: nn.Module) -> None:
 
 
 def assign(model: nn.Module, name: str, values: torch.Tensor) -> None:
-    """Give a parameter its values, in float32."""
+    """Give a parameter its values, in float32.
+
+    Raises:
+        UserError: they are of another shape.
+    """
     module_name, _, leaf = name.rpartition(".")
-    values = values.to(torch.float32).contiguous()
-    model.get_submodule(module_name)._parameters[leaf] = nn.Parameter(values, requires_grad=False)
+    module = model.get_submodule(module_name)
+    wanted = module.get_parameter(leaf).shape
+    if wanted != values.shape:
+        raise UserError(
+            f"{name} has the shape {tuple(values.shape)}, where transformers wants {tuple(wanted)}: its configuration "
+            f"does not fit the weights. {INSTEAD}"
+        )
+    module._parameters[leaf] = nn.Parameter(values.to(torch.float32).contiguous(), requires_grad=False)
 
 
 @dataclass

@@ -120,7 +120,7 @@ def _lazy_state(path: Path) -> dict[str, Any]:
     if path.suffix == ".safetensors":
         from safetensors import safe_open
 
-        file = safe_open(path, framework="pt")
+        file: Any = safe_open(path, framework="pt")
         return {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  no dictionary
     return dict(torch.load(path, map_location="cpu", mmap=True, weights_only=True))
 
@@ -142,12 +142,16 @@ class GgufWeights:
         from transformers import AutoConfig
 
         try:
-            return AutoConfig.from_pretrained(self._model.path.parent, gguf_file=self._model.path.name)
+            config = AutoConfig.from_pretrained(self._model.path.parent, gguf_file=self._model.path.name)
         except (ValueError, KeyError, NotImplementedError) as error:
             raise UserError(
                 f"{self._model.path}: transformers cannot run a GGUF file of the architecture "
                 f"{self._architecture!r} ({error}). Convert the Hugging Face folder, or use --encoder search"
             ) from error
+        head = self._model.value(f"{self._architecture}.attention.key_length")
+        if head is not None and getattr(config, "head_dim", None) is not None:
+            config.head_dim = head  # which transformers takes from the file for some architectures only
+        return config
 
     def tokenizer(self) -> Any:
         return _tokenizer(self._model.path.parent, gguf_file=self._model.path.name)

@@ -1,0 +1,69 @@
+"""Small random models of the families that the gptq encoder runs, as Hugging Face folders with real tokenizers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+import tokenizers
+import torch
+import transformers
+from convert_models import save, sentencepiece_tokenizer, smollm2_tokenizer
+
+SIZES: dict[str, Any] = {
+    "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 256, "vocab_size": 400,
+}  # fmt: skip
+
+BPE = ("smollm", "qwen3", "phi", "qwen3moe")
+"""Families whose tokenizer is byte-level BPE; upstream's converter wants a tokenizer.model of the others."""
+
+DENSE = ("llama", "smollm", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi", "phi3")
+
+
+def config(family: str) -> Any:
+    """The configuration of a small model."""
+    heads = {"head_dim": 32}
+    gemma = {**heads, "query_pre_attn_scalar": 32, "sliding_window": 32}
+    experts = {"moe_intermediate_size": 64, "num_experts": 4, "num_experts_per_tok": 2}
+    made = {
+        "llama": lambda: transformers.LlamaConfig(**SIZES, bos_token_id=1, eos_token_id=2),
+        "smollm": lambda: transformers.LlamaConfig(**SIZES),
+        "mistral": lambda: transformers.MistralConfig(**SIZES, sliding_window=None),
+        "qwen2": lambda: transformers.Qwen2Config(**SIZES),
+        "qwen3": lambda: transformers.Qwen3Config(**SIZES, **heads),
+        "qwen3moe": lambda: transformers.Qwen3MoeConfig(**SIZES, **heads, **experts),
+        "gemma2": lambda: transformers.Gemma2Config(**SIZES, **gemma),
+        "gemma3": lambda: transformers.Gemma3TextConfig(**SIZES, **gemma),
+        "phi": lambda: transformers.PhiConfig(**SIZES),
+        "phi3": lambda: transformers.Phi3Config(**SIZES, pad_token_id=0, bos_token_id=1, eos_token_id=2),
+    }
+    return made[family]()
+
+
+def _fast_tokenizer(folder: Path) -> None:
+    """tokenizer.json with the tokens of tokenizer.model: transformers reads the latter with another package only."""
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    vocabulary = {pieces.id_to_piece(i): i for i in range(pieces.get_piece_size())}
+    model = tokenizers.models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>", byte_fallback=True)
+    tokenizers.Tokenizer(model).save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
+
+
+def family_folder(folder: Path, family: str) -> Path:
+    """A model whose norms are not all one, so that a norm which is read wrongly shows."""
+    settings = config(family)
+    if family in BPE:
+        settings.vocab_size = smollm2_tokenizer(folder)
+    else:
+        sentencepiece_tokenizer(folder)
+        _fast_tokenizer(folder)
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(settings)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(torch.randn_like(parameter), alpha=0.2)
+    return save(model, folder, torch.float32)
