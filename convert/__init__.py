@@ -12,9 +12,10 @@ import gguf
 from gguf_bof4.calibration.encoded import work_folder
 from gguf_bof4.convert import from_gguf, from_huggingface, pipeline
 from gguf_bof4.convert.huggingface_folder import check_folder
-from gguf_bof4.convert.imatrix import load
+from gguf_bof4.convert.imatrix import chosen as importance
 from gguf_bof4.convert.options import Options
 from gguf_bof4.convert.output import publish, refuse_existing, refuse_source, staging
+from gguf_bof4.convert.random_tokens import with_importance
 from gguf_bof4.convert.report import ConversionReport, Progress, TensorReport, no_progress
 from gguf_bof4.errors import UserError
 from gguf_bof4.ggml_patch.build import installed_bin
@@ -27,7 +28,7 @@ def _from_file(
     source: Path, output: Path, folder: Path | None, options: Options, progress: Progress
 ) -> tuple[str, tuple[Path, ...], tuple[TensorReport, ...]]:
     model, architecture = from_gguf.open_source(source)
-    imatrix = None if options.imatrix is None else load(Path(options.imatrix))
+    imatrix = importance(options)
     tensors = pipeline.plan(architecture, model.tensors, options, lists=model.lists, imatrix=imatrix)
     if options.encoder == "gptq" and folder is not None:
         # torch and transformers take seconds to import, and the other encoders need neither
@@ -70,11 +71,12 @@ def convert(source: Path, output: Path, *, progress: Progress = no_progress, **o
         refuse_existing([output], chosen.force)
     run = from_huggingface.convert_folder if source.is_dir() else _from_file
     if chosen.dry_run:
-        architecture, outputs, tensors = run(source, output, None, chosen, progress)
+        with with_importance(chosen, source, progress) as options_of_run:
+            architecture, outputs, tensors = run(source, output, None, options_of_run, progress)
         after = sum(t.nbytes for t in tensors)
     else:
-        with staging(output) as folder:
-            architecture, outputs, tensors = run(source, output, folder, chosen, progress)
+        with staging(output) as folder, with_importance(chosen, source, progress) as options_of_run:
+            architecture, outputs, tensors = run(source, output, folder, options_of_run, progress)
             outputs = publish(folder, output, chosen.force)
         shutil.rmtree(work_folder(output), ignore_errors=True)
         after = sum(p.stat().st_size for p in outputs)

@@ -15,6 +15,7 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
+from gguf_bof4.convert.options import RANDOM_TOKENS, Options
 from gguf_bof4.convert.policy import EMBEDDINGS
 from gguf_bof4.errors import UserError
 from gguf_bof4.reading import Model, Tensor, open_model
@@ -22,6 +23,7 @@ from gguf_bof4.reading import Model, Tensor, open_model
 Floats = npt.NDArray[np.float32]
 
 _SUMS, _COUNTS = ".in_sum2", ".counts"
+_RANDOM_TOKENS_FILE = "random tokens"
 _REMEDY = "make it again with llama-imatrix"
 
 
@@ -66,7 +68,8 @@ class Imatrix:
 
     def metadata(self) -> dict[str, str | int]:
         """What llama-quantize notes of it in the file that it makes."""
-        found: dict[str, str | int] = {"quantize.imatrix.file": str(self.path)}
+        temporary = self.dataset == _RANDOM_TOKENS_FILE
+        found: dict[str, str | int] = {"quantize.imatrix.file": self.path.name if temporary else str(self.path)}
         if self.dataset is not None:
             found["quantize.imatrix.dataset"] = self.dataset
         found["quantize.imatrix.entries_count"] = len(self.entries)
@@ -171,6 +174,17 @@ def _from_dat(path: Path) -> Imatrix:
     chunks = data.integer("the number of chunks") if data.left else 0
     dataset = data.take(data.integer("the dataset"), "the dataset").decode(errors="replace") if data.left else ""
     return Imatrix(path, entries, dataset or None, chunks)
+
+
+def chosen(options: Options) -> Imatrix | None:
+    """The importance matrix that the options name; None where they name none, or it is not made in a dry run.
+
+    Raises:
+        UserError: as `load`.
+    """
+    if options.imatrix is None or options.imatrix == RANDOM_TOKENS:
+        return None
+    return load(Path(options.imatrix))
 
 
 def load(path: Path) -> Imatrix:

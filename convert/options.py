@@ -18,6 +18,9 @@ DEFAULT_OPQ = "0.95"
 0.95, the paper's: on the reference models it lowers the KL divergence by 14 % for 0.1 bits (bench/opq.csv).
 """
 
+RANDOM_TOKENS = "random"
+"""The imatrix option that stands for running the model on random tokens."""
+
 ENCODERS = ("absmax", "search", "gptq")
 """How this project's types can be encoded."""
 
@@ -34,7 +37,7 @@ class Options:
         opq: quantiles of outlier lists: "Q" or "off" for all tensors, PATTERN=Q or PATTERN=off for those whose name
             the regular expression is found in; the first match counts.
         encoder: "absmax", the paper's, "search", or "gptq", which runs the model on a text.
-        imatrix: path of an importance matrix of llama-imatrix.
+        imatrix: path of an importance matrix of llama-imatrix; RANDOM_TOKENS makes one.
         calibration: path of the text for gptq.
         samples: windows of that text that the model reads.
         sample_length: tokens in each.

@@ -33,7 +33,7 @@ from gguf import GGMLQuantizationType as TensorType
 
 from gguf_bof4.convert import pipeline
 from gguf_bof4.convert.huggingface_folder import weight_files
-from gguf_bof4.convert.imatrix import load
+from gguf_bof4.convert.imatrix import chosen as importance
 from gguf_bof4.convert.lazy import evaluate, source_of
 from gguf_bof4.convert.options import Options
 from gguf_bof4.convert.output import Writer
@@ -185,7 +185,7 @@ def convert_folder(folder: Path, output: Path, staging: Path | None, options: Op
             raise UserError(_gave_up(folder, error)) from error
         writer = Writer(path=None, arch=collected.arch)
         writer.kv_data[0].update(collected.kv_data[0])
-        imatrix = None if options.imatrix is None else load(Path(options.imatrix))
+        imatrix = importance(options)
         sources, fixed = list(collected.sources.values()), collected.fixed(free)
         tensors = pipeline.plan(collected.arch, sources, options, fixed, imatrix=imatrix)
 

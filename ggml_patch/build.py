@@ -120,6 +120,19 @@ def installed_bin() -> Path:
     return build.bin
 
 
+def program_path(name: str) -> Path:
+    """A built program.
+
+    Raises:
+        NotBuiltError: `bof4 build` has not been run.
+        UserError: the folder that BOF4_BIN names has no such program.
+    """
+    path = installed_bin() / (f"{name}.exe" if sys.platform == "win32" else name)
+    if not path.is_file():
+        raise UserError(f"{path} is missing: build the target {name} there, or unset BOF4_BIN and run `bof4 build`")
+    return path
+
+
 def source_tree() -> Path:
     """The patched llama.cpp source of the build; upstream's converter and its gguf package are in it.
 

@@ -169,7 +169,7 @@ def test_the_plan_holds_every_type_encoder_and_list_once() -> None:
     assert by_type["NF4"] == [Variant("NF4", "none")]
     for name in OUR_TYPES:
         assert [(v.encoder, v.opq) for v in by_type[name]] == [
-            (e, q) for e in ("absmax", "search", "imatrix", "gptq") for q in ("off", "0.95")
+            (e, q) for e in ("absmax", "search", "random", "imatrix", "gptq") for q in ("off", "0.95")
         ]
     assert {"BOF4_S", "Q4_0", "IQ4_NL", "IQ4_XS", "Q4_K", "MXFP4", "Q5_0", "Q5_K", "NF4"} <= set(TYPES)
     assert variants(["Q4_0", "BOF4_S"], ["imatrix"], ["off"]) == (

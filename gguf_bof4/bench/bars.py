@@ -36,9 +36,12 @@ class Bar:
 
 
 BARS = (
-    Bar(LARGE, Variant("BOF4_K", "search"), Variant("Q4_0", "none"), 0.80),
+    Bar(LARGE, Variant("BOF4_K", "search"), Variant("Q4_K", "none"), 0.80),
     Bar(LARGE, Variant("BOF4_K", "search"), Variant("IQ4_NL", "none"), 0.80),
     Bar(SMALL, Variant("BOF4_S", "search", DEFAULT_OPQ), Variant("IQ4_NL", "none"), 1.00, fewer_bits=True),
+    Bar(LARGE, Variant("BOF4_K", "random"), Variant("Q4_K", "none"), 0.80),
+    Bar(LARGE, Variant("BOF4_K", "random"), Variant("IQ4_NL", "none"), 0.80),
+    Bar(SMALL, Variant("BOF4_S", "random", DEFAULT_OPQ), Variant("IQ4_NL", "none"), 1.00, fewer_bits=True),
     Bar(LARGE, Variant("BOF4_K", "imatrix"), Variant("Q4_K", "imatrix"), 0.75),
     Bar(SMALL, Variant("BOF4_S", "imatrix", DEFAULT_OPQ), Variant("IQ4_NL", "imatrix"), 1.10),
     Bar(LARGE, Variant("BOF4_K", "gptq"), Variant("BOF4_K", "imatrix"), 0.70),

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from gguf_bof4.bench.measure import CONTEXT
 from gguf_bof4.bench.nf4 import NF4
-from gguf_bof4.bench.peers import IMATRIX_CHUNKS
 from gguf_bof4.bench.variants import Variant
 
 
@@ -39,7 +38,7 @@ _CHUNK_SECONDS = 7e-9
 _TOKEN_SECONDS = 3e-6
 """Of comparing a chunk's distributions, for a token of the vocabulary."""
 
-_ENCODING_SECONDS = {"none": 3e-8, "absmax": 1e-8, "search": 3e-8, "imatrix": 6e-8, "gptq": 3.4e-6}
+_ENCODING_SECONDS = {"none": 3e-8, "absmax": 1e-8, "search": 3e-8, "random": 6e-8, "imatrix": 6e-8, "gptq": 3.4e-6}
 """For a weight: llama-quantize, and this project's encoders. gptq runs the model, too."""
 
 
@@ -54,9 +53,9 @@ def making_seconds(model: str, variant: Variant) -> float:
     return _ENCODING_SECONDS[variant.encoder] * SIZES[model].weights + 1
 
 
-def imatrix_seconds(model: str) -> float:
-    """Making the importance matrix."""
-    return IMATRIX_CHUNKS * _CHUNK_SECONDS * SIZES[model].weights + 1
+def imatrix_seconds(model: str, chunks: int) -> float:
+    """Making an importance matrix from so many chunks."""
+    return chunks * _CHUNK_SECONDS * SIZES[model].weights
 
 
 def logits_bytes(model: str, chunks: int) -> int:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from gguf_bof4.cli.run import program_path
 from gguf_bof4.errors import UserError
+from gguf_bof4.ggml_patch.build import program_path
 
 
 def thread_options(threads: int) -> list[str]:

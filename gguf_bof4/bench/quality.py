@@ -22,10 +22,10 @@ from gguf_bof4.bench.measure import (
 )
 from gguf_bof4.bench.nf4 import BITS_PER_WEIGHT as NF4_BITS
 from gguf_bof4.bench.nf4 import NF4, make_nf4
-from gguf_bof4.bench.peers import PEERS, make_imatrix, make_peer
+from gguf_bof4.bench.peers import IMATRIX_CHUNKS, PEERS, make_imatrix, make_peer
 from gguf_bof4.bench.results import Key, Row, add_row
 from gguf_bof4.bench.variants import Variant
-from gguf_bof4.convert import Options, convert
+from gguf_bof4.convert import Options, convert, random_tokens
 from gguf_bof4.convert.options import ENCODERS
 from gguf_bof4.errors import UserError
 from gguf_bof4.reading import Model, open_model
@@ -34,6 +34,9 @@ from gguf_bof4.reference_texts import calibration_text, evaluation_text, held_ou
 
 TEXTS: Mapping[str, Callable[[], Path]] = {"test": evaluation_text, "held-out": held_out_text}
 """Nothing is tuned on the second; calibration has a text of its own."""
+
+WEIGHTED = ("random", "imatrix")
+"""Encoders that take an importance matrix."""
 
 SMALL_MODELS = tuple(name for name in REFERENCE_MODELS if name != "qwen")
 
@@ -80,14 +83,16 @@ class Plan:
     def texts(self, model: str) -> tuple[str, ...]:
         return tuple(dict.fromkeys(text for step in self.of_model(model) for text in step.texts))
 
-    def weighted(self, model: str) -> bool:
-        """Does any step need the importance matrix?"""
-        return any(step.variant.encoder == "imatrix" for step in self.of_model(model))
+    def uses(self, model: str, encoder: str) -> bool:
+        """Does any step need what this encoder does?"""
+        return any(step.variant.encoder == encoder for step in self.of_model(model))
 
     def shared_seconds(self, model: str) -> float:
         """Of what is made once for a model: the unquantized distributions, and the importance matrix."""
         logits = len(self.texts(model)) * cost.measuring_seconds(model, self.chunks)
-        return logits + (cost.imatrix_seconds(model) if self.weighted(model) else 0)
+        texts = {"imatrix": IMATRIX_CHUNKS, "random": random_tokens.CHUNKS}
+        chunks = sum(n for encoder, n in texts.items() if self.uses(model, encoder))
+        return logits + cost.imatrix_seconds(model, chunks)
 
     def seconds(self, model: str) -> float:
         """An estimate of the whole time for a model."""
@@ -118,7 +123,7 @@ def check(plan: Plan) -> None:
     """Raise UserError for an encoder that the converter does not have, before hours are spent on the others."""
     fields = {f.name for f in dataclasses.fields(Options)}
     for variant in dict.fromkeys(step.variant for step in plan.steps if step.variant.ours):
-        needed = {"imatrix": {"imatrix"}, "gptq": {"calibration"}}.get(variant.encoder, set())
+        needed = {"random": {"imatrix"}, "imatrix": {"imatrix"}, "gptq": {"calibration"}}.get(variant.encoder, set())
         if _converter_name(variant) not in ENCODERS or not needed <= fields:
             raise UserError(
                 f"this gguf-bof4 cannot encode {variant.type} with {variant.encoder}: name the others with --encoders"
@@ -127,7 +132,7 @@ def check(plan: Plan) -> None:
 
 def _converter_name(variant: Variant) -> str:
     """What the converter calls the encoder."""
-    return "search" if variant.encoder == "imatrix" else variant.encoder
+    return "search" if variant.encoder in WEIGHTED else variant.encoder
 
 
 def our_options(variant: Variant, imatrix: Path) -> dict[str, Any]:
@@ -140,7 +145,7 @@ def our_options(variant: Variant, imatrix: Path) -> dict[str, Any]:
         "type": variant.type, "encoder": _converter_name(variant), "opq": (variant.opq,),
         "token_embedding_type": "F16", "output_tensor_type": "F16",
     }  # fmt: skip
-    if variant.encoder == "imatrix":
+    if variant.encoder in WEIGHTED:
         options["imatrix"] = str(imatrix)
     if variant.encoder == "gptq":
         options["calibration"] = str(calibration_text())
@@ -163,10 +168,13 @@ class ModelBench:
         for text, path in self.logits.items():
             say(f"{model}, {text}: the unquantized model")
             write_logits(self.source, TEXTS[text](), self.chunks, path, threads)
-        self.imatrix = folder / "imatrix.gguf"
-        if plan.weighted(model):
+        self.imatrix = self.random_imatrix = folder / "imatrix.gguf"
+        if plan.uses(model, "imatrix"):
             say(f"{model}: importance matrix")
             make_imatrix(self.source, calibration_text(), self.imatrix, threads)
+        if plan.uses(model, "random"):
+            say(f"{model}: importance matrix from random tokens")
+            self.random_imatrix = random_tokens.make_imatrix(self.source, folder, threads)
 
     def make(self, variant: Variant) -> Path:
         """The quantized file."""
@@ -177,7 +185,8 @@ class ModelBench:
             weights = self.imatrix if variant.encoder == "imatrix" else None
             make_peer(PEERS[variant.type], self.source, target, weights, self.threads)
         else:
-            convert(self.source, target, threads=self.threads, **our_options(variant, self.imatrix))
+            imatrix = self.random_imatrix if variant.encoder == "random" else self.imatrix
+            convert(self.source, target, threads=self.threads, **our_options(variant, imatrix))
         return target
 
     def _others(self, variant: Variant, made: Model) -> dict[str, int]:

@@ -16,8 +16,8 @@ RECIPE = 1
 
 NO_LISTS = "off"
 OUR_TYPES = tuple(f.name for f in FORMATS)
-OUR_ENCODERS = ("absmax", "search", "imatrix", "gptq")
-"""`imatrix` is search weighted with an importance matrix."""
+OUR_ENCODERS = ("absmax", "search", "random", "imatrix", "gptq")
+"""`random` and `imatrix` are search weighted with an importance matrix, made from random tokens or from a text."""
 
 PEER_ENCODERS = ("none", "imatrix")
 ENCODERS = ("none", *OUR_ENCODERS)

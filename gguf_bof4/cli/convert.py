@@ -144,10 +144,11 @@ def convert(
         str, typer.Option(metavar="NAME", help=f"Encoder of the BOF4 types: {', '.join(ENCODERS)}.")
     ] = Options.encoder,
     imatrix: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            metavar="FILE",
-            help="An importance matrix of llama-imatrix, GGUF or .dat: errors count where inputs are large.",
+            metavar="FILE|random",
+            help="An importance matrix of llama-imatrix, GGUF or .dat: errors count where inputs are large. "
+            "random: run the model (a GGUF file) on random tokens and make one; no text is needed.",
         ),
     ] = None,
     calibration: Annotated[
@@ -196,7 +197,9 @@ def convert(
     BOF4_K, BOF4_S, Q8_0, F16; the summary lists them.
 
     OUT appears when it is complete. Whatever goes wrong before, or
-    Ctrl-C, leaves nothing behind.
+    Ctrl-C, leaves nothing behind, except that --encoder gptq keeps the
+    layers it has finished, in a hidden folder beside OUT: the same
+    command goes on from there.
     """
     from gguf_bof4.convert import convert as run
 
@@ -212,7 +215,7 @@ def convert(
                 tensor_types=tuple(tensor_type or ()),
                 opq=tuple(opq or ()),
                 encoder=encoder,
-                imatrix=None if imatrix is None else str(imatrix),
+                imatrix=imatrix,
                 calibration=None if calibration is None else str(calibration),
                 samples=samples,
                 sample_length=sample_length,

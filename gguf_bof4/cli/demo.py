@@ -14,9 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from gguf_bof4.cli.build import build
-from gguf_bof4.cli.run import program_path
 from gguf_bof4.errors import UserError
-from gguf_bof4.ggml_patch.build import NotBuiltError, installed_bin
+from gguf_bof4.ggml_patch.build import NotBuiltError, installed_bin, program_path
 from gguf_bof4.packaged_models import fetch_smollm2, models_folder
 from gguf_bof4.reading import Model, Tensor, open_model
 

@@ -11,8 +11,7 @@ from typing import Annotated
 
 import typer
 
-from gguf_bof4.errors import UserError
-from gguf_bof4.ggml_patch.build import installed_bin
+from gguf_bof4.ggml_patch.build import program_path
 from gguf_bof4.reading import open_model
 
 _PROMPTS = {"-p", "--prompt", "-f", "--file", "-bf", "--binary-file"}
@@ -29,19 +28,6 @@ class Program(str, Enum):
     BENCH = "llama-bench"
     IMATRIX = "llama-imatrix"
     EMBEDDING = "llama-embedding"
-
-
-def program_path(name: str) -> Path:
-    """A built program.
-
-    Raises:
-        gguf_bof4.ggml_patch.build.NotBuiltError: `bof4 build` has not been run.
-        UserError: the folder that BOF4_BIN names has no such program.
-    """
-    path = installed_bin() / (f"{name}.exe" if sys.platform == "win32" else name)
-    if not path.is_file():
-        raise UserError(f"{path} is missing: build the target {name} there, or unset BOF4_BIN and run `bof4 build`")
-    return path
 
 
 def command_line(program: Program, file: Path, arguments: list[str], at_terminal: bool) -> list[str]:

@@ -1,0 +1,113 @@
+"""An importance matrix without a text: what the inputs of each matrix look like when the model reads random tokens.
+
+Which columns meet large inputs is mostly the model's own doing, not the text's, so random words of its vocabulary show
+much of what a text would show (bench/NOTES.md). No text has to be chosen, and none can be favoured.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from gguf_bof4.convert.options import RANDOM_TOKENS, Options
+from gguf_bof4.convert.report import Progress
+from gguf_bof4.errors import UserError
+from gguf_bof4.ggml_patch.build import program_path
+from gguf_bof4.reading import Model, open_model
+
+CHUNKS = 8
+"""Of 512 tokens: the mean square of an input is then known to a few percent."""
+
+_NORMAL = 1
+_SEED = 2505
+
+
+def _bytes_of_letters() -> dict[str, int]:
+    """The letters that vocabularies of bytes are written in (GPT-2's): printable bytes stand for themselves."""
+    plain = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+def words(model: Model) -> list[str]:
+    """Ordinary tokens of a model's vocabulary as text, those that are printable.
+
+    Raises:
+        UserError: the file has no vocabulary that texts could be made of.
+    """
+    tokens, kinds = model.value("tokenizer.ggml.tokens"), model.value("tokenizer.ggml.token_type")
+    if not tokens:
+        raise UserError(f"{model.path} has no vocabulary to draw random tokens from: give --imatrix a file")
+    letters = _bytes_of_letters() if model.value("tokenizer.ggml.model") == "gpt2" else None
+    found = []
+    for token, kind in zip(tokens, kinds or [_NORMAL] * len(tokens), strict=True):
+        if kind != _NORMAL:
+            continue
+        if letters is None:
+            text = token.replace("\N{LOWER ONE EIGHTH BLOCK}", " ")
+        elif all(letter in letters for letter in token):
+            text = bytes(letters[letter] for letter in token).decode(errors="replace")
+        else:
+            text = token
+        if text.strip() and text.isprintable() and "\N{REPLACEMENT CHARACTER}" not in text:
+            found.append(text)
+    if not found:
+        raise UserError(f"{model.path} has no printable token in its vocabulary: give --imatrix a file")
+    return found
+
+
+def make_imatrix(source: Path, folder: Path, threads: int) -> Path:
+    """The importance matrix of a GGUF file on random tokens, in `folder`.
+
+    Raises:
+        UserError: the file has no vocabulary, or llama-imatrix cannot run it.
+    """
+    # half as many again as needed: neighbours may come out as one token
+    vocabulary, generator = words(open_model(source)), random.Random(_SEED)
+    text = folder / "random tokens"
+    text.write_text("".join(generator.choices(vocabulary, k=CHUNKS * 512 * 3 // 2)), encoding="utf-8")
+    target = folder / "random-tokens.gguf"
+    program = program_path("llama-imatrix")
+    command = [
+        program, "-m", source, "-f", text.name, "-o", target.name, "-c", "512", "--chunks", str(CHUNKS), "--no-ppl",
+        *(["-t", str(threads)] if threads else []),
+    ]  # fmt: skip
+    result = subprocess.run(
+        [str(word) for word in command], cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, check=False,
+    )  # fmt: skip
+    if result.returncode != 0 or not target.is_file():
+        last = result.stdout.decode(errors="replace").strip()[-1500:]
+        raise UserError(
+            f"{program} could not run {source} on random tokens (exit code {result.returncode}):\n{last}\n"
+            "Convert without --imatrix, or give it a file that was made elsewhere"
+        )
+    return target
+
+
+@contextlib.contextmanager
+def with_importance(options: Options, source: Path, progress: Progress) -> Iterator[Options]:
+    """The options, with a file in the place of "random".
+
+    Raises:
+        UserError: the source is a folder, which llama-imatrix cannot run, or the run failed.
+    """
+    if options.imatrix != RANDOM_TOKENS:
+        yield options
+        return
+    if source.is_dir():
+        raise UserError(
+            f"--imatrix {RANDOM_TOKENS} runs a GGUF file, and {source} is a folder: make a GGUF file of it with "
+            "convert_hf_to_gguf.py --outtype bf16 and convert that"
+        )
+    if options.dry_run:
+        yield options
+        return
+    progress("running the model on random tokens", 0, 0)
+    with tempfile.TemporaryDirectory() as folder:
+        yield replace(options, imatrix=str(make_imatrix(source.resolve(), Path(folder), options.threads)))
