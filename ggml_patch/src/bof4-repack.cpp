@@ -20,27 +20,32 @@
 #include "traits.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <thread>
 #include <vector>
-
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 
 #ifdef BOF4_GEMM
 
 namespace {
 
-// Run part(i, n) on n threads.
+// f(i) for every i below n, on all cores; a thread takes `grain` of them at a time.
 template <typename F>
-void on_all_cores(int64_t most, const F & part) {
-    const int64_t n = std::min<int64_t>(most, std::max(1u, std::thread::hardware_concurrency()));
+void on_all_cores(int64_t n, int64_t grain, const F & f) {
+    std::atomic<int64_t> next(0);
+    const auto work = [&] {
+        for (int64_t i = next.fetch_add(grain); i < n; i = next.fetch_add(grain)) {
+            for (int64_t j = i; j < std::min(n, i + grain); ++j) {
+                f(j);
+            }
+        }
+    };
+    const int64_t most = (n + grain - 1) / grain;
     std::vector<std::thread> threads;
-    for (int64_t i = 1; i < n; ++i) {
-        threads.emplace_back([&part, i, n] { part(i, n); });
+    for (int64_t i = 1; i < std::min<int64_t>(most, std::thread::hardware_concurrency()); ++i) {
+        threads.emplace_back(work);
     }
-    part(0, n);
+    work();
     for (auto & thread : threads) {
         thread.join();
     }
@@ -358,14 +363,12 @@ void each_group(const ggml_tensor * weight, const F & f) {
     const int64_t all = n_groups * weight->ne[2] * weight->ne[3];
     const size_t group_bytes = k.group_bytes(weight->ne[0]);
     const size_t row_bytes = ggml_row_size(weight->type, weight->ne[0]);
-    // a thread costs as much to start as this much work takes
-    const int64_t least = 1 + (1 << 18) / (int64_t) group_bytes;
-    on_all_cores((all + least - 1) / least, [&](int64_t ith, int64_t nth) {
-        for (int64_t i = all * ith / nth; i < all * (ith + 1) / nth; ++i) {
-            const int64_t row = i % n_groups * BOF4_GROUP;
-            f(k, (i / n_groups * weight->ne[1] + row) * row_bytes, std::min<int64_t>(BOF4_GROUP, weight->ne[1] - row),
-                static_cast<char *>(weight->data) + i * group_bytes);
-        }
+    // starting a thread costs as much as a piece of this size
+    const int64_t grain = 1 + (1 << 18) / (int64_t) group_bytes;
+    on_all_cores(all, grain, [&](int64_t i) {
+        const int64_t row = i % n_groups * BOF4_GROUP;
+        f(k, (i / n_groups * weight->ne[1] + row) * row_bytes, std::min<int64_t>(BOF4_GROUP, weight->ne[1] - row),
+            static_cast<char *>(weight->data) + i * group_bytes);
     });
 }
 
@@ -397,14 +400,6 @@ ggml_backend_buffer_t alloc_buffer(ggml_backend_buffer_type_t buft, size_t size)
     if (buffer == nullptr) {
         return nullptr;
     }
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-    // fewer page faults as the weights are written, fewer misses of the address cache as they are read
-    const uintptr_t page = 4096;
-    const uintptr_t begin = GGML_PAD(reinterpret_cast<uintptr_t>(ggml_backend_buffer_get_base(buffer)), page);
-    if (size > page) {
-        madvise(reinterpret_cast<void *>(begin), (size - page) / page * page, MADV_HUGEPAGE);
-    }
-#endif
     buffer->buft              = buft;
     buffer->iface.init_tensor = init_tensor;
     buffer->iface.set_tensor  = set_tensor;
