@@ -17,7 +17,7 @@ SIZES: dict[str, Any] = {
     "num_key_value_heads": 2, "max_position_embeddings": 256, "vocab_size": 400,
 }  # fmt: skip
 
-BPE = ("smollm", "qwen3", "phi", "qwen3moe")
+BPE = ("smollm", "wide", "qwen3", "phi", "qwen3moe")
 """Families whose tokenizer is byte-level BPE; upstream's converter wants a tokenizer.model of the others."""
 
 DENSE = ("llama", "smollm", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi", "phi3")
@@ -31,6 +31,7 @@ def config(family: str) -> Any:
     made = {
         "llama": lambda: transformers.LlamaConfig(**SIZES, bos_token_id=1, eos_token_id=2),
         "smollm": lambda: transformers.LlamaConfig(**SIZES),
+        "wide": lambda: transformers.LlamaConfig(**SIZES | {"hidden_size": 256, "num_key_value_heads": 4}),
         "mistral": lambda: transformers.MistralConfig(**SIZES, sliding_window=None),
         "qwen2": lambda: transformers.Qwen2Config(**SIZES),
         "qwen3": lambda: transformers.Qwen3Config(**SIZES, **heads),

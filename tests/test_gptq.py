@@ -114,7 +114,8 @@ def test_scales_are_nearly_the_best_for_their_block(weights: Floats, moments: to
 
     chosen = cost(worth[:, 0])
     tried = np.array([cost(worth[:, 0] * f * sign) for f in np.linspace(0.6, 1.6, 41) for sign in (1, -1)])
-    assert chosen.sum() <= 1.05 * tried.min(axis=0).sum()
+    # the scales tried here lie closer together than the 64 that a block of BOF4_K can have
+    assert chosen.sum() <= (1.05 if block == 64 else 1.15) * tried.min(axis=0).sum()
     assert chosen.sum() < 0.9 * np.median(tried, axis=0).sum()
 
 

@@ -86,6 +86,17 @@ def test_families(family: str, folders: dict[str, Path], tmp_path: Path) -> None
     assert all(compensated[name] == searched[name] for name in compensated.keys() - matrices if ".opq" not in name)
 
 
+def test_superblocks(folders: dict[str, Path], tmp_path: Path) -> None:
+    """A model whose rows are all multiples of 256, in BOF4_K, lists included."""
+    report = gptq(folders["wide"], tmp_path / "gptq.gguf", type="BOF4_K", opq=("0.9",))
+    assert report.not_compensated == ()
+    assert sum(t.qtype == "BOF4_K" for t in report.tensors) == 2 * 7
+    assert len(report.listed) == 2 * 7
+    convert(folders["wide"], tmp_path / "search.gguf", type="BOF4_K", encoder="search", opq=("0.9",))
+    compensated, searched = tensors(tmp_path / "gptq.gguf"), tensors(tmp_path / "search.gguf")
+    assert all(compensated[t.name] != searched[t.name] for t in report.tensors if t.qtype == "BOF4_K")
+
+
 @pytest.mark.parametrize("family", [f for f in DENSE if f not in {"phi", "mistral"}])
 def test_parameters_of_a_gguf_file_are_those_of_the_folder(
     family: str, folders: dict[str, Path], files: dict[str, Path]
