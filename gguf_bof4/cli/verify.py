@@ -27,7 +27,11 @@ def verify(
     if not tensors:
         raise UserError(f"{file} holds no BOF4 tensors: there is nothing to verify")
     console = Console(stderr=True)
-    checks = list(track(checking.verify(model), "verifying", len(tensors), console=console, transient=True))
+    progress = track(
+        checking.verify(model), "verifying", len(tensors),
+        console=console, transient=True, disable=not console.is_terminal,
+    )  # fmt: skip
+    checks = list(progress)
     weights = sum(c.tensor.n_weights for c in checks)
     worst = max(checks, key=lambda c: c.product_error)
     outliers = sum(c.n_outliers for c in checks)
