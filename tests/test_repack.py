@@ -37,6 +37,9 @@ AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni", "-mavx2", "-m
 HAS_AVX512 = frozenset({"avx512bw", "avx512vl", "avx512_vnni"})
 TARGETS = (
     Target("avx2", "x86_64", ("-mavx2", "-mfma", "-mf16c"), frozenset({"avx2", "fma", "f16c"})),
+    Target(
+        "avx-vnni", "x86_64", ("-mavx2", "-mfma", "-mf16c", "-mavxvnni"), frozenset({"avx2", "fma", "f16c", "avx_vnni"})
+    ),
     Target("avx512-vnni", "x86_64", AVX512, HAS_AVX512),
     Target("avx512-vbmi", "x86_64", (*AVX512, "-mavx512vbmi"), HAS_AVX512 | {"avx512vbmi"}),
     Target("neon-dotprod", "aarch64", ("-march=armv8.2-a+dotprod+fp16",)),

@@ -26,13 +26,16 @@
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512VNNI__)
 #define BOF4_GEMM_AVX512
+#define BOF4_GEMM_VNNI
+#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__) && defined(__AVXVNNI__)
+#define BOF4_GEMM_VNNI
 #elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 #define BOF4_GEMM_AVX2
 #elif defined(__ARM_NEON) && defined(__aarch64__) && defined(__ARM_FEATURE_DOTPROD)
 #define BOF4_GEMM_NEON
 #endif
 
-#if defined(BOF4_GEMM_AVX512) || defined(BOF4_GEMM_AVX2) || defined(BOF4_GEMM_NEON)
+#if defined(BOF4_GEMM_VNNI) || defined(BOF4_GEMM_AVX2) || defined(BOF4_GEMM_NEON)
 #define BOF4_GEMM
 #endif
 

@@ -1,4 +1,4 @@
-// BOF4_K products on AVX-512 VNNI. What bof4-gemm-avx512.cpp says of vpdpbusd and of the two ways through the weights holds here.
+// BOF4_K products on AVX-512 VNNI and on AVX-VNNI. What bof4-gemm-vnni.cpp says of vpdpbusd and of the two ways through the weights holds here.
 //
 // Every 16 weights have a scale of their own: four vpdpbusd are followed by a conversion and a fused multiply-add, for which
 // unpacking makes floats of d times block scale. That is six instructions where the dot product needs four, and still less
@@ -6,94 +6,55 @@
 
 #include "bof4-gemm.h"
 
-#ifdef BOF4_GEMM_AVX512
+#ifdef BOF4_GEMM_VNNI
 
-#if defined(__GNUC__) && !defined(__clang__)
-// GCC 12 warns of its own _mm512_undefined_ps
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
-
-#include <immintrin.h>
-
-#include <cstring>
+#include "bof4-gemm-vnni.h"
 
 namespace {
 
 enum {
     STEPS  = QK_BOF4_K / 8,     // loads of codes in a superblock of 16 rows: 4 weights a row in low, 4 in high nibbles
-    WIDTH  = 5,                 // columns that share a pass over the weights; with six, sums leave the registers
     CHUNK  = 2,                 // superblocks that are unpacked at a time
+#ifdef BOF4_GEMM_AVX512
+    GROUPS = 2,                 // of rows and
+    WIDTH  = 5,                 // columns that share a pass over unpacked weights; with six, sums leave the registers
+    NARROW = 5,                 // columns that share a pass over codes
     DIRECT = 15,                // up to so many columns, unpacking to memory does not pay
+#else
+    GROUPS = 1,                 // half as many registers, and they are half as wide
+    WIDTH  = 3,
+    NARROW = 2,
+    DIRECT = 2,
+#endif
 };
+
+const int8_t levels16[16] = BOF4_K_LEVELS;
 
 struct group {
     const bof4_k_head * head;
     const uint8_t * qs;
-    __mmask16 rows;             // those that exist
+    mask rows;                  // those that exist
 
     group(const void * groups, int64_t g, int64_t n_rows, int64_t n) {
         const auto * base = static_cast<const uint8_t *>(groups) + g * bof4_k_group_bytes(n);
         head = reinterpret_cast<const bof4_k_head *>(base);
         qs   = base + bof4_k_group_bytes(n) - n / QK_BOF4_K * STEPS * 64;
-        const int64_t left = n_rows - g * BOF4_GROUP;
-        rows = left >= BOF4_GROUP ? 0xffff : (__mmask16) ((1u << left) - 1);
+        rows = first_lanes(n_rows - g * BOF4_GROUP);
     }
 };
-
-// Codes to level + 128.
-struct lookup {
-    __m512i table;
-
-    lookup() {
-        const int8_t levels[16] = BOF4_K_LEVELS;
-        table = _mm512_broadcast_i32x4(
-            _mm_xor_si128(_mm_loadu_si128((const __m128i *) levels), _mm_set1_epi8((char) 0x80)));
-    }
-#ifdef __AVX512VBMI__
-    // vpermb takes six bits of an index: with the table four times over, the two that belong to the other nibble do no harm
-    __m512i low(__m512i codes) const {
-        return _mm512_permutexvar_epi8(codes, table);
-    }
-    __m512i high(__m512i codes) const {
-        return _mm512_permutexvar_epi8(_mm512_srli_epi16(codes, 4), table);
-    }
-#else
-    __m512i low(__m512i codes) const {
-        return _mm512_shuffle_epi8(table, _mm512_and_si512(codes, _mm512_set1_epi8(0x0f)));
-    }
-    __m512i high(__m512i codes) const {
-        return low(_mm512_srli_epi16(codes, 4));
-    }
-#endif
-};
-
-inline __m512i broadcast4(const int8_t * q) {
-    int32_t four;
-    memcpy(&four, q, sizeof(four));
-    return _mm512_set1_epi32(four);
-}
 
 // The 16 block scales of 16 rows, times d * 2^-12: scale[j * stride] belongs to block j.
 inline void scales(const bof4_k_head & head, float (* scale)[16], int stride) {
-    const __m512 d = _mm512_mul_ps(
-        _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *) head.d)), _mm512_set1_ps(BOF4_K_UNIT));
-    const __m512i low[2] = { _mm512_loadu_si512(head.scales[0]), _mm512_loadu_si512(head.scales[4]) };
-    const __m512i high = _mm512_loadu_si512(head.scales[8]);
-    // blocks 4k to 4k + 3 of all rows in the quarters of a register
-#pragma GCC unroll 4
-    for (int k = 0; k < 4; ++k) {
-        const __m512i low4 = _mm512_and_si512(_mm512_srli_epi16(low[k % 2], k / 2 * 4), _mm512_set1_epi8(0x0f));
-        const __m512i high2 = _mm512_and_si512(
-            k < 2 ? _mm512_slli_epi16(high, 4 - 2 * k) : _mm512_srli_epi16(high, 2 * k - 4), _mm512_set1_epi8(0x30));
-        const __m512i s = _mm512_sub_epi8(_mm512_or_si512(low4, high2), _mm512_set1_epi8(32));
-#define SCALE(i) _mm512_store_ps(scale[(4 * k + i) * stride], \
-            _mm512_mul_ps(d, _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm512_extracti32x4_epi32(s, i)))))
-        SCALE(0);
-        SCALE(1);
-        SCALE(2);
-        SCALE(3);
-#undef SCALE
+    const floats d = multiply(from_halves(head.d), all_lanes(BOF4_K_UNIT));
+#pragma GCC unroll 16
+    for (int j = 0; j < BOF4_K_SUBS; ++j) {
+        const __m128i low = _mm_loadu_si128((const __m128i *) head.scales[j % 8]);
+        const __m128i high = _mm_loadu_si128((const __m128i *) head.scales[8 + j % 4]);
+        const __m128i low4 = _mm_and_si128(j < 8 ? low : _mm_srli_epi16(low, 4), _mm_set1_epi8(0x0f));
+        const __m128i high2 = _mm_and_si128(
+            j < 8 ? _mm_slli_epi16(high, 4 - j / 4 * 2) : _mm_srli_epi16(high, j / 4 * 2 - 4), _mm_set1_epi8(0x30));
+        const __m128i s = _mm_sub_epi8(_mm_or_si128(low4, high2), _mm_set1_epi8(32));
+        store(scale[j * stride], multiply(d, from_bytes(s)));
     }
 }
 
@@ -105,48 +66,48 @@ constexpr int block_of(int i) {
 // T columns, one group of rows.
 template <int T>
 void gemv(const group & w, int64_t n_blocks, const bof4_k_act * const * x, float * const * y) {
-    const lookup level;
-    __m512 sum[T];
+    const lookup level(levels16);
+    floats sum[T];
     for (int t = 0; t < T; ++t) {
-        sum[t] = _mm512_setzero_ps();
+        sum[t] = all_lanes(0.0f);
     }
     for (int64_t b = 0; b < n_blocks; ++b) {
         const uint8_t * qs = w.qs + b * STEPS * 64;
         alignas(64) float scale[BOF4_K_SUBS][16];
         scales(w.head[b], scale, 1);
-        __m512 part[T];
+        floats part[T];
         for (int t = 0; t < T; ++t) {
-            part[t] = _mm512_setzero_ps();
+            part[t] = all_lanes(0.0f);
         }
         for (int i0 = 0; i0 < STEPS; i0 += 4) {
             const int j = block_of(i0);
             const int at = BOF4_K_SUB * j;
-            __m512i dot0[T], dot1[T];
+            ints dot0[T], dot1[T];
             for (int t = 0; t < T; ++t) {
-                dot0[t] = _mm512_set1_epi32(x[t][b].offset[j]);
-                dot1[t] = _mm512_set1_epi32(x[t][b].offset[j + 4]);
+                dot0[t] = all_lanes(x[t][b].offset[j]);
+                dot1[t] = all_lanes(x[t][b].offset[j + 4]);
             }
 #pragma GCC unroll 4
             for (int i = 0; i < 4; ++i) {
-                const __m512i codes = _mm512_loadu_si512(qs + (i0 + i) * 64);
-                const __m512i lo = level.low(codes);
-                const __m512i hi = level.high(codes);
+                const bytes codes = load_bytes(qs + (i0 + i) * 64);
+                const bytes lo = level.low(codes);
+                const bytes hi = level.high(codes);
                 for (int t = 0; t < T; ++t) {
-                    dot0[t] = _mm512_dpbusd_epi32(dot0[t], lo, broadcast4(x[t][b].q + at + 4 * i));
-                    dot1[t] = _mm512_dpbusd_epi32(dot1[t], hi, broadcast4(x[t][b].q + at + 64 + 4 * i));
+                    dot0[t] = add_dot(dot0[t], lo, broadcast(x[t][b].q + at + 4 * i));
+                    dot1[t] = add_dot(dot1[t], hi, broadcast(x[t][b].q + at + 64 + 4 * i));
                 }
             }
             for (int t = 0; t < T; ++t) {
-                part[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot0[t]), _mm512_load_ps(scale[j]), part[t]);
-                part[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot1[t]), _mm512_load_ps(scale[j + 4]), part[t]);
+                part[t] = multiply_add(to_floats(dot0[t]), load(scale[j]), part[t]);
+                part[t] = multiply_add(to_floats(dot1[t]), load(scale[j + 4]), part[t]);
             }
         }
         for (int t = 0; t < T; ++t) {
-            sum[t] = _mm512_fmadd_ps(part[t], _mm512_set1_ps(x[t][b].d), sum[t]);
+            sum[t] = multiply_add(part[t], all_lanes(x[t][b].d), sum[t]);
         }
     }
     for (int t = 0; t < T; ++t) {
-        _mm512_mask_storeu_ps(y[t], w.rows, sum[t]);
+        store(y[t], w.rows, sum[t]);
     }
 }
 
@@ -157,13 +118,13 @@ struct unpacked {
     alignas(64) float scale[CHUNK][BOF4_K_SUBS][R][16];
 
     void fill(const group * w, int64_t b0, int64_t n) {
-        const lookup level;
+        const lookup level(levels16);
         for (int r = 0; r < R; ++r) {
             for (int64_t b = 0; b < n; ++b) {
                 for (int i = 0; i < STEPS; ++i) {
-                    const __m512i codes = _mm512_loadu_si512(w[r].qs + ((b0 + b) * STEPS + i) * 64);
-                    _mm512_store_si512(levels[b][block_of(i)][i % 4][r], level.low(codes));
-                    _mm512_store_si512(levels[b][block_of(i) + 4][i % 4][r], level.high(codes));
+                    const bytes codes = load_bytes(w[r].qs + ((b0 + b) * STEPS + i) * 64);
+                    store_bytes(levels[b][block_of(i)][i % 4][r], level.low(codes));
+                    store_bytes(levels[b][block_of(i) + 4][i % 4][r], level.high(codes));
                 }
                 scales(w[r].head[b0 + b], scale[b][0] + r, R);
             }
@@ -173,62 +134,62 @@ struct unpacked {
 
 // n superblocks of R groups times T columns, added to y (or written there, for the first ones of a row).
 template <int R, int T>
-void tile(const unpacked<R> & w, const __mmask16 * rows, int64_t n, const bof4_k_act * const * columns, int64_t b0,
+void tile(const unpacked<R> & w, const mask * rows, int64_t n, const bof4_k_act * const * columns, int64_t b0,
           float * const * y, bool first) {
     const bof4_k_act * x[T];
     alignas(64) float sum[T][R][16];
     for (int t = 0; t < T; ++t) {
         x[t] = columns[t] + b0;
         for (int r = 0; r < R; ++r) {
-            _mm512_store_ps(sum[t][r], first ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(rows[r], y[t] + r * 16));
+            store(sum[t][r], first ? all_lanes(0.0f) : load(y[t] + r * 16, rows[r]));
         }
     }
     for (int64_t b = 0; b < n; ++b) {
-        __m512 part[T][R];
+        floats part[T][R];
         for (int t = 0; t < T; ++t) {
             for (int r = 0; r < R; ++r) {
-                part[t][r] = _mm512_setzero_ps();
+                part[t][r] = all_lanes(0.0f);
             }
         }
         for (int j = 0; j < BOF4_K_SUBS; ++j) {
-            __m512i dot[T][R];
+            ints dot[T][R];
             for (int t = 0; t < T; ++t) {
                 for (int r = 0; r < R; ++r) {
-                    dot[t][r] = _mm512_set1_epi32(x[t][b].offset[j]);
+                    dot[t][r] = all_lanes(x[t][b].offset[j]);
                 }
             }
 #pragma GCC unroll 4
             for (int i = 0; i < 4; ++i) {
                 for (int t = 0; t < T; ++t) {
-                    const __m512i act = broadcast4(x[t][b].q + BOF4_K_SUB * j + 4 * i);
+                    const four act = broadcast(x[t][b].q + BOF4_K_SUB * j + 4 * i);
                     for (int r = 0; r < R; ++r) {
-                        dot[t][r] = _mm512_dpbusd_epi32(dot[t][r], _mm512_load_si512(w.levels[b][j][i][r]), act);
+                        dot[t][r] = add_dot(dot[t][r], load_bytes(w.levels[b][j][i][r]), act);
                     }
                 }
             }
             for (int r = 0; r < R; ++r) {
-                const __m512 scale = _mm512_load_ps(w.scale[b][j][r]);
+                const floats scale = load(w.scale[b][j][r]);
                 for (int t = 0; t < T; ++t) {
-                    part[t][r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[t][r]), scale, part[t][r]);
+                    part[t][r] = multiply_add(to_floats(dot[t][r]), scale, part[t][r]);
                 }
             }
         }
         for (int t = 0; t < T; ++t) {
-            const __m512 d = _mm512_set1_ps(x[t][b].d);
+            const floats d = all_lanes(x[t][b].d);
             for (int r = 0; r < R; ++r) {
-                _mm512_store_ps(sum[t][r], _mm512_fmadd_ps(part[t][r], d, _mm512_load_ps(sum[t][r])));
+                store(sum[t][r], multiply_add(part[t][r], d, load(sum[t][r])));
             }
         }
     }
     for (int t = 0; t < T; ++t) {
         for (int r = 0; r < R; ++r) {
-            _mm512_mask_storeu_ps(y[t] + r * 16, rows[r], _mm512_load_ps(sum[t][r]));
+            store(y[t] + r * 16, rows[r], load(sum[t][r]));
         }
     }
 }
 
 template <int R>
-void tiles(const unpacked<R> & w, const __mmask16 * rows, int64_t n, const bof4_k_act * const * x, int64_t b0,
+void tiles(const unpacked<R> & w, const mask * rows, int64_t n, const bof4_k_act * const * x, int64_t b0,
            float * const * columns, int64_t row0, int64_t n_columns, bool first) {
     // as many columns in each tile, or one less: a last tile of one would cost as much as one of three
     const int64_t n_tiles = (n_columns + WIDTH - 1) / WIDTH;
@@ -252,13 +213,13 @@ void tiles(const unpacked<R> & w, const __mmask16 * rows, int64_t n, const bof4_
 void few_columns(const void * groups, int64_t n_rows, int64_t n, const bof4_k_act * const * x, float * const * columns,
                  int64_t n_columns) {
     const int64_t n_blocks = n / QK_BOF4_K;
-    const int64_t n_tiles = (n_columns + WIDTH - 1) / WIDTH;
+    const int64_t n_tiles = (n_columns + NARROW - 1) / NARROW;
     for (int64_t g = 0; g * BOF4_GROUP < n_rows; ++g) {
         const group w(groups, g, n_rows, n);
         for (int64_t i = 0; i < n_tiles; ++i) {
             const int64_t c = i * n_columns / n_tiles;
             const int width = (int) ((i + 1) * n_columns / n_tiles - c);
-            float * y[WIDTH];
+            float * y[NARROW];
             for (int t = 0; t < width; ++t) {
                 y[t] = columns[c + t] + g * BOF4_GROUP;
             }
@@ -278,7 +239,7 @@ void many_columns(const void * groups, int64_t g, int64_t n_rows, int64_t n, con
                   int64_t n_columns, int64_t b0, unpacked<R> & memory) {
     const int64_t n_chunk = b0 + CHUNK < n / QK_BOF4_K ? (int64_t) CHUNK : n / QK_BOF4_K - b0;
     group w[2] = { group(groups, g, n_rows, n), group(groups, g + R - 1, n_rows, n) };
-    const __mmask16 rows[2] = { w[0].rows, w[1].rows };
+    const mask rows[2] = { w[0].rows, w[1].rows };
     memory.fill(w, b0, n_chunk);
     tiles<R>(memory, rows, n_chunk, x, b0, y, g * BOF4_GROUP, n_columns, b0 == 0);
 }
@@ -297,15 +258,15 @@ void bof4_k_gemm(const void * groups, int64_t n_rows, int64_t n, const bof4_k_ac
         return;
     }
     const int64_t n_groups = (n_rows + BOF4_GROUP - 1) / BOF4_GROUP;
-    unpacked<2> memory;
+    unpacked<GROUPS> memory;
     for (int64_t b0 = 0; b0 < n / QK_BOF4_K; b0 += CHUNK) {
         int64_t g = 0;
-        for (; g + 2 <= n_groups; g += 2) {
-            many_columns<2>(groups, g, n_rows, n, x, y, n_columns, b0, memory);
+        for (; g + GROUPS <= n_groups; g += GROUPS) {
+            many_columns<GROUPS>(groups, g, n_rows, n, x, y, n_columns, b0, memory);
         }
         if (g < n_groups) {
-            unpacked<1> half;
-            many_columns<1>(groups, g, n_rows, n, x, y, n_columns, b0, half);
+            unpacked<1> last;
+            many_columns<1>(groups, g, n_rows, n, x, y, n_columns, b0, last);
         }
     }
 }

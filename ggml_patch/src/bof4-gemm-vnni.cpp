@@ -1,9 +1,9 @@
-// BOF4_S products on AVX-512 VNNI.
+// BOF4_S products on AVX-512 VNNI and on AVX-VNNI, which has half the registers of half the width.
 //
 // vpdpbusd adds four products of an unsigned and a signed byte to each of 16 lanes. The unsigned side is the weight, as
 // level + 128; accumulators begin with -128 * sum(activations), which the activations carry, so that nothing is left to
 // correct. Two instructions a cycle on the processors of interest (Zen 5, Sapphire Rapids): 128 products. All else is
-// overhead, and here is where it goes:
+// overhead, and here is where it goes. (Numbers for AVX-512.)
 //
 // GEMV (1 to 6 columns) reads codes, looks levels up and multiplies: 24 instructions beside 16 vpdpbusd for each column and
 // 1024 weights. That is several times faster than memory.
@@ -16,113 +16,78 @@
 
 #include "bof4-gemm.h"
 
-#ifdef BOF4_GEMM_AVX512
+#ifdef BOF4_GEMM_VNNI
 
-#if defined(__GNUC__) && !defined(__clang__)
-// GCC 12 warns of its own _mm512_undefined_ps
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
-
-#include <immintrin.h>
-
-#include <cstring>
+#include "bof4-gemm-vnni.h"
 
 namespace {
 
 enum {
     STEPS  = QK_BOF4_S / 8,     // loads of codes in a block of 16 rows: 4 weights a row in low, 4 in high nibbles
-    WIDTH  = 6,                 // columns that share a pass over the weights
     CHUNK  = 8,                 // blocks that are unpacked at a time
+#ifdef BOF4_GEMM_AVX512
+    GROUPS = 2,                 // of rows and
+    WIDTH  = 6,                 // columns that share a pass over unpacked weights
+    NARROW = 6,                 // columns that share a pass over codes
     DIRECT = 18,                // up to so many columns, unpacking to memory does not pay
+#else
+    GROUPS = 1,                 // half as many registers, and they are half as wide
+    WIDTH  = 6,
+    NARROW = 2,
+    DIRECT = 2,
+#endif
 };
+
+const int8_t levels16[16] = BOF4_S_LEVELS;
 
 struct group {
     const uint16_t * d;
     const uint8_t  * qs;
-    __mmask16 rows;             // those that exist
+    mask rows;                  // those that exist
 
     group(const void * groups, int64_t g, int64_t n_rows, int64_t n) {
         const auto * base = static_cast<const uint8_t *>(groups) + g * bof4_s_group_bytes(n);
         const int64_t n_blocks = n / QK_BOF4_S;
         d  = reinterpret_cast<const uint16_t *>(base);
         qs = base + bof4_s_group_bytes(n) - n_blocks * STEPS * 64;
-        const int64_t left = n_rows - g * BOF4_GROUP;
-        rows = left >= BOF4_GROUP ? 0xffff : (__mmask16) ((1u << left) - 1);
+        rows = first_lanes(n_rows - g * BOF4_GROUP);
     }
 };
-
-// Codes to level + 128.
-struct lookup {
-    __m512i table;
-
-    lookup() {
-        const int8_t levels[16] = BOF4_S_LEVELS;
-        table = _mm512_broadcast_i32x4(
-            _mm_xor_si128(_mm_loadu_si128((const __m128i *) levels), _mm_set1_epi8((char) 0x80)));
-    }
-#ifdef __AVX512VBMI__
-    // vpermb takes six bits of an index: with the table four times over, the two that belong to the other nibble do no harm
-    __m512i low(__m512i codes) const {
-        return _mm512_permutexvar_epi8(codes, table);
-    }
-    __m512i high(__m512i codes) const {
-        return _mm512_permutexvar_epi8(_mm512_srli_epi16(codes, 4), table);
-    }
-#else
-    __m512i low(__m512i codes) const {
-        return _mm512_shuffle_epi8(table, _mm512_and_si512(codes, _mm512_set1_epi8(0x0f)));
-    }
-    __m512i high(__m512i codes) const {
-        return low(_mm512_srli_epi16(codes, 4));
-    }
-#endif
-};
-
-inline __m512i broadcast4(const int8_t * q) {
-    int32_t four;
-    memcpy(&four, q, sizeof(four));
-    return _mm512_set1_epi32(four);
-}
-
-inline __m512 scales(const uint16_t * d) {
-    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *) d));
-}
 
 // T columns, one group of rows.
 template <int T>
 void gemv(const group & w, int64_t n_blocks, const bof4_s_act * const * x, float * const * y) {
-    const lookup level;
-    __m512 sum[T];
+    const lookup level(levels16);
+    floats sum[T];
     for (int t = 0; t < T; ++t) {
-        sum[t] = _mm512_setzero_ps();
+        sum[t] = all_lanes(0.0f);
     }
     for (int64_t b = 0; b < n_blocks; ++b) {
         const uint8_t * qs = w.qs + b * STEPS * 64;
-        __m512i dot0[T], dot1[T];
+        ints dot0[T], dot1[T];
         for (int t = 0; t < T; ++t) {
-            dot0[t] = _mm512_set1_epi32(x[t][b].offset[0]);
-            dot1[t] = _mm512_set1_epi32(x[t][b].offset[1]);
+            dot0[t] = all_lanes(x[t][b].offset[0]);
+            dot1[t] = all_lanes(x[t][b].offset[1]);
         }
 #pragma GCC unroll 8
         for (int i = 0; i < STEPS; ++i) {
-            const __m512i codes = _mm512_loadu_si512(qs + i * 64);
-            const __m512i lo = level.low(codes);
-            const __m512i hi = level.high(codes);
+            const bytes codes = load_bytes(qs + i * 64);
+            const bytes lo = level.low(codes);
+            const bytes hi = level.high(codes);
             for (int t = 0; t < T; ++t) {
-                dot0[t] = _mm512_dpbusd_epi32(dot0[t], lo, broadcast4(x[t][b].q + 4 * i));
-                dot1[t] = _mm512_dpbusd_epi32(dot1[t], hi, broadcast4(x[t][b].q + 32 + 4 * i));
+                dot0[t] = add_dot(dot0[t], lo, broadcast(x[t][b].q + 4 * i));
+                dot1[t] = add_dot(dot1[t], hi, broadcast(x[t][b].q + 32 + 4 * i));
             }
         }
-        const __m512 d = scales(w.d + b * BOF4_GROUP);
+        const floats d = from_halves(w.d + b * BOF4_GROUP);
         for (int t = 0; t < T; ++t) {
-            __m512 part = _mm512_mul_ps(_mm512_cvtepi32_ps(dot0[t]), _mm512_set1_ps(x[t][b].d[0]));
-            part = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot1[t]), _mm512_set1_ps(x[t][b].d[1]), part);
-            sum[t] = _mm512_fmadd_ps(part, d, sum[t]);
+            floats part = multiply(to_floats(dot0[t]), all_lanes(x[t][b].d[0]));
+            part = multiply_add(to_floats(dot1[t]), all_lanes(x[t][b].d[1]), part);
+            sum[t] = multiply_add(part, d, sum[t]);
         }
     }
     for (int t = 0; t < T; ++t) {
-        _mm512_mask_storeu_ps(y[t], w.rows, _mm512_mul_ps(sum[t], _mm512_set1_ps(1.0f / BOF4_LEVEL_SCALE)));
+        store(y[t], w.rows, multiply(sum[t], all_lanes(1.0f / BOF4_LEVEL_SCALE)));
     }
 }
 
@@ -133,16 +98,16 @@ struct unpacked {
     alignas(64) float d[CHUNK][R][16];
 
     void fill(const group * w, int64_t b0, int64_t n) {
-        const lookup level;
+        const lookup level(levels16);
         for (int r = 0; r < R; ++r) {
             for (int64_t b = 0; b < n; ++b) {
                 for (int i = 0; i < STEPS; ++i) {
-                    const __m512i codes = _mm512_loadu_si512(w[r].qs + ((b0 + b) * STEPS + i) * 64);
-                    _mm512_store_si512(levels[b][0][i][r], level.low(codes));
-                    _mm512_store_si512(levels[b][1][i][r], level.high(codes));
+                    const bytes codes = load_bytes(w[r].qs + ((b0 + b) * STEPS + i) * 64);
+                    store_bytes(levels[b][0][i][r], level.low(codes));
+                    store_bytes(levels[b][1][i][r], level.high(codes));
                 }
-                _mm512_store_ps(d[b][r], _mm512_mul_ps(
-                    scales(w[r].d + (b0 + b) * BOF4_GROUP), _mm512_set1_ps(1.0f / BOF4_LEVEL_SCALE)));
+                store(d[b][r], multiply(
+                    from_halves(w[r].d + (b0 + b) * BOF4_GROUP), all_lanes(1.0f / BOF4_LEVEL_SCALE)));
             }
         }
     }
@@ -150,59 +115,59 @@ struct unpacked {
 
 // n blocks of R groups times T columns, added to y (or written there, for the first blocks of a row).
 template <int R, int T>
-void tile(const unpacked<R> & w, const __mmask16 * rows, int64_t n, const bof4_s_act * const * columns, int64_t b0,
+void tile(const unpacked<R> & w, const mask * rows, int64_t n, const bof4_s_act * const * columns, int64_t b0,
           float * const * y, bool first) {
     const bof4_s_act * x[T];
     alignas(64) float sum[T][R][16];
     for (int t = 0; t < T; ++t) {
         x[t] = columns[t] + b0;
         for (int r = 0; r < R; ++r) {
-            _mm512_store_ps(sum[t][r], first ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(rows[r], y[t] + r * 16));
+            store(sum[t][r], first ? all_lanes(0.0f) : load(y[t] + r * 16, rows[r]));
         }
     }
     for (int64_t b = 0; b < n; ++b) {
-        __m512 part[T][R];
+        floats part[T][R];
 #pragma GCC unroll 2
         for (int h = 0; h < 2; ++h) {
-            __m512i dot[T][R];
+            ints dot[T][R];
             for (int t = 0; t < T; ++t) {
                 for (int r = 0; r < R; ++r) {
-                    dot[t][r] = _mm512_set1_epi32(x[t][b].offset[h]);
+                    dot[t][r] = all_lanes(x[t][b].offset[h]);
                 }
             }
 #pragma GCC unroll 8
             for (int i = 0; i < STEPS; ++i) {
                 for (int t = 0; t < T; ++t) {
-                    const __m512i act = broadcast4(x[t][b].q + h * 32 + 4 * i);
+                    const four act = broadcast(x[t][b].q + h * 32 + 4 * i);
                     for (int r = 0; r < R; ++r) {
-                        dot[t][r] = _mm512_dpbusd_epi32(dot[t][r], _mm512_load_si512(w.levels[b][h][i][r]), act);
+                        dot[t][r] = add_dot(dot[t][r], load_bytes(w.levels[b][h][i][r]), act);
                     }
                 }
             }
             for (int t = 0; t < T; ++t) {
-                const __m512 d = _mm512_set1_ps(x[t][b].d[h]);
+                const floats d = all_lanes(x[t][b].d[h]);
                 for (int r = 0; r < R; ++r) {
-                    const __m512 v = _mm512_cvtepi32_ps(dot[t][r]);
-                    part[t][r] = h == 0 ? _mm512_mul_ps(v, d) : _mm512_fmadd_ps(v, d, part[t][r]);
+                    const floats v = to_floats(dot[t][r]);
+                    part[t][r] = h == 0 ? multiply(v, d) : multiply_add(v, d, part[t][r]);
                 }
             }
         }
         for (int r = 0; r < R; ++r) {
-            const __m512 d = _mm512_load_ps(w.d[b][r]);
+            const floats d = load(w.d[b][r]);
             for (int t = 0; t < T; ++t) {
-                _mm512_store_ps(sum[t][r], _mm512_fmadd_ps(part[t][r], d, _mm512_load_ps(sum[t][r])));
+                store(sum[t][r], multiply_add(part[t][r], d, load(sum[t][r])));
             }
         }
     }
     for (int t = 0; t < T; ++t) {
         for (int r = 0; r < R; ++r) {
-            _mm512_mask_storeu_ps(y[t] + r * 16, rows[r], _mm512_load_ps(sum[t][r]));
+            store(y[t] + r * 16, rows[r], load(sum[t][r]));
         }
     }
 }
 
 template <int R>
-void tiles(const unpacked<R> & w, const __mmask16 * rows, int64_t n, const bof4_s_act * const * x, int64_t b0,
+void tiles(const unpacked<R> & w, const mask * rows, int64_t n, const bof4_s_act * const * x, int64_t b0,
            float * const * columns, int64_t row0, int64_t n_columns, bool first) {
     // as many columns in each tile, or one less: a last tile of one would cost as much as one of three
     const int64_t n_tiles = (n_columns + WIDTH - 1) / WIDTH;
@@ -227,13 +192,13 @@ void tiles(const unpacked<R> & w, const __mmask16 * rows, int64_t n, const bof4_
 void few_columns(const void * groups, int64_t n_rows, int64_t n, const bof4_s_act * const * x, float * const * columns,
                  int64_t n_columns) {
     const int64_t n_blocks = n / QK_BOF4_S;
-    const int64_t n_tiles = (n_columns + WIDTH - 1) / WIDTH;
+    const int64_t n_tiles = (n_columns + NARROW - 1) / NARROW;
     for (int64_t g = 0; g * BOF4_GROUP < n_rows; ++g) {
         const group w(groups, g, n_rows, n);
         for (int64_t i = 0; i < n_tiles; ++i) {
             const int64_t c = i * n_columns / n_tiles;
             const int width = (int) ((i + 1) * n_columns / n_tiles - c);
-            float * y[WIDTH];
+            float * y[NARROW];
             for (int t = 0; t < width; ++t) {
                 y[t] = columns[c + t] + g * BOF4_GROUP;
             }
@@ -254,7 +219,7 @@ void many_columns(const void * groups, int64_t g, int64_t n_rows, int64_t n, con
                   int64_t n_columns, int64_t b0, unpacked<R> & memory) {
     const int64_t n_chunk = b0 + CHUNK < n / QK_BOF4_S ? (int64_t) CHUNK : n / QK_BOF4_S - b0;
     const group w[2] = { group(groups, g, n_rows, n), group(groups, g + R - 1, n_rows, n) };
-    const __mmask16 rows[2] = { w[0].rows, w[1].rows };
+    const mask rows[2] = { w[0].rows, w[1].rows };
     memory.fill(w, b0, n_chunk);
     tiles<R>(memory, rows, n_chunk, x, b0, y, g * BOF4_GROUP, n_columns, b0 == 0);
 }
@@ -273,15 +238,15 @@ void bof4_s_gemm(const void * groups, int64_t n_rows, int64_t n, const bof4_s_ac
         return;
     }
     const int64_t n_groups = (n_rows + BOF4_GROUP - 1) / BOF4_GROUP;
-    unpacked<2> memory;
+    unpacked<GROUPS> memory;
     for (int64_t b0 = 0; b0 < n / QK_BOF4_S; b0 += CHUNK) {
         int64_t g = 0;
-        for (; g + 2 <= n_groups; g += 2) {
-            many_columns<2>(groups, g, n_rows, n, x, y, n_columns, b0, memory);
+        for (; g + GROUPS <= n_groups; g += GROUPS) {
+            many_columns<GROUPS>(groups, g, n_rows, n, x, y, n_columns, b0, memory);
         }
         if (g < n_groups) {
-            unpacked<1> half;
-            many_columns<1>(groups, g, n_rows, n, x, y, n_columns, b0, half);
+            unpacked<1> last;
+            many_columns<1>(groups, g, n_rows, n, x, y, n_columns, b0, last);
         }
     }
 }
