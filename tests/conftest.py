@@ -52,11 +52,11 @@ def evaluation() -> Path:
 
 @pytest.fixture(scope="session")
 def smol_bof4(built: Path, smol: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The smol model, matrices in BOF4_S without lists, embeddings in F16.
+    """The smol model, matrices in BOF4_S by absmax and without lists, embeddings in F16.
 
     Removed afterwards, as pytest keeps its folders.
     """
     target = tmp_path_factory.mktemp("smol") / "smol-bof4_s.gguf"
-    convert(smol, target, type="BOF4_S", token_embedding_type="F16", opq=("off",))
+    convert(smol, target, type="BOF4_S", token_embedding_type="F16", opq=("off",), encoder="absmax")
     yield target
     target.unlink()
