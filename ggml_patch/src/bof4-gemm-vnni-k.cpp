@@ -15,6 +15,7 @@ namespace {
 enum {
     STEPS  = QK_BOF4_K / 8,     // loads of codes in a superblock of 16 rows: 4 weights a row in low, 4 in high nibbles
     CHUNK  = 2,                 // superblocks that are unpacked at a time
+    AHEAD  = 4096,              // bytes of codes that GEMV asks for early
 #ifdef BOF4_GEMM_AVX512
     GROUPS = 2,                 // of rows and
     WIDTH  = 5,                 // columns that share a pass over unpacked weights; with six, sums leave the registers
@@ -90,6 +91,7 @@ void gemv(const group & w, int64_t n_blocks, const bof4_k_act * const * x, float
 #pragma GCC unroll 4
             for (int i = 0; i < 4; ++i) {
                 const bytes codes = load_bytes(qs + (i0 + i) * 64);
+                _mm_prefetch((const char *) qs + (i0 + i) * 64 + AHEAD, _MM_HINT_T0);
                 const bytes lo = level.low(codes);
                 const bytes hi = level.high(codes);
                 for (int t = 0; t < T; ++t) {

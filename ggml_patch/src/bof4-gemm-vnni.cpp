@@ -25,6 +25,7 @@ namespace {
 enum {
     STEPS  = QK_BOF4_S / 8,     // loads of codes in a block of 16 rows: 4 weights a row in low, 4 in high nibbles
     CHUNK  = 8,                 // blocks that are unpacked at a time
+    AHEAD  = 4096,              // bytes of codes that GEMV asks for early
 #ifdef BOF4_GEMM_AVX512
     GROUPS = 2,                 // of rows and
     WIDTH  = 6,                 // columns that share a pass over unpacked weights
@@ -72,6 +73,7 @@ void gemv(const group & w, int64_t n_blocks, const bof4_s_act * const * x, float
 #pragma GCC unroll 8
         for (int i = 0; i < STEPS; ++i) {
             const bytes codes = load_bytes(qs + i * 64);
+            _mm_prefetch((const char *) qs + i * 64 + AHEAD, _MM_HINT_T0);
             const bytes lo = level.low(codes);
             const bytes hi = level.high(codes);
             for (int t = 0; t < T; ++t) {
