@@ -64,10 +64,8 @@ def parse_distance(output: str) -> Distance:
 
 
 def _perplexity(model: Path, logits: Path, threads: int, *arguments: str | Path) -> str:
-    # without repacking, all types run on their plain kernels; the repacked ones of processors with AMX round
-    # activations otherwise, and crash where the compiler drops the tile configuration (upstream's pull request 26954)
     return run_program(
-        "llama-perplexity", "-m", model, "-c", str(CONTEXT), "--kl-divergence-base", logits, "--no-repack",
+        "llama-perplexity", "-m", model, "-c", str(CONTEXT), "--kl-divergence-base", logits,
         *thread_options(threads), *arguments,
     )  # fmt: skip
 
