@@ -167,7 +167,8 @@ class BOF4_K(_Quant, qtype=gguf.GGMLQuantizationType(FORMAT_K.type_id)):  # type
         The largest maximum gets the block scale -32, which has no positive counterpart. A superblock with a NaN or an
         infinity gets the scale NaN, which validation refuses.
         """
-        d = stored_scale(signed_maximum(blocks) * np.float32(-4096 / (32 * LEVEL_SCALE)))
+        with np.errstate(over="ignore"):
+            d = stored_scale(signed_maximum(blocks) * np.float32(-4096 / (32 * LEVEL_SCALE)))
         unit = d.astype(np.float32) * cls.UNIT
         small = blocks.reshape(-1, cls.BLOCK)
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):

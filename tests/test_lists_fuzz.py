@@ -36,7 +36,7 @@ UPSTREAM = (
 )  # fmt: skip
 """What reading a model takes: the loader, not the models' graphs."""
 
-OWN = ("bof4-quants.c", "bof4-opq.c", "bof4-opq-cpu.c", "bof4-llama.cpp")
+OWN = ("bof4-quants.c", "bof4-search.c", "bof4-opq.c", "bof4-opq-cpu.c", "bof4-llama.cpp")
 
 SHAPES = {
     "token_embd.weight": (33, 128),

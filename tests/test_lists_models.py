@@ -251,15 +251,18 @@ def rpc_server(log: Path) -> Iterator[str]:
 def test_a_model_served_over_rpc_generates_the_same(
     smol_variants: Variants, listed_mixture: Path, evaluation: Path, tmp_path: Path
 ) -> None:
-    alone = greedy(smol_variants.listed, PROMPT)
+    # a server's weights are not interleaved: sums in another order differ in their last bit, which turns a rounding of
+    # the next activations now and then
+    plain = "--no-repack"
+    alone = greedy(smol_variants.listed, PROMPT, plain)
     assert len(alone.split()) > 10
-    assert greedy(smol_variants.bare, PROMPT) != alone
+    assert greedy(smol_variants.bare, PROMPT, plain) != alone
     with rpc_server(tmp_path / "server.log") as address:
-        remote = ("--rpc", address, "--gpu-layers")
+        remote = (plain, "--rpc", address, "--gpu-layers")
         assert greedy(smol_variants.listed, PROMPT, *remote, "99") == alone
         # all layers there, the last ten, and experts
         for model, layers in ((smol_variants.listed, "99"), (smol_variants.listed, "10"), (listed_mixture, "99")):
-            here, there = predict(model, evaluation), predict(model, evaluation, *remote, layers)
+            here, there = predict(model, evaluation, plain), predict(model, evaluation, *remote, layers)
             assert divergence(there, here).max() < 1e-4
         log = llama(
             "completion", "-m", smol_variants.listed, "-p", PROMPT, "-n", "1", "--single-turn", *THREADS,

@@ -10,6 +10,7 @@
 #include "bof4-opq-cpu.h"
 #include "bof4-opq.h"
 #include "ggml-cpp.h"
+#include "ggml-cpu.h"
 #include "ggml-cpu-impl.h"
 #include "llama-model-loader.h"
 
@@ -22,6 +23,13 @@
 #include <stdexcept>
 #include <string>
 #include <vector>
+
+// What ggml-cpu.c says of the types: which one their activations are rounded to.
+const ggml_type_traits_cpu * ggml_get_type_traits_cpu(ggml_type type) {
+    static const ggml_type_traits_cpu s { nullptr, nullptr, GGML_TYPE_Q8_0, 1 };
+    static const ggml_type_traits_cpu k { nullptr, nullptr, GGML_TYPE_Q8_K, 1 };
+    return type == GGML_TYPE_BOF4_K ? &k : &s;
+}
 
 namespace {
 
@@ -135,20 +143,21 @@ struct arena {
 };
 
 // Activations as the backend encodes them before it multiplies.
-std::vector<char> encoded(const ggml_tensor * b) {
-    return std::vector<char>(ggml_row_size(GGML_TYPE_Q8_0, ggml_nelements(b)));
+std::vector<char> encoded(const ggml_tensor * weight, const ggml_tensor * b) {
+    return std::vector<char>(ggml_row_size(ggml_get_type_traits_cpu(weight->type)->vec_dot_type, ggml_nelements(b)));
 }
 
 void multiply(arena & a, ggml_tensor * weight, int64_t columns) {
     ggml_tensor * b = a.floats({ weight->ne[0], columns, weight->ne[2], weight->ne[3] });
     ggml_tensor * y = a.fill(ggml_mul_mat(a.ctx.get(), weight, b));
     // exactly what ggml_graph_plan asks for
-    std::vector<char> work = encoded(b);
+    std::vector<char> work = encoded(weight, b);
     work.resize(work.size() + bof4_transposed_size(y));
     ggml_compute_params params = {};
     params.nth = 1;
     params.wdata = work.data();
-    bof4_transpose_activations(&params, y);
+    bof4_foresee_list(&params, y);
+    bof4_prepare_list(&params, y);
     bof4_prefetch_list(y, 0, 0, y->ne[0]);
     bof4_add_outliers(y, work.data(), 0, y->ne[0], 0, ggml_nrows(y));
 }
@@ -175,8 +184,7 @@ void apply(const llama_model_loader & ml, const std::string & name) {
         ggml_tensor * y = a.fill(ggml_mul_mat_id(ctx, weight, b, ids));
         const int32_t columns[] = { 0, 0, 0, 1 };
         for (const int n_columns : { 1, 2 }) {
-            bof4_add_outliers_of_expert(
-                y, encoded(b).data(), below(weight->ne[2]), 0, y->ne[0], columns, n_columns);
+            bof4_add_outliers_of_expert(y, below(weight->ne[2]), 0, y->ne[0], columns, n_columns);
         }
     }
     ggml_tensor * y = a.fill(ggml_get_rows(ctx, weight, a.numbers({ 4, weight->ne[2], weight->ne[3] }, weight->ne[1])));
