@@ -419,10 +419,12 @@ void bof4_add_outliers(
         t.lane = (int) (ir1 % TILE);
         t.n = (int) MIN(MIN((int64_t) TILE - t.lane, ir1_end - ir1), ne1 - i11);
         t.transposed = transposed ? transposed + (ir1 - t.lane) * ne10 : NULL;
-        for (int c = 0; c < TILE; ++c) {
-            const int existing = MIN(c, t.n - 1);
-            t.x[c] = column_of(src1, ir1 + existing);
-            t.y[c] = (float *) ((char *) dst->data + (i11 + existing) * nb1 + i12 * nb2 + i13 * nb3);
+        // columns of a tile are neighbours in dimension 1
+        const char * x = (const char *) column_of(src1, ir1);
+        char * y = (char *) dst->data + i11 * nb1 + i12 * nb2 + i13 * nb3;
+        for (int c = 0; c < (t.n == 1 ? 1 : TILE); ++c) {
+            t.x[c] = (const float *) (x + MIN(c, t.n - 1) * nb11);
+            t.y[c] = (float *) (y + MIN(c, t.n - 1) * nb1);
         }
         const int64_t first = view.first + i12 / (ne12 / ne02) * view.stride[1] + i13 / (ne13 / ne03) * view.stride[2];
         add_rows(&view, first, ir0_start, ir0_end, &t);

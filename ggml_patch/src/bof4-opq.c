@@ -80,7 +80,8 @@ struct bof4_list_view ggml_bof4_view_of_op(const struct ggml_tensor * op) {
     view.first        = place.first;
     view.n            = operand->ne[0];
     for (int i = 0; i < 3; ++i) {
-        view.stride[i] = elements(operand->type, operand->nb[i + 1]);
+        // a division takes longer than all the rest, and few operands have more than two dimensions
+        view.stride[i] = i > 0 && operand->ne[i + 1] == 1 ? 0 : elements(operand->type, operand->nb[i + 1]);
     }
     return view;
 }
