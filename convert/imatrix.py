@@ -23,7 +23,9 @@ from gguf_bof4.reading import Model, Tensor, open_model
 Floats = npt.NDArray[np.float32]
 
 _SUMS, _COUNTS = ".in_sum2", ".counts"
-_RANDOM_TOKENS_FILE = "random tokens"
+RANDOM_TOKENS_FILE = "random tokens"
+"""The dataset of a matrix made for one conversion, whose own path says nothing."""
+
 _REMEDY = "make it again with llama-imatrix"
 
 
@@ -68,7 +70,7 @@ class Imatrix:
 
     def metadata(self) -> dict[str, str | int]:
         """What llama-quantize notes of it in the file that it makes."""
-        temporary = self.dataset == _RANDOM_TOKENS_FILE
+        temporary = self.dataset == RANDOM_TOKENS_FILE
         found: dict[str, str | int] = {"quantize.imatrix.file": self.path.name if temporary else str(self.path)}
         if self.dataset is not None:
             found["quantize.imatrix.dataset"] = self.dataset

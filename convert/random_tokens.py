@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import random
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from gguf_bof4.convert.imatrix import RANDOM_TOKENS_FILE
 from gguf_bof4.convert.options import RANDOM_TOKENS, Options
 from gguf_bof4.convert.report import Progress
 from gguf_bof4.errors import UserError
-from gguf_bof4.ggml_patch.build import program_path
+from gguf_bof4.ggml_patch.programs import make_imatrix
 from gguf_bof4.reading import Model, open_model
 
 CHUNKS = 8
@@ -61,7 +61,7 @@ def words(model: Model) -> list[str]:
     return found
 
 
-def make_imatrix(source: Path, folder: Path, threads: int) -> Path:
+def random_imatrix(source: Path, folder: Path, threads: int) -> Path:
     """The importance matrix of a GGUF file on random tokens, in `folder`.
 
     Raises:
@@ -69,24 +69,13 @@ def make_imatrix(source: Path, folder: Path, threads: int) -> Path:
     """
     # half as many again as needed: neighbours may come out as one token
     vocabulary, generator = words(open_model(source)), random.Random(_SEED)
-    text = folder / "random tokens"
+    text = folder / RANDOM_TOKENS_FILE  # llama-imatrix notes the name as the dataset
     text.write_text("".join(generator.choices(vocabulary, k=CHUNKS * 512 * 3 // 2)), encoding="utf-8")
     target = folder / "random-tokens.gguf"
-    program = program_path("llama-imatrix")
-    command = [
-        program, "-m", source, "-f", text.name, "-o", target.name, "-c", "512", "--chunks", str(CHUNKS), "--no-ppl",
-        *(["-t", str(threads)] if threads else []),
-    ]  # fmt: skip
-    result = subprocess.run(
-        [str(word) for word in command], cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, check=False,
+    make_imatrix(
+        source, Path(text.name), Path(target.name), CHUNKS, threads,
+        remedy="Convert without --imatrix, or give it a file that was made elsewhere.", folder=folder,
     )  # fmt: skip
-    if result.returncode != 0 or not target.is_file():
-        last = result.stdout.decode(errors="replace").strip()[-1500:]
-        raise UserError(
-            f"{program} could not run {source} on random tokens (exit code {result.returncode}):\n{last}\n"
-            "Convert without --imatrix, or give it a file that was made elsewhere"
-        )
     return target
 
 
@@ -110,4 +99,4 @@ def with_importance(options: Options, source: Path, progress: Progress) -> Itera
         return
     progress("running the model on random tokens", 0, 0)
     with tempfile.TemporaryDirectory() as folder:
-        yield replace(options, imatrix=str(make_imatrix(source.resolve(), Path(folder), options.threads)))
+        yield replace(options, imatrix=str(random_imatrix(source.resolve(), Path(folder), options.threads)))

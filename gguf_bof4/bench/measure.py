@@ -9,9 +9,12 @@ from pathlib import Path
 
 import gguf
 
-from gguf_bof4.bench.programs import run_program, thread_options
 from gguf_bof4.errors import UserError
+from gguf_bof4.ggml_patch.programs import run_program, thread_options
 from gguf_bof4.reading import Model, Tensor
+
+REMEDY = "What was measured before is kept: mend the cause and run again."
+"""Where a program of llama.cpp fails."""
 
 CONTEXT = 512
 """Tokens of a chunk; llama-perplexity judges the second half of them."""
@@ -66,7 +69,7 @@ def parse_distance(output: str) -> Distance:
 def _perplexity(model: Path, logits: Path, threads: int, *arguments: str | Path) -> str:
     return run_program(
         "llama-perplexity", "-m", model, "-c", str(CONTEXT), "--kl-divergence-base", logits,
-        *thread_options(threads), *arguments,
+        *thread_options(threads), *arguments, remedy=REMEDY,
     )  # fmt: skip
 
 

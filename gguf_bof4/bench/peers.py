@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from gguf_bof4.bench.programs import run_program, thread_options
+from gguf_bof4.bench.measure import REMEDY
+from gguf_bof4.ggml_patch.programs import run_program
 
 IMATRIX_CHUNKS = 64
 """Chunks of 512 tokens for the importance matrix: 32768 tokens settle the mean square of an activation to a percent or
@@ -55,17 +56,5 @@ def make_peer(peer: Peer, source: Path, target: Path, imatrix: Path | None, thre
         *(() if imatrix is None else ("--imatrix", imatrix)),
         "--token-embedding-type", "f16", "--output-tensor-type", "f16",
         "--tensor-type", rf"^blk\.={peer.name.lower()}",
-        source, target, peer.file_type, *([str(threads)] if threads else []),
-    )  # fmt: skip
-
-
-def make_imatrix(source: Path, text: Path, target: Path, threads: int) -> None:
-    """The importance matrix of a model on the first IMATRIX_CHUNKS chunks of a text; peers and our types share it.
-
-    Raises:
-        UserError: llama-imatrix failed.
-    """
-    run_program(
-        "llama-imatrix", "-m", source, "-f", text, "-o", target, "-c", "512", "--chunks", str(IMATRIX_CHUNKS),
-        "--no-ppl", *thread_options(threads),
+        source, target, peer.file_type, *([str(threads)] if threads else []), remedy=REMEDY,
     )  # fmt: skip

@@ -13,6 +13,7 @@ from typing import Any
 
 from gguf_bof4.bench import cost
 from gguf_bof4.bench.measure import (
+    REMEDY,
     bits_per_weight,
     block_matrices,
     check_rest,
@@ -22,12 +23,13 @@ from gguf_bof4.bench.measure import (
 )
 from gguf_bof4.bench.nf4 import BITS_PER_WEIGHT as NF4_BITS
 from gguf_bof4.bench.nf4 import NF4, make_nf4
-from gguf_bof4.bench.peers import IMATRIX_CHUNKS, PEERS, make_imatrix, make_peer
+from gguf_bof4.bench.peers import IMATRIX_CHUNKS, PEERS, make_peer
 from gguf_bof4.bench.results import Key, Row, add_row
 from gguf_bof4.bench.variants import Variant
 from gguf_bof4.convert import Options, convert, random_tokens
 from gguf_bof4.convert.options import ENCODERS
 from gguf_bof4.errors import UserError
+from gguf_bof4.ggml_patch.programs import make_imatrix
 from gguf_bof4.reading import Model, open_model
 from gguf_bof4.reference_models import REFERENCE_MODELS, reference_model
 from gguf_bof4.reference_texts import calibration_text, evaluation_text, held_out_text
@@ -171,10 +173,10 @@ class ModelBench:
         self.imatrix = self.random_imatrix = folder / "imatrix.gguf"
         if plan.uses(model, "imatrix"):
             say(f"{model}: importance matrix")
-            make_imatrix(self.source, calibration_text(), self.imatrix, threads)
+            make_imatrix(self.source, calibration_text(), self.imatrix, IMATRIX_CHUNKS, threads, REMEDY)
         if plan.uses(model, "random"):
             say(f"{model}: importance matrix from random tokens")
-            self.random_imatrix = random_tokens.make_imatrix(self.source, folder, threads)
+            self.random_imatrix = random_tokens.random_imatrix(self.source, folder, threads)
 
     def make(self, variant: Variant) -> Path:
         """The quantized file."""

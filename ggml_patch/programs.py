@@ -1,0 +1,50 @@
+"""Run the programs of the patched llama.cpp to their end."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+from gguf_bof4.errors import UserError
+from gguf_bof4.ggml_patch.build import program_path
+
+
+def thread_options(threads: int) -> list[str]:
+    """The option that every program but llama-quantize takes; 0 leaves it to the program."""
+    return ["-t", str(threads)] if threads else []
+
+
+def run_program(name: str, *arguments: str | Path, remedy: str, folder: Path | None = None) -> str:
+    """What a program prints, on both streams.
+
+    Args:
+        remedy: the last line of the message where it fails.
+        folder: to run it in.
+
+    Raises:
+        UserError: it is not built, or it failed; its last lines are in the message.
+    """
+    command = [str(program_path(name)), *map(str, arguments)]
+    result = subprocess.run(
+        command, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+    )
+    output = result.stdout.decode(errors="replace")
+    if result.returncode != 0:
+        raise UserError(
+            f"{' '.join(command)}\nfailed with exit code {result.returncode}:\n{output.strip()[-1500:]}\n{remedy}"
+        )
+    return output
+
+
+def make_imatrix(
+    source: Path, text: Path, target: Path, chunks: int, threads: int, remedy: str, folder: Path | None = None
+) -> None:
+    """llama-imatrix on the first `chunks` chunks of 512 tokens of a text.
+
+    Raises:
+        UserError: as `run_program`.
+    """
+    run_program(
+        "llama-imatrix", "-m", source, "-f", text, "-o", target, "-c", "512", "--chunks", str(chunks), "--no-ppl",
+        *thread_options(threads), remedy=remedy, folder=folder,
+    )  # fmt: skip
