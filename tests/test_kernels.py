@@ -1,32 +1,16 @@
 """Every instruction set's kernels, compiled one by one and run: here, or under qemu-user."""
 
 import platform
-import shutil
 import subprocess
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from instruction_sets import Target, toolchain
 
 from gguf_bof4.ggml_patch import SOURCES
 from gguf_bof4.ggml_patch.build import source_tree
 
 NATIVE = Path(__file__).parent / "native"
-AARCH64_LIBRARIES = "/usr/aarch64-linux-gnu"
-
-
-@dataclass(frozen=True)
-class Target:
-    """One way to compile the kernels.
-
-    Attributes:
-        features: what the processor must have, as /proc/cpuinfo spells it.
-    """
-
-    name: str
-    machine: str
-    flags: tuple[str, ...]
-    features: frozenset[str] = frozenset()
 
 
 TARGETS = (
@@ -41,25 +25,6 @@ TARGETS = (
     Target("neon", "aarch64", ("-march=armv8-a",)),
     Target("neon-dotprod", "aarch64", ("-march=armv8.2-a+dotprod+fp16",)),
 )
-
-
-def toolchain(target: Target) -> tuple[str, list[str]]:
-    """Compiler and the command in front of the program; skips, saying why, where there is none."""
-    if platform.machine() == target.machine:
-        compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-        assert compiler, "a C compiler is what the build needed, too"
-        cpuinfo = Path("/proc/cpuinfo")
-        missing = target.features - set(cpuinfo.read_text().split() if cpuinfo.exists() else ())
-        if missing:
-            pytest.skip(f"this processor has no {', '.join(sorted(missing))}")
-        return compiler, []
-    compiler, emulator = (shutil.which(f"{target.machine}-linux-gnu-gcc"), shutil.which(f"qemu-{target.machine}"))
-    if not compiler or not emulator:
-        pytest.skip(
-            f"{target.machine}-linux-gnu-gcc or qemu-{target.machine} is missing: "
-            "`apt install gcc-aarch64-linux-gnu qemu-user` to run this"
-        )
-    return compiler, [emulator, "-L", AARCH64_LIBRARIES]
 
 
 def compile_check(target: Target, compiler: str, extra: list[str], program: Path) -> None:
@@ -77,7 +42,7 @@ def compile_check(target: Target, compiler: str, extra: list[str], program: Path
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.name)
 def test_products_equal_float64(target: Target, tmp_path: Path) -> None:
-    compiler, emulator = toolchain(target)
+    compiler, emulator = toolchain(target, "gcc")
     program = tmp_path / "check_vec_dot"
     compile_check(target, compiler, ["-O3"], program)
     run = subprocess.run([*emulator, str(program)], capture_output=True, text=True, check=False)
@@ -87,7 +52,7 @@ def test_products_equal_float64(target: Target, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("target", [t for t in TARGETS if t.machine == platform.machine()], ids=lambda t: t.name)
 def test_kernels_stay_inside_their_rows(target: Target, tmp_path: Path) -> None:
-    compiler, _ = toolchain(target)
+    compiler, _ = toolchain(target, "gcc")
     program = tmp_path / "check_vec_dot"
     compile_check(target, compiler, ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover"], program)
     run = subprocess.run([str(program)], capture_output=True, text=True, check=False)

@@ -4,33 +4,17 @@ from __future__ import annotations
 
 import platform
 import re
-import shutil
 import subprocess
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from instruction_sets import Target, native_compiler, toolchain
 
 from gguf_bof4.ggml_patch import SOURCES
 from gguf_bof4.ggml_patch.build import source_tree
 
 NATIVE = Path(__file__).parent / "native"
-AARCH64_LIBRARIES = "/usr/aarch64-linux-gnu"
 NO_KERNELS = 77
-
-
-@dataclass(frozen=True)
-class Target:
-    """One way to compile the kernels.
-
-    Attributes:
-        features: what the processor must have, as /proc/cpuinfo spells it.
-    """
-
-    name: str
-    machine: str
-    flags: tuple[str, ...]
-    features: frozenset[str] = frozenset()
 
 
 AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni", "-mavx2", "-mfma", "-mf16c")
@@ -47,29 +31,6 @@ TARGETS = (
 )
 
 
-def compiler() -> str:
-    found = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-    assert found, "a C++ compiler is what the build needed, too"
-    return found
-
-
-def toolchain(target: Target) -> tuple[str, list[str]]:
-    """Compiler and the command in front of the program; skips, saying why, where there is none."""
-    if platform.machine() == target.machine:
-        cpuinfo = Path("/proc/cpuinfo")
-        missing = target.features - set(cpuinfo.read_text().split() if cpuinfo.exists() else ())
-        if missing:
-            pytest.skip(f"this processor has no {', '.join(sorted(missing))}")
-        return compiler(), []
-    cross, emulator = (shutil.which(f"{target.machine}-linux-gnu-g++"), shutil.which(f"qemu-{target.machine}"))
-    if not cross or not emulator:
-        pytest.skip(
-            f"{target.machine}-linux-gnu-g++ or qemu-{target.machine} is missing: "
-            "`apt install g++-aarch64-linux-gnu qemu-user` to run this"
-        )
-    return cross, [emulator, "-L", AARCH64_LIBRARIES]
-
-
 def compile_check(target: Target, cxx: str, extra: list[str], program: Path) -> None:
     tree = source_tree() / "ggml"
     command = [
@@ -84,7 +45,7 @@ def compile_check(target: Target, cxx: str, extra: list[str], program: Path) -> 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.name)
 def test_products_equal_float64(target: Target, tmp_path: Path) -> None:
-    cxx, emulator = toolchain(target)
+    cxx, emulator = toolchain(target, "g++")
     program = tmp_path / "check_gemm"
     compile_check(target, cxx, ["-O3"], program)
     run = subprocess.run([*emulator, program], capture_output=True, text=True, check=False)
@@ -95,7 +56,7 @@ def test_products_equal_float64(target: Target, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("target", [t for t in TARGETS if t.machine == platform.machine()], ids=lambda t: t.name)
 def test_kernels_stay_inside_their_memory(target: Target, tmp_path: Path) -> None:
-    cxx, _ = toolchain(target)
+    cxx, _ = toolchain(target, "g++")
     program = tmp_path / "check_gemm"
     compile_check(target, cxx, ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover"], program)
     run = subprocess.run([program], capture_output=True, text=True, check=False)
@@ -105,7 +66,7 @@ def test_kernels_stay_inside_their_memory(target: Target, tmp_path: Path) -> Non
 def test_interleaved_weights_give_the_results_of_ordinary_ones(built: Path, tmp_path: Path) -> None:
     program = tmp_path / "check_repack"
     command = [
-        compiler(), "-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror",
+        native_compiler("g++"), "-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror",
         "-isystem", source_tree() / "ggml/include", f"-I{SOURCES}", NATIVE / "check_repack.cpp",
         f"-L{built}", "-lggml", "-lggml-cpu", "-lggml-base", f"-Wl,-rpath,{built}", "-o", program,
     ]  # fmt: skip
