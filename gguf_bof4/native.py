@@ -1,6 +1,6 @@
 """The patched library, called from Python through cffi.
 
-`bof4 build` makes it; the declarations are those of ggml_patch/src/bindings/bof4-bindings.h.
+`bof4 build` makes it; the declarations are those of the headers in ggml_patch/src/bindings.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 TensorType = gguf.GGMLQuantizationType
 
+_HEADERS = ("bof4-bindings.h", "bof4-timing.h")
 _LIBRARY_NAMES = {"darwin": "libbof4.dylib", "win32": "bof4.dll"}
 _BF16 = gguf.GGMLQuantizationType.BF16
 
@@ -55,8 +56,9 @@ def library() -> tuple[cffi.FFI, Any]:
         gguf_bof4.ggml_patch.build.NotBuiltError: `bof4 build` has not been run.
     """
     ffi = cffi.FFI()
-    header = (SOURCES / "bindings" / "bof4-bindings.h").read_text()
-    ffi.cdef(re.sub(r"//.*", "", header).replace("BOF4_API ", ""))
+    for header in _HEADERS:
+        text = (SOURCES / "bindings" / header).read_text()
+        ffi.cdef(re.sub(r"//.*", "", text).replace("BOF4_API ", ""))
     path = installed_bin() / _LIBRARY_NAMES.get(sys.platform, "libbof4.so")
     return ffi, ffi.dlopen(str(path))
 

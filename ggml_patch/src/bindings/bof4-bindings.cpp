@@ -1,10 +1,4 @@
-#include <cstdint>
-
-#if defined(_WIN32)
-#define BOF4_API extern "C" __declspec(dllexport)
-#else
-#define BOF4_API extern "C" __attribute__((visibility("default")))
-#endif
+#include "bof4-api.h"
 #include "bof4-bindings.h"
 
 #include "bof4-gptq.h"
