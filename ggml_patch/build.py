@@ -2,6 +2,9 @@
 
 The build folder is named by a hash of everything that goes into it: lock file, patches, our sources,
 CMake options, compiler and processor. A second call finds it whole and returns at once.
+
+Builds with other CMake arguments (CUDA, say) have folders of their own; the one that the command line made last is
+the one that it uses.
 """
 
 from __future__ import annotations
@@ -12,18 +15,18 @@ import json
 import os
 import platform
 import re
-import shutil
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from gguf_bof4.errors import UserError
-from gguf_bof4.ggml_patch import LOCK, PATCHES, SOURCES
+from gguf_bof4.ggml_patch import LOCK, PATCHES, SOURCES, cuda
 from gguf_bof4.ggml_patch.apply import SOURCES_IN_TREE, patch_tree
 from gguf_bof4.ggml_patch.source import cache_root, fetch_archive, unpack_tree
+from gguf_bof4.ggml_patch.toolchain import BuildError, Progress, find_compiler, find_tools
 
 PROGRAMS = (
     "bof4", "llama-cli", "llama-completion", "llama-server", "llama-quantize", "llama-perplexity",
@@ -42,13 +45,6 @@ CMAKE_OPTIONS = (
     "-DLLAMA_BUILD_UI=OFF",
     "-DLLAMA_USE_PREBUILT_UI=OFF",  # would download the web page of the server
 )
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, steps done and steps in all (0: unknown)."""
-
-
-class BuildError(UserError):
-    """A tool is missing or the build failed; the message names the remedy."""
 
 
 class NotBuiltError(UserError):
@@ -99,9 +95,50 @@ def build_of(cmake_args: tuple[str, ...] = ()) -> Build:
     for path in _content_files():
         digest.update(f"{path.name}\0".encode() + path.read_bytes() + b"\0")
     environment = [os.environ.get(name, "") for name in ("CC", "CXX", "CFLAGS", "CXXFLAGS")]
+    if cuda.wanted(cmake_args):
+        environment.extend(cuda.fingerprint())
     for part in (*CMAKE_OPTIONS, *cmake_args, *environment, platform.machine(), sys.platform, _processor()):
         digest.update(part.encode() + b"\0")
     return Build(cache_root() / f"build-{digest.hexdigest()[:16]}")
+
+
+def _choice() -> Path:
+    return cache_root() / "in-use.json"
+
+
+def chosen_arguments() -> tuple[str, ...]:
+    """CMake arguments of the build that was last chosen with `choose`."""
+    with contextlib.suppress(OSError, ValueError):
+        return tuple(json.loads(_choice().read_text())["cmake_args"])
+    return ()
+
+
+def choose(cmake_args: tuple[str, ...]) -> None:
+    """From now on `installed_build` is the build with these arguments, where it is whole.
+
+    The arguments are kept, not the folder: after an upgrade of this package the choice still holds.
+    """
+    partial = _choice().with_suffix(f".{os.getpid()}")
+    partial.write_text(json.dumps({"cmake_args": cmake_args}))
+    partial.replace(_choice())
+
+
+def installed_build() -> Build:
+    """The build that `bof4 build` made last, or the ordinary one where that has not been made from these sources.
+
+    Raises:
+        NotBuiltError: there is none, or its programs cannot start on this machine.
+    """
+    ordinary, chosen = build_of(), chosen_arguments()
+    cannot_start = cuda.wanted(chosen) and not cuda.has_driver()
+    builds = (ordinary,) if cannot_start else (build_of(chosen), ordinary)
+    for build in builds:
+        if build.targets() >= set(PROGRAMS):
+            return build
+    if cannot_start and build_of(chosen).targets() >= set(PROGRAMS):
+        raise NotBuiltError("the build of `bof4 build --cuda` needs NVIDIA's driver, which this machine has not: "
+                            "run `bof4 build` for one that does without")  # fmt: skip
+    raise NotBuiltError("the patched llama.cpp is not built yet: run `bof4 build` once (some minutes)")
 
 
 def installed_bin() -> Path:
@@ -114,10 +151,7 @@ def installed_bin() -> Path:
         if not (Path(chosen).parent / "CMakeCache.txt").is_file():
             raise NotBuiltError(f"BOF4_BIN names {chosen}, which is not the bin folder of a CMake build of llama.cpp")
         return Path(chosen)
-    build = build_of()
-    if not build.targets() >= set(PROGRAMS):
-        raise NotBuiltError("the patched llama.cpp is not built yet: run `bof4 build` once (some minutes)")
-    return build.bin
+    return installed_build().bin
 
 
 def program_path(name: str) -> Path:
@@ -147,41 +181,10 @@ def source_tree() -> Path:
         if home is None:
             raise NotBuiltError(f"{configured} does not say which checkout it was configured from")
         return Path(home[1])
-    tree = build_of().tree
-    if not (tree / SOURCES_IN_TREE).is_dir():
-        raise NotBuiltError("upstream's converter is not here yet: run `bof4 build` once (some minutes)")
-    return tree
-
-
-def _find_compiler() -> None:
-    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++", "cl"]
-    if not any(shutil.which(name.split()[0]) for name in names):
-        raise BuildError(
-            f"no C++ compiler found (looked for {', '.join(names)}). Install one: "
-            "`apt install g++` on Debian and Ubuntu, `dnf install gcc-c++` on Fedora, "
-            "`xcode-select --install` on macOS."
-        )
-
-
-def _find_tools(report: Progress) -> tuple[str, str]:
-    """Paths of cmake and ninja: the system's, else from the Python index into the cache."""
-    found = shutil.which("cmake"), shutil.which("ninja")
-    if found[0] and found[1]:
-        return found[0], found[1]
-    tools = cache_root() / "tools"
-    cmake, ninja = tools / "cmake/data/bin/cmake", tools / "bin/ninja"
-    if not (cmake.is_file() and ninja.is_file()):
-        report("installing CMake and Ninja from the Python index", 0, 0)
-        pip = subprocess.run(
-            [sys.executable, "-m", "pip", "install", "--quiet", "--upgrade", "--target", str(tools), "cmake", "ninja"],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        if pip.returncode != 0 or not (cmake.is_file() and ninja.is_file()):
-            raise BuildError(
-                f"CMake or Ninja is missing and pip could not install them:\n{pip.stderr.strip()[-1500:]}\n"
-                "Install them by hand, e.g. `apt install cmake ninja-build`."
-            )
-    return found[0] or str(cmake), found[1] or str(ninja)
+    for tree in (build_of().tree, build_of(chosen_arguments()).tree):
+        if (tree / SOURCES_IN_TREE).is_dir():
+            return tree
+    raise NotBuiltError("upstream's converter is not here yet: run `bof4 build` once (some minutes)")
 
 
 @contextlib.contextmanager
@@ -234,13 +237,14 @@ def build(
         report: shown progress.
 
     Raises:
-        BuildError, FetchError, PatchError: with the remedy in the message.
+        BuildError, FetchError, PatchError, ToolkitError: with the remedy in the message.
     """
     result = build_of(cmake_args)
     if result.targets() >= set(targets):
         return result
-    _find_compiler()
-    cmake, ninja = _find_tools(report)
+    find_compiler()
+    toolkit = cuda.find_toolkit() if cuda.wanted(cmake_args) else None
+    cmake, ninja = find_tools(report)
     with _locked(result.folder):
         if result.targets() >= set(targets):
             return result
@@ -251,15 +255,20 @@ def build(
             unpack_tree(archive, result.tree)
             patch_tree(result.tree)
         log = result.folder / "build.log"
+        before = len(log.read_text(errors="replace")) if log.is_file() else 0
         objects = result.folder / "build"
-        _run(
-            [cmake, "-S", str(result.tree), "-B", str(objects), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}",
-             *CMAKE_OPTIONS, *cmake_args],
-            log, "configuring", report,
-        )  # fmt: skip
-        _run(
-            [ninja, "-C", str(objects), "-j", str(jobs or os.cpu_count() or 1), *targets], log, "compiling", report
-        )
+        configure = [
+            cmake, "-S", str(result.tree), "-B", str(objects), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}",
+            *CMAKE_OPTIONS, *cmake_args, *(cuda.toolchain_arguments(toolkit) if toolkit else ()),
+        ]  # fmt: skip
+        compile_ = [ninja, "-C", str(objects), "-j", str(jobs or os.cpu_count() or 1), *targets]
+        try:
+            _run(configure, log, "configuring", report)
+            _run(compile_, log, "compiling", report)
+        except BuildError as error:
+            if toolkit and (known := cuda.remedy(toolkit, log.read_text(errors="replace")[before:])):
+                raise BuildError(f"{error}\n{known}") from error
+            raise
         partial = result.marker.with_suffix(".part")
         partial.write_text(json.dumps({"targets": sorted(result.targets() | set(targets))}))
         partial.replace(result.marker)

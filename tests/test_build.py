@@ -11,7 +11,8 @@ import pytest
 from program import bof4
 
 from gguf_bof4.ggml_patch import build as building
-from gguf_bof4.ggml_patch.build import PROGRAMS, BuildError, NotBuiltError, build, build_of, installed_bin
+from gguf_bof4.ggml_patch.build import PROGRAMS, NotBuiltError, build, build_of, installed_bin
+from gguf_bof4.ggml_patch.toolchain import BuildError, find_tools
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def test_cmake_and_ninja_come_from_the_index_where_they_are_missing(
 ) -> None:
     monkeypatch.setenv("BOF4_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PATH", only(tmp_path, "c++"))
-    cmake, ninja = building._find_tools(lambda what, done, total: None)
+    cmake, ninja = find_tools(lambda what, done, total: None)
     assert Path(cmake).is_relative_to(tmp_path / "cache")
     for tool in (cmake, ninja):
         version = subprocess.run([tool, "--version"], capture_output=True, text=True, check=True)

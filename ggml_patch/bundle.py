@@ -1,0 +1,139 @@
+"""A source bundle: the patched llama.cpp, slim enough to carry to a machine without network and build there."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import re
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO
+
+from gguf_bof4.errors import UserError
+from gguf_bof4.ggml_patch.apply import patch_tree
+from gguf_bof4.ggml_patch.build import CMAKE_OPTIONS, PROGRAMS, TESTS
+from gguf_bof4.ggml_patch.cuda import TARGETS as CUDA_TARGETS
+from gguf_bof4.ggml_patch.source import cache_root, fetch_archive, snapshot, unpack_tree
+from gguf_bof4.ggml_patch.toolchain import Progress
+
+FOLDER = "llama.cpp-bof4"
+"""The folder that the bundle unpacks to."""
+
+BACKENDS = ("cpu", "cuda", "rpc")
+"""The backends whose sources are carried. With any other, CMake stops at a missing folder."""
+
+NOT_CARRIED = re.compile(
+    r"""
+      (\.[^/]+ | docs | media | models | benches | ci | conversion | gguf-py | grammars | requirements | skills)/
+    | examples/(batched\.swift | llama-eval | llama\.[a-z]+ | model-conversion | sycl)/
+    | ggml/src/ggml-(?!BACKENDS)[a-z]+/
+    | scripts/(?!ui-assets\.cmake$)
+    | tests/snapshots/
+    | tools/mtmd/(tests | legacy-models)/
+    | tools/server/(tests | bench | themes)/
+    | tools/ui/(?!CMakeLists\.txt$)
+    | .*\.(md | py | sh | bat | ps1 | toml | ini | lock | nix | gguf | inp | out | pdf | png | jpe?g | mp[34] | svg)$
+    | (.*/)?\.[^/]+$
+    | (AUTHORS | CODEOWNERS | Makefile | requirements\.txt | .*\.json)$
+    """.replace("BACKENDS", "|".join(f"{name}/" for name in BACKENDS)),
+    re.VERBOSE,
+)
+"""Paths in the tree that no build of programs, tests and examples reads."""
+
+_MODIFIED = 315532800  # 1980: the same bytes whenever it is written, and a date that every tool takes
+
+_READ_ME = """\
+llama.cpp, commit {commit}, with the tensor types BOF4_S and BOF4_K (https://arxiv.org/abs/2505.06653).
+Only what its programs, tests and examples are built from; backends: CPU, CUDA, RPC. Needs CMake 3.18 or newer,
+a C++ compiler, and for CUDA NVIDIA's toolkit with nvcc and cuBLAS. No network.
+
+For NVIDIA GPUs, in this folder. Architecture 90 is an H100 or H200, 89 an RTX 4000, 86 an RTX 3000, 80 an A100; native
+is the GPU of this machine. -DGGML_CUDA_FA=OFF leaves out the FlashAttention kernels, most of the compile time:
+
+    cmake -B build-cuda {options} \\
+        -DGGML_CUDA=ON -DCMAKE_CUDA_ARCHITECTURES=native -DGGML_CUDA_FA=ON
+    cmake --build build-cuda -j --target {cuda_targets}
+
+For the CPU alone:
+
+    cmake -B build {options}
+    cmake --build build -j --target {targets}
+
+Then, in build-cuda/bin or build/bin:
+
+    test-backend-ops test -o MUL_MAT -p bof4      every product of these types against the CPU's
+    bof4-bench-cuda --help                        time per product beside llama.cpp's own types
+    llama-bench -m model.gguf -ngl 99
+    llama-cli   -m model.gguf -ngl 99 -p "hello"
+
+On one's own machine, with the Python package gguf-bof4: export BOF4_BIN="$PWD/build-cuda/bin"
+"""
+
+
+def write_bundle(target: Path, force: bool, report: Progress = lambda what, done, total: None) -> int:
+    """Write the patched tree as a .tar.gz; returns its size. The same sources give the same bytes.
+
+    Args:
+        target: written beside its place and renamed when it is whole.
+        force: overwrite an existing file.
+        report: shown progress.
+
+    Raises:
+        UserError: the file exists, is not called .tar.gz or .tgz, or cannot be written.
+        FetchError, PatchError: as `bof4 build`.
+    """
+    if not target.name.endswith((".tar.gz", ".tgz")):
+        raise UserError(f"{target} is written as a .tar.gz file: give it such a name")
+    if target.exists() and not force:
+        raise UserError(f"{target} exists: remove it, or overwrite it with --force")
+    if not target.parent.is_dir():
+        raise UserError(f"{target.parent} is no folder")
+    report("fetching llama.cpp", 0, 0)
+    archive = fetch_archive()
+    partial = target.with_name(f"{target.name}.{os.getpid()}.part")
+    with tempfile.TemporaryDirectory(dir=cache_root(), prefix="bundle-") as folder:
+        tree = Path(folder) / "llama.cpp"
+        report("unpacking and patching", 0, 0)
+        unpack_tree(archive, tree)
+        patch_tree(tree)
+        report("packing", 0, 0)
+        try:
+            with partial.open("wb") as file:
+                _pack(tree, file)
+            partial.replace(target)
+        except OSError as error:
+            raise UserError(f"{target} cannot be written: {error.strerror}") from error
+        finally:
+            partial.unlink(missing_ok=True)
+    return target.stat().st_size
+
+
+def carried(tree: Path) -> list[str]:
+    """Paths of the files that the bundle carries, in its order."""
+    paths = (path.relative_to(tree).as_posix() for path in tree.rglob("*") if path.is_file())
+    return sorted(path for path in paths if not NOT_CARRIED.match(path))
+
+
+def _members(tree: Path) -> Iterator[tuple[str, bytes]]:
+    options = " ".join(CMAKE_OPTIONS)
+    targets = (*PROGRAMS, *TESTS)
+    yield "BUILD.txt", _READ_ME.format(
+        commit=snapshot().commit, options=options, targets=" ".join(targets),
+        cuda_targets=" ".join((*targets, *CUDA_TARGETS)),
+    ).encode()  # fmt: skip
+    for path in carried(tree):
+        yield path, (tree / path).read_bytes()
+
+
+def _pack(tree: Path, file: BinaryIO) -> None:
+    with (
+        gzip.GzipFile("", "wb", 9, file, mtime=0) as packed,
+        tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar,
+    ):
+        for path, content in _members(tree):
+            member = tarfile.TarInfo(f"{FOLDER}/{path}")
+            member.size, member.mtime, member.mode = len(content), _MODIFIED, 0o644
+            tar.addfile(member, BytesIO(content))
