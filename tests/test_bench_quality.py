@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import struct
 import tempfile
 from collections.abc import Iterator
@@ -154,7 +155,7 @@ def test_an_interrupted_run_keeps_its_rows_and_removes_its_files(
 
 
 def test_a_full_disk_is_noticed_before_anything_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quality.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10**8}))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10**8}))
     plan = quality.make_plan(["smol"], variants(["Q4_0"], ["none"], ["off"]), ["test"], 16, ())
     with pytest.raises(UserError, match="set TMPDIR"):
         quality.run(plan, tmp_path / "rows.csv", 1, lambda _: None)

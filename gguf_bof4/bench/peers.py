@@ -42,11 +42,14 @@ PEERS = {
 }
 
 
-def make_peer(peer: Peer, source: Path, target: Path, imatrix: Path | None, threads: int) -> None:
-    """Quantize all matrices of the blocks to one type; everything else stays as it is in `source`.
+def make_peer(peer: Peer, source: Path, target: Path, imatrix: Path | None, threads: int, tables: str = "f16") -> None:
+    """Quantize all matrices of the blocks to one type; what is no matrix stays as it is in `source`.
 
     A pattern for all blocks takes the place of llama-quantize's mixtures (which give some matrices more bits) and of
     MXFP4_MOE's rule (MXFP4 for experts, Q8_0 for everything else); fallbacks for short rows still apply.
+
+    Args:
+        tables: the type of token embeddings and output matrix.
 
     Raises:
         UserError: llama-quantize failed.
@@ -54,7 +57,7 @@ def make_peer(peer: Peer, source: Path, target: Path, imatrix: Path | None, thre
     run_program(
         "llama-quantize",
         *(() if imatrix is None else ("--imatrix", imatrix)),
-        "--token-embedding-type", "f16", "--output-tensor-type", "f16",
+        "--token-embedding-type", tables, "--output-tensor-type", tables,
         "--tensor-type", rf"^blk\.={peer.name.lower()}",
         source, target, peer.file_type, *([str(threads)] if threads else []), remedy=REMEDY,
     )  # fmt: skip

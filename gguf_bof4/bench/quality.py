@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gguf_bof4.bench import cost
+from gguf_bof4.bench.disk import check_disk
 from gguf_bof4.bench.measure import (
     REMEDY,
     bits_per_weight,
@@ -215,15 +215,6 @@ class ModelBench:
         path.unlink()
 
 
-def _check_disk(plan: Plan, model: str, folder: Path) -> None:
-    free, needed = shutil.disk_usage(folder).free, plan.disk_bytes(model)
-    if free < needed:
-        raise UserError(
-            f"measuring {model} takes {needed / 1e9:.1f} GB in {folder.parent}, where {free / 1e9:.1f} GB are free: "
-            "set TMPDIR to a folder with more, or give fewer --chunks"
-        )
-
-
 def time_text(seconds: float) -> str:
     """A duration for people."""
     if seconds < 90:
@@ -247,7 +238,8 @@ def run(plan: Plan, output: Path, threads: int, say: Say) -> None:
     total = sum(plan.seconds(model) for model in plan.models)
     for model in plan.models:
         with tempfile.TemporaryDirectory(prefix="bof4-bench-") as folder:
-            _check_disk(plan, model, Path(folder))
+            remedy = "set TMPDIR to a folder with more, or give fewer --chunks"
+            check_disk(Path(folder), plan.disk_bytes(model), f"measuring {model}", remedy)
             bench = ModelBench(plan, model, threads, Path(folder), say)
             expected += plan.shared_seconds(model)
             for step in plan.of_model(model):

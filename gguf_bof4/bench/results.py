@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
+from gguf_bof4.bench.csv_file import read_table, write_table
 from gguf_bof4.bench.variants import Variant
-from gguf_bof4.errors import UserError
 
 Key = tuple[str, str, Variant, int, str]
 
@@ -64,17 +62,7 @@ class Row:
         return f"{self.type} ({', '.join(counts)})"
 
 
-_FIELDS = dataclasses.fields(Row)
-_NUMBERS = {"int": int, "float": float}
-
-
-def _row(path: Path, line: int, values: dict[str, str]) -> Row:
-    try:
-        return Row(**{f.name: _NUMBERS.get(str(f.type), str)(values[f.name]) for f in _FIELDS})
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{path}, line {line}: not a row of `bof4 bench quality`: mend or remove it, or give another --output"
-        ) from error
+_COMMAND = "bof4 bench quality"
 
 
 def read_rows(path: Path) -> dict[Key, Row]:
@@ -83,37 +71,13 @@ def read_rows(path: Path) -> dict[Key, Row]:
     Raises:
         UserError: it cannot be read, or a row is malformed.
     """
-    if not path.exists():
-        return {}
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            rows = [_row(path, reader.line_num, values) for values in reader]
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    return {row.key: row for row in rows}
+    return {row.key: row for row in read_table(path, Row, _COMMAND)}
 
 
 def add_row(path: Path, row: Row) -> None:
     """Put a row into a file, at the end or in the place of the one of the same key.
 
-    The file is replaced by a whole new one: there is none at any moment that lacks a row or holds half of one.
-
     Raises:
         UserError: the file cannot be read or written.
     """
-    rows = read_rows(path) | {row.key: row}
-    partial = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow([f.name for f in _FIELDS])
-            writer.writerows([_text(getattr(r, f.name)) for f in _FIELDS] for r in rows.values())
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}. Give another --output.") from error
-
-
-def _text(value: str | float) -> str:
-    return f"{value:.7g}" if isinstance(value, float) else str(value)
+    write_table(path, Row, (read_rows(path) | {row.key: row}).values())

@@ -11,22 +11,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from gguf_bof4.cli import bench_speed
+from gguf_bof4.cli.terminal import split_names, table_console
+
 if TYPE_CHECKING:
     from gguf_bof4.bench.quality import Plan
     from gguf_bof4.bench.results import Key, Row
 
 LARGE_MODEL = "qwen"
-_TABLE_WIDTH = 170  # where nobody looks: a file or a pipe
-
-
-def _split(values: list[str] | None) -> list[str]:
-    """Names given as several options, or in one with commas between."""
-    return [name for value in values or () for name in value.split(",") if name]
-
-
-def _console() -> Console:
-    console = Console(highlight=False, markup=False)
-    return console if console.is_terminal else Console(highlight=False, markup=False, width=_TABLE_WIDTH)
 
 
 def _print_plan(plan: Plan, console: Console) -> None:
@@ -125,15 +117,15 @@ def quality(
     from gguf_bof4.ggml_patch.build import installed_bin
     from gguf_bof4.reference_models import REFERENCE_MODELS
 
-    asked = [*(_split(models) or SMALL_MODELS), *([LARGE_MODEL] if large else [])]
+    asked = [*(split_names(models) or SMALL_MODELS), *([LARGE_MODEL] if large else [])]
     chosen_models = variants.choose("model", asked, tuple(REFERENCE_MODELS))
-    chosen_texts = variants.choose("text", _split(texts) or tuple(TEXTS), tuple(TEXTS))
+    chosen_texts = variants.choose("text", split_names(texts) or tuple(TEXTS), tuple(TEXTS))
     chosen = variants.variants(
-        variants.choose("type", _split(types) or variants.TYPES, variants.TYPES),
-        variants.choose("encoder", _split(encoders) or variants.ENCODERS, variants.ENCODERS),
-        tuple(dict.fromkeys(map(variants.parse_quantile, _split(opq) or variants.DEFAULT_QUANTILES))),
+        variants.choose("type", split_names(types) or variants.TYPES, variants.TYPES),
+        variants.choose("encoder", split_names(encoders) or variants.ENCODERS, variants.ENCODERS),
+        tuple(dict.fromkeys(map(variants.parse_quantile, split_names(opq) or variants.DEFAULT_QUANTILES))),
     )
-    console = _console()
+    console = table_console()
     done = read_rows(output)
     plan = make_plan(chosen_models, chosen, chosen_texts, chunks, set() if force else set(done))
     if list_:
@@ -160,4 +152,5 @@ def register(app: typer.Typer) -> None:
     """Add the command and its subcommands."""
     bench = typer.Typer(no_args_is_help=True, help="Measure these types beside those of llama.cpp.")
     bench.command("quality")(quality)
+    bench_speed.register(bench)
     app.add_typer(bench, name="bench")

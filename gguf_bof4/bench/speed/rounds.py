@@ -1,0 +1,148 @@
+"""Plan and run the speed bench: in each round every file once, so that what the machine does else hits all alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from gguf_bof4.bench.speed.files import Files
+from gguf_bof4.bench.speed.measure import Memory, llama_bench
+from gguf_bof4.bench.speed.results import Row, Setup, add_rows, complete_rounds, label, rounds_of
+from gguf_bof4.bench.variants import Variant
+
+Say = Callable[[str], None]
+_Item = TypeVar("_Item")
+
+_PROMPT_SECONDS, _GENERATION_SECONDS = 3.1e-12, 1.5e-11
+"""For a weight and token, on two cores of a server."""
+
+_LOADING_SECONDS, _MAKING_SECONDS = 1.5e-9, 2.5e-8
+"""For a weight."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done.
+
+    Attributes:
+        prompts: tokens of each prompt.
+        generate: tokens to generate; 0: none.
+        repetitions: of a test within a round.
+        n_rounds: that there are to be.
+        there: complete rounds that there are.
+        first: the number of the first new round.
+    """
+
+    setup: Setup
+    variants: tuple[Variant, ...]
+    prompts: tuple[int, ...]
+    generate: int
+    repetitions: int
+    n_rounds: int
+    there: int
+    first: int
+
+    @property
+    def numbers(self) -> range:
+        """Of the rounds to measure."""
+        return range(self.first, self.first + max(0, self.n_rounds - self.there))
+
+    @property
+    def tests(self) -> tuple[str, ...]:
+        return test_names(self.prompts, self.generate)
+
+    def round_seconds(self, n_weights: float) -> float:
+        """An estimate of one round of a model of so many weights."""
+        prompt_tokens = sum(self.prompts) * (self.repetitions + 1)
+        generated = self.generate * self.repetitions
+        of_file = _PROMPT_SECONDS * prompt_tokens + _GENERATION_SECONDS * generated + _LOADING_SECONDS
+        return len(self.variants) * (n_weights * of_file + 1)
+
+    def making_seconds(self, n_weights: float) -> float:
+        """An estimate for all files."""
+        return len(self.variants) * _MAKING_SECONDS * n_weights
+
+
+def test_names(prompts: Sequence[int], generate: int) -> tuple[str, ...]:
+    """As llama-bench would call them."""
+    return (*(f"pp{n}" for n in prompts), *((f"tg{generate}",) if generate else ()))
+
+
+def make_plan(
+    setup: Setup,
+    variants: Sequence[Variant],
+    prompts: Sequence[int],
+    generate: int,
+    repetitions: int,
+    n_rounds: int,
+    rows: Sequence[Row],
+    again: bool = False,
+) -> Plan:
+    """As many rounds as are missing.
+
+    Args:
+        rows: that are there.
+        again: what is there does not count.
+    """
+    there = 0 if again else len(complete_rounds(rows, setup, variants, test_names(prompts, generate)))
+    first = max(rounds_of(rows, setup), default=0) + 1
+    return Plan(setup, tuple(variants), tuple(prompts), generate, repetitions, n_rounds, there, first)
+
+
+def rotated(items: Sequence[_Item], number: int) -> list[_Item]:
+    """Another first one in each round, and every other round backwards, so that none always follows the same."""
+    at = number % len(items)
+    order = [*items[at:], *items[:at]]
+    return order[::-1] if number % 2 else order
+
+
+def run(plan: Plan, files: Files, output: Path, say: Say) -> None:
+    """Make the files and do the rounds; what is measured is in `output` at once.
+
+    Args:
+        say: told about progress, a line at a time.
+
+    Raises:
+        UserError: a file cannot be made or run, or the disk is too small.
+    """
+    files.check_disk(plan.variants)
+    made = {}
+    for variant in plan.variants:
+        if files.missing([variant]):
+            say(f"quantizing {plan.setup.model} to {label(variant)}")
+        made[variant] = files.get(variant)
+        if others := made[variant].others:
+            counts = ", ".join(f"{count} of its matrices are {name}" for name, count in others.items())
+            say(f"{label(variant)}: {counts}, whose rows are too short for it")
+    memory = Memory()
+    started = time.monotonic()
+    for done, number in enumerate(plan.numbers):
+        for variant in rotated(plan.variants, number):
+            file = made[variant]
+            bandwidth = memory.bandwidth(plan.setup.threads)
+            speeds = llama_bench(
+                file.path, plan.prompts, plan.generate, plan.setup.threads, plan.setup.repack, plan.repetitions
+            )
+            s = plan.setup
+            add_rows(
+                output,
+                [
+                    Row(
+                        model=s.model, build=s.build, instructions=s.instructions, threads=s.threads,
+                        repack=int(s.repack), round=number, type=variant.type, opq=variant.opq,
+                        bits_per_weight=file.bits_per_weight, bytes_per_token=file.bytes_per_token,
+                        test=speed.test, tokens_per_second=speed.tokens_per_second, bandwidth=bandwidth,
+                        time=speed.time,
+                    )
+                    for speed in speeds
+                ],
+            )  # fmt: skip
+            figures = ", ".join(f"{speed.test} {speed.tokens_per_second:.1f}" for speed in speeds)
+            what = f"round {plan.there + done + 1} of {plan.n_rounds}  {label(variant)}"
+            say(f"{what}: {figures} tokens/s; {bandwidth:.1f} GB/s read")
+        left = (time.monotonic() - started) / (done + 1) * (len(plan.numbers) - done - 1)
+        if left:
+            say(f"about {left / 60:.0f} min left")

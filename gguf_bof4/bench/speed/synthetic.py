@@ -1,0 +1,132 @@
+"""A llama of random weights, for measuring speed: what the weights are does not matter to it, only their shapes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import gguf
+import numpy as np
+
+from gguf_bof4.bench.disk import check_disk
+from gguf_bof4.packaged_models import models_folder, partial_path
+
+RECIPE = 1
+"""Part of the cache's key: to be raised with every change of what this module writes."""
+
+_SEED = 11
+_SLICE = 2**22  # weights at a time
+_CONTEXT = 8192
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A llama; token embeddings are the output matrix, too.
+
+    Attributes:
+        embedding: length of the residual stream, a multiple of 256, as are
+        feed_forward: the width between its two matrices, and
+        vocabulary: tokens.
+    """
+
+    layers: int
+    embedding: int
+    feed_forward: int
+    heads: int
+    kv_heads: int
+    vocabulary: int
+
+    @property
+    def head(self) -> int:
+        return self.embedding // self.heads
+
+    def tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Names and shapes, rows before columns, in the order of the file."""
+        n, ff, kv = self.embedding, self.feed_forward, self.kv_heads * self.head
+        yield "token_embd.weight", (self.vocabulary, n)
+        for i in range(self.layers):
+            yield f"blk.{i}.attn_norm.weight", (n,)
+            yield f"blk.{i}.attn_q.weight", (n, n)
+            yield f"blk.{i}.attn_k.weight", (kv, n)
+            yield f"blk.{i}.attn_v.weight", (kv, n)
+            yield f"blk.{i}.attn_output.weight", (n, n)
+            yield f"blk.{i}.ffn_norm.weight", (n,)
+            yield f"blk.{i}.ffn_gate.weight", (ff, n)
+            yield f"blk.{i}.ffn_up.weight", (ff, n)
+            yield f"blk.{i}.ffn_down.weight", (n, ff)
+        yield "output_norm.weight", (n,)
+
+    @property
+    def n_weights(self) -> int:
+        return sum(int(np.prod(shape)) for _, shape in self.tensors())
+
+
+LLAMA_1B = Shape(layers=16, embedding=2048, feed_forward=8192, heads=32, kv_heads=8, vocabulary=49152)
+"""The blocks of Llama 3.2 1B. With its vocabulary of 128256 tokens a quarter of the file would be the output matrix,
+which is of another type; this one makes 1.07 billion weights."""
+
+
+def _header(writer: gguf.GGUFWriter, shape: Shape) -> None:
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
+    writer.add_name("random weights")
+    writer.add_block_count(shape.layers)
+    writer.add_context_length(_CONTEXT)
+    writer.add_embedding_length(shape.embedding)
+    writer.add_feed_forward_length(shape.feed_forward)
+    writer.add_head_count(shape.heads)
+    writer.add_head_count_kv(shape.kv_heads)
+    writer.add_rope_dimension_count(shape.head)
+    writer.add_rope_freq_base(500000.0)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(shape.vocabulary)
+    # llama.cpp then makes up as many tokens as the vocabulary has
+    writer.add_tokenizer_model("none")
+
+
+def write_synthetic(shape: Shape, target: Path) -> None:
+    """Write a model whose matrices are normal numbers in F16, of variance 1/n in rows of n; norm weights are 1.
+
+    The same bytes every time; no more than a few million weights are in memory.
+    """
+    writer = gguf.GGUFWriter(target, "llama")
+    _header(writer, shape)
+    for name, dims in shape.tensors():
+        dtype = np.dtype(np.float32 if len(dims) == 1 else np.float16)
+        writer.add_tensor_info(name, dims, dtype, int(np.prod(dims)) * dtype.itemsize)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    rng = np.random.default_rng(_SEED)
+    with target.open("ab") as file:
+        for _, dims in shape.tensors():
+            # the data begins, and every tensor in it, at a multiple of the alignment
+            file.write(bytes(-file.tell() % gguf.GGUF_DEFAULT_ALIGNMENT))
+            if len(dims) == 1:
+                np.ones(dims, np.float32).tofile(file)
+                continue
+            rows, n = dims
+            step = max(1, _SLICE // n)
+            for first in range(0, rows, step):
+                block = rng.standard_normal((min(step, rows - first), n), dtype=np.float32) / np.float32(np.sqrt(n))
+                block.astype(np.float16).tofile(file)
+        file.write(bytes(-file.tell() % gguf.GGUF_DEFAULT_ALIGNMENT))
+
+
+def synthetic_model(shape: Shape = LLAMA_1B) -> Path:
+    """The model of this shape, from the cache; made there the first time.
+
+    Raises:
+        UserError: the disk is too small.
+    """
+    key = hashlib.sha256(json.dumps([RECIPE, _SEED, asdict(shape)], sort_keys=True).encode()).hexdigest()[:8]
+    target = models_folder() / f"synthetic-{key}" / "llama-1b.gguf"
+    if not target.exists():
+        needed = 2.01 * shape.n_weights
+        check_disk(target.parent, needed, "a model of random weights", "set BOF4_CACHE to another folder")
+        with partial_path(target) as partial:
+            write_synthetic(shape, partial)
+    return target

@@ -1,0 +1,192 @@
+"""bof4 bench speed and bof4 bench kernels: how fast, beside the types of llama.cpp."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from gguf_bof4.cli.terminal import split_names, table_console
+
+if TYPE_CHECKING:
+    from gguf_bof4.bench.speed.results import Row, Setup
+    from gguf_bof4.bench.speed.rounds import Plan
+    from gguf_bof4.bench.variants import Variant
+
+SYNTHETIC = "llama-1b"
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _numbers(option: str, values: list[str] | None, default: tuple[int, ...]) -> tuple[int, ...]:
+    from gguf_bof4.errors import UserError
+
+    names = split_names(values)
+    if bad := [name for name in names if not name.isdecimal()]:
+        raise UserError(f"{option} {bad[0]}: give whole numbers")
+    return tuple(dict.fromkeys(int(name) for name in names if int(name))) if names else default
+
+
+@contextlib.contextmanager
+def _interruptible(output: Path) -> Iterator[None]:
+    # as Ctrl-C does: the temporary folder is removed
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"bof4: interrupted; whole rounds are in {output}, run again to go on", file=sys.stderr)
+        raise typer.Exit(128 + signal.SIGINT) from None
+
+
+def _setup(rows: list[Row], model: str, threads: int, repack: bool, built: bool) -> Setup:
+    """What is to be measured or shown; without a build, the one that was measured last."""
+    from gguf_bof4.bench.speed.measure import build_id, instruction_set, physical_cores
+    from gguf_bof4.bench.speed.results import Setup
+
+    if built:
+        return Setup(model, build_id(), instruction_set(), threads or physical_cores(), repack)
+    for row in reversed(rows):
+        if row.model == model and bool(row.repack) == repack and threads in {0, row.threads}:
+            return row.setup
+    return Setup(model, "", "", threads or physical_cores(), repack)
+
+
+def _print_plan(plan: Plan, source: Path | None, folder: Path | None, console: Console) -> None:
+    from gguf_bof4.bench.quality import time_text
+    from gguf_bof4.bench.speed.files import open_source
+    from gguf_bof4.bench.speed.synthetic import LLAMA_1B
+
+    table = Table("type", "lists", title=f"in each round of {plan.setup.model}", title_justify="left")
+    table.add_column("tests")
+    for variant in plan.variants:
+        table.add_row(variant.type, variant.opq, ", ".join(plan.tests))
+    console.print(table)
+    n_weights = LLAMA_1B.n_weights if source is None else sum(t.n_weights for t in open_source(source).tensors)
+    console.print(
+        f"{plan.there} of {plan.n_rounds} rounds are there, {len(plan.numbers)} to measure, about "
+        f"{time_text(plan.round_seconds(n_weights))} each on two cores; before, the files: "
+        f"{(2 if source is None else 0) + 0.66e-9 * n_weights * len(plan.variants):.1f} GB, about "
+        f"{time_text(plan.making_seconds(n_weights))}" + (f", unless they are in {folder}" if folder else "")
+    )
+
+
+def _show(
+    rows: list[Row], setup: Setup, variants: tuple[Variant, ...], tests: tuple[str, ...], png: Path, console: Console
+) -> None:
+    from gguf_bof4.bench.speed.bars import judge
+    from gguf_bof4.bench.speed.plot import plot
+    from gguf_bof4.bench.speed.ratios import Measured
+    from gguf_bof4.bench.speed.results import complete_rounds
+    from gguf_bof4.bench.speed.table import bars_table, speed_table
+    from gguf_bof4.errors import UserError
+
+    rounds = complete_rounds(rows, setup, variants, tests)
+    if not rounds:
+        raise UserError("no round has all of these types and tests: measure them, without --plot-only")
+    measured = Measured(rounds, variants, tests)
+    for test in tests:
+        console.print(speed_table(setup, measured, test), "")
+    console.print(bars_table(judge(measured, setup.instructions)))
+    plot(setup, measured, png)
+    console.print(f"{len(rounds)} rounds, the picture in {png}", soft_wrap=True)
+
+
+def speed(
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", "-m", metavar="FILE", help="An unquantized GGUF file (default: random weights)."),
+    ] = None,
+    types: Annotated[
+        list[str] | None,
+        typer.Option("--types", metavar="TYPE", help="Ours and others' (default: all with four bits)."),
+    ] = None,
+    opq: Annotated[
+        list[str] | None,
+        typer.Option("--opq", metavar="Q", help="Quantiles of our types' outlier lists, or off (default: off)."),
+    ] = None,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="That there are to be in the end.")] = 5,
+    repetitions: Annotated[int, typer.Option("--repetitions", "-r", min=1, help="Of each test in a round.")] = 3,
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", "-p", metavar="N", help="Tokens of prompts (default: 256, 512).")
+    ] = None,
+    generate: Annotated[int, typer.Option("--generate", "-n", min=0, help="Tokens to generate; 0: none.")] = 64,
+    threads: Annotated[int, typer.Option("--threads", "-t", min=0, help="0: as many as there are cores.")] = 0,
+    repack: Annotated[
+        bool, typer.Option("--repack/--no-repack", help="Interleave weights at load, as llama.cpp does by itself.")
+    ] = True,
+    files: Annotated[
+        Path | None,
+        typer.Option("--files", file_okay=False, metavar="FOLDER", help="Keep the quantized files, and reuse them."),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", dir_okay=False, metavar="FILE", help="The CSV file.")
+    ] = Path("bench/speed.csv"),
+    png: Annotated[
+        Path | None,
+        typer.Option("--png", dir_okay=False, metavar="FILE", help="The picture (default: beside the CSV file)."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Measure as if there were no rounds yet.")] = False,
+    list_: Annotated[bool, typer.Option("--list", help="Show what would be measured, and how long it takes.")] = False,
+    plot_only: Annotated[bool, typer.Option("--plot-only", help="Measure nothing: table and picture.")] = False,
+) -> None:
+    """Measure how fast llama-bench runs files of our types beside those of llama.cpp.
+
+    The model is a llama of a billion random weights, made once and kept in
+    the cache (2.1 GB). All matrices of the blocks get the type, embeddings
+    are Q6_K. Each round runs every file once, in another order, and
+    measures how fast memory is read: compare within rounds.
+
+    Every figure goes into the CSV file at once. Whole rounds that are there
+    with the same build, threads and types count: stop it when you like,
+    and ask for more --rounds later. Leave the machine alone meanwhile.
+
+    Options that take names can be repeated, or take several with commas.
+    """
+    from gguf_bof4.bench.plot import check_available
+    from gguf_bof4.bench.speed.files import DEFAULT_TYPES, TYPES, Files
+    from gguf_bof4.bench.speed.results import read_rows, speed_variants
+    from gguf_bof4.bench.speed.rounds import make_plan, run
+    from gguf_bof4.bench.speed.synthetic import synthetic_model
+    from gguf_bof4.bench.variants import NO_LISTS, choose, parse_quantile
+    from gguf_bof4.errors import UserError
+    from gguf_bof4.ggml_patch.build import installed_bin
+
+    chosen = speed_variants(
+        choose("type", split_names(types) or DEFAULT_TYPES, TYPES),
+        tuple(dict.fromkeys(map(parse_quantile, split_names(opq) or (NO_LISTS,)))),
+    )
+    prompts = _numbers("--prompt", prompt, (256, 512))
+    if not prompts and not generate:
+        raise UserError("neither a --prompt nor tokens to --generate: there is nothing to measure")
+    console = table_console()
+    rows = read_rows(output)
+    name = SYNTHETIC if model is None else model.stem
+    setup = _setup(rows, name, threads, repack, built=not (list_ or plot_only))
+    plan = make_plan(setup, chosen, prompts, generate, repetitions, rounds, rows, force)
+    if list_:
+        _print_plan(plan, model, files, console)
+        return
+    check_available()
+    if plan.numbers and not plot_only:
+        installed_bin()
+        with _interruptible(output), tempfile.TemporaryDirectory(prefix="bof4-bench-") as folder:
+            if model is None:
+                _say("random weights: made unless they are in the cache")
+            source = synthetic_model() if model is None else model
+            run(plan, Files(source, files or Path(folder), setup.threads), output, _say)
+    _show(read_rows(output), setup, chosen, plan.tests, png or output.with_suffix(".png"), console)
+
+
+def register(bench: typer.Typer) -> None:
+    """Add the commands to `bof4 bench`."""
+    bench.command("speed")(speed)
