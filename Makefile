@@ -1,6 +1,7 @@
 # make demo   convert SmolLM2-135M to BOF4_S and talk to it
 # make test   everything that CI checks
 # make lint   ruff and mypy alone
+# make bench-gpu   time per product on an NVIDIA GPU: bench/gpu.csv; CUDA="--no-flash-attention" builds faster
 # make bench-quality   these types and llama.cpp's: bench/quality.csv and the picture; QUALITY="--large" has more
 #
 # Each does all of its own set-up: a virtual environment in .venv, the package and its dependencies, and the
@@ -9,7 +10,7 @@
 PYTHON ?= python3
 BIN    := .venv/bin
 
-.PHONY: demo test lint build bench-quality clean
+.PHONY: demo test lint build bench-quality bench-gpu clean
 
 demo: build
 	$(BIN)/bof4 demo
@@ -27,6 +28,11 @@ lint: .venv/installed
 bench-quality: .venv/installed
 	$(BIN)/bof4 build
 	$(BIN)/bof4 bench quality $(QUALITY)
+
+bench-gpu: .venv/installed
+	@nvidia-smi -L || { echo "bench-gpu needs an NVIDIA GPU and its driver; nvidia-smi shows none." >&2; exit 1; }
+	$(BIN)/bof4 build --cuda $(CUDA)
+	"$$($(BIN)/bof4 build --cuda $(CUDA) --print-bin)/bof4-bench-cuda" --csv bench/gpu.csv $(GPU)
 
 build: .venv/installed
 	$(BIN)/bof4 build --tests

@@ -23,13 +23,13 @@ ENVIRONMENT = ("CUDAHOSTCXX", "CUDAFLAGS", "NVCC_PREPEND_FLAGS", "NVCC_APPEND_FL
 
 REMEDIES = (
     (
-        "CUDA::cublas|cublas_v2\\.h",
+        r"links to:\s+CUDA::cublas|fatal error: cublas_v2\.h",
         "The CUDA toolkit has no cuBLAS: install its library and headers, e.g. `apt install libcublas-dev-{dashed}` "
         "from NVIDIA's repository, or `pip install 'nvidia-cublas=={major}.{minor}.*'` into the environment of bof4 "
         "(`nvidia-cublas-cu12` for CUDA 12).",
     ),
     (
-        "CUDA::cuda_driver",
+        r"links to:\s+CUDA::cuda_driver",
         "There is no libcuda.so to link with: install NVIDIA's driver, or the toolkit's stand-in for it, e.g. "
         "`apt install cuda-driver-dev-{dashed}` from NVIDIA's repository.",
     ),
