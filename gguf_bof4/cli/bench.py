@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from gguf_bof4.cli import bench_speed
+from gguf_bof4.cli import bench_kernels, bench_speed
 from gguf_bof4.cli.terminal import split_names, table_console
 
 if TYPE_CHECKING:
@@ -153,4 +153,5 @@ def register(app: typer.Typer) -> None:
     bench = typer.Typer(no_args_is_help=True, help="Measure these types beside those of llama.cpp.")
     bench.command("quality")(quality)
     bench_speed.register(bench)
+    bench_kernels.register(bench)
     app.add_typer(bench, name="bench")

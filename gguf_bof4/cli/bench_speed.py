@@ -1,4 +1,4 @@
-"""bof4 bench speed and bof4 bench kernels: how fast, beside the types of llama.cpp."""
+"""bof4 bench speed: how fast llama-bench runs files of these types, beside those of llama.cpp."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from gguf_bof4.cli.terminal import split_names, table_console
+from gguf_bof4.cli.terminal import split_names, split_numbers, table_console
 
 if TYPE_CHECKING:
     from gguf_bof4.bench.speed.results import Row, Setup
@@ -26,15 +26,6 @@ SYNTHETIC = "llama-1b"
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-
-
-def _numbers(option: str, values: list[str] | None, default: tuple[int, ...]) -> tuple[int, ...]:
-    from gguf_bof4.errors import UserError
-
-    names = split_names(values)
-    if bad := [name for name in names if not name.isdecimal()]:
-        raise UserError(f"{option} {bad[0]}: give whole numbers")
-    return tuple(dict.fromkeys(int(name) for name in names if int(name))) if names else default
 
 
 @contextlib.contextmanager
@@ -165,7 +156,7 @@ def speed(
         choose("type", split_names(types) or DEFAULT_TYPES, TYPES),
         tuple(dict.fromkeys(map(parse_quantile, split_names(opq) or (NO_LISTS,)))),
     )
-    prompts = _numbers("--prompt", prompt, (256, 512))
+    prompts = split_numbers("--prompt", prompt) if prompt else (256, 512)
     if not prompts and not generate:
         raise UserError("neither a --prompt nor tokens to --generate: there is nothing to measure")
     console = table_console()
@@ -188,5 +179,5 @@ def speed(
 
 
 def register(bench: typer.Typer) -> None:
-    """Add the commands to `bof4 bench`."""
+    """Add the command to `bof4 bench`."""
     bench.command("speed")(speed)

@@ -1,0 +1,200 @@
+"""Single products on single threads, beside what the machine could do: `bof4 bench kernels`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+
+from gguf_bof4 import native
+from gguf_bof4.bench.csv_file import read_table, write_table
+from gguf_bof4.bench.speed.measure import Memory, build_id, instruction_set
+from gguf_bof4.errors import UserError
+
+TYPES = ("Q4_0", "IQ4_NL", "IQ4_XS", "Q4_K", "MXFP4", "BOF4_S", "BOF4_K")
+PLAIN = "plain"
+
+_STREAMED = 2**28
+"""Bytes of weights that one column meets: what a cache keeps would not have to be read."""
+
+_RUNS, _ENOUGH_NS = 3, 1e8
+"""At least so many runs and nanoseconds in a round; the shortest run counts."""
+
+_CACHE = Path("/sys/devices/system/cpu/cpu0/cache")
+_COMMAND = "bof4 bench kernels"
+
+
+@dataclass(frozen=True)
+class Product:
+    """What is measured.
+
+    Attributes:
+        type: of the weights.
+        interleaved: they are in the layout that llama.cpp gives them at load.
+        columns: that they are multiplied by: 1 when a token is generated, more for prompts.
+    """
+
+    type: str
+    interleaved: bool
+    columns: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One product in one round.
+
+    Attributes:
+        build, instructions: of the library.
+        rows, length: of the matrix.
+        layout: the buffer type of interleaved weights, or "plain".
+        ps_per_weight: picoseconds for a weight and all columns.
+        floor_ps: the same if there were nothing but, for one column, reading the weights at the bandwidth of this
+            round, and for more, int8 dot products at the rate that registers allow; 0: not known.
+    """
+
+    build: str
+    instructions: str
+    threads: int
+    rows: int
+    length: int
+    round: int
+    type: str
+    layout: str
+    columns: int
+    ps_per_weight: float
+    floor_ps: float
+
+
+def last_cache_bytes() -> int:
+    """Of the largest cache that this machine tells of; 0 where it does not."""
+    sizes = [path.read_text().strip() for path in _CACHE.glob("index*/size")]
+    units = {"K": 2**10, "M": 2**20}
+    return max((int(size[:-1]) * units[size[-1]] for size in sizes if size[-1:] in units), default=0)
+
+
+@contextlib.contextmanager
+def _made(product: Product, weights: npt.NDArray[np.uint8], length: int, copies: int, threads: int) -> Iterator[object]:
+    ffi, lib = native.library()
+    pointer = ffi.new("bof4_product **")
+    number = int(gguf.GGMLQuantizationType[product.type])
+    message = lib.bof4_product_new(
+        number, ffi.cast("void *", weights.ctypes.data), weights.shape[0], length, product.columns, copies,
+        int(product.interleaved), threads, pointer,
+    )  # fmt: skip
+    if message != ffi.NULL:
+        text = ffi.string(message)
+        raise UserError(text.decode() if isinstance(text, bytes) else text)
+    try:
+        yield pointer[0]
+    finally:
+        lib.bof4_product_free(pointer[0])
+
+
+def _shortest_ns(made: object) -> float:
+    _, lib = native.library()
+    lib.bof4_product_ns(made)  # finds its memory and its frequency
+    times: list[float] = []
+    while len(times) < _RUNS or sum(times) < _ENOUGH_NS:
+        times.append(float(lib.bof4_product_ns(made)))
+        if times[-1] <= 0:
+            raise UserError("the CPU backend failed to compute a product")
+    return min(times)
+
+
+def products(types: Sequence[str], columns: Sequence[int]) -> list[Product]:
+    """Every combination; types that have no interleaved layout drop out when they are measured."""
+    return [Product(t, i, n) for n in columns for t in types for i in (True, False)]
+
+
+class KernelBench:
+    """One shape.
+
+    Attributes:
+        rows, length: of the matrix; length is a multiple of 256.
+    """
+
+    def __init__(self, types: Sequence[str], rows: int, length: int, threads: int) -> None:
+        self.rows, self.length, self.threads = rows, length, threads
+        self.build, self.instructions = build_id(), instruction_set()
+        floats = np.random.default_rng(5).standard_normal((rows, length), dtype=np.float32)
+        self._weights = {t: native.quantize(floats, gguf.GGMLQuantizationType[t]) for t in types}
+        self._memory = Memory()
+        self._streamed = max(_STREAMED, 4 * last_cache_bytes())
+
+    def _floor_ps(self, product: Product, bandwidth: float, rate: float) -> float:
+        if product.columns > 1:
+            return 1e3 * product.columns / (rate * self.threads) if rate else 0.0
+        nbytes = self._weights[product.type].nbytes
+        return 1e3 * nbytes / (self.rows * self.length) / bandwidth
+
+    def round(self, number: int, order: Sequence[Product]) -> Iterator[Row]:
+        """Measure each product once; those without an interleaved layout are left out."""
+        ffi, lib = native.library()
+        bandwidth, rate = self._memory.bandwidth(self.threads), float(lib.bof4_int8_rate())
+        for product in order:
+            weights = self._weights[product.type]
+            copies = max(1, self._streamed // weights.nbytes) if product.columns == 1 else 1
+            with _made(product, weights, self.length, copies, self.threads) as made:
+                name = ffi.string(lib.bof4_product_layout(made))
+                layout = name.decode() if isinstance(name, bytes) else name
+                if product.interleaved and layout == "CPU":
+                    continue
+                ns = _shortest_ns(made)
+            yield Row(
+                build=self.build, instructions=self.instructions, threads=self.threads, rows=self.rows,
+                length=self.length, round=number, type=product.type, layout=layout if product.interleaved else PLAIN,
+                columns=product.columns, ps_per_weight=1e3 * ns / (copies * self.rows * self.length),
+                floor_ps=self._floor_ps(product, bandwidth, rate),
+            )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One product over all rounds, medians.
+
+    Attributes:
+        ps_per_weight: for all columns.
+        of_floor: the floor's time over the product's, in the same round; 0 where the floor is not known.
+    """
+
+    type: str
+    layout: str
+    ps_per_weight: float
+    low: float
+    high: float
+    of_floor: float
+
+
+def figures(rows: Sequence[Row], columns: int) -> list[Figure]:
+    """The products with so many columns, the fastest first."""
+    grouped: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        if row.columns == columns:
+            grouped.setdefault((row.type, row.layout), []).append(row)
+    found = []
+    for (name, layout), of_product in grouped.items():
+        times = [row.ps_per_weight for row in of_product]
+        share = median(row.floor_ps / row.ps_per_weight for row in of_product)
+        found.append(Figure(name, layout, median(times), min(times), max(times), share))
+    return sorted(found, key=lambda figure: figure.ps_per_weight)
+
+
+def run(
+    bench: KernelBench, chosen: Sequence[Product], n_rounds: int, output: Path | None, say: Callable[[str], None]
+) -> list[Row]:
+    """Rounds of all products, in another order each time; rows of earlier runs stay in `output`."""
+    from gguf_bof4.bench.speed.rounds import rotated
+
+    found: list[Row] = []
+    for number in range(1, n_rounds + 1):
+        found += bench.round(number, rotated(chosen, number))
+        say(f"round {number} of {n_rounds}")
+    if output is not None:
+        write_table(output, Row, [*read_table(output, Row, _COMMAND), *found])
+    return found
