@@ -1,0 +1,81 @@
+"""What tests of CUDA need, or why it is not here: nvcc, cuBLAS' headers, a GPU and a build for it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from functools import cache
+from pathlib import Path
+
+from gguf_bof4.ggml_patch import build as building
+from gguf_bof4.ggml_patch import cuda
+from gguf_bof4.ggml_patch.source import cache_root
+
+
+@cache
+def no_nvcc() -> str:
+    """Why nothing can be compiled for GPUs here; empty where it can."""
+    try:
+        cuda.find_toolkit()
+    except cuda.ToolkitError as error:
+        return f"CUDA files are not compiled: {error}"
+    return ""
+
+
+@cache
+def no_gpu() -> str:
+    """Why nothing can run on a GPU here; empty where it can."""
+    if not cuda.gpu_architectures():
+        return "nothing runs on a GPU: nvidia-smi is missing or shows none"
+    return "" if _chosen_bin() else no_nvcc()
+
+
+def cublas_headers(toolkit: cuda.Toolkit) -> Path | None:
+    """The folder of cublas_v2.h where it is not the toolkit's own: of a Python package, installed or in the cache."""
+    if not any(argument.startswith("-DCMAKE_CUDA_FLAGS") for argument in cuda.toolchain_arguments(toolkit)):
+        own = (toolkit.root / "include", Path("/usr/include"))
+        if any((folder / "cublas_v2.h").is_file() for folder in own) or [*toolkit.root.glob("targets/*/*/cublas_v2.h")]:
+            return None
+    if package := cuda.packaged_cublas():
+        return package[0]
+    major, minor = toolkit.release
+    kept = cache_root() / f"cublas-headers-{major}.{minor}"
+    if not (kept / "cublas_v2.h").is_file():
+        name = "nvidia-cublas" if major >= 13 else f"nvidia-cublas-cu{major}"
+        with tempfile.TemporaryDirectory(dir=cache_root()) as folder:
+            subprocess.run(
+                [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:",
+                 "--dest", folder, f"{name}=={major}.{minor}.*"],
+                check=True,
+            )  # fmt: skip
+            (wheel,) = Path(folder).glob("*.whl")
+            with zipfile.ZipFile(wheel) as packed:
+                kept.mkdir(exist_ok=True)
+                headers = [n for n in packed.namelist() if "/include/" in n and n.endswith(".h")]
+                # the one that is looked for last: it stands for all
+                for header in sorted(headers, key=lambda n: n.endswith("cublas_v2.h")):
+                    (kept / Path(header).name).write_bytes(packed.read(header))
+    return kept
+
+
+def _chosen_bin() -> Path | None:
+    """The folder that BOF4_BIN names, where that is a CUDA build."""
+    if chosen := os.environ.get("BOF4_BIN"):
+        configured = Path(chosen).parent / "CMakeCache.txt"
+        if configured.is_file() and "GGML_CUDA:BOOL=ON" in configured.read_text():
+            return Path(chosen)
+    return None
+
+
+def gpu_bin() -> Path:
+    """Programs for this machine's GPU: those of BOF4_BIN, of the last `bof4 build --cuda`, or built now."""
+    if chosen := _chosen_bin():
+        return chosen
+    arguments = building.chosen_arguments()
+    if not cuda.wanted(arguments):
+        # FlashAttention is most of the compile time, and has no BOF4 type
+        arguments = cuda.cmake_arguments(cuda.default_architectures(cuda.find_toolkit()), flash_attention=False)
+    return building.build((*building.PROGRAMS, *building.TESTS, *cuda.TARGETS), arguments).bin

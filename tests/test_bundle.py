@@ -1,0 +1,92 @@
+"""bof4 build --bundle: small, the same bytes each time, and enough to build from."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+from program import bof4
+
+from gguf_bof4.errors import UserError
+from gguf_bof4.ggml_patch import SOURCES
+from gguf_bof4.ggml_patch.apply import SOURCES_IN_TREE
+from gguf_bof4.ggml_patch.build import CMAKE_OPTIONS, PROGRAMS, TESTS
+from gguf_bof4.ggml_patch.bundle import FOLDER, write_bundle
+from gguf_bof4.ggml_patch.toolchain import find_tools
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("bundle") / "bof4.tar.gz"
+    done = bof4("build", "--bundle", str(target))
+    assert done.returncode == 0, done.stderr
+    return target
+
+
+@pytest.fixture(scope="module")
+def unpacked(bundle: Path) -> Path:
+    with tarfile.open(bundle) as tar:
+        tar.extractall(bundle.parent, filter="data")
+    return bundle.parent / FOLDER
+
+
+def test_it_is_small_and_says_how_to_build(bundle: Path, unpacked: Path) -> None:
+    assert [path.name for path in bundle.parent.iterdir() if path.is_file()] == [bundle.name]
+    assert bundle.stat().st_size < 8e6
+    text = (unpacked / "BUILD.txt").read_text()
+    for wanted in (*CMAKE_OPTIONS, *PROGRAMS, *TESTS, "bof4-bench-cuda", "-DGGML_CUDA=ON", "-DGGML_CUDA_FA=O"):
+        assert wanted in text
+    assert (unpacked / "LICENSE").is_file()
+
+
+def test_it_carries_all_of_our_sources(unpacked: Path) -> None:
+    ours = {path.relative_to(SOURCES) for path in SOURCES.rglob("*") if path.is_file()}
+    carried = unpacked / SOURCES_IN_TREE
+    assert {path.relative_to(carried) for path in carried.rglob("*") if path.is_file()} == ours
+
+
+def test_an_existing_file_stays_unless_forced_and_the_bytes_are_always_the_same(bundle: Path, tmp_path: Path) -> None:
+    target = tmp_path / "bof4.tgz"
+    target.write_text("mine")
+    refused = bof4("build", "--bundle", str(target))
+    assert refused.returncode == 1
+    assert "--force" in refused.stderr
+    assert target.read_text() == "mine"
+    write_bundle(target, force=True)
+    assert target.read_bytes() == bundle.read_bytes()
+
+
+def test_bad_names_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"\.tar\.gz"):
+        write_bundle(tmp_path / "bof4.zip", force=False)
+    with pytest.raises(UserError, match="no folder"):
+        write_bundle(tmp_path / "nowhere" / "bof4.tar.gz", force=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_it_configures_and_builds_as_its_text_says(unpacked: Path) -> None:
+    cmake, ninja = find_tools(lambda what, done, total: None)
+    commands = re.findall(r"^    (cmake -B build -DCMAKE.*)$", (unpacked / "BUILD.txt").read_text(), re.MULTILINE)
+    assert len(commands) == 1
+    arguments = commands[0].split()[1:]
+    subprocess.run(
+        [cmake, *arguments, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"],
+        cwd=unpacked, check=True, capture_output=True,
+    )  # fmt: skip
+    known = subprocess.run(
+        [ninja, "-C", "build", "-t", "targets", "all"], cwd=unpacked, check=True, capture_output=True, text=True
+    ).stdout
+    for target in (*PROGRAMS, *TESTS):
+        assert f"\n{target}: phony" in known
+    # every source file that any target is compiled from is there, or ninja would not know how to make it
+    dry = subprocess.run(
+        [ninja, "-C", "build", "-n"], cwd=unpacked, check=False, capture_output=True, text=True
+    )  # fmt: skip
+    assert dry.returncode == 0, dry.stdout[-1000:] + dry.stderr[-1000:]
+    subprocess.run([ninja, "-C", "build", "ggml-base"], cwd=unpacked, check=True, capture_output=True)
+    assert list((unpacked / "build" / "bin").glob("*ggml-base*"))
+    shutil.rmtree(unpacked / "build")

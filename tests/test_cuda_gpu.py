@@ -1,0 +1,104 @@
+"""The programs on an NVIDIA GPU: every product that upstream's tests know, and models with all layers there."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from listed import divergence, predict, write_decoded, write_listed, write_mixture, write_without_lists
+from llama import greedy, llama
+from nvidia import gpu_bin, no_gpu
+
+from gguf_bof4.convert import convert
+
+pytestmark = pytest.mark.skipif(bool(no_gpu()), reason=no_gpu() or "a GPU is here")
+
+ON_GPU = ("--gpu-layers", "99")
+ON_CPU = ("--device", "none")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def programs() -> Path:
+    """Programs for the GPU, which everything here runs; some minutes where they are not built yet."""
+    return gpu_bin()
+
+
+@pytest.fixture(autouse=True)
+def use_programs(programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BOF4_BIN", str(programs))
+
+
+def run(program: Path, *arguments: str) -> str:
+    done = subprocess.run([program, *arguments], capture_output=True, text=True, check=False, timeout=3000)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    return re.sub(r"\x1b\[[\d;]*m", "", done.stdout)
+
+
+def test_upstreams_tests_of_operations_pass(programs: Path) -> None:
+    output = run(programs / "test-backend-ops", "test", "-b", "CUDA0", "-p", "bof4_")
+    cases = re.findall(r"^ *(\w+)\((.*=(bof4_[sk]),?.*)\): (OK|not supported.*)$", output, re.MULTILINE)
+    passed = Counter(
+        (operation, of_type, "list=1" in case) for operation, case, of_type, result in cases if result == "OK"
+    )
+    print({f"{operation} {of_type}{' list' * listed}": n for (operation, of_type, listed), n in sorted(passed.items())})
+    for operation in ("MUL_MAT", "MUL_MAT_ID", "GET_ROWS"):
+        for of_type in ("bof4_s", "bof4_k"):
+            for listed in (False, True):
+                assert passed[operation, of_type, listed] > 10, (operation, of_type, listed)
+    # what the GPU leaves to the CPU must not hide that it leaves everything
+    refused = [f"{operation}({case})" for operation, case, _, result in cases if result != "OK"]
+    products = [case for case in refused if case.startswith("MUL_MAT") and "type_b=f32" in case]
+    assert len(products) < 0.2 * sum(passed.values()), products[:20]
+
+
+def test_products_of_large_matrices_are_those_of_the_cpu(programs: Path) -> None:
+    print(run(programs / "bof4-bench-cuda", "--check"))
+
+
+def test_all_layers_on_the_gpu_predict_what_the_decoded_weights_do(
+    smol: Path, evaluation: Path, tmp_path: Path
+) -> None:
+    listed = write_listed(smol, tmp_path / "listed.gguf")
+    decoded = write_decoded(listed, tmp_path / "decoded.gguf")
+    exact = predict(decoded, evaluation, *ON_CPU)
+    found = divergence(predict(listed, evaluation, *ON_GPU), exact).mean()
+    some = divergence(predict(listed, evaluation, "--gpu-layers", "10"), exact).mean()
+    bare = write_without_lists(listed, tmp_path / "bare.gguf")
+    lost = divergence(predict(bare, evaluation, *ON_GPU), exact).mean()
+    print(f"divergence from the decoded weights: {found:.5f}, with ten layers there {some:.5f}, lists lost {lost:.2f}")
+    # the rounding of activations to 8 bits, as on the CPU
+    assert max(found, some) < 0.006
+    assert lost > 100 * found
+
+
+def test_layers_are_really_there(smol_bof4: Path) -> None:
+    options = ("-p", "Hello", "-n", "1", "--single-turn", "--log-verbosity", "4", *ON_GPU)
+    log = llama("completion", "-m", smol_bof4, *options)
+    assert log.returncode == 0, log.stderr[-2000:]
+    assert re.search(r"offloaded (\d+)/\1 layers to GPU", log.stderr), log.stderr[-3000:]
+    assert re.search(r"CUDA0 model buffer size = +[\d.]+ MiB", log.stderr)
+
+
+@pytest.mark.parametrize("of_type", ["BOF4_S", "BOF4_K"])
+def test_a_converted_model_answers_as_on_the_cpu(smol: Path, evaluation: Path, tmp_path: Path, of_type: str) -> None:
+    model = tmp_path / "model.gguf"
+    convert(smol, model, type=of_type)
+    there = divergence(predict(model, evaluation, *ON_GPU), predict(model, evaluation, *ON_CPU)).mean()
+    print(f"{of_type}: divergence of GPU and CPU {there:.5f}")
+    assert there < 0.006
+    assert "Paris" in greedy(model, "What is the capital of France?", *ON_GPU)
+
+
+def test_mixtures_of_experts(smol: Path, evaluation: Path, tmp_path: Path) -> None:
+    mixture = write_mixture(smol, tmp_path / "mixture.gguf")
+    listed = write_listed(mixture, tmp_path / "listed.gguf", chosen=lambda name: True)
+    exact = predict(write_decoded(listed, tmp_path / "decoded.gguf"), evaluation, *ON_CPU)
+    # medians: rounded activations may tip the choice of experts for a token or two
+    on_cpu = np.median(divergence(predict(listed, evaluation, *ON_CPU), exact))
+    on_gpu = np.median(divergence(predict(listed, evaluation, *ON_GPU), exact))
+    print(f"divergence from the decoded weights: GPU {on_gpu:.2g}, CPU {on_cpu:.2g}")
+    assert on_gpu < 3 * on_cpu
