@@ -3,6 +3,7 @@
 # make lint   ruff and mypy alone
 # make bench-gpu   time per product on an NVIDIA GPU: bench/gpu.csv; CUDA="--no-flash-attention" builds faster
 # make bench-quality   these types and llama.cpp's: bench/quality.csv and the picture; QUALITY="--large" has more
+# make bench-speed   tokens per second of both, in turns: bench/speed.csv and the picture; SPEED="--rounds 9" and so on
 #
 # Each does all of its own set-up: a virtual environment in .venv, the package and its dependencies, and the
 # build of the patched llama.cpp (some minutes, once; kept in the user's cache folder).
@@ -10,7 +11,7 @@
 PYTHON ?= python3
 BIN    := .venv/bin
 
-.PHONY: demo test lint build bench-quality bench-gpu clean
+.PHONY: demo test lint build bench-quality bench-speed bench-gpu clean
 
 demo: build
 	$(BIN)/bof4 demo
@@ -28,6 +29,11 @@ lint: .venv/installed
 bench-quality: .venv/installed
 	$(BIN)/bof4 build
 	$(BIN)/bof4 bench quality $(QUALITY)
+
+bench-speed: .venv/installed
+	$(BIN)/bof4 build
+	$(BIN)/bof4 bench speed $(SPEED)
+	$(BIN)/bof4 bench kernels --output bench/kernels.csv
 
 bench-gpu: .venv/installed
 	@nvidia-smi -L || { echo "bench-gpu needs an NVIDIA GPU and its driver; nvidia-smi shows none." >&2; exit 1; }

@@ -52,7 +52,7 @@ class Plan:
 
     @property
     def tests(self) -> tuple[str, ...]:
-        return test_names(self.prompts, self.generate)
+        return names_of_tests(self.prompts, self.generate)
 
     def round_seconds(self, n_weights: float) -> float:
         """An estimate of one round of a model of so many weights."""
@@ -66,7 +66,7 @@ class Plan:
         return len(self.variants) * _MAKING_SECONDS * n_weights
 
 
-def test_names(prompts: Sequence[int], generate: int) -> tuple[str, ...]:
+def names_of_tests(prompts: Sequence[int], generate: int) -> tuple[str, ...]:
     """As llama-bench would call them."""
     return (*(f"pp{n}" for n in prompts), *((f"tg{generate}",) if generate else ()))
 
@@ -87,14 +87,14 @@ def make_plan(
         rows: that are there.
         again: what is there does not count.
     """
-    there = 0 if again else len(complete_rounds(rows, setup, variants, test_names(prompts, generate)))
+    there = 0 if again else len(complete_rounds(rows, setup, variants, names_of_tests(prompts, generate)))
     first = max(rounds_of(rows, setup), default=0) + 1
     return Plan(setup, tuple(variants), tuple(prompts), generate, repetitions, n_rounds, there, first)
 
 
 def rotated(items: Sequence[_Item], number: int) -> list[_Item]:
-    """Another first one in each round, and every other round backwards, so that none always follows the same."""
-    at = number % len(items)
+    """Another first one every two rounds, the second of them backwards, so that none always follows the same."""
+    at = number // 2 % len(items)
     order = [*items[at:], *items[:at]]
     return order[::-1] if number % 2 else order
 
