@@ -26,16 +26,16 @@ def _table(rows: Sequence[Row], columns: int) -> Table:
     floors = sorted(row.floor_ps for row in rows if row.columns == columns)
     title = (
         f"{first.rows} x {first.length}, {columns} column{'' if reading else 's'}, {first.instructions}, threads: "
-        f"{first.threads}; floor: {floor}" + ("" if reading else f", {floors[len(floors) // 2]:.3g} ps a weight")
+        f"{first.threads}; floor: {floor}" + ("" if reading else f", {floors[len(floors) // 2] / columns:.3g} ps")
     )
     table = Table("type", "layout", title=title, title_justify="left")
-    for heading in ("ps a weight", "lowest", "highest", "weights/ns" if reading else "products/ns", "of the floor"):
+    what = "weight" if reading else "product"  # of a weight and a column's activation
+    for heading in (f"ps a {what}", "lowest", "highest", f"{what}s/ns", "of the floor"):
         table.add_column(heading, justify="right")
     for f in found:
-        table.add_row(
-            f.type, f.layout, f"{f.ps_per_weight:.4g}", f"{f.low:.4g}", f"{f.high:.4g}",
-            f"{1e3 * columns / f.ps_per_weight:.4g}", f"{100 * f.of_floor:.0f} %" if f.of_floor else "",
-        )  # fmt: skip
+        times = [f"{ps / columns:.3g}" for ps in (f.ps_per_weight, f.low, f.high)]
+        share = f"{100 * f.of_floor:.0f} %" if f.of_floor else ""
+        table.add_row(f.type, f.layout, *times, f"{1e3 * columns / f.ps_per_weight:.3g}", share)
     return table
 
 

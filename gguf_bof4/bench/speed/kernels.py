@@ -15,6 +15,7 @@ import numpy.typing as npt
 from gguf_bof4 import native
 from gguf_bof4.bench.csv_file import read_table, write_table
 from gguf_bof4.bench.speed.measure import Memory, build_id, instruction_set
+from gguf_bof4.bench.speed.rounds import rotated
 from gguf_bof4.errors import UserError
 
 TYPES = ("Q4_0", "IQ4_NL", "IQ4_XS", "Q4_K", "MXFP4", "BOF4_S", "BOF4_K")
@@ -189,8 +190,6 @@ def run(
     bench: KernelBench, chosen: Sequence[Product], n_rounds: int, output: Path | None, say: Callable[[str], None]
 ) -> list[Row]:
     """Rounds of all products, in another order each time; rows of earlier runs stay in `output`."""
-    from gguf_bof4.bench.speed.rounds import rotated
-
     found: list[Row] = []
     for number in range(1, n_rounds + 1):
         found += bench.round(number, rotated(chosen, number))

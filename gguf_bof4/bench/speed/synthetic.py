@@ -27,8 +27,8 @@ class Shape:
     """A llama; token embeddings are the output matrix, too.
 
     Attributes:
-        embedding: length of the residual stream, a multiple of 256, as are
-        feed_forward: the width between its two matrices, and
+        embedding: length of the residual stream, a multiple of 256 and of the heads.
+        feed_forward: width between the matrices there, a multiple of 256.
         vocabulary: tokens.
     """
 
