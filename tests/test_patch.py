@@ -99,7 +99,7 @@ def test_each_patch_has_one_purpose_stated_and_touches_little() -> None:
     for file in PATCHES.glob("*.patch"):
         assert file.read_text().splitlines()[0].strip(), f"{file.name} does not begin with its purpose"
     changed = [line for h in all_hunks() for line in h.new if "bof4" in line.lower()]
-    assert len(changed) <= 130
+    assert len(changed) <= 180
 
 
 def test_an_archive_with_another_hash_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

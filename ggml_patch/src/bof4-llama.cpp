@@ -61,6 +61,10 @@ const ggml_tensor * bof4_list_meta(const llama_model_loader & ml, const ggml_ten
 
 ggml_backend_buffer_type_t bof4_list_buft(ggml_backend_buffer_type_t weight_buft) {
     ggml_backend_dev_t dev = ggml_backend_buft_get_device(weight_buft);
+    if (dev && ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_META) {
+        throw std::runtime_error("outlier lists cannot be split over devices row by row: use --split-mode layer, "
+            "or convert the model without lists (--opq off)");
+    }
     const bool on_cpu = dev && ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_CPU;
     return on_cpu ? ggml_backend_dev_buffer_type(dev) : weight_buft;
 }

@@ -114,7 +114,7 @@ bool ggml_bof4_backend_applies_list(const char * backend, const struct ggml_tens
         return true;
     }
     // the RPC backend asks the other side to compute, and that is a patched CPU or GPU backend again
-    const bool here = strcmp(backend, "CPU") == 0 || strcmp(backend, "RPC") == 0;
+    const bool here = strcmp(backend, "CPU") == 0 || strcmp(backend, "CUDA") == 0 || strcmp(backend, "RPC") == 0;
     return here && (op->op == GGML_OP_GET_ROWS || op->src[1]->type == GGML_TYPE_F32);
 }
 

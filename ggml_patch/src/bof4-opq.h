@@ -38,7 +38,7 @@ GGML_API const struct ggml_tensor * ggml_bof4_list_of_op(const struct ggml_tenso
 // Aborts, naming the weight, where an operation reads a weight with a list that it would lose.
 GGML_API void ggml_bof4_check_use(const struct ggml_tensor * node);
 
-// Can a backend of this name (ggml_backend_reg_name) compute the operation, as far as lists go?
+// Can a backend of this name (ggml_backend_reg_name; "" for none) compute the operation, as far as lists go?
 GGML_API bool ggml_bof4_backend_applies_list(const char * backend, const struct ggml_tensor * op);
 
 // NULL where a list of n numbers is sound for a weight of nrows rows, else what is wrong with it.

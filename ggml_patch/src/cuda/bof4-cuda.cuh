@@ -1,0 +1,27 @@
+// What the hooks in ggml-cuda call (patches/0011-cuda-backend.patch).
+#pragma once
+
+#include "ggml-cuda/common.cuh"
+#include "ggml-cuda/convert.cuh"
+
+#include "bof4/bof4-opq.h"
+
+// Converters of whole tensors and of strided ones, or null for other types.
+template <typename T> to_t_cuda_t<T> ggml_cuda_bof4_to(ggml_type type);
+template <typename T> to_t_nc_cuda_t<T> ggml_cuda_bof4_to_nc(ggml_type type);
+
+// get_rows of a weight of these types, with its outliers.
+void ggml_cuda_bof4_get_rows(ggml_backend_cuda_context & ctx, ggml_tensor * dst);
+
+// mul_mat and mul_mat_id with at most eight columns, or tokens, and what upstream fuses with them: dst is then a bias or a gated
+// unit, and the list is found at the product before it. Adds outliers, of gate and up.
+void ggml_cuda_bof4_mul_mat_vec_q(
+    ggml_backend_cuda_context & ctx, const ggml_tensor * src0, const ggml_tensor * src1, const ggml_tensor * ids, ggml_tensor * dst,
+    const ggml_cuda_mm_fusion_args_host * fusion);
+
+// After any other way to compute a mul_mat or mul_mat_id: add the outliers, where there is a list.
+void ggml_cuda_bof4_add_outliers(ggml_backend_cuda_context & ctx, ggml_tensor * dst);
+
+// The list of an operation of ours for kernels, or one without pointers.
+struct bof4_device_list;
+bof4_device_list ggml_cuda_bof4_list(const ggml_tensor * op);

@@ -1,0 +1,168 @@
+#include "bof4-cuda.cuh"
+#include "ggml-cuda/unary.cuh"
+#include "bof4-mmvq-steps.cuh"
+
+// The product that src0 and src1 are operands of, at or before dst: upstream hands over the node that it fuses up to.
+static const ggml_tensor * find_product(const ggml_tensor * dst, const ggml_tensor * src0, const ggml_tensor * src1) {
+    switch (dst->op) {
+        case GGML_OP_MUL_MAT:
+        case GGML_OP_MUL_MAT_ID:
+            return dst->src[0] == src0 && dst->src[1] == src1 ? dst : nullptr;
+        case GGML_OP_GLU:
+        case GGML_OP_ADD:
+        case GGML_OP_ADD_ID:
+            for (int i = 0; i < 2; ++i) {
+                const ggml_tensor * found = dst->src[i] ? find_product(dst->src[i], src0, src1) : nullptr;
+                if (found != nullptr) {
+                    return found;
+                }
+            }
+            return nullptr;
+        default:
+            return nullptr;
+    }
+}
+
+static bof4_factor factor_of(const ggml_tensor * weight, const ggml_tensor * product, const ggml_tensor * bias, bool experts) {
+    bof4_factor f = {};
+    f.data = (const uint8_t *) weight->data;
+    f.nb1 = (int64_t) weight->nb[1];
+    f.nb2 = (int64_t) weight->nb[2];
+    f.nb3 = (int64_t) weight->nb[3];
+    if (product != nullptr) {
+        f.list = ggml_cuda_bof4_list(product);
+    }
+    if (bias != nullptr) {
+        GGML_ASSERT(bias->type == GGML_TYPE_F32 && bias->ne[0] == weight->ne[1] && bias->nb[0] == sizeof(float));
+        f.bias = (const float *) bias->data;
+        // one row of bias for each expert, else one for each column
+        f.bias_s1 = experts ? 0 : bias->nb[1] / sizeof(float);
+        f.bias_s2 = bias->nb[experts ? 1 : 2] / sizeof(float);
+        f.bias_s3 = bias->nb[3] / sizeof(float);
+    }
+    return f;
+}
+
+static bool rows_are_aligned(const bof4_factor & f) {
+    return ((uintptr_t) f.data | f.nb1 | f.nb2 | f.nb3) % sizeof(uint32_t) == 0;
+}
+
+// A quarter of a row to each warp where rows are few or long: a GPU wants all of its warps at once.
+static int warps_of_block(int64_t chunks, int64_t blocks) {
+    const int64_t wanted = 16 * ggml_cuda_info().devices[ggml_cuda_get_device()].nsm;
+    int warps = 1;
+    while (warps < BOF4_MOST_WARPS && 2 * warps <= chunks && (warps * blocks < wanted || chunks >= 8 * warps)) {
+        warps *= 2;
+    }
+    return warps;
+}
+
+template <typename step, int columns, int matrices>
+static void launch(const bof4_product & p, int64_t ne11, int64_t ne12, int64_t channels, int64_t z, cudaStream_t stream) {
+    constexpr int rows = bof4_rows_of_block<step, columns, matrices>();
+    const dim3 blocks((unsigned) ((p.nrows + rows - 1) / rows), (unsigned) channels, (unsigned) z);
+    const int warps = warps_of_block(step::chunks(p.n) / step::unroll, (int64_t) blocks.x * blocks.y * blocks.z);
+    bof4_mul_mat_vec_kernel<step, columns, matrices><<<blocks, dim3(32, warps, 1), 0, stream>>>(p, ne11, ne12);
+}
+
+template <typename step>
+static void launch(
+        const bof4_product & p, int64_t columns, int64_t ne11, int64_t ne12, int64_t channels, int64_t z, cudaStream_t stream) {
+    if (p.gate.data != nullptr) {
+        GGML_ASSERT(columns == 1);
+        launch<step, 1, 2>(p, ne11, ne12, channels, z, stream);
+        return;
+    }
+    switch (columns) {
+        case 1: launch<step, 1, 1>(p, ne11, ne12, channels, z, stream); break;
+        case 2: launch<step, 2, 1>(p, ne11, ne12, channels, z, stream); break;
+        case 3: launch<step, 3, 1>(p, ne11, ne12, channels, z, stream); break;
+        case 4: launch<step, 4, 1>(p, ne11, ne12, channels, z, stream); break;
+        case 5: launch<step, 5, 1>(p, ne11, ne12, channels, z, stream); break;
+        case 6: launch<step, 6, 1>(p, ne11, ne12, channels, z, stream); break;
+        case 7: launch<step, 7, 1>(p, ne11, ne12, channels, z, stream); break;
+        case 8: launch<step, 8, 1>(p, ne11, ne12, channels, z, stream); break;
+        default: GGML_ABORT("%d columns are too many for this product", (int) columns);
+    }
+}
+
+template <typename layout>
+static void quantize(ggml_cuda_pool & pool, const ggml_tensor * src1, bof4_product & p,
+        ggml_cuda_pool_alloc<int32_t> & qs, ggml_cuda_pool_alloc<float> & scales, cudaStream_t stream) {
+    const int64_t n = src1->ne[0];
+    p.act.stride = layout::stride(n);
+    p.act.scale_stride = layout::scale_stride(n);
+    p.act.qs = qs.alloc(pool, ggml_nrows(src1) * p.act.stride);
+    p.act.scales = scales.alloc(pool, ggml_nrows(src1) * p.act.scale_stride);
+    constexpr int warps = 4;
+    const dim3 blocks((unsigned) ((layout::groups(n) + warps - 1) / warps), (unsigned) src1->ne[1], (unsigned) (src1->ne[2] * src1->ne[3]));
+    bof4_quantize_kernel<layout><<<blocks, dim3(32, warps, 1), 0, stream>>>(
+        (const float *) src1->data, p.act, n, src1->ne[1], src1->ne[2], p.x_s1, p.x_s2, p.x_s3);
+    CUDA_CHECK(cudaGetLastError());
+}
+
+void ggml_cuda_bof4_mul_mat_vec_q(
+        ggml_backend_cuda_context & ctx, const ggml_tensor * src0, const ggml_tensor * src1, const ggml_tensor * ids, ggml_tensor * dst,
+        const ggml_cuda_mm_fusion_args_host * fusion) {
+    GGML_ASSERT(src1->type == GGML_TYPE_F32 && dst->type == GGML_TYPE_F32);
+    GGML_ASSERT(src0->nb[0] == ggml_type_size(src0->type) && src1->nb[0] == sizeof(float) && dst->nb[0] == sizeof(float));
+    const ggml_tensor * product = find_product(dst, src0, src1);
+    if (product != nullptr) {
+        // where upstream takes the third source of a product for the experts, that of a mul_mat may be its list
+        ids = product->op == GGML_OP_MUL_MAT_ID ? product->src[2] : nullptr;
+    } else {
+        // one expert of many, in temporary tensors: the caller adds the outliers of all of them
+        GGML_ASSERT(fusion == nullptr && dst->op == GGML_OP_NONE);
+    }
+    GGML_ASSERT(fusion == nullptr || (fusion->x_scale == nullptr && fusion->gate_scale == nullptr));
+    GGML_ASSERT(ids == nullptr || (ids->type == GGML_TYPE_I32 && ids->nb[0] == sizeof(int32_t) && src1->ne[3] == 1));
+
+    const int64_t f = sizeof(float);
+    bof4_product p = {};
+    p.up = factor_of(src0, product, fusion ? fusion->x_bias : nullptr, ids != nullptr);
+    if (fusion != nullptr && fusion->gate != nullptr) {
+        GGML_ASSERT(fusion->gate->type == src0->type && ggml_are_same_shape(fusion->gate, src0));
+        const ggml_tensor * gate_product = find_product(dst, fusion->gate, src1);
+        GGML_ASSERT(gate_product != nullptr);
+        p.gate = factor_of(fusion->gate, gate_product, fusion->gate_bias, ids != nullptr);
+        p.glu = fusion->glu_op;
+        p.glu_limit = fusion->glu_limit;
+    }
+    p.x = (const float *) src1->data;
+    p.x_s1 = src1->nb[1] / f;
+    p.x_s2 = src1->nb[2] / f;
+    p.x_s3 = src1->nb[3] / f;
+    p.dst = (float *) dst->data;
+    p.s1 = dst->nb[1] / f;
+    p.s2 = dst->nb[2] / f;
+    p.s3 = dst->nb[3] / f;
+    p.n = (int32_t) src0->ne[0];
+    p.nrows = (int32_t) src0->ne[1];
+    p.nchannels_y = (int32_t) src1->ne[1];
+    p.channel_ratio = (int32_t) (src1->ne[2] / src0->ne[2]);
+    p.sample_ratio = (int32_t) (src1->ne[3] / src0->ne[3]);
+    if (ids != nullptr) {
+        p.ids = (const int32_t *) ids->data;
+        p.ids_stride = ids->nb[1] / sizeof(int32_t);
+    }
+
+    const int64_t columns  = ids ? 1 : src1->ne[1];
+    const int64_t channels = ids ? ids->ne[0] : src1->ne[2];
+    const int64_t z        = ids ? src1->ne[2] : src1->ne[3];
+    ggml_cuda_pool_alloc<int32_t> qs;
+    ggml_cuda_pool_alloc<float> scales;
+    cudaStream_t stream = ctx.stream();
+    if (src0->type == GGML_TYPE_BOF4_S) {
+        quantize<bof4_s_act>(ctx.pool(), src1, p, qs, scales, stream);
+        const bool even = p.n / QK_BOF4_S % 2 == 0;
+        if (even && rows_are_aligned(p.up) && (p.gate.data == nullptr || rows_are_aligned(p.gate))) {
+            launch<bof4_s_step<true>>(p, columns, src1->ne[1], src1->ne[2], channels, z, stream);
+        } else {
+            launch<bof4_s_step<false>>(p, columns, src1->ne[1], src1->ne[2], channels, z, stream);
+        }
+    } else {
+        quantize<bof4_k_act>(ctx.pool(), src1, p, qs, scales, stream);
+        launch<bof4_k_step>(p, columns, src1->ne[1], src1->ne[2], channels, z, stream);
+    }
+    CUDA_CHECK(cudaGetLastError());
+}
