@@ -34,7 +34,7 @@ NOT_CARRIED = re.compile(
     | tests/snapshots/
     | tools/mtmd/(tests | legacy-models)/
     | tools/server/(tests | bench | themes)/
-    | tools/ui/(?!CMakeLists\.txt$)
+    | tools/ui/(?!(CMakeLists\.txt | sources\.cmake | ui\.[a-z]+\.in)$)
     | .*\.(md | py | sh | bat | ps1 | toml | ini | lock | nix | gguf | inp | out | pdf | png | jpe?g | mp[34] | svg)$
     | (.*/)?\.[^/]+$
     | (AUTHORS | CODEOWNERS | Makefile | requirements\.txt | .*\.json)$
