@@ -51,20 +51,21 @@ Only what its programs, tests and examples are built from; backends: CPU, CUDA, 
 a C++ compiler, and for CUDA NVIDIA's toolkit with nvcc and cuBLAS. No network.
 
 For NVIDIA GPUs, in this folder. Architecture 90 is an H100 or H200, 89 an RTX 4000, 86 an RTX 3000, 80 an A100; native
-is the GPU of this machine. -DGGML_CUDA_FA=OFF leaves out the FlashAttention kernels, most of the compile time:
+is the GPU of this machine. -DGGML_CUDA_FA=OFF leaves out the FlashAttention kernels, most of the compile time. Where
+nvcc is not on the PATH, put its folder there first: export PATH="/usr/local/cuda/bin:$PATH"
 
     cmake -B build-cuda {options} \\
         -DGGML_CUDA=ON -DCMAKE_CUDA_ARCHITECTURES=native -DGGML_CUDA_FA=ON
-    cmake --build build-cuda -j --target {cuda_targets}
+    cmake --build build-cuda -j "$(nproc)" --target {cuda_targets}
 
 For the CPU alone:
 
     cmake -B build {options}
-    cmake --build build -j --target {targets}
+    cmake --build build -j "$(nproc)" --target {targets}
 
 Then, in build-cuda/bin or build/bin:
 
-    test-backend-ops test -o MUL_MAT -p bof4      every product of these types against the CPU's
+    test-backend-ops test -p bof4_                every operation with these types against the CPU's
     bof4-bench-cuda --help                        time per product beside llama.cpp's own types
     llama-bench -m model.gguf -ngl 99
     llama-cli   -m model.gguf -ngl 99 -p "hello"
