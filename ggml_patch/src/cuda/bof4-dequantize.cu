@@ -1,5 +1,6 @@
 #include "bof4-cuda.cuh"
 #include "bof4-dequantize.cuh"
+#include "bof4/cuda/bof4-launch.cuh"
 
 enum { THREADS = 128 };
 
@@ -9,7 +10,8 @@ static void dequantize_rows(
         cudaStream_t stream) {
     GGML_ASSERT((uintptr_t) y % sizeof(bof4_four<T>) == 0);
     const dim3 blocks((unsigned) ((n_words + THREADS - 1) / THREADS), (unsigned) std::min<int64_t>(ne1 * ne2 * ne3, 65535), 1);
-    bof4_dequantize_kernel<type><<<blocks, THREADS, 0, stream>>>((const uint8_t *) x, y, n_words, ne1, ne2, ne3, s1, s2, s3);
+    bof4_launch(bof4_dequantize_kernel<type, T>, blocks, dim3(THREADS, 1, 1), stream,
+        (const uint8_t *) x, y, n_words, ne1, ne2, ne3, s1, s2, s3);
 }
 
 template <typename type, typename T> static void dequantize(const void * x, T * y, int64_t k, cudaStream_t stream) {
@@ -51,7 +53,8 @@ template <typename type, typename T> static void get_rows(const bof4_rows & rows
     GGML_ASSERT(rows.s1 % 4 == 0 && rows.s2 % 4 == 0 && rows.s3 % 4 == 0);
     const int64_t n = rows.ne10 * rows.ne11 * rows.ne12;
     if (n > 0) {
-        bof4_get_rows_kernel<type><<<(unsigned) std::min<int64_t>(n, INT32_MAX), THREADS, 0, stream>>>(rows, (T *) dst);
+        const dim3 blocks((unsigned) std::min<int64_t>(n, INT32_MAX), 1, 1);
+        bof4_launch(bof4_get_rows_kernel<type, T>, blocks, dim3(THREADS, 1, 1), stream, rows, (T *) dst);
     }
 }
 

@@ -15,7 +15,7 @@ static __device__ __forceinline__ float bof4_small_int(int sum) {
 // the next, to which belong activations of zero. So no word belongs to two blocks, all loads are whole lines, and blocks of 34
 // bytes cost nothing. aligned: rows begin at multiples of four bytes; where they do not, words come in two halves.
 template <bool aligned> struct bof4_s_step {
-    static constexpr int rows = 4, unroll = 2;
+    static constexpr int rows = 4, unroll = 2, blocks = 7;
 
     template <int S> struct weights {
         uint32_t codes[unroll][S];
@@ -89,7 +89,7 @@ template <bool aligned> struct bof4_s_step {
 // BOF4_K: a chunk is four superblocks, eight lanes to each. A lane has eight bytes of codes of the first 128 weights and eight of
 // the others, at the same place: then it needs three of the twelve bytes of scales, for four times eight weights.
 struct bof4_k_step {
-    static constexpr int rows = 2, unroll = 1;
+    static constexpr int rows = 2, unroll = 1, blocks = 6;
 
     template <int S> struct weights {
         uint32_t codes[2][2][S];
@@ -116,14 +116,14 @@ struct bof4_k_step {
             w.low[s]  = b[2 + g];
             w.low4[s] = b[6 + g];
             w.high[s] = b[10 + g];
-            // 142 bytes: every other superblock's codes are in the middle of words. Those around them are loaded, and shifted; where
-            // they are not, the third is not theirs, and may not exist.
+            // 142 bytes: every other superblock's codes begin in the middle of a word. Then they are shifted out of the words
+            // around them, and end in half a word; else that half is not theirs, and one of theirs is loaded for it.
             const uint8_t * codes = b + bof4_k_type::codes_at + 8 * t;
             const uint32_t odd = (uint32_t) (uintptr_t) codes & 2;
 #pragma unroll
             for (int h = 0; h < 2; ++h) {
                 const uint32_t * p = (const uint32_t *) (codes + 64 * h - odd);
-                const uint32_t p0 = p[0], p1 = p[1], p2 = p[1 + odd / 2];
+                const uint32_t p0 = p[0], p1 = p[1], p2 = *(const uint16_t *) (p + 1 + odd / 2);
                 w.codes[h][0][s] = __funnelshift_r(p0, p1, 8 * odd);
                 w.codes[h][1][s] = __funnelshift_r(p1, p2, 8 * odd);
             }

@@ -1,26 +1,27 @@
 #include "bof4-cuda.cuh"
 #include "ggml-cuda/unary.cuh"
 #include "bof4-mmvq-steps.cuh"
+#include "bof4/cuda/bof4-launch.cuh"
 
-// The product that src0 and src1 are operands of, at or before dst: upstream hands over the node that it fuses up to.
-static const ggml_tensor * find_product(const ggml_tensor * dst, const ggml_tensor * src0, const ggml_tensor * src1) {
-    switch (dst->op) {
-        case GGML_OP_MUL_MAT:
-        case GGML_OP_MUL_MAT_ID:
-            return dst->src[0] == src0 && dst->src[1] == src1 ? dst : nullptr;
-        case GGML_OP_GLU:
-        case GGML_OP_ADD:
-        case GGML_OP_ADD_ID:
-            for (int i = 0; i < 2; ++i) {
-                const ggml_tensor * found = dst->src[i] ? find_product(dst->src[i], src0, src1) : nullptr;
-                if (found != nullptr) {
-                    return found;
-                }
-            }
-            return nullptr;
-        default:
-            return nullptr;
+// The product of src0 and src1: node itself, or what a bias was added to.
+static const ggml_tensor * product_before(const ggml_tensor * node, const ggml_tensor * src0, const ggml_tensor * src1) {
+    const bool biased = node->op == GGML_OP_ADD || node->op == GGML_OP_ADD_ID;
+    for (int i = 0; i < (biased ? 2 : 1); ++i) {
+        const ggml_tensor * t = biased ? node->src[i] : node;
+        if ((t->op == GGML_OP_MUL_MAT || t->op == GGML_OP_MUL_MAT_ID) && t->src[0] == src0 && t->src[1] == src1) {
+            return t;
+        }
     }
+    return nullptr;
+}
+
+// The same where upstream hands over the node that it fuses up to, which may be the gated unit of two products.
+static const ggml_tensor * find_product(const ggml_tensor * dst, const ggml_tensor * src0, const ggml_tensor * src1) {
+    if (dst->op != GGML_OP_GLU) {
+        return product_before(dst, src0, src1);
+    }
+    const ggml_tensor * found = product_before(dst->src[1], src0, src1);
+    return found ? found : product_before(dst->src[0], src0, src1);
 }
 
 static bof4_factor factor_of(const ggml_tensor * weight, const ggml_tensor * product, const ggml_tensor * bias, bool experts) {
@@ -62,7 +63,7 @@ static void launch(const bof4_product & p, int64_t ne11, int64_t ne12, int64_t c
     constexpr int rows = bof4_rows_of_block<step, columns, matrices>();
     const dim3 blocks((unsigned) ((p.nrows + rows - 1) / rows), (unsigned) channels, (unsigned) z);
     const int warps = warps_of_block(step::chunks(p.n) / step::unroll, (int64_t) blocks.x * blocks.y * blocks.z);
-    bof4_mul_mat_vec_kernel<step, columns, matrices><<<blocks, dim3(32, warps, 1), 0, stream>>>(p, ne11, ne12);
+    bof4_launch(bof4_mul_mat_vec_kernel<step, columns, matrices>, blocks, dim3(32, warps, 1), stream, p, ne11, ne12);
 }
 
 template <typename step>
@@ -96,9 +97,8 @@ static void quantize(ggml_cuda_pool & pool, const ggml_tensor * src1, bof4_produ
     p.act.scales = scales.alloc(pool, ggml_nrows(src1) * p.act.scale_stride);
     constexpr int warps = 4;
     const dim3 blocks((unsigned) ((layout::groups(n) + warps - 1) / warps), (unsigned) src1->ne[1], (unsigned) (src1->ne[2] * src1->ne[3]));
-    bof4_quantize_kernel<layout><<<blocks, dim3(32, warps, 1), 0, stream>>>(
+    bof4_launch(bof4_quantize_kernel<layout>, blocks, dim3(32, warps, 1), stream,
         (const float *) src1->data, p.act, n, src1->ne[1], src1->ne[2], p.x_s1, p.x_s2, p.x_s3);
-    CUDA_CHECK(cudaGetLastError());
 }
 
 void ggml_cuda_bof4_mul_mat_vec_q(
@@ -164,5 +164,4 @@ void ggml_cuda_bof4_mul_mat_vec_q(
         quantize<bof4_k_act>(ctx.pool(), src1, p, qs, scales, stream);
         launch<bof4_k_step>(p, columns, src1->ne[1], src1->ne[2], channels, z, stream);
     }
-    CUDA_CHECK(cudaGetLastError());
 }

@@ -115,8 +115,9 @@ static constexpr __host__ __device__ int bof4_rows_of_block() {
     return (columns <= 4 ? step::rows : 2) / matrices;
 }
 
+// One column waits for memory and wants many warps; more columns want registers.
 template <typename step, int columns, int matrices>
-__launch_bounds__(32 * BOF4_MOST_WARPS)
+__launch_bounds__(32 * BOF4_MOST_WARPS, (columns == 1 ? step::blocks : 4))
 static __global__ void bof4_mul_mat_vec_kernel(const bof4_product p, const int64_t ne11, const int64_t ne12) {
     constexpr int R = bof4_rows_of_block<step, columns, matrices>();
     constexpr int S = R * matrices;             // streams of weights

@@ -1,5 +1,6 @@
 #include "bof4-cuda.cuh"
 #include "bof4-outliers.cuh"
+#include "bof4/cuda/bof4-launch.cuh"
 #include "ggml-cuda/mmid.cuh"
 
 bof4_device_list ggml_cuda_bof4_list(const ggml_tensor * op) {
@@ -28,12 +29,10 @@ static void add_outliers(
     cudaStream_t stream = ctx.stream();
     columns.padded = (int64_t) tiles(columns.count) * BOF4_TILE;
     ggml_cuda_pool_alloc<float> transposed(ctx.pool(), columns.n * columns.padded);
-    bof4_transpose_kernel<<<dim3(tiles(columns.n), tiles(columns.count), 1), threads, 0, stream>>>(columns, transposed.get());
-    CUDA_CHECK(cudaGetLastError());
     GGML_ASSERT(matrices <= 65535 && tiles(columns.count) <= 65535);
-    bof4_add_outliers_kernel<<<dim3(tiles(sums.nrows), tiles(most_columns), (unsigned) matrices), threads, 0, stream>>>(
+    bof4_launch(bof4_transpose_kernel, dim3(tiles(columns.n), tiles(columns.count), 1), threads, stream, columns, transposed.get());
+    bof4_launch(bof4_add_outliers_kernel, dim3(tiles(sums.nrows), tiles(most_columns), (unsigned) matrices), threads, stream,
         list, sums, transposed.get(), columns.padded);
-    CUDA_CHECK(cudaGetLastError());
 }
 
 void ggml_cuda_bof4_add_outliers(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
@@ -74,7 +73,6 @@ void ggml_cuda_bof4_add_outliers(ggml_backend_cuda_context & ctx, ggml_tensor * 
     ggml_cuda_launch_mm_ids_helper((const int32_t *) ids->data, source.get(), dst_rows.get(), bounds.get(),
         (int) n_experts, (int) n_tokens, (int) n_used, (int) src1->ne[1], (int) (ids->nb[1] / sizeof(int32_t)),
         (int) src1->ne[1], /*write_inverse =*/ false, ctx.stream());
-    CUDA_CHECK(cudaGetLastError());
     const bof4_columns columns = {
         x, src0->ne[0], n_tokens * n_used, 0, source.get(), src1->ne[1], src1->ne[2], s11, s12, 0,
     };
