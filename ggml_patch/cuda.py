@@ -180,12 +180,18 @@ def packaged_cublas() -> tuple[Path, Path] | None:
     return None
 
 
+def has_cublas(toolkit: Toolkit) -> bool:
+    """Are cuBLAS' headers the toolkit's own, or the system's?"""
+    root = toolkit.root
+    folders = ["include", *root.glob("targets/*/include"), "../../math_libs/include", "/usr/include"]
+    return any((root / folder / "cublas_v2.h").is_file() for folder in folders)
+
+
 def toolchain_arguments(toolkit: Toolkit) -> tuple[str, ...]:
     """How CMake finds this toolkit, and the Python package's cuBLAS where the toolkit has none of its own."""
     arguments = [f"-DCMAKE_CUDA_COMPILER={toolkit.nvcc}", f"-DCUDAToolkit_ROOT={toolkit.root}"]
-    own = [*toolkit.root.glob("include/cublas_v2.h"), *toolkit.root.glob("targets/*/include/cublas_v2.h")]
     package = packaged_cublas()
-    if own or Path("/usr/include/cublas_v2.h").is_file() or package is None:
+    if package is None or has_cublas(toolkit):
         return tuple(arguments)
     include, libraries = package
     # as system headers: the package's folder may hold a whole second toolkit, which must not shadow nvcc's own

@@ -35,10 +35,8 @@ def no_gpu() -> str:
 
 def cublas_headers(toolkit: cuda.Toolkit) -> Path | None:
     """The folder of cublas_v2.h where it is not the toolkit's own: of a Python package, installed or in the cache."""
-    if not any(argument.startswith("-DCMAKE_CUDA_FLAGS") for argument in cuda.toolchain_arguments(toolkit)):
-        own = (toolkit.root / "include", Path("/usr/include"))
-        if any((folder / "cublas_v2.h").is_file() for folder in own) or [*toolkit.root.glob("targets/*/*/cublas_v2.h")]:
-            return None
+    if cuda.has_cublas(toolkit):
+        return None
     if package := cuda.packaged_cublas():
         return package[0]
     major, minor = toolkit.release

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from nvidia import cublas_headers, no_nvcc
+from cuda_machine import cublas_headers, no_nvcc
 
 from gguf_bof4.ggml_patch import LOCK, PATCHES, SOURCES
 from gguf_bof4.ggml_patch.apply import SOURCES_IN_TREE, all_hunks, patch_tree
