@@ -183,8 +183,8 @@ def packaged_cublas() -> tuple[Path, Path] | None:
 def has_cublas(toolkit: Toolkit) -> bool:
     """Are cuBLAS' headers the toolkit's own, or the system's?"""
     root = toolkit.root
-    folders = ["include", *root.glob("targets/*/include"), "../../math_libs/include", "/usr/include"]
-    return any((root / folder / "cublas_v2.h").is_file() for folder in folders)
+    folders = [root / "include", root / "../../math_libs/include", Path("/usr/include")]
+    return any((folder / "cublas_v2.h").is_file() for folder in (*folders, *root.glob("targets/*/include")))
 
 
 def toolchain_arguments(toolkit: Toolkit) -> tuple[str, ...]:

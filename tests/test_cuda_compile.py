@@ -26,6 +26,9 @@ FLAGS = (
 )  # fmt: skip
 """What CMake gives llama.cpp's own CUDA files."""
 
+STRICTLY = ("-Xcompiler=-Werror=suggest-attribute=noreturn",)
+"""For our files: g++ says where a function cannot but abort, as undefined behaviour makes it."""
+
 QUICKLY = ("-Xcicc=-O0", "-Xptxas=-O0")
 """For llama.cpp's own files: whether our lines in them compile."""
 
@@ -102,7 +105,7 @@ def tree(tmp_path: Path) -> Path:
 def test_cuda_files_compile_for_each_architecture(tree: Path) -> None:
     key = content_key()
     work = [Work(tree / path, ARCHITECTURES[-1], QUICKLY) for path in HOOKED]
-    work += [Work(tree / SOURCES_IN_TREE / path, architecture) for path in OURS for architecture in ARCHITECTURES]
+    work += [Work(tree / SOURCES_IN_TREE / path, name, STRICTLY) for path in OURS for name in ARCHITECTURES]
     assert all(one.path.is_file() for one in work)
     cublas_headers(find_toolkit())  # once, not in each thread
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:

@@ -40,7 +40,7 @@ def build(
         bool | None,
         typer.Option(
             "--flash-attention/--no-flash-attention",
-            help="llama.cpp's FlashAttention kernels (GGML_CUDA_FA): most of the compile time.  [default: with]",
+            help="With llama.cpp's FlashAttention kernels (GGML_CUDA_FA), most of the compile time, or without; default: with.",
             show_default=False,
         ),
     ] = None,
