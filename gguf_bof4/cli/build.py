@@ -40,7 +40,8 @@ def build(
         bool | None,
         typer.Option(
             "--flash-attention/--no-flash-attention",
-            help="With llama.cpp's FlashAttention kernels (GGML_CUDA_FA), most of the compile time, or without; default: with.",
+            help="With llama.cpp's FlashAttention kernels (GGML_CUDA_FA), most of the compile time, or without. "
+            "Default: with.",
             show_default=False,
         ),
     ] = None,
