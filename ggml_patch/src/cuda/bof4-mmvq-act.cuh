@@ -5,7 +5,8 @@
 
 #include <cstdint>
 
-// Columns one after the other. qs: `stride` words of four each; scales: `scale_stride` of each.
+// Columns one after the other. qs: `stride` words of four each; scales: `scale_stride` of each, times what the type's own scales
+// are in units of (unit).
 struct bof4_activations {
     int32_t * qs;
     float * scales;
@@ -33,6 +34,7 @@ struct bof4_s_act {
         return (stride(n) + halves - 1) / halves;
     }
     static constexpr int per_lane = 2;
+    static constexpr float unit = 1.0f / BOF4_LEVEL_SCALE;
 
     // Lane i: activations i and i + 32 of block b.
     static __device__ __forceinline__ int64_t at(int64_t b, int lane, int k) {
@@ -68,6 +70,7 @@ struct bof4_k_act {
         return stride(n) / 32;
     }
     static constexpr int per_lane = 4;
+    static constexpr float unit = 1.0f / 4096;
 
     static __device__ __forceinline__ int64_t at(int64_t b, int lane, int k) {
         return b * 128 + 4 * lane + k;
@@ -116,6 +119,6 @@ static __global__ void bof4_quantize_kernel(
     const int64_t c = (i3 * ne12 + i2) * ne11 + i1;
     layout::store(act, c, b, lane, q);
     if (lane == 0 && b < act.scale_stride) {
-        act.scales[c * act.scale_stride + b] = largest / 127.0f;
+        act.scales[c * act.scale_stride + b] = largest / 127.0f * layout::unit;
     }
 }

@@ -15,81 +15,95 @@ static __device__ __forceinline__ float bof4_small_int(int sum) {
 // the next, to which belong activations of zero. So no word belongs to two blocks, all loads are whole lines, and blocks of 34
 // bytes cost nothing. aligned: rows begin at multiples of four bytes; where they do not, words come in two halves.
 template <bool aligned> struct bof4_s_step {
-    static constexpr int rows = 4, unroll = 2, blocks = 7;
+    // blocks: of threads, that shall have room on one multiprocessor (registers)
+    static constexpr int rows = 4, unroll = 2, blocks = aligned ? 7 : 6, blocks_of_many = 4;
 
     template <int S> struct weights {
         uint32_t codes[unroll][S];
         uint16_t d[unroll][S];
     };
 
-    static __device__ __forceinline__ int chunks(int n) {
-        return (int) bof4_s_act::chunks(n);
-    }
-    // word of the row, the last one for lanes beyond it, and its block
-    static __device__ __forceinline__ uint32_t word(int n, int chunk, int lane) {
-        const int n_words = (n / QK_BOF4_S * bof4_s_act::halves + 1) / 2;
-        return min(32 * chunk + lane, n_words - 1);
-    }
-    static __device__ __forceinline__ uint32_t block(uint32_t word) {
-        return 2 * word / bof4_s_act::halves;
-    }
+    template <int S> struct source {
+        const uint8_t * rows[S];
+        int lane, halves, n_chunks;
 
-    template <int S>
-    static __device__ __forceinline__ void load(
-            weights<S> & w, const uint8_t * const (&rows_at)[S], int n, int chunk, int n_chunks, int warps, int lane) {
-#pragma unroll
-        for (int u = 0; u < unroll; ++u) {
-            if (u > 0 && chunk + u * warps >= n_chunks) {
-                break;
-            }
-            const uint32_t i = word(n, chunk + u * warps, lane);
-            const uint32_t d_at = block(i) * BOF4_S_BLOCK_BYTES;
-            // the last half of an odd number of blocks has no neighbour
-            const uint32_t second = min(2 * i + 1, (uint32_t) (n / QK_BOF4_S * bof4_s_act::halves - 1));
+        __device__ __forceinline__ source(const uint8_t * const (&rows_at)[S], int n, int lane) :
+            lane(lane), halves(n / QK_BOF4_S * bof4_s_act::halves), n_chunks(chunks(n)) {
 #pragma unroll
             for (int s = 0; s < S; ++s) {
-                if (aligned) {
-                    w.codes[u][s] = ((const uint32_t *) rows_at[s])[i];
-                } else {
-                    const uint16_t * halves = (const uint16_t *) rows_at[s];
-                    w.codes[u][s] = halves[2 * i] | (uint32_t) halves[second] << 16;
-                }
-                w.d[u][s] = *(const uint16_t *) (rows_at[s] + d_at);
+                rows[s] = rows_at[s];
             }
         }
-    }
 
-    template <int S, int columns, int N>
-    static __device__ __forceinline__ void multiply(
-            const weights<S> & w, const bof4_activations & act, int64_t column, int n, int chunk, int n_chunks, int warps, int lane,
-            float (&sums)[N]) {
+        // the word of this lane, or the last one again, and the block that it belongs to
+        __device__ __forceinline__ uint32_t word(int chunk) const {
+            return (uint32_t) min(32 * chunk + lane, (halves - 1) / 2);
+        }
+        static __device__ __forceinline__ uint32_t block(uint32_t word) {
+            return 2 * word / bof4_s_act::halves;
+        }
+
+        __device__ __forceinline__ void load(weights<S> & w, int chunk) const {
 #pragma unroll
-        for (int u = 0; u < unroll; ++u) {
-            if (u > 0 && chunk + u * warps >= n_chunks) {
-                break;
-            }
-            const int at = 32 * (chunk + u * warps) + lane;
-            const uint32_t b = block(word(n, chunk + u * warps, lane));
-#pragma unroll
-            for (int c = 0; c < columns; ++c) {
-                const int2 x = ((const int2 *) (act.qs + (column + c) * act.stride))[at];
-                const float dx = act.scales[(column + c) * act.scale_stride + b] * (1.0f / BOF4_LEVEL_SCALE);
+            for (int u = 0; u < unroll; ++u) {
+                if (u > 0 && chunk + u >= n_chunks) {
+                    break;
+                }
+                const uint32_t i = word(chunk + u), d_at = block(i) * BOF4_S_BLOCK_BYTES;
+                // an odd number of blocks ends in half a word
+                const uint32_t second = min(2 * i + 1, (uint32_t) halves - 1);
 #pragma unroll
                 for (int s = 0; s < S; ++s) {
-                    const uint32_t codes = w.codes[u][s], flipped = codes ^ 0x88888888u;
-                    int sum = bof4_dot4<bof4_s_levels_of>(codes, flipped, x.x, BOF4_FLOAT_ZERO);
-                    sum = bof4_dot4<bof4_s_levels_of>(codes >> 16, flipped >> 16, x.y, sum);
-                    sums[s * columns + c] += __half2float(__ushort_as_half(w.d[u][s])) * dx * bof4_small_int(sum);
+                    if (aligned) {
+                        w.codes[u][s] = ((const uint32_t *) rows[s])[i];
+                    } else {
+                        w.codes[u][s] = ((const uint16_t *) rows[s])[2 * i] | (uint32_t) ((const uint16_t *) rows[s])[second] << 16;
+                    }
+                    w.d[u][s] = *(const uint16_t *) (rows[s] + d_at);
                 }
             }
         }
+
+        template <int columns, int N>
+        __device__ __forceinline__ void multiply(
+                const weights<S> & w, const bof4_activations & act, int64_t column, int chunk, float (&sums)[N]) const {
+#pragma unroll
+            for (int u = 0; u < unroll; ++u) {
+                if (u > 0 && chunk + u >= n_chunks) {
+                    break;
+                }
+                const uint32_t b = block(word(chunk + u));
+#pragma unroll
+                for (int c = 0; c < columns; ++c) {
+                    const int2 x = ((const int2 *) (act.qs + (column + c) * act.stride))[32 * (chunk + u) + lane];
+                    const float dx = act.scales[(column + c) * act.scale_stride + b];
+#pragma unroll
+                    for (int s = 0; s < S; ++s) {
+                        const uint32_t codes = w.codes[u][s], flipped = codes ^ 0x88888888u;
+                        int sum = bof4_dot4<bof4_s_levels_of>(codes, flipped, x.x, BOF4_FLOAT_ZERO);
+                        sum = bof4_dot4<bof4_s_levels_of>(codes >> 16, flipped >> 16, x.y, sum);
+                        sums[s * columns + c] += __half2float(__ushort_as_half(w.d[u][s])) * dx * bof4_small_int(sum);
+                    }
+                }
+            }
+        }
+    };
+
+    static __device__ __host__ __forceinline__ int chunks(int n) {
+        return (int) bof4_s_act::chunks(n);
     }
 };
 
 // BOF4_K: a chunk is four superblocks, eight lanes to each. A lane has eight bytes of codes of the first 128 weights and eight of
 // the others, at the same place: then it needs three of the twelve bytes of scales, for four times eight weights.
+//
+// Superblocks are 142 bytes long, so the codes of every other one begin in the middle of a word. There they are shifted out of the
+// words around them, and end in half a word; elsewhere that half would not be theirs, and one of theirs is loaded for it. Four
+// superblocks are whole words, so a lane does the same in every chunk.
 struct bof4_k_step {
-    static constexpr int rows = 2, unroll = 1, blocks = 6;
+    static constexpr int rows = 2, unroll = 1, blocks = 6, blocks_of_many = 3;
+    static constexpr int chunk_bytes = bof4_k_act::blocks_of_chunk * BOF4_K_BLOCK_BYTES;
+    static_assert(chunk_bytes % 4 == 0, "codes of a lane lie alike in every chunk");
 
     template <int S> struct weights {
         uint32_t codes[2][2][S];
@@ -97,70 +111,84 @@ struct bof4_k_step {
         uint8_t low[S], low4[S], high[S];   // bytes g, g + 4 and g + 8 of the scales
     };
 
-    static __device__ __forceinline__ int chunks(int n) {
-        return (int) bof4_k_act::chunks(n);
-    }
-    static __device__ __forceinline__ int block(int n, int chunk, int lane) {
-        return min(bof4_k_act::blocks_of_chunk * chunk + lane / 8, n / QK_BOF4_K - 1);
-    }
-
-    template <int S>
-    static __device__ __forceinline__ void load(
-            weights<S> & w, const uint8_t * const (&rows_at)[S], int n, int chunk, int, int, int lane) {
-        const int64_t at = (int64_t) block(n, chunk, lane) * BOF4_K_BLOCK_BYTES;
-        const int t = lane % 8, g = t / 2;
-#pragma unroll
-        for (int s = 0; s < S; ++s) {
-            const uint8_t * b = rows_at[s] + at;
-            w.d[s]    = *(const uint16_t *) b;
-            w.low[s]  = b[2 + g];
-            w.low4[s] = b[6 + g];
-            w.high[s] = b[10 + g];
-            // 142 bytes: every other superblock's codes begin in the middle of a word. Then they are shifted out of the words
-            // around them, and end in half a word; else that half is not theirs, and one of theirs is loaded for it.
-            const uint8_t * codes = b + bof4_k_type::codes_at + 8 * t;
-            const uint32_t odd = (uint32_t) (uintptr_t) codes & 2;
-#pragma unroll
-            for (int h = 0; h < 2; ++h) {
-                const uint32_t * p = (const uint32_t *) (codes + 64 * h - odd);
-                const uint32_t p0 = p[0], p1 = p[1], p2 = *(const uint16_t *) (p + 1 + odd / 2);
-                w.codes[h][0][s] = __funnelshift_r(p0, p1, 8 * odd);
-                w.codes[h][1][s] = __funnelshift_r(p1, p2, 8 * odd);
-            }
-        }
-    }
-
     static __device__ __forceinline__ int dot8(uint32_t codes, int x0, int x1) {
         const uint32_t flipped = codes ^ 0x88888888u;
         return bof4_dot4<bof4_k_levels_of>(codes >> 16, flipped >> 16, x1, bof4_dot4<bof4_k_levels_of>(codes, flipped, x0, 0));
     }
 
-    template <int S, int columns, int N>
-    static __device__ __forceinline__ void multiply(
-            const weights<S> & w, const bof4_activations & act, int64_t column, int n, int chunk, int, int, int lane,
-            float (&sums)[N]) {
-        const int b = block(n, chunk, lane), t = lane % 8;
-        const int64_t at = (int64_t) (bof4_k_act::blocks_of_chunk * chunk + lane / 8) * 16 + t;
-#pragma unroll
-        for (int c = 0; c < columns; ++c) {
-            const int4 * qs = (const int4 *) (act.qs + (column + c) * act.stride) + at;
-            const int4 x[2] = { qs[0], qs[8] };
-            const float * dx = act.scales + (column + c) * act.scale_stride + 2 * b;
+    template <int S> struct source {
+        const uint8_t * heads[S];       // superblock of the lane in chunk 0
+        const uint32_t * words[S];      // those that its first codes are in
+        uint32_t odd[S];                // bytes by which they begin later
+        int lane, first, n_blocks;
+
+        __device__ __forceinline__ source(const uint8_t * const (&rows_at)[S], int n, int lane) :
+            lane(lane), n_blocks(n / QK_BOF4_K) {
+            first = min(lane / 8, n_blocks - 1);
 #pragma unroll
             for (int s = 0; s < S; ++s) {
-                float sum = 0.0f;
-#pragma unroll
-                for (int h = 0; h < 2; ++h) {
-                    const uint32_t first = w.codes[h][0][s], second = w.codes[h][1][s];
-                    const uint32_t low  = (first & 0x0f0f0f0fu) | (second << 4 & 0xf0f0f0f0u);
-                    const uint32_t high = (first >> 4 & 0x0f0f0f0fu) | (second & 0xf0f0f0f0u);
-                    const int scale_low  = ((w.low[s]  >> 4 * h & 0xf) | (w.high[s] >> 4 * h       & 0x3) << 4) - 32;
-                    const int scale_high = ((w.low4[s] >> 4 * h & 0xf) | (w.high[s] >> (4 * h + 2) & 0x3) << 4) - 32;
-                    // each at most 8 * 127 * 127 * 32: both fit 23 bits
-                    sum += dx[h] * (float) (scale_low * dot8(low, x[h].x, x[h].y) + scale_high * dot8(high, x[h].z, x[h].w));
-                }
-                sums[s * columns + c] += __half2float(__ushort_as_half(w.d[s])) * BOF4_K_UNIT * sum;
+                heads[s] = rows_at[s] + first * BOF4_K_BLOCK_BYTES;
+                const uint8_t * codes = heads[s] + bof4_k_type::codes_at + 8 * (lane % 8);
+                odd[s] = (uint32_t) (uintptr_t) codes & 2;
+                words[s] = (const uint32_t *) (codes - odd[s]);
             }
         }
+
+        // the chunk before for lanes beyond the row's end: they meet activations of zero
+        __device__ __forceinline__ int chunk_of(int chunk) const {
+            return chunk > 0 && bof4_k_act::blocks_of_chunk * chunk + first >= n_blocks ? chunk - 1 : chunk;
+        }
+
+        __device__ __forceinline__ void load(weights<S> & w, int chunk) const {
+            const int at = chunk_of(chunk) * chunk_bytes, g = lane % 8 / 2;
+#pragma unroll
+            for (int s = 0; s < S; ++s) {
+                const uint8_t * head = heads[s] + at, * scales = head + g;
+                w.d[s]    = *(const uint16_t *) head;
+                w.low[s]  = scales[2];
+                w.low4[s] = scales[6];
+                w.high[s] = scales[10];
+                const uint32_t * p = words[s] + at / 4, * last = p + odd[s] / 2;
+#pragma unroll
+                for (int h = 0; h < 2; ++h) {
+                    const uint32_t p0 = p[16 * h], p1 = p[16 * h + 1], p2 = *(const uint16_t *) (last + 16 * h + 1);
+                    w.codes[h][0][s] = __funnelshift_r(p0, p1, 8 * odd[s]);
+                    w.codes[h][1][s] = __funnelshift_r(p1, p2, 8 * odd[s]);
+                }
+            }
+        }
+
+        template <int columns, int N>
+        __device__ __forceinline__ void multiply(
+                const weights<S> & w, const bof4_activations & act, int64_t column, int chunk, float (&sums)[N]) const {
+            const int b = first + bof4_k_act::blocks_of_chunk * chunk_of(chunk);
+            const int64_t at = (int64_t) (bof4_k_act::blocks_of_chunk * chunk + lane / 8) * 16 + lane % 8;
+#pragma unroll
+            for (int c = 0; c < columns; ++c) {
+                const int4 * qs = (const int4 *) (act.qs + (column + c) * act.stride) + at;
+                const int4 x[2] = { qs[0], qs[8] };
+                const float * dx = act.scales + (column + c) * act.scale_stride + 2 * b;
+#pragma unroll
+                for (int s = 0; s < S; ++s) {
+                    // two scales side by side, four bits and two of each, 32 too large
+                    const uint32_t four = w.low[s] | (uint32_t) w.low4[s] << 16, two = w.high[s];
+                    float sum = 0.0f;
+#pragma unroll
+                    for (int h = 0; h < 2; ++h) {
+                        const uint32_t of_both = (four >> 4 * h & 0x000f000fu) | ((two >> 4 * h) * 0x40010u & 0x00300030u);
+                        const uint32_t first8 = w.codes[h][0][s], second8 = w.codes[h][1][s];
+                        const int low  = dot8((first8 & 0x0f0f0f0fu) | (second8 << 4 & 0xf0f0f0f0u), x[h].x, x[h].y);
+                        const int high = dot8((first8 >> 4 & 0x0f0f0f0fu) | (second8 & 0xf0f0f0f0u), x[h].z, x[h].w);
+                        // each dot at most 8 * 127 * 127: times 63, twice, 2^24
+                        sum += dx[h] * (float) ((int) (of_both & 0xffff) * low + (int) (of_both >> 16) * high - 32 * (low + high));
+                    }
+                    sums[s * columns + c] += __half2float(__ushort_as_half(w.d[s])) * sum;
+                }
+            }
+        }
+    };
+
+    static __device__ __host__ __forceinline__ int chunks(int n) {
+        return (int) bof4_k_act::chunks(n);
     }
 };

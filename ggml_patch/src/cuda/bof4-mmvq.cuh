@@ -117,7 +117,7 @@ static constexpr __host__ __device__ int bof4_rows_of_block() {
 
 // One column waits for memory and wants many warps; more columns want registers.
 template <typename step, int columns, int matrices>
-__launch_bounds__(32 * BOF4_MOST_WARPS, (columns == 1 ? step::blocks : 4))
+__launch_bounds__(32 * BOF4_MOST_WARPS, (columns == 1 ? step::blocks : columns <= 3 ? 4 : step::blocks_of_many))
 static __global__ void bof4_mul_mat_vec_kernel(const bof4_product p, const int64_t ne11, const int64_t ne12) {
     constexpr int R = bof4_rows_of_block<step, columns, matrices>();
     constexpr int S = R * matrices;             // streams of weights
@@ -139,9 +139,12 @@ static __global__ void bof4_mul_mat_vec_kernel(const bof4_product p, const int64
 
     float sums[bof4_power_of_two(S * columns)] = {};
     const int n_chunks = step::chunks(p.n);
-    const int stride = step::unroll * warps;
+    const int begin = step::unroll * warp, stride = step::unroll * warps;
+    const typename step::template source<S> source(rows, p.n, lane);
     typename step::template weights<S> even, odd;
-    step::load(even, rows, p.n, warp, n_chunks, warps, lane);
+    if (begin < n_chunks) {
+        source.load(even, begin);
+    }
 
     // Few rows have more outliers than this block has threads. The first of each are asked for here, behind the first codes:
     // two loads that wait for each other, which would otherwise stand at the end, where nothing hides them.
@@ -159,18 +162,18 @@ static __global__ void bof4_mul_mat_vec_kernel(const bof4_product p, const int64
     }
 
     // two sets of registers that take turns: one would be copied every time
-    for (int chunk = warp; chunk < n_chunks; chunk += 2 * stride) {
+    for (int chunk = begin; chunk < n_chunks; chunk += 2 * stride) {
         if (chunk + stride < n_chunks) {
-            step::load(odd, rows, p.n, chunk + stride, n_chunks, warps, lane);
+            source.load(odd, chunk + stride);
         }
-        step::template multiply<S, columns>(even, p.act, at.column, p.n, chunk, n_chunks, warps, lane, sums);
+        source.template multiply<columns>(even, p.act, at.column, chunk, sums);
         if (chunk + stride >= n_chunks) {
             break;
         }
         if (chunk + 2 * stride < n_chunks) {
-            step::load(even, rows, p.n, chunk + 2 * stride, n_chunks, warps, lane);
+            source.load(even, chunk + 2 * stride);
         }
-        step::template multiply<S, columns>(odd, p.act, at.column, p.n, chunk + stride, n_chunks, warps, lane, sums);
+        source.template multiply<columns>(odd, p.act, at.column, chunk + stride, sums);
     }
 
     const float * x = p.x + at.x;
