@@ -8,8 +8,14 @@
 #include <immintrin.h>
 #endif
 
-// Columns done at once: their partial sums stay in registers.
+// Rows and columns of results that are put together before they are added.
 enum { TILE = 16 };
+
+// Columns of activations that are put side by side: two tiles, of which bf16 pairs make one line of cache an element.
+enum { PAIRED = 2 * TILE };
+
+// Fewer columns than these meet the outliers one after the other.
+enum { SEVERAL = 8 };
 
 // The outliers of one row of src[0], whose elements are first .. first + n of the weight: entries [e, end) of
 // weight row `row`, whose columns count from `column0` of the operand's row. A reshaped operand's row may span
@@ -131,26 +137,53 @@ static inline void row_sums(const int32_t * entries, int32_t n, const float * co
 #endif
 }
 
-// The same for transposed activations: one load an entry.
-static inline void row_sums_transposed(const int32_t * entries, int32_t n, const float * transposed, float * sums) {
+// The same for activations side by side, pairs[TILE * j + c] = columns c (low half) and TILE + c (high half) at element j: one
+// load an entry. sums[0] is wanted of the first TILE columns if `first`, sums[1] of the others if `second`.
+static inline void row_sums_of_pairs(
+        const int32_t * entries, int32_t n, const uint32_t * pairs, bool first, bool second, float * sums0, float * sums1) {
 #if defined(__AVX512F__)
-    __m512 total = _mm512_setzero_ps();
+    const __m512i high = _mm512_set1_epi32((int) 0xffff0000);
+    __m512 total0 = _mm512_setzero_ps();
+    __m512 total1 = _mm512_setzero_ps();
     for (int32_t e = 0; e < n; ++e) {
-        const __m512 act = _mm512_loadu_ps(transposed + (int64_t) bof4_entry_column(entries[e]) * TILE);
-        total = _mm512_fmadd_ps(_mm512_set1_ps(bof4_entry_value(entries[e])), act, total);
+        const __m512i act = _mm512_loadu_si512(pairs + (int64_t) bof4_entry_column(entries[e]) * TILE);
+        const __m512 value = _mm512_castsi512_ps(_mm512_and_si512(high, _mm512_set1_epi32(entries[e])));
+        total0 = _mm512_fmadd_ps(value, _mm512_castsi512_ps(_mm512_slli_epi32(act, 16)), total0);
+        total1 = _mm512_fmadd_ps(value, _mm512_castsi512_ps(_mm512_and_si512(high, act)), total1);
     }
-    _mm512_storeu_ps(sums, total);
+    _mm512_storeu_ps(sums0, total0);
+    _mm512_storeu_ps(sums1, total1);
+    GGML_UNUSED(first);
+    GGML_UNUSED(second);
 #else
-    // a fixed number of columns keeps the sums in registers
-    float total[TILE] = {0};
+    float total0[TILE] = {0};
+    float total1[TILE] = {0};
     for (int32_t e = 0; e < n; ++e) {
         const float value = bof4_entry_value(entries[e]);
-        const float * act = transposed + (int64_t) bof4_entry_column(entries[e]) * TILE;
-        for (int c = 0; c < TILE; ++c) {
-            total[c] += value * act[c];
+        const uint32_t * act = pairs + (int64_t) bof4_entry_column(entries[e]) * TILE;
+        uint32_t bits[TILE];
+        float x[TILE];
+        if (first) {
+            for (int c = 0; c < TILE; ++c) {
+                bits[c] = act[c] << 16;
+            }
+            memcpy(x, bits, sizeof(x));
+            for (int c = 0; c < TILE; ++c) {
+                total0[c] += value * x[c];
+            }
+        }
+        if (second) {
+            for (int c = 0; c < TILE; ++c) {
+                bits[c] = act[c] & 0xffff0000u;
+            }
+            memcpy(x, bits, sizeof(x));
+            for (int c = 0; c < TILE; ++c) {
+                total1[c] += value * x[c];
+            }
         }
     }
-    memcpy(sums, total, sizeof(total));
+    memcpy(sums0, total0, sizeof(total0));
+    memcpy(sums1, total1, sizeof(total1));
 #endif
 }
 
@@ -167,47 +200,100 @@ static inline void add_tile_column(float * y, const float * x) {
 
 // Columns of activations that meet a row's outliers together, and where their results go.
 struct tile {
-    int n;                          // columns, at most TILE
+    int n;                          // columns: at most TILE, or PAIRED where activations are side by side
     const float * x[TILE];          // activations of each; columns beyond n repeat another
-    const float * transposed;       // activations of TILE columns, element by element, or NULL
+    const uint32_t * pairs;         // or activations of PAIRED columns, element by element (and x is of no use), or NULL
     int lane;                       // which of those is the first of the n
-    float * y[TILE];                // results of each
+    float * y[PAIRED];              // results of each
 };
 
-// Sixteen arrays of n floats, side by side: out[TILE * j + c] = x[c][j].
-static void transpose(const float * const * x, int64_t n, float * out) {
-    int64_t j = 0;
+// The 32-bit numbers of sixteen arrays, side by side: out[TILE * j + c] = in[c][j].
 #if defined(__AVX512F__)
-    // 16 by 16 at a time. Four rows are put together by loads, which take no turn of the shuffle unit; then two rounds of
-    // shuffles within 128 bits remain.
-    for (; j + 16 <= n; j += 16) {
-        for (int q = 0; q < 4; ++q) {
-            __m512 rows[4];
-            for (int r = 0; r < 4; ++r) {
-                __m512 v = _mm512_castps128_ps512(_mm_loadu_ps(x[r] + j + 4 * q));
-                v = _mm512_insertf32x4(v, _mm_loadu_ps(x[r + 4] + j + 4 * q), 1);
-                v = _mm512_insertf32x4(v, _mm_loadu_ps(x[r + 8] + j + 4 * q), 2);
-                rows[r] = _mm512_insertf32x4(v, _mm_loadu_ps(x[r + 12] + j + 4 * q), 3);
-            }
-            const __m512 a = _mm512_unpacklo_ps(rows[0], rows[1]);
-            const __m512 b = _mm512_unpackhi_ps(rows[0], rows[1]);
-            const __m512 c = _mm512_unpacklo_ps(rows[2], rows[3]);
-            const __m512 d = _mm512_unpackhi_ps(rows[2], rows[3]);
-            float * to = out + (j + 4 * q) * TILE;
-            _mm512_storeu_ps(to,            _mm512_shuffle_ps(a, c, 0x44));
-            _mm512_storeu_ps(to + TILE,     _mm512_shuffle_ps(a, c, 0xee));
-            _mm512_storeu_ps(to + 2 * TILE, _mm512_shuffle_ps(b, d, 0x44));
-            _mm512_storeu_ps(to + 3 * TILE, _mm512_shuffle_ps(b, d, 0xee));
+// Sixteen numbers of each. Four rows are put together by loads, which take no turn of the shuffle unit; then two rounds of
+// shuffles within 128 bits remain.
+static inline void transpose(const void * const * in, void * out) {
+    for (int q = 0; q < 4; ++q) {
+        __m512 rows[4];
+        for (int r = 0; r < 4; ++r) {
+#define PART(i) _mm_loadu_ps((const float *) in[r + 4 * i] + 4 * q)
+            __m512 v = _mm512_castps128_ps512(PART(0));
+            v = _mm512_insertf32x4(v, PART(1), 1);
+            v = _mm512_insertf32x4(v, PART(2), 2);
+            rows[r] = _mm512_insertf32x4(v, PART(3), 3);
+#undef PART
         }
+        const __m512 a = _mm512_unpacklo_ps(rows[0], rows[1]);
+        const __m512 b = _mm512_unpackhi_ps(rows[0], rows[1]);
+        const __m512 c = _mm512_unpacklo_ps(rows[2], rows[3]);
+        const __m512 d = _mm512_unpackhi_ps(rows[2], rows[3]);
+        float * to = (float *) out + 4 * q * TILE;
+        _mm512_storeu_ps(to,            _mm512_shuffle_ps(a, c, 0x44));
+        _mm512_storeu_ps(to + TILE,     _mm512_shuffle_ps(a, c, 0xee));
+        _mm512_storeu_ps(to + 2 * TILE, _mm512_shuffle_ps(b, d, 0x44));
+        _mm512_storeu_ps(to + 3 * TILE, _mm512_shuffle_ps(b, d, 0xee));
     }
-#endif
+}
+#else
+static inline void transpose(const void * const * in, void * out) {
     // eight columns at a time: sixteen of them, a power of two apart, would fight for the same cache lines
     for (int half = 0; half < TILE; half += 8) {
-        for (int64_t i = j; i < n; ++i) {
-            for (int c = 0; c < 8; ++c) {
-                out[i * TILE + half + c] = x[half + c][i];
+        for (int j = 0; j < TILE; ++j) {
+            for (int c = half; c < half + 8; ++c) {
+                memcpy((char *) out + 4 * (j * TILE + c), (const char *) in[c] + 4 * j, 4);
             }
         }
+    }
+}
+#endif
+
+// Sixteen numbers of two columns as bf16, rounded to the nearest (ties away from zero): the first in the low halves.
+static inline void pair_up(const float * first, const float * second, uint32_t * out) {
+    const uint32_t half = 0x8000;
+#if defined(__AVX512BW__)
+    const __m512i low  = _mm512_add_epi32(_mm512_loadu_si512(first), _mm512_set1_epi32((int) half));
+    const __m512i high = _mm512_add_epi32(_mm512_loadu_si512(second), _mm512_set1_epi32((int) half));
+    _mm512_storeu_si512(out, _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(low, 16), high));
+#else
+    uint32_t a[TILE];
+    uint32_t b[TILE];
+    memcpy(a, first, sizeof(a));
+    memcpy(b, second, sizeof(b));
+    for (int j = 0; j < TILE; ++j) {
+        out[j] = ((a[j] + half) >> 16) | ((b[j] + half) & 0xffff0000u);
+    }
+#endif
+}
+
+// Sixteen elements of PAIRED columns side by side.
+static inline void pair_columns(const float * const * x, int64_t j, uint32_t * out) {
+    uint32_t pairs[TILE][TILE];
+    const void * rows[TILE];
+    for (int c = 0; c < TILE; ++c) {
+        pair_up(x[c] + j, x[TILE + c] + j, pairs[c]);
+        rows[c] = pairs[c];
+    }
+    transpose(rows, out);
+}
+
+// sums[r][c], c counted from column 0 of the tile, into y[c][first_row + r] for the columns from .. from + n.
+static inline void add_sums(
+        float (*sums)[TILE], int n_rows, int from, int n, float * const * y, int64_t first_row) {
+    if (n_rows < TILE) {
+        for (int c = 0; c < n; ++c) {
+            for (int r = 0; r < n_rows; ++r) {
+                y[c][first_row + r] += sums[r][from + c];
+            }
+        }
+        return;
+    }
+    const void * rows[TILE];
+    for (int r = 0; r < TILE; ++r) {
+        rows[r] = sums[r];
+    }
+    float columns[TILE][TILE];
+    transpose(rows, columns[0]);
+    for (int c = 0; c < n; ++c) {
+        add_tile_column(y[c] + first_row, columns[from + c]);
     }
 }
 
@@ -215,39 +301,31 @@ static void transpose(const float * const * x, int64_t n, float * out) {
 static void add_whole_rows(
         const struct bof4_list_view * view, int64_t r0, int64_t r1, const struct tile * t, int64_t first_row) {
     const int32_t * p = view->row_pointers;
+    const int lane = t->pairs ? t->lane : 0;
+    const int n_first = MAX(0, MIN(t->n, TILE - lane));     // columns in the first half of the pairs
+    const int n_second = t->n - n_first;
     for (int64_t first = r0; first < r1; first += TILE) {
         const int n_rows = (int) MIN((int64_t) TILE, r1 - first);
         if (p[first] == p[first + n_rows]) {
             continue;
         }
         // collected for TILE rows, so that each column of the result is touched once for all of them
-        float sums[TILE][TILE];
+        float sums[2][TILE][TILE];
         for (int r = 0; r < n_rows; ++r) {
             const int32_t e = p[first + r];
             const int32_t n = p[first + r + 1] - e;
-            if (t->transposed) {
-                row_sums_transposed(view->entries + e, n, t->transposed, sums[r]);
+            if (t->pairs) {
+                row_sums_of_pairs(view->entries + e, n, t->pairs, n_first > 0, n_second > 0, sums[0][r], sums[1][r]);
             } else {
-                row_sums(view->entries + e, n, t->x, sums[r]);
+                row_sums(view->entries + e, n, t->x, sums[0][r]);
             }
         }
-        const int lane = t->transposed ? t->lane : 0;
-        if (n_rows < TILE) {
-            for (int c = 0; c < t->n; ++c) {
-                for (int r = 0; r < n_rows; ++r) {
-                    t->y[c][first_row + (first - r0) + r] += sums[r][lane + c];
-                }
-            }
-            continue;
+        const int64_t to = first_row + (first - r0);
+        if (n_first > 0) {
+            add_sums(sums[0], n_rows, lane, n_first, t->y, to);
         }
-        const float * rows[TILE];
-        for (int r = 0; r < TILE; ++r) {
-            rows[r] = sums[r];
-        }
-        float columns[TILE][TILE];
-        transpose(rows, TILE, columns[0]);
-        for (int c = 0; c < t->n; ++c) {
-            add_tile_column(t->y[c] + first_row + (first - r0), columns[lane + c]);
+        if (n_second > 0) {
+            add_sums(sums[1], n_rows, MAX(0, lane - TILE), n_second, t->y + n_first, to);
         }
     }
 }
@@ -256,10 +334,12 @@ static void add_whole_rows(
 static void add_rows(const struct bof4_list_view * view, int64_t first, int64_t r0, int64_t r1, const struct tile * t) {
     if (whole_rows(view, first)) {
         const int64_t base = first / view->row_length;
-        if (t->n == 1) {
-            add_whole_rows_1(view, base + r0, base + r1, t->x[0], t->y[0] + r0);
-        } else {
+        if (t->pairs || t->n >= SEVERAL) {
             add_whole_rows(view, base + r0, base + r1, t, r0);
+            return;
+        }
+        for (int c = 0; c < t->n; ++c) {
+            add_whole_rows_1(view, base + r0, base + r1, t->x[c], t->y[c] + r0);
         }
         return;
     }
@@ -283,25 +363,38 @@ static void add_rows(const struct bof4_list_view * view, int64_t first, int64_t 
     }
 }
 
-// Where the transposed activations of a mul_mat begin in the work buffer: behind the encoded ones.
-static size_t transposed_offset(const struct ggml_tensor * dst) {
+// Where the activations side by side of a mul_mat begin in the work buffer: behind the encoded ones.
+static size_t pairs_offset(const struct ggml_tensor * dst) {
     const enum ggml_type encoded = ggml_get_type_traits_cpu(dst->src[0]->type)->vec_dot_type;
     return GGML_PAD(ggml_row_size(encoded, ggml_nelements(dst->src[1])), 64);
 }
 
-size_t bof4_transposed_size(const struct ggml_tensor * dst) {
+// Are the operand's rows those of the weight, in all of its matrices?
+static bool of_whole_rows(const struct ggml_tensor * dst) {
+    const struct bof4_list_view view = ggml_bof4_view_of_op(dst);
+    return whole_rows(&view, view.first) && view.stride[1] % view.row_length == 0 && view.stride[2] % view.row_length == 0;
+}
+
+size_t bof4_pairs_bytes(const struct ggml_tensor * dst, int64_t n_columns) {
     const struct ggml_tensor * list = ggml_bof4_list_of_op(dst);
-    const struct ggml_tensor * src1 = dst->src[1];
-    if (list == NULL || ggml_nrows(src1) == 1) {
+    const int64_t n = dst->src[0]->ne[0];
+    if (list == NULL || n_columns < SEVERAL || !of_whole_rows(dst)) {
         return 0;
     }
     // an entry that meets its activations one by one takes some 20 cycles more for 16 columns than one that finds them side by
-    // side, and to put an element of 16 columns side by side takes 3: few outliers are not worth a copy of everything
+    // side, and to put an element of 16 columns side by side takes 2: few outliers are not worth a copy of everything
     const int64_t n_outliers = list->ne[0] - ggml_nrows(dst->src[0]);
-    if (n_outliers < src1->ne[0] / 6) {
+    if (n_outliers < n / 8) {
         return 0;
     }
-    return 64 + (size_t) (GGML_PAD(ggml_nrows(src1), TILE) * src1->ne[0]) * sizeof(float);
+    return (size_t) (GGML_PAD(n_columns, PAIRED) / 2 * n) * sizeof(uint32_t);
+}
+
+size_t bof4_pairs_size(const struct ggml_tensor * dst) {
+    const struct ggml_tensor * src0 = dst->src[0];
+    const int64_t n_columns = ggml_nrows(dst->src[1]);
+    const bool several = bof4_pairs_bytes(dst, n_columns / (src0->ne[2] * src0->ne[3])) > 0;
+    return several ? bof4_pairs_bytes(dst, n_columns) + 64 : 0;
 }
 
 // Activations of column ir1, columns counted over dimensions 1 to 3.
@@ -312,19 +405,39 @@ static const float * column_of(const struct ggml_tensor * src1, int64_t ir1) {
     return (const float *) ((const char *) src1->data + i1 * src1->nb[1] + i2 * src1->nb[2] + i3 * src1->nb[3]);
 }
 
-// The share of this thread in putting the activations side by side.
-static void transpose_activations(const struct ggml_compute_params * params, struct ggml_tensor * dst) {
-    const struct ggml_tensor * src1 = dst->src[1];
-    const int64_t n = src1->ne[0];
-    const int64_t n_columns = ggml_nrows(src1);
-    float * transposed = (float *) ((char *) params->wdata + transposed_offset(dst));
-    for (int64_t tile = params->ith; tile * TILE < n_columns; tile += params->nth) {
-        // columns that do not exist repeat the last one: nobody looks at their results
-        const float * x[TILE];
-        for (int c = 0; c < TILE; ++c) {
-            x[c] = column_of(src1, MIN(tile * TILE + c, n_columns - 1));
-        }
-        transpose(x, n, transposed + tile * n * TILE);
+// Elements [j0, j1) of the columns ir1_start .. , at most PAIRED of them. Columns that do not exist repeat the last one: nobody
+// looks at their results.
+static void pair_tile(
+        const struct ggml_tensor * src1, int64_t ir1_start, int64_t ir1_end, int64_t j0, int64_t j1, uint32_t * pairs) {
+    const float * x[PAIRED];
+    for (int c = 0; c < PAIRED; ++c) {
+        x[c] = column_of(src1, MIN(ir1_start + c, ir1_end - 1));
+    }
+    // rows are a multiple of 64 long
+    for (int64_t j = j0; j < j1; j += TILE) {
+        pair_columns(x, j, pairs + j * TILE);
+    }
+}
+
+void bof4_pair_columns(const struct ggml_tensor * dst, int64_t ir1_start, int64_t ir1_end, uint32_t * pairs) {
+    const int64_t n = dst->src[1]->ne[0];
+    for (int64_t ir1 = ir1_start; ir1 < ir1_end; ir1 += PAIRED) {
+        pair_tile(dst->src[1], ir1, ir1_end, 0, n, pairs + (ir1 - ir1_start) / 2 * n);
+    }
+}
+
+// The share of this thread in putting all activations side by side.
+static void pair_activations(const struct ggml_compute_params * params, struct ggml_tensor * dst) {
+    const int64_t n = dst->src[1]->ne[0];
+    const int64_t n_columns = ggml_nrows(dst->src[1]);
+    // rows are cut, too: a short prompt has fewer tiles than there may be threads
+    enum { PART = 512 };
+    const int64_t n_parts = (n + PART - 1) / PART;
+    uint32_t * pairs = (uint32_t *) ((char *) params->wdata + pairs_offset(dst));
+    for (int64_t i = params->ith; i < (n_columns + PAIRED - 1) / PAIRED * n_parts; i += params->nth) {
+        const int64_t ir1 = i / n_parts * PAIRED;
+        const int64_t j0 = i % n_parts * PART;
+        pair_tile(dst->src[1], ir1, n_columns, j0, MIN(j0 + PART, n), pairs + ir1 / 2 * n);
     }
 }
 
@@ -384,8 +497,8 @@ void bof4_prepare_list(const struct ggml_compute_params * params, struct ggml_te
     if (ggml_bof4_list_of_op(dst) == NULL) {
         return;
     }
-    if (bof4_transposed_size(dst) > 0) {
-        transpose_activations(params, dst);
+    if (bof4_pairs_size(dst) > 0) {
+        pair_activations(params, dst);
         return;
     }
     int64_t first;
@@ -401,30 +514,40 @@ void bof4_add_outliers(
     if (ggml_bof4_list_of_op(dst) == NULL) {
         return;
     }
+    const uint32_t * pairs = bof4_pairs_size(dst) == 0
+        ? NULL : (const uint32_t *) ((const char *) wdata + pairs_offset(dst));
+    bof4_add_outliers_to(dst, pairs, 0, ir0_start, ir0_end, ir1_start, ir1_end);
+}
+
+void bof4_add_outliers_to(
+        struct ggml_tensor * dst, const uint32_t * pairs, int64_t first_paired,
+        int64_t ir0_start, int64_t ir0_end, int64_t ir1_start, int64_t ir1_end) {
     const struct ggml_tensor * src0 = dst->src[0];
     const struct ggml_tensor * src1 = dst->src[1];
     GGML_ASSERT(src1->type == GGML_TYPE_F32);
     const struct bof4_list_view view = ggml_bof4_view_of_op(dst);
-    const float * transposed = bof4_transposed_size(dst) == 0
-        ? NULL : (const float *) ((const char *) wdata + transposed_offset(dst));
+    const int side_by_side = pairs ? PAIRED : TILE;
 
     GGML_TENSOR_BINARY_OP_LOCALS
 
     for (int64_t ir1 = ir1_start; ir1 < ir1_end;) {
-        // a tile stays inside one matrix of src0 and inside TILE columns that were transposed together
+        // a tile stays inside one matrix of src0 and inside columns that were put side by side together
         const int64_t i13 = ir1 / (ne12 * ne1);
         const int64_t i12 = (ir1 - i13 * ne12 * ne1) / ne1;
         const int64_t i11 = ir1 % ne1;
         struct tile t;
-        t.lane = (int) (ir1 % TILE);
-        t.n = (int) MIN(MIN((int64_t) TILE - t.lane, ir1_end - ir1), ne1 - i11);
-        t.transposed = transposed ? transposed + (ir1 - t.lane) * ne10 : NULL;
+        t.lane = pairs ? (int) ((ir1 - first_paired) % PAIRED) : 0;
+        t.n = (int) MIN(MIN((int64_t) side_by_side - t.lane, ir1_end - ir1), ne1 - i11);
+        t.pairs = pairs ? pairs + (ir1 - first_paired - t.lane) / 2 * ne10 : NULL;
         // columns of a tile are neighbours in dimension 1
         const char * x = (const char *) column_of(src1, ir1);
         char * y = (char *) dst->data + i11 * nb1 + i12 * nb2 + i13 * nb3;
-        for (int c = 0; c < (t.n == 1 ? 1 : TILE); ++c) {
+        for (int c = 0; c < (pairs || t.n == 1 ? 0 : TILE); ++c) {
             t.x[c] = (const float *) (x + MIN(c, t.n - 1) * nb11);
-            t.y[c] = (float *) (y + MIN(c, t.n - 1) * nb1);
+        }
+        t.x[0] = (const float *) x;
+        for (int c = 0; c < t.n; ++c) {
+            t.y[c] = (float *) (y + c * nb1);
         }
         const int64_t first = view.first + i12 / (ne12 / ne02) * view.stride[1] + i13 / (ne13 / ne03) * view.stride[2];
         add_rows(&view, first, ir0_start, ir0_end, &t);

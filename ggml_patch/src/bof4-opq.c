@@ -75,7 +75,7 @@ struct bof4_list_view ggml_bof4_view_of_op(const struct ggml_tensor * op) {
 
     struct bof4_list_view view;
     view.row_pointers = (const int32_t *) list->data;
-    view.entries      = view.row_pointers + place.nrows + 1;
+    view.entries      = view.row_pointers ? view.row_pointers + place.nrows + 1 : NULL; // none yet while a graph is planned
     view.row_length   = place.row_length;
     view.first        = place.first;
     view.n            = operand->ne[0];
