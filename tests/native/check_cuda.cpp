@@ -143,7 +143,8 @@ void check_mul_mat_id(ggml_type type, int64_t rows, int64_t tokens, bool own, do
 }
 
 // What upstream fuses: a bias, a gated unit, both; experts: as a mul_mat_id of two tokens. Lists of either, both or none.
-void check_fused(ggml_type type, bool experts, bool bias, int glu, double of_up, double of_gate) {
+// over_x: the result lies where the activations were.
+void check_fused(ggml_type type, bool experts, bool bias, int glu, double of_up, double of_gate, bool over_x = false) {
     new_case();
     const int64_t n = 768, rows = 13, n_experts = experts ? 4 : 1, tokens = experts ? 2 : 1, used = experts ? 2 : 1;
     const weight_of up(type, { n, rows, n_experts }, of_up), gate(type, { n, rows, n_experts }, of_gate);
@@ -172,7 +173,12 @@ void check_fused(ggml_type type, bool experts, bool bias, int glu, double of_up,
         fusion.glu_op = (ggml_glu_op) glu;
         fusion.glu_limit = 5.0f;
     }
-    with_memory(y);
+    const std::vector<float> activations((float *) x->data, (float *) x->data + ggml_nelements(x));
+    if (over_x) {
+        y->data = x->data;
+    } else {
+        with_memory(y);
+    }
     // upstream takes the third source for the experts, whatever it is
     const ggml_tensor * product_node = y->op == GGML_OP_GLU ? y->src[1] : y;
     while (product_node->op != GGML_OP_MUL_MAT && product_node->op != GGML_OP_MUL_MAT_ID) {
@@ -181,7 +187,7 @@ void check_fused(ggml_type type, bool experts, bool bias, int glu, double of_up,
     ggml_cuda_bof4_mul_mat_vec_q(cuda, up.tensor, x, product_node->src[2], y, &fusion);
     for (int64_t t = 0; t < tokens; ++t) for (int64_t u = 0; u < used; ++u) for (int64_t r = 0; r < rows; ++r) {
         const int64_t expert = experts ? ((const int32_t *) ids->data)[t * used + u] : 0;
-        const auto * xs = (const float *) x->data + t * n;
+        const float * xs = activations.data() + t * n;
         double m_up, m_gate;
         double expected = product(up.values, (expert * rows + r) * n, xs, n, m_up);
         const double g = product(gate.values, (expert * rows + r) * n, xs, n, m_gate) + (glu >= 0 && bias ? ((float *) biases[1]->data)[expert * rows + r] : 0);
@@ -341,6 +347,8 @@ int main(int argc, char ** argv) {
                 check_fused(type, experts, bias, glu, of_up, of_gate);
             }
         }
+        check_fused(type, false, true, -1, 0.02, 0.0, true);
+        check_fused(type, false, true, GGML_GLU_OP_REGLU, 0.0, 0.02, true);
         done("bias and gate", 2e-6);
 
         for (const int64_t tokens : { 1, 2, 8, 9, 40 }) for (const bool own : { false, true }) for (const double density : { 0.0, 0.02 }) {

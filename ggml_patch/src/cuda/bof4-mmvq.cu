@@ -44,6 +44,11 @@ static bof4_factor factor_of(const ggml_tensor * weight, const ggml_tensor * pro
     return f;
 }
 
+static bool overlap(const ggml_tensor * a, const ggml_tensor * b) {
+    const char * of_a = (const char *) a->data, * of_b = (const char *) b->data;
+    return of_a < of_b + ggml_nbytes(b) && of_b < of_a + ggml_nbytes(a);
+}
+
 static bool rows_are_aligned(const bof4_factor & f) {
     return ((uintptr_t) f.data | f.nb1 | f.nb2 | f.nb3) % sizeof(uint32_t) == 0;
 }
@@ -51,7 +56,8 @@ static bool rows_are_aligned(const bof4_factor & f) {
 // A quarter of a row to each warp where rows are few or long: a GPU wants all of its warps at once.
 static int warps_of_block(int64_t chunks, int64_t blocks) {
     const int64_t wanted = 16 * ggml_cuda_info().devices[ggml_cuda_get_device()].nsm;
-    int warps = 1;
+    // of one warp some chips take 16 at most
+    int warps = chunks > 1 ? 2 : 1;
     while (warps < BOF4_MOST_WARPS && 2 * warps <= chunks && (warps * blocks < wanted || chunks >= 8 * warps)) {
         warps *= 2;
     }
@@ -146,12 +152,20 @@ void ggml_cuda_bof4_mul_mat_vec_q(
         p.ids_stride = ids->nb[1] / sizeof(int32_t);
     }
 
+    // Where a bias is fused, the activations may be done with before it is due, and their memory be that of the result. Their int8
+    // copy does not mind. Outliers do: blocks of threads that are done would write what others still read.
+    cudaStream_t stream = ctx.stream();
+    ggml_cuda_pool_alloc<char> kept;
+    if ((p.up.list.row_pointers != nullptr || p.gate.list.row_pointers != nullptr) && overlap(src1, dst)) {
+        p.x = (const float *) kept.alloc(ctx.pool(), ggml_nbytes(src1));
+        CUDA_CHECK(cudaMemcpyAsync(kept.get(), src1->data, ggml_nbytes(src1), cudaMemcpyDeviceToDevice, stream));
+    }
+
     const int64_t columns  = ids ? 1 : src1->ne[1];
     const int64_t channels = ids ? ids->ne[0] : src1->ne[2];
     const int64_t z        = ids ? src1->ne[2] : src1->ne[3];
     ggml_cuda_pool_alloc<int32_t> qs;
     ggml_cuda_pool_alloc<float> scales;
-    cudaStream_t stream = ctx.stream();
     if (src0->type == GGML_TYPE_BOF4_S) {
         quantize<bof4_s_act>(ctx.pool(), src1, p, qs, scales, stream);
         const bool even = p.n / QK_BOF4_S % 2 == 0;
