@@ -8,9 +8,11 @@
 // A weight is a leaf, whose own sources nothing computes from: the first one holds its list.
 enum { LIST_OF_WEIGHT = 0 };
 
-// Where the operand lies in its weight, in the last bytes of op_params. (mul_mat uses the first eight.)
+// Where the operand lies in its weight, in the last bytes of op_params. (mul_mat uses the first eight.) All of it is found when
+// the operation is made: it takes divisions, and small models compute thousands of products in the time of a token.
 struct place {
     int64_t first;
+    int64_t stride[3];
     int32_t row_length;
     int32_t nrows;
 };
@@ -55,6 +57,10 @@ void ggml_bof4_link_list(struct ggml_tensor * op) {
     const struct ggml_tensor * base = operand->view_src ? operand->view_src : operand;
     const struct place place = {
         .first = operand->view_src ? elements(base->type, operand->view_offs) : 0,
+        .stride = {
+            elements(operand->type, operand->nb[1]), elements(operand->type, operand->nb[2]),
+            elements(operand->type, operand->nb[3]),
+        },
         .row_length = (int32_t) base->ne[0],
         .nrows = (int32_t) ggml_nrows(base),
     };
@@ -79,10 +85,7 @@ struct bof4_list_view ggml_bof4_view_of_op(const struct ggml_tensor * op) {
     view.row_length   = place.row_length;
     view.first        = place.first;
     view.n            = operand->ne[0];
-    for (int i = 0; i < 3; ++i) {
-        // a division takes longer than all the rest, and few operands have more than two dimensions
-        view.stride[i] = i > 0 && operand->ne[i + 1] == 1 ? 0 : elements(operand->type, operand->nb[i + 1]);
-    }
+    memcpy(view.stride, place.stride, sizeof(view.stride));
     return view;
 }
 
