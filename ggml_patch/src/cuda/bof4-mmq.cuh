@@ -21,22 +21,20 @@ template <ggml_type type, int J, bool fallback> static __device__ __forceinline_
         (const uint8_t *) x + (int64_t) kbx0 * of::bytes, x_tile, thread, stride, i_max);
 }
 
-// funcs: upstream's struct of the four, declared behind this.
+// Of the two types. funcs: upstream's struct of the four, declared behind this.
 template <typename funcs, ggml_type type, int J, bool fallback> static constexpr __device__ funcs bof4_mmq_util_funcs() {
-    constexpr ggml_cuda_mmq_load_tiles_t load_tiles = ggml_cuda_mmq_load_tiles_bof4<type, J, fallback>;
-    if constexpr (!ggml_cuda_mmq_get_config(type, J, fallback).use_mma_data_layout()) {
-        constexpr ggml_cuda_mmq_write_back_t write_back = ggml_cuda_mmq_write_back_dp4a<type, J, fallback>;
-        if constexpr (type == GGML_TYPE_BOF4_S) {
-            return funcs(VDR_Q8_0_Q8_1_MMQ, load_tiles, ggml_cuda_mmq_vec_dot_q8_0_q8_1_dp4a<type, J, fallback>, write_back);
-        } else {
-            return funcs(VDR_Q8_0_Q8_1_MMQ, load_tiles, ggml_cuda_mmq_vec_dot_q8_0_16_q8_1_dp4a<type, J, fallback>, write_back);
-        }
+    if constexpr (bof4_mmq_like(type) == type) {
+        // named for every type in upstream's switch, called for ours
+        return funcs(1, nullptr, nullptr, nullptr);
+    } else if constexpr (!ggml_cuda_mmq_get_config(type, J, fallback).use_mma_data_layout()) {
+        constexpr ggml_cuda_mmq_vec_dot_t vec_dot = type == GGML_TYPE_BOF4_S ?
+            ggml_cuda_mmq_vec_dot_q8_0_q8_1_dp4a<type, J, fallback> : ggml_cuda_mmq_vec_dot_q8_0_16_q8_1_dp4a<type, J, fallback>;
+        return funcs(VDR_Q8_0_Q8_1_MMQ, ggml_cuda_mmq_load_tiles_bof4<type, J, fallback>, vec_dot,
+            ggml_cuda_mmq_write_back_dp4a<type, J, fallback>);
     } else {
-        constexpr ggml_cuda_mmq_write_back_t write_back = ggml_cuda_mmq_write_back_mma<type, J, fallback>;
-        if constexpr (type == GGML_TYPE_BOF4_S) {
-            return funcs(-1, load_tiles, ggml_cuda_mmq_vec_dot_q8_0_q8_1_mma<type, J, fallback, MMQ_Q8_1_DS_LAYOUT_D4>, write_back);
-        } else {
-            return funcs(-1, load_tiles, ggml_cuda_mmq_vec_dot_q8_0_16_q8_1_mma<type, J, fallback>, write_back);
-        }
+        constexpr ggml_cuda_mmq_vec_dot_t vec_dot = type == GGML_TYPE_BOF4_S ?
+            ggml_cuda_mmq_vec_dot_q8_0_q8_1_mma<type, J, fallback, MMQ_Q8_1_DS_LAYOUT_D4> :
+            ggml_cuda_mmq_vec_dot_q8_0_16_q8_1_mma<type, J, fallback>;
+        return funcs(-1, ggml_cuda_mmq_load_tiles_bof4<type, J, fallback>, vec_dot, ggml_cuda_mmq_write_back_mma<type, J, fallback>);
     }
 }
