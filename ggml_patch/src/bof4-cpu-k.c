@@ -121,25 +121,83 @@ static float row_dot(const block_bof4_k * x, const block_q8_K * y, int nblocks) 
 
 #elif defined(__ARM_NEON) && defined(__aarch64__)
 
+// The sixteen block scales in order, as 16 bits. The load reads four codes beyond them, which nothing uses.
+static inline int16x8x2_t block_scales(const block_bof4_k * x) {
+    static const int8_t low_shifts[16] = { 0, 0, 0, 0, 0, 0, 0, 0, -4, -4, -4, -4, -4, -4, -4, -4 };
+    static const int8_t high_shifts[16] = { 4, 4, 4, 4, 2, 2, 2, 2, 0, 0, 0, 0, -2, -2, -2, -2 };
+    const uint8x16_t packed = vld1q_u8(x->scales);
+    const uint64x2_t nibbles = vdupq_laneq_u64(vreinterpretq_u64_u8(packed), 0);
+    const uint32x4_t fields = vdupq_laneq_u32(vreinterpretq_u32_u8(packed), 2);
+    const uint8x16_t low = vshlq_u8(vreinterpretq_u8_u64(nibbles), vld1q_s8(low_shifts));
+    const uint8x16_t high = vshlq_u8(vreinterpretq_u8_u32(fields), vld1q_s8(high_shifts));
+    const uint8x16_t all = vandq_u8(vbslq_u8(vdupq_n_u8(0x0f), low, high), vdupq_n_u8(0x3f));
+    const uint8x8_t bias = vdup_n_u8(32);
+    return (int16x8x2_t) { {
+        vreinterpretq_s16_u16(vsubl_u8(vget_low_u8(all), bias)),
+        vreinterpretq_s16_u16(vsubl_u8(vget_high_u8(all), bias)),
+    } };
+}
+
+// ADD_BLOCK: plus the products of a block, times its scale, which is a lane of those of four blocks.
+#ifdef __ARM_FEATURE_DOTPROD
+
+typedef int32x4_t four_scales;
+
+static inline four_scales to_four_scales(int16x4_t s) {
+    return vmovl_s16(s);
+}
+
+#define ADD_BLOCK(sum, levels, act, scales, lane) \
+    sum = vmlaq_laneq_s32(sum, vdotq_s32(vdupq_n_s32(0), levels, act), scales, lane)
+
+#else
+
+typedef int16x4_t four_scales;
+
+static inline four_scales to_four_scales(int16x4_t s) {
+    return s;
+}
+
+// Pairs fit into 16 bits, as in dot_two_blocks, and the scale takes them to 32: no addition of neighbours is needed.
+static inline int16x8_t pair_products(int8x16_t levels, int8x16_t act) {
+    return vmlal_high_s8(vmull_s8(vget_low_s8(levels), vget_low_s8(act)), levels, act);
+}
+
+#define ADD_BLOCK(sum, levels, act, scales, lane) do { \
+    const int16x8_t pairs = pair_products(levels, act); \
+    sum = vmlal_lane_s16(sum, vget_low_s16(pairs), scales, lane); \
+    sum = vmlal_high_lane_s16(sum, pairs, scales, lane); \
+} while (0)
+
+#endif
+
 static float row_dot(const block_bof4_k * x, const block_q8_K * y, int nblocks) {
     const int8x16_t table = vld1q_s8(bof4_k_levels);
     const uint8x16_t nibble = vdupq_n_u8(0x0f);
 
     float32x4_t acc = vdupq_n_f32(0.0f);
     for (int i = 0; i < nblocks; ++i) {
-        int32x4_t sum = vdupq_n_s32(0);
-        for (int b = 0; b < 8; ++b) {
-            // block b of a half in low nibbles, block b + 4 in high ones
-            const int at = 8 * (b / 4) + b % 4;
-            const uint8x16_t q = vld1q_u8(x[i].qs + BOF4_K_SUB * b);
-            const int8_t * act = y[i].qs + BOF4_K_SUB * at;
-            // ggml_vdotq_s32 is vdotq_s32 where the processor has it, and widening multiplies elsewhere
-            const int32x4_t lo = ggml_vdotq_s32(vdupq_n_s32(0), vqtbl1q_s8(table, vandq_u8(q, nibble)), vld1q_s8(act));
-            const int32x4_t hi = ggml_vdotq_s32(vdupq_n_s32(0), vqtbl1q_s8(table, vshrq_n_u8(q, 4)), vld1q_s8(act + 64));
-            sum = vmlaq_n_s32(sum, lo, bof4_k_scale(x + i, at));
-            sum = vmlaq_n_s32(sum, hi, bof4_k_scale(x + i, at + 4));
+        const int16x8x2_t scales = block_scales(x + i);
+        int32x4_t sum_lo = vdupq_n_s32(0);
+        int32x4_t sum_hi = vdupq_n_s32(0);
+        for (int h = 0; h < 2; ++h) {
+            const four_scales scales_lo = to_four_scales(vget_low_s16(scales.val[h]));
+            const four_scales scales_hi = to_four_scales(vget_high_s16(scales.val[h]));
+            // a macro, since the number of a lane must be a constant without optimization, too
+#define TWO_BLOCKS(b) do { \
+                const uint8x16_t q = vld1q_u8(x[i].qs + 64 * h + BOF4_K_SUB * b); \
+                const int8_t * act = y[i].qs + 128 * h + BOF4_K_SUB * b; \
+                ADD_BLOCK(sum_lo, vqtbl1q_s8(table, vandq_u8(q, nibble)), vld1q_s8(act), scales_lo, b); \
+                ADD_BLOCK(sum_hi, vqtbl1q_s8(table, vshrq_n_u8(q, 4)), vld1q_s8(act + 64), scales_hi, b); \
+            } while (0)
+            TWO_BLOCKS(0);
+            TWO_BLOCKS(1);
+            TWO_BLOCKS(2);
+            TWO_BLOCKS(3);
+#undef TWO_BLOCKS
         }
-        acc = vfmaq_n_f32(acc, vcvtq_f32_s32(sum), GGML_CPU_FP16_TO_FP32(x[i].d) * y[i].d);
+        const float32x4_t sum = vcvtq_f32_s32(vaddq_s32(sum_lo, sum_hi));
+        acc = vfmaq_n_f32(acc, sum, GGML_CPU_FP16_TO_FP32(x[i].d) * y[i].d);
     }
     return vaddvq_f32(acc);
 }
