@@ -208,14 +208,18 @@ static float row_dot(const block_bof4_k * x, const block_q8_K * y, int nblocks) 
     float sum = 0.0f;
     for (int i = 0; i < nblocks; ++i) {
         int32_t total = 0;
-        for (int b = 0; b < BOF4_K_SUBS; ++b) {
-            const uint8_t * qs = x[i].qs + 64 * (b / 8) + BOF4_K_SUB * (b % 4);
-            const int shift = b / 4 % 2 * 4;
-            int32_t dot = 0;
-            for (int j = 0; j < BOF4_K_SUB; ++j) {
-                dot += bof4_k_levels[qs[j] >> shift & 0xf] * y[i].qs[BOF4_K_SUB * b + j];
+        for (int h = 0; h < 2; ++h) {
+            for (int b = 0; b < 4; ++b) {
+                // both nibbles of a byte while it is in a register; they belong to blocks four apart
+                const uint8_t * qs = x[i].qs + 64 * h + BOF4_K_SUB * b;
+                const int8_t * act = y[i].qs + 128 * h + BOF4_K_SUB * b;
+                int32_t lo = 0, hi = 0;
+                for (int j = 0; j < BOF4_K_SUB; ++j) {
+                    lo += bof4_k_levels[qs[j] & 0xf] * act[j];
+                    hi += bof4_k_levels[qs[j] >> 4] * act[64 + j];
+                }
+                total += bof4_k_scale(x + i, 8 * h + b) * lo + bof4_k_scale(x + i, 8 * h + b + 4) * hi;
             }
-            total += bof4_k_scale(x + i, b) * dot;
         }
         sum += GGML_CPU_FP16_TO_FP32(x[i].d) * y[i].d * (float) total;
     }
