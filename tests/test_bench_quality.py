@@ -22,7 +22,7 @@ from gguf_bof4.bench.measure import Distance, bits_per_weight, check_rest, dista
 from gguf_bof4.bench.peers import PEERS
 from gguf_bof4.bench.results import Row, add_row, read_rows
 from gguf_bof4.bench.table import means
-from gguf_bof4.bench.variants import ENCODERS, OUR_TYPES, TYPES, Variant, choose, parse_quantile, variants
+from gguf_bof4.bench.variants import ENCODERS, OUR_ENCODERS, OUR_TYPES, TYPES, Variant, choose, parse_quantile, variants
 from gguf_bof4.errors import UserError
 from gguf_bof4.reading import open_model
 
@@ -356,8 +356,8 @@ def test_the_picture_has_a_readmes_size_and_both_kinds_of_points(tmp_path: Path)
 
     peers = [row(m, Variant(t, "none"), k, bits=b) for m in ("smol", "gemma")
              for t, b, k in (("Q4_0", 4.5, 0.3), ("Q5_0", 5.5, 0.05), ("MXFP4", 4.25, 0.4))]  # fmt: skip
-    ours = [row(m, Variant("BOF4_S", e, q), k, bits=b) for m in ("smol", "gemma")
-            for e, k in (("absmax", 0.25), ("imatrix", 0.1)) for q, b in (("off", 4.25), ("0.95", 4.34))]  # fmt: skip
+    ours = [row(m, Variant("BOF4_S", e, q), 0.3 / k, bits=b) for m in ("smol", "gemma")
+            for k, e in enumerate(OUR_ENCODERS, 1) for q, b in (("off", 4.25), ("0.95", 4.34))]  # fmt: skip
 
     def colored(name: str, rows: list[Row]) -> int:
         plot.plot(rows, ["smol", "gemma", "qwen"], tmp_path / name)

@@ -26,10 +26,10 @@ _WIDEST = 4.7
 _GREY, _DARK = "#979797", "#4d4d4d"
 _COLORS = ("#2a7fc9", "#a92b0c", "#3f8f4f", "#6b3f8f")  # light and dark in turns, for greyscale
 _MARKERS = {"none": "o", "absmax": "o", "search": "s", "random": "D", "imatrix": "^", "gptq": "*"}
-_SIZES = {"*": 9.0, "^": 6.0, "o": 5.0, "s": 4.8}
+_SIZES = {"*": 9.0, "^": 6.0, "o": 5.0, "s": 4.8, "D": 4.4}
 _MODEL_NAMES = {"smol": "SmolLM2-135M", "gemma": "Gemma 3 270M", "qwen": "Qwen2.5-Coder-1.5B"}
 _ENCODER_NAMES = {
-    "absmax": "no calibration",
+    "absmax": "largest weight (absmax)",
     "search": "scale search",
     "random": "importance from random tokens",
     "imatrix": "importance matrix",
@@ -96,9 +96,9 @@ def _draw_larger(axes: Axes, found: list[Mean]) -> None:
         by_type[mean.first.type] = min(mean, by_type.get(mean.first.type, mean), key=lambda m: m.mean_kld)
     for mean in by_type.values():
         axes.axhline(mean.mean_kld, color=_GREY, lw=0.8, ls=(0, (4, 3)), zorder=1)
-    edge = axes.get_xlim()[0]
+    edge = axes.get_xlim()[1]  # few bits and small divergence is the place of points with names
     names = [(edge, m.mean_kld, _larger_name(m.first)) for m in by_type.values()]
-    _label(axes, names, 3, "left", dy=4.5)
+    _label(axes, names, -3, "right", dy=4.5)
 
 
 def _draw_ours(axes: Axes, found: list[Mean]) -> None:
@@ -161,11 +161,11 @@ def _legend(figure: Figure) -> None:
     figure.legend(
         handles=[
             *(entry(name, _MARKERS[encoder]) for encoder, name in _ENCODER_NAMES.items()),
-            entry("outlier lists", "D", line="-"),
-            entry("no lists", "D", fill="white", line=":"),
+            entry("outlier lists", "p", line="-"),
+            entry("no lists", "p", fill="white", line=":"),
             entry("types of llama.cpp", "o", fill=_GREY, color=_GREY),
         ],
-        loc="lower center", ncols=7, fontsize=7, frameon=False, handletextpad=0.4, columnspacing=1.6,
+        loc="lower center", ncols=8, fontsize=6.5, frameon=False, handletextpad=0.3, columnspacing=1.2,
     )  # fmt: skip
 
 
