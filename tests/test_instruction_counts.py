@@ -1,5 +1,7 @@
 """Instructions of the plain kernels for a weight, beside those of llama.cpp's types with the same activations.
 
+And of the interleaved ones on NEON, beside those of llama.cpp's interleaved IQ4_NL.
+
 Counted, not timed: by valgrind, by qemu for other processors, and by single steps for what valgrind does not know. The
 counts are printed (pytest -s) and stand in bench/NOTES.md.
 """
@@ -11,6 +13,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -40,25 +43,62 @@ TARGETS = (
 )
 
 LIMITS = {("avx2", "BOF4_S"): 0.80, ("avx2", "BOF4_K"): 1.10, ("avx512-vnni", "BOF4_S"): 0.70,
-          ("avx512-vnni", "BOF4_K"): 0.65, ("neon-dotprod", "BOF4_S"): 1.00}  # fmt: skip
+          ("avx512-vnni", "BOF4_K"): 0.65, ("neon-dotprod", "BOF4_S"): 1.00,
+          ("portable", "BOF4_K"): 1.45, ("neon", "BOF4_K"): 0.70, ("neon-dotprod", "BOF4_K"): 1.05}  # fmt: skip
 """Ratios that no change may lose again, some percent above what they were: compilers differ."""
 
 SHORT, LONG = 2048, 4096
 Counter = Callable[[Path, str, int], int]
 
+INTERLEAVED = (
+    TARGETS[-1],
+    Target("neon-i8mm", "aarch64", ("-march=armv8.2-a+dotprod+fp16+i8mm",)),
+)
+INTERLEAVED_LIMIT = 1.05
+"""Of upstream's instructions for the same product: it interleaves IQ4_NL in one way for all of NEON."""
+ROWS, WEIGHTS = 64, 512
+COLUMNS = {"GEMV": 1, "GEMM": 32}
 
-def compile_counter(target: Target, program: Path) -> list[str]:
+
+@dataclass(frozen=True)
+class Program:
+    """A program to count the instructions of.
+
+    Attributes:
+        main: below tests/native.
+        ours: sources in ggml_patch/src.
+        theirs: sources in ggml/src/ggml-cpu.
+    """
+
+    language: str
+    standard: str
+    main: str
+    ours: tuple[str, ...]
+    theirs: tuple[str, ...]
+
+
+PLAIN = Program(
+    "gcc", "gnu11", "count_vec_dot.c", ("bof4-cpu.c", "bof4-cpu-k.c", "bof4-quants.c"),
+    ("quants.c", "arch/{architecture}/quants.c"),
+)  # fmt: skip
+INTERLEAVING = Program(
+    "g++", "gnu++17", "count_gemm.cpp", ("bof4-gemm.cpp", "bof4-gemm-neon.cpp", "bof4-gemm-neon-k.cpp"),
+    ("arch/{architecture}/repack.cpp",),
+)  # fmt: skip
+
+
+def compile_counter(target: Target, source: Program, program: Path) -> list[str]:
     """Compile the program; returns what must stand in front of it."""
-    compiler, emulator = toolchain(target, "gcc")
+    compiler, emulator = toolchain(target, source.language)
     cpu = source_tree() / "ggml/src/ggml-cpu"
     architecture = {"x86_64": "x86", "aarch64": "arm"}[target.machine]
     command = [
-        compiler, "-std=gnu11", "-O3", "-DNDEBUG", *target.flags, "-static",
+        compiler, f"-std={source.standard}", "-O3", "-DNDEBUG", *target.flags, "-static",
         # upstream's kernels come with much that is not called, and that wants the rest of ggml
         "-ffunction-sections", "-Wl,--gc-sections",
         "-isystem", cpu.parents[1] / "include", "-isystem", cpu.parent, "-isystem", cpu, f"-I{SOURCES}",
-        NATIVE / "count_vec_dot.c", *(SOURCES / name for name in ("bof4-cpu.c", "bof4-cpu-k.c", "bof4-quants.c")),
-        cpu / "quants.c", cpu / "arch" / architecture / "quants.c", "-lm", "-o", program,
+        NATIVE / source.main, *(SOURCES / name for name in source.ours),
+        *(cpu / name.format(architecture=architecture) for name in source.theirs), "-lm", "-o", program,
     ]  # fmt: skip
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
@@ -98,7 +138,7 @@ def by_qemu(program: Path, name: str, n: int) -> int:
 @pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.name)
 def test_plain_kernels_take_few_instructions(target: Target, tmp_path: Path) -> None:
     program = tmp_path / "count_vec_dot"
-    emulated = compile_counter(target, program)
+    emulated = compile_counter(target, PLAIN, program)
     counts = {
         name: per_weight(by_qemu if emulated else by_steps, program, name) for pair in PAIRS.items() for name in pair
     }
@@ -114,7 +154,28 @@ def test_valgrind_counts_what_single_steps_count(target: Target, tmp_path: Path)
     if shutil.which("valgrind") is None:
         pytest.skip("valgrind is missing: `apt install valgrind` to run this")
     program = tmp_path / "count_vec_dot"
-    compile_counter(target, program)
+    compile_counter(target, PLAIN, program)
     for name in ("BOF4_S", "BOF4_K", "IQ4_NL", "Q4_K"):
         # valgrind sees the whole process, in which numbers are parsed, too
         assert per_weight(by_callgrind, program, name) == pytest.approx(per_weight(by_steps, program, name), abs=0.005)
+
+
+@pytest.mark.parametrize("target", INTERLEAVED, ids=lambda t: t.name)
+def test_interleaved_kernels_take_few_instructions(target: Target, tmp_path: Path) -> None:
+    program = tmp_path / "count_gemm"
+    if not compile_counter(target, INTERLEAVING, program):
+        pytest.skip("counted under qemu, which this processor does without")
+    counts = {
+        name: {
+            kind: (by_qemu(program, name, columns) - by_qemu(program, name, 0)) / (ROWS * WEIGHTS * columns)
+            for kind, columns in COLUMNS.items()
+        }
+        for name in (*PAIRS, "IQ4_NL")
+    }
+    print(f"\n{target.name}, {ROWS} x {WEIGHTS}, instructions for a product; over IQ4_NL")
+    for name, of_kind in counts.items():
+        row = (f"{kind} {count:.4f} {count / counts['IQ4_NL'][kind]:.2f}" for kind, count in of_kind.items())
+        print(f"{name:8}" + "   ".join(row))
+    for name in PAIRS:
+        for kind, count in counts[name].items():
+            assert 0.01 < count <= INTERLEAVED_LIMIT * counts["IQ4_NL"][kind], (name, kind)

@@ -51,23 +51,33 @@ inline float32x4_t scales(const uint16_t * d) {
 }
 
 // Scale of every block of 16 rows.
-inline void block_scales(const bof4_k_head & head, int32_t (* s)[16]) {
-    for (int j = 0; j < 8; ++j) {
-        const uint8x16_t packed = vld1q_u8(head.scales[j]);
-        const uint8x16_t more = vld1q_u8(head.scales[8 + j % 4]);
-        const auto store = [&](int block, uint8x16_t low4) {
-            const uint8x16_t high2 = vandq_u8(vshlq_u8(more, vdupq_n_s8((int8_t) (4 - block / 4 * 2))), vdupq_n_u8(0x30));
-            const int8x16_t all = vreinterpretq_s8_u8(vsubq_u8(vorrq_u8(low4, high2), vdupq_n_u8(32)));
-            const int16x8_t a = vmovl_s8(vget_low_s8(all));
-            const int16x8_t b = vmovl_high_s8(all);
-            vst1q_s32(s[block],      vmovl_s16(vget_low_s16(a)));
-            vst1q_s32(s[block] + 4,  vmovl_high_s16(a));
-            vst1q_s32(s[block] + 8,  vmovl_s16(vget_low_s16(b)));
-            vst1q_s32(s[block] + 12, vmovl_high_s16(b));
-        };
-        store(j,     vandq_u8(packed, vdupq_n_u8(0x0f)));
-        store(j + 8, vshrq_n_u8(packed, 4));
+inline void block_scales(const bof4_k_head & head, int8_t (* s)[16]) {
+    const auto store = [](int8_t * to, uint8x16_t six_bits) {
+        vst1q_s8(to, vreinterpretq_s8_u8(vsubq_u8(vandq_u8(six_bits, vdupq_n_u8(0x3f)), vdupq_n_u8(32))));
+    };
+    for (int j = 0; j < 4; ++j) {
+        const uint8x16_t more = vld1q_u8(head.scales[8 + j]);
+        // of blocks j, j + 4, j + 8 and j + 12: their high two bits, and above them what shifting in and masking get rid of
+        const uint8x16_t high[4] = { more, vshrq_n_u8(more, 2), vshrq_n_u8(more, 4), vshrq_n_u8(more, 6) };
+        for (int k = 0; k < 2; ++k) {
+            const uint8x16_t low = vld1q_u8(head.scales[4 * k + j]);
+            const uint8x16_t first = vsliq_n_u8(low, high[k], 4);
+            const uint8x16_t second = vsliq_n_u8(vshrq_n_u8(low, 4), high[k + 2], 4);
+            store(s[4 * k + j], first);
+            store(s[4 * k + j + 8], second);
+        }
     }
+}
+
+// Of one block, four rows at a time.
+inline void widen(const int8_t * scales, int32x4_t * s) {
+    const int8x16_t all = vld1q_s8(scales);
+    const int16x8_t a = vmovl_s8(vget_low_s8(all));
+    const int16x8_t b = vmovl_high_s8(all);
+    s[0] = vmovl_s16(vget_low_s16(a));
+    s[1] = vmovl_high_s16(a);
+    s[2] = vmovl_s16(vget_low_s16(b));
+    s[3] = vmovl_high_s16(b);
 }
 
 // Block of the low nibbles of step i; that of the high ones is four later.
@@ -86,17 +96,17 @@ void gemv(const group & w, int64_t n_blocks, const bof4_k_act * const * x, float
         }
     }
     for (int64_t b = 0; b < n_blocks; ++b) {
-        int32_t s[BOF4_K_SUBS][16];
-        block_scales(w.head[b], s);
+        int8_t narrow[BOF4_K_SUBS][16];
+        block_scales(w.head[b], narrow);
         int32x4_t total[T][4];
         for (int t = 0; t < T; ++t) {
             for (int r = 0; r < 4; ++r) {
                 total[t][r] = vdupq_n_s32(0);
             }
         }
-        for (int i0 = 0; i0 < STEPS; i0 += 4) {
-            const uint8_t * qs = w.qs + (b * STEPS + i0) * 64;
-            const int j = block_of(i0);
+        const uint8_t * qs = w.qs + b * STEPS * 64;
+        // block j is in low nibbles, block j + 4 in high ones
+        for (int h = 0; h < BOF4_K_SUBS; h += 8) for (int j = h; j < h + 4; ++j, qs += 4 * 64) {
             int8x16_t act[T][2];
             int32x4_t dot[T][2][4];
             for (int t = 0; t < T; ++t) {
@@ -121,10 +131,13 @@ void gemv(const group & w, int64_t n_blocks, const bof4_k_act * const * x, float
             STEP(2)
             STEP(3)
 #undef STEP
-            for (int r = 0; r < 4; ++r) {
-                for (int t = 0; t < T; ++t) {
-                    total[t][r] = vmlaq_s32(total[t][r], dot[t][0][r], vld1q_s32(s[j] + 4 * r));
-                    total[t][r] = vmlaq_s32(total[t][r], dot[t][1][r], vld1q_s32(s[j + 4] + 4 * r));
+            for (int nibble = 0; nibble < 2; ++nibble) {
+                int32x4_t s[4];
+                widen(narrow[j + 4 * nibble], s);
+                for (int r = 0; r < 4; ++r) {
+                    for (int t = 0; t < T; ++t) {
+                        total[t][r] = vmlaq_s32(total[t][r], dot[t][nibble][r], s[r]);
+                    }
                 }
             }
         }
@@ -169,14 +182,17 @@ struct unpacked {
                     store(at + 8, high(codes[0], table), high(codes[1], table));
                 }
             }
-            int32_t all[BOF4_K_SUBS][16];
-            block_scales(w.head[b0 + b], all);
-            for (int r = 0; r < 4; ++r) {
-                for (int j = 0; j < BOF4_K_SUBS; ++j) {
-                    const int32x4_t four = vld1q_s32(all[j] + 4 * r);
-                    vst1q_s32(s[b][j][2 * r],     vzip1q_s32(four, four));
-                    vst1q_s32(s[b][j][2 * r + 1], vzip2q_s32(four, four));
+            int8_t narrow[BOF4_K_SUBS][16];
+            block_scales(w.head[b0 + b], narrow);
+            for (int j = 0; j < BOF4_K_SUBS; ++j) {
+                int32x4_t four[4];
+                widen(narrow[j], four);
+                for (int r = 0; r < 4; ++r) {
+                    vst1q_s32(s[b][j][2 * r],     vzip1q_s32(four[r], four[r]));
+                    vst1q_s32(s[b][j][2 * r + 1], vzip2q_s32(four[r], four[r]));
                 }
+            }
+            for (int r = 0; r < 4; ++r) {
                 const float32x4_t four = scales(w.head[b0 + b].d + 4 * r);
                 vst1q_f32(d[b][2 * r],     vzip1q_f32(four, four));
                 vst1q_f32(d[b][2 * r + 1], vzip2q_f32(four, four));
@@ -245,7 +261,15 @@ struct unpacked {
                     vst1q_s8(levels[b][block_of(i) + 4][i % 4] + 16 * r, high(codes, table));
                 }
             }
-            block_scales(w.head[b0 + b], s[b]);
+            int8_t narrow[BOF4_K_SUBS][16];
+            block_scales(w.head[b0 + b], narrow);
+            for (int j = 0; j < BOF4_K_SUBS; ++j) {
+                int32x4_t four[4];
+                widen(narrow[j], four);
+                for (int r = 0; r < 4; ++r) {
+                    vst1q_s32(s[b][j] + 4 * r, four[r]);
+                }
+            }
             for (int r = 0; r < 4; ++r) {
                 vst1q_f32(d[b] + 4 * r, scales(w.head[b0 + b].d + 4 * r));
             }
