@@ -80,6 +80,13 @@ inline void widen(const int8_t * scales, int32x4_t * s) {
     s[3] = vmovl_high_s16(b);
 }
 
+// For sums that run on over pairs of blocks: a s + b t = a (s - t) + (a + b) t, and only every other sum begins at zero.
+inline void pair_scales(int8_t (* s)[16]) {
+    for (int j = 0; j < BOF4_K_SUBS; j += 2) {
+        vst1q_s8(s[j], vsubq_s8(vld1q_s8(s[j]), vld1q_s8(s[j + 1])));
+    }
+}
+
 // Block of the low nibbles of step i; that of the high ones is four later.
 constexpr int block_of(int i) {
     return i / 16 * 8 + i % 16 / 4;
@@ -160,7 +167,7 @@ void gemv(const group & w, int64_t n_blocks, const bof4_k_act * const * x, float
 // CHUNK superblocks of a group as levels of pairs of rows: [superblock][eight weights][pair][row of the pair][weight].
 struct unpacked {
     alignas(64) int8_t levels[CHUNK][QK_BOF4_K / 8][8][16];
-    alignas(64) int32_t s[CHUNK][BOF4_K_SUBS][8][4];    // of each pair: first row twice, second row twice
+    alignas(64) int32_t s[CHUNK][BOF4_K_SUBS][8][4];    // pair_scales, of each pair of rows: first row twice, second row twice
     alignas(64) float d[CHUNK][8][4];
 
     void fill(const group & w, int64_t b0, int64_t n) {
@@ -184,6 +191,7 @@ struct unpacked {
             }
             int8_t narrow[BOF4_K_SUBS][16];
             block_scales(w.head[b0 + b], narrow);
+            pair_scales(narrow);
             for (int j = 0; j < BOF4_K_SUBS; ++j) {
                 int32x4_t four[4];
                 widen(narrow[j], four);
@@ -218,16 +226,23 @@ void tile(const unpacked & w, int64_t n, const bof4_k_act * const * x, int64_t b
             for (int r = 0; r < 8; ++r) {
                 total[r] = vdupq_n_s32(0);
             }
-            for (int j = 0; j < BOF4_K_SUBS; ++j) {
-                const int64x2_t q0 = vreinterpretq_s64_s8(vld1q_s8(a[0]->q + BOF4_K_SUB * j));
-                const int64x2_t q1 = vreinterpretq_s64_s8(vld1q_s8(a[1]->q + BOF4_K_SUB * j));
-                const int8x16_t act0 = vreinterpretq_s8_s64(vzip1q_s64(q0, q1));
-                const int8x16_t act1 = vreinterpretq_s8_s64(vzip2q_s64(q0, q1));
-#pragma GCC unroll 8
+            for (int j0 = 0; j0 < BOF4_K_SUBS; j0 += 2) {
+                int32x4_t dot[8];
                 for (int r = 0; r < 8; ++r) {
-                    int32x4_t dot = vmmlaq_s32(vdupq_n_s32(0), vld1q_s8(w.levels[b][2 * j][r]), act0);
-                    dot = vmmlaq_s32(dot, vld1q_s8(w.levels[b][2 * j + 1][r]), act1);
-                    total[r] = vmlaq_s32(total[r], dot, vld1q_s32(w.s[b][j][r]));
+                    dot[r] = vdupq_n_s32(0);
+                }
+#pragma GCC unroll 2
+                for (int j = j0; j < j0 + 2; ++j) {
+                    const int64x2_t q0 = vreinterpretq_s64_s8(vld1q_s8(a[0]->q + BOF4_K_SUB * j));
+                    const int64x2_t q1 = vreinterpretq_s64_s8(vld1q_s8(a[1]->q + BOF4_K_SUB * j));
+                    const int8x16_t act0 = vreinterpretq_s8_s64(vzip1q_s64(q0, q1));
+                    const int8x16_t act1 = vreinterpretq_s8_s64(vzip2q_s64(q0, q1));
+#pragma GCC unroll 8
+                    for (int r = 0; r < 8; ++r) {
+                        dot[r] = vmmlaq_s32(dot[r], vld1q_s8(w.levels[b][2 * j][r]), act0);
+                        dot[r] = vmmlaq_s32(dot[r], vld1q_s8(w.levels[b][2 * j + 1][r]), act1);
+                        total[r] = vmlaq_s32(total[r], dot[r], vld1q_s32(w.s[b][j][r]));
+                    }
                 }
             }
             const float32x2_t two = { a[0]->d, a[1]->d };
@@ -248,7 +263,7 @@ void tile(const unpacked & w, int64_t n, const bof4_k_act * const * x, int64_t b
 // CHUNK superblocks of a group as levels: [superblock][block][four weights][row][weight].
 struct unpacked {
     alignas(64) int8_t levels[CHUNK][BOF4_K_SUBS][4][64];
-    alignas(64) int32_t s[CHUNK][BOF4_K_SUBS][16];
+    alignas(64) int32_t s[CHUNK][BOF4_K_SUBS][16];  // pair_scales
     alignas(64) float d[CHUNK][16];
 
     void fill(const group & w, int64_t b0, int64_t n) {
@@ -263,6 +278,7 @@ struct unpacked {
             }
             int8_t narrow[BOF4_K_SUBS][16];
             block_scales(w.head[b0 + b], narrow);
+            pair_scales(narrow);
             for (int j = 0; j < BOF4_K_SUBS; ++j) {
                 int32x4_t four[4];
                 widen(narrow[j], four);
@@ -293,29 +309,34 @@ void tile(const unpacked & w, int64_t n, const bof4_k_act * const * x, int64_t b
             for (int t = 0; t < 4; ++t) {
                 total[t][0] = total[t][1] = vdupq_n_s32(0);
             }
-            for (int j = 0; j < BOF4_K_SUBS; ++j) {
-                int8x16_t act[4];
+            for (int j0 = 0; j0 < BOF4_K_SUBS; j0 += 2) {
                 int32x4_t dot[4][2];
                 for (int t = 0; t < 4; ++t) {
-                    act[t] = vld1q_s8(a[t]->q + BOF4_K_SUB * j);
                     dot[t][0] = dot[t][1] = vdupq_n_s32(0);
                 }
-#define STEP(lane) \
-                for (int r = 0; r < 2; ++r) { \
-                    const int8x16_t level = vld1q_s8(w.levels[b][j][lane] + 16 * (r0 + r)); \
-                    for (int t = 0; t < 4; ++t) { \
-                        dot[t][r] = vdotq_laneq_s32(dot[t][r], level, act[t], lane); \
-                    } \
-                }
-                STEP(0)
-                STEP(1)
-                STEP(2)
-                STEP(3)
-#undef STEP
-                for (int r = 0; r < 2; ++r) {
-                    const int32x4_t s = vld1q_s32(w.s[b][j] + 4 * (r0 + r));
+#pragma GCC unroll 2
+                for (int j = j0; j < j0 + 2; ++j) {
+                    int8x16_t act[4];
                     for (int t = 0; t < 4; ++t) {
-                        total[t][r] = vmlaq_s32(total[t][r], dot[t][r], s);
+                        act[t] = vld1q_s8(a[t]->q + BOF4_K_SUB * j);
+                    }
+#define STEP(lane) \
+                    for (int r = 0; r < 2; ++r) { \
+                        const int8x16_t level = vld1q_s8(w.levels[b][j][lane] + 16 * (r0 + r)); \
+                        for (int t = 0; t < 4; ++t) { \
+                            dot[t][r] = vdotq_laneq_s32(dot[t][r], level, act[t], lane); \
+                        } \
+                    }
+                    STEP(0)
+                    STEP(1)
+                    STEP(2)
+                    STEP(3)
+#undef STEP
+                    for (int r = 0; r < 2; ++r) {
+                        const int32x4_t s = vld1q_s32(w.s[b][j] + 4 * (r0 + r));
+                        for (int t = 0; t < 4; ++t) {
+                            total[t][r] = vmlaq_s32(total[t][r], dot[t][r], s);
+                        }
                     }
                 }
             }
