@@ -152,7 +152,7 @@ void multiply(arena & a, ggml_tensor * weight, int64_t columns) {
     ggml_tensor * y = a.fill(ggml_mul_mat(a.ctx.get(), weight, b));
     // exactly what ggml_graph_plan asks for
     std::vector<char> work = encoded(weight, b);
-    work.resize(work.size() + bof4_transposed_size(y));
+    work.resize(work.size() + bof4_pairs_size(y));
     ggml_compute_params params = {};
     params.nth = 1;
     params.wdata = work.data();
@@ -160,6 +160,13 @@ void multiply(arena & a, ggml_tensor * weight, int64_t columns) {
     bof4_prepare_list(&params, y);
     bof4_prefetch_list(y, 0, 0, y->ne[0]);
     bof4_add_outliers(y, work.data(), 0, y->ne[0], 0, ggml_nrows(y));
+    // as interleaved weights have it done: some columns at a time
+    const int64_t n = ggml_nrows(y), first = n / 3;
+    if (const size_t bytes = bof4_pairs_bytes(y, n - first)) {
+        std::vector<uint32_t> pairs(bytes / sizeof(uint32_t));
+        bof4_pair_columns(y, first, n, pairs.data());
+        bof4_add_outliers_to(y, pairs.data(), first, 0, y->ne[0], first, n);
+    }
 }
 
 void apply(const llama_model_loader & ml, const std::string & name) {
@@ -172,7 +179,7 @@ void apply(const llama_model_loader & ml, const std::string & name) {
     ggml_bof4_attach_list(weight, a.read(ml, ml.weights_map.at(name + BOF4_OPQ_SUFFIX)));
 
     const int64_t row = below(weight->ne[1]), column = 64 * below(weight->ne[0] / 64);
-    for (const int64_t columns : { 1, 3, 17 }) {
+    for (const int64_t columns : { 1, 3, 17, 40 }) {
         multiply(a, weight, columns);
         multiply(a, ggml_view_2d(ctx, weight, weight->ne[0] - column, weight->ne[1] - row, weight->nb[1],
             row * weight->nb[1] + column / 64 * weight->nb[0]), columns);
