@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gguf_bof4.cli import bench_kernels, bench_speed
-from gguf_bof4.cli.terminal import split_names, table_console
+from gguf_bof4.cli.terminal import interruptible, split_names, table_console
 
 if TYPE_CHECKING:
     from gguf_bof4.bench.quality import Plan
@@ -134,13 +133,8 @@ def quality(
     plot.check_available()
     if plan.steps and not plot_only:
         installed_bin()
-        # as Ctrl-C does: the temporary folder is removed
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-        try:
+        with interruptible(f"what was measured is in {output}"):
             run(plan, output, threads, lambda line: print(line, file=sys.stderr, flush=True))
-        except KeyboardInterrupt:
-            print(f"bof4: interrupted; what was measured is in {output}, run again to go on", file=sys.stderr)
-            raise typer.Exit(128 + signal.SIGINT) from None
     rows = _of_run(read_rows(output), chosen_models, chosen_texts, chunks)
     _print_results(rows, chosen_models, chosen_texts, console)
     picture = png or output.with_suffix(".png")

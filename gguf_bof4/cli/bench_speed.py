@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import signal
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from gguf_bof4.cli.terminal import split_names, split_numbers, table_console
+from gguf_bof4.cli.terminal import interruptible, split_names, split_numbers, table_console
 
 if TYPE_CHECKING:
     from gguf_bof4.bench.speed.results import Row, Setup
@@ -26,17 +23,6 @@ SYNTHETIC = "llama-1b"
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-
-
-@contextlib.contextmanager
-def _interruptible(output: Path) -> Iterator[None]:
-    # as Ctrl-C does: the temporary folder is removed
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        yield
-    except KeyboardInterrupt:
-        print(f"bof4: interrupted; whole rounds are in {output}, run again to go on", file=sys.stderr)
-        raise typer.Exit(128 + signal.SIGINT) from None
 
 
 def _setup(rows: list[Row], model: str, threads: int, repack: bool, built: bool) -> Setup:
@@ -170,7 +156,8 @@ def speed(
     check_available()
     if plan.numbers and not plot_only:
         installed_bin()
-        with _interruptible(output), tempfile.TemporaryDirectory(prefix="bof4-bench-") as folder:
+        kept = f"whole rounds are in {output}"
+        with interruptible(kept), tempfile.TemporaryDirectory(prefix="bof4-bench-") as folder:
             if model is None:
                 _say("random weights: made unless they are in the cache")
             source = synthetic_model() if model is None else model

@@ -1,7 +1,13 @@
-"""What commands with tables share: names in options, and a console that is wide where nobody looks."""
+"""What the benches share: names in options, a console that is wide where nobody looks, and being stopped."""
 
 from __future__ import annotations
 
+import contextlib
+import signal
+import sys
+from collections.abc import Iterator
+
+import typer
 from rich.console import Console
 
 from gguf_bof4.errors import UserError
@@ -30,3 +36,21 @@ def table_console() -> Console:
     """For tables on standard output."""
     console = Console(highlight=False, markup=False)
     return console if console.is_terminal else Console(highlight=False, markup=False, width=_TABLE_WIDTH)
+
+
+@contextlib.contextmanager
+def interruptible(kept: str) -> Iterator[None]:
+    """Let SIGTERM end the work as Ctrl-C does, so that temporary folders are removed, and say what is not lost.
+
+    Args:
+        kept: what was measured, and where it is.
+
+    Raises:
+        typer.Exit: after Ctrl-C.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"bof4: interrupted; {kept}, run again to go on", file=sys.stderr)
+        raise typer.Exit(128 + signal.SIGINT) from None
