@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 from instruction_sets import Target, native_compiler, toolchain
+from llama import THREADS, llama
 
+from gguf_bof4.convert import convert
 from gguf_bof4.ggml_patch import SOURCES
 from gguf_bof4.ggml_patch.build import source_tree
 
@@ -31,34 +33,45 @@ TARGETS = (
 )
 
 
-def compile_check(target: Target, cxx: str, extra: list[str], program: Path) -> None:
+def compile_check(target: Target, extra: list[str], program: Path) -> list[str]:
+    """Compile the check with the interleaved and the plain kernels; returns what must stand in front of the program."""
     tree = source_tree() / "ggml"
-    command = [
-        cxx, "-std=c++17", "-Wall", "-Wextra", "-Werror", *target.flags, *extra,
+    flags = [
+        "-Wall", "-Wextra", "-Werror", *target.flags, *extra,
         # upstream's headers are not ours to warn about
-        "-isystem", tree / "include", "-isystem", tree / "src", "-isystem", tree / "src/ggml-cpu",
-        f"-I{SOURCES}", NATIVE / "check_gemm.cpp", *sorted(SOURCES.glob("bof4-gemm*.cpp")), "-o", program,
+        "-isystem", tree / "include", "-isystem", tree / "src", "-isystem", tree / "src/ggml-cpu", f"-I{SOURCES}",
     ]  # fmt: skip
+    objects = []
+    for name in ("bof4-cpu", "bof4-cpu-k", "bof4-quants"):
+        cc, _ = toolchain(target, "gcc")
+        objects.append(program.with_name(f"{name}.o"))
+        compile_(cc, "-std=c11", *flags, "-c", SOURCES / f"{name}.c", "-o", objects[-1])
+    cxx, emulator = toolchain(target, "g++")
+    kernels = sorted(SOURCES.glob("bof4-gemm*.cpp"))
+    compile_(cxx, "-std=c++17", *flags, NATIVE / "check_gemm.cpp", *kernels, *objects, "-o", program)
+    return emulator
+
+
+def compile_(*command: str | Path) -> None:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.name)
 def test_products_equal_float64(target: Target, tmp_path: Path) -> None:
-    cxx, emulator = toolchain(target, "g++")
     program = tmp_path / "check_gemm"
-    compile_check(target, cxx, ["-O3"], program)
+    emulator = compile_check(target, ["-O3"], program)
     run = subprocess.run([*emulator, program], capture_output=True, text=True, check=False)
     print(run.stdout)
     assert run.returncode == 0, run.stdout + run.stderr
-    assert re.findall(r"^(\w+): 261 shapes.*: ok$", run.stdout, re.MULTILINE) == ["BOF4_S", "BOF4_K"]
+    passed = re.findall(r"^(\w+): 261 shapes, as the plain kernel has them.*: ok$", run.stdout, re.MULTILINE)
+    assert passed == ["BOF4_S", "BOF4_K"]
 
 
 @pytest.mark.parametrize("target", [t for t in TARGETS if t.machine == platform.machine()], ids=lambda t: t.name)
 def test_kernels_stay_inside_their_memory(target: Target, tmp_path: Path) -> None:
-    cxx, _ = toolchain(target, "g++")
     program = tmp_path / "check_gemm"
-    compile_check(target, cxx, ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover"], program)
+    compile_check(target, ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover"], program)
     run = subprocess.run([program], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
 
@@ -80,3 +93,31 @@ def test_interleaved_weights_give_the_results_of_ordinary_ones(built: Path, tmp_
     assert re.findall(r"^(.*): \d+ cases, .*: ok$", run.stdout, re.MULTILINE) == [
         "mul_mat", "mul_mat in batches", "mul_mat_id",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("model", ["smol", "gemma"])
+def test_perplexity_is_the_same_to_the_last_digit(
+    model: str, request: pytest.FixtureRequest, built: Path, evaluation: Path, tmp_path: Path
+) -> None:
+    """Rows of 256 times anything are in BOF4_K, the others in BOF4_S, and both have lists."""
+    target = tmp_path / "model.gguf"
+    convert(request.getfixturevalue(model), target, type="BOF4_K", token_embedding_type="F16")
+
+    def perplexities(*arguments: str) -> tuple[str, str]:
+        """Where the weights lie, and the estimate after every chunk."""
+        chosen = ("-f", evaluation, "-c", "512", "--chunks", "2", "-v", *THREADS, *arguments)
+        result = llama("perplexity", "-m", target, *chosen)
+        assert result.returncode == 0, result.stderr[-2000:]
+        output = result.stdout + result.stderr
+        found = re.search(r"^\[1\][\d.]+,\[2\][\d.]+,", output, re.MULTILINE)
+        assert found, output[-2000:]
+        return "CPU_BOF4" if "CPU_BOF4" in output else "CPU", found[0]
+
+    where, interleaved = perplexities()
+    plainly, plain = perplexities("--no-repack")
+    target.unlink()
+    print(f"{model}: {interleaved} in {where}, {plain} in {plainly}")
+    assert plainly == "CPU"
+    if where == "CPU":
+        pytest.skip("this processor has no kernels for interleaved weights")
+    assert interleaved == plain

@@ -1,26 +1,28 @@
 // BOF4_K vec_dot against Q8_K: portable C, AVX2, AVX-512 VNNI and NEON, chosen by what the file is compiled for.
 //
 // 256 weights meet one Q8_K block. Nibbles become int8 levels with one in-register table lookup; the integer dot product of
-// each 16 of them is multiplied with their 6-bit scale, still as integers, and one float scale serves all 256. The 2^-12 of
-// the scales is applied once a row.
+// each 16 of them is multiplied with their 6-bit scale, still as integers, and one float scale serves all 256.
 
 #define GGML_COMMON_DECL_C
 #include "ggml-common.h"
 
 #include "bof4.h"
 #include "bof4-cpu.h"
+#include "bof4-cpu-sums.h"
 #include "bof4-levels.h"
 #include "ggml-cpu-impl.h"
 #include "simd-mappings.h"
 
 #include <assert.h>
 
-#if defined(__AVX2__)
-#include <immintrin.h>
-#endif
-
 void quantize_row_bof4_k(const float * x, void * y, int64_t k) {
     quantize_row_bof4_k_ref(x, y, k);
+}
+
+// One superblock more, from the integer sum of its products. As in bof4-cpu.c, every kernel does just this, here and in
+// bof4-gemm-*-k.cpp.
+static inline float add_superblock(float sum, int32_t total, const block_bof4_k * x, const block_q8_K * y) {
+    return bof4_multiply_add((float) total, GGML_CPU_FP16_TO_FP32(x->d) * BOF4_K_UNIT * y->d, sum);
 }
 
 #if defined(__AVX2__)
@@ -50,7 +52,7 @@ static float row_dot(const block_bof4_k * x, const block_q8_K * y, int nblocks) 
     // four lanes of dot products belong to one block
     const __m512i first_four = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
 
-    __m512 acc = _mm512_setzero_ps();
+    float all = 0.0f;
     for (int i = 0; i < nblocks; ++i) {
         const __m128i scales = block_scales(x + i);
         const __m512i scales32 = _mm512_cvtepi8_epi32(scales);
@@ -68,9 +70,10 @@ static float row_dot(const block_bof4_k * x, const block_q8_K * y, int nblocks) 
             sum = _mm512_add_epi32(sum, _mm512_mullo_epi32(
                 dot_hi, _mm512_permutexvar_epi32(_mm512_add_epi32(at, _mm512_set1_epi32(4)), scales32)));
         }
-        acc = _mm512_fmadd_ps(_mm512_set1_ps(GGML_CPU_FP16_TO_FP32(x[i].d) * y[i].d), _mm512_cvtepi32_ps(sum), acc);
+        const __m256i eight = _mm256_add_epi32(_mm512_castsi512_si256(sum), _mm512_extracti64x4_epi64(sum, 1));
+        all = add_superblock(all, bof4_sum_of_lanes(eight), x + i, y + i);
     }
-    return _mm512_reduce_add_ps(acc);
+    return all;
 }
 
 #elif defined(__AVX2__) && defined(__FMA__)
@@ -90,7 +93,7 @@ static float row_dot(const block_bof4_k * x, const block_q8_K * y, int nblocks) 
         0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 2, 3, 2, 3, 2, 3, 2, 3, 2, 3, 2, 3, 2, 3, 2, 3);
     const __m256i next_pair = _mm256_set1_epi8(4);
 
-    __m256 acc = _mm256_setzero_ps();
+    float all = 0.0f;
     for (int i = 0; i < nblocks; ++i) {
         const __m256i scales = _mm256_cvtepi8_epi16(block_scales(x + i));
         __m256i sum = _mm256_setzero_si256();
@@ -111,12 +114,9 @@ static float row_dot(const block_bof4_k * x, const block_q8_K * y, int nblocks) 
                 at = _mm256_add_epi8(at, next_pair);
             }
         }
-        acc = _mm256_fmadd_ps(_mm256_set1_ps(GGML_CPU_FP16_TO_FP32(x[i].d) * y[i].d), _mm256_cvtepi32_ps(sum), acc);
+        all = add_superblock(all, bof4_sum_of_lanes(sum), x + i, y + i);
     }
-    __m128 sum = _mm_add_ps(_mm256_castps256_ps128(acc), _mm256_extractf128_ps(acc, 1));
-    sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
-    sum = _mm_add_ss(sum, _mm_movehdup_ps(sum));
-    return _mm_cvtss_f32(sum);
+    return all;
 }
 
 #elif defined(__ARM_NEON) && defined(__aarch64__)
@@ -175,7 +175,7 @@ static float row_dot(const block_bof4_k * x, const block_q8_K * y, int nblocks) 
     const int8x16_t table = vld1q_s8(bof4_k_levels);
     const uint8x16_t nibble = vdupq_n_u8(0x0f);
 
-    float32x4_t acc = vdupq_n_f32(0.0f);
+    float all = 0.0f;
     for (int i = 0; i < nblocks; ++i) {
         const int16x8x2_t scales = block_scales(x + i);
         int32x4_t sum_lo = vdupq_n_s32(0);
@@ -196,10 +196,9 @@ static float row_dot(const block_bof4_k * x, const block_q8_K * y, int nblocks) 
             TWO_BLOCKS(3);
 #undef TWO_BLOCKS
         }
-        const float32x4_t sum = vcvtq_f32_s32(vaddq_s32(sum_lo, sum_hi));
-        acc = vfmaq_n_f32(acc, sum, GGML_CPU_FP16_TO_FP32(x[i].d) * y[i].d);
+        all = add_superblock(all, vaddvq_s32(vaddq_s32(sum_lo, sum_hi)), x + i, y + i);
     }
-    return vaddvq_f32(acc);
+    return all;
 }
 
 #else
@@ -221,7 +220,7 @@ static float row_dot(const block_bof4_k * x, const block_q8_K * y, int nblocks) 
                 total += bof4_k_scale(x + i, 8 * h + b) * lo + bof4_k_scale(x + i, 8 * h + b + 4) * hi;
             }
         }
-        sum += GGML_CPU_FP16_TO_FP32(x[i].d) * y[i].d * (float) total;
+        sum = add_superblock(sum, total, x + i, y + i);
     }
     return sum;
 }
@@ -237,5 +236,5 @@ void ggml_vec_dot_bof4_k_q8_K(
     GGML_UNUSED(by);
     GGML_UNUSED(nrc);
 
-    *s = row_dot(vx, vy, n / QK_BOF4_K) * BOF4_K_UNIT;
+    *s = row_dot(vx, vy, n / QK_BOF4_K);
 }

@@ -1,8 +1,10 @@
 // BOF4_K products on AVX-512 VNNI and on AVX-VNNI. What bof4-gemm-vnni.cpp says of vpdpbusd and of the two ways through the weights holds here.
 //
 // Every 16 weights have a scale of their own: four vpdpbusd are followed by a conversion and a fused multiply-add, for which
-// unpacking makes floats of d times block scale. That is six instructions where the dot product needs four, and still less
-// than to multiply the scales into 16-bit weights (eight). The activations' scale comes in once in 256.
+// unpacking makes floats of the block scales. That is six instructions where the dot product needs four, and still less
+// than to multiply the scales into 16-bit weights (eight). The numbers remain integers all the same: a block times its scale is
+// below 2^23, and the sum of sixteen is exact below 2^24, where the products of models end at 2^20. (Beyond, it is rounded as
+// any float.) The superblock's and the activations' scales come in once in 256.
 
 #include "bof4-gemm.h"
 
@@ -44,9 +46,13 @@ struct group {
     }
 };
 
-// The 16 block scales of 16 rows, times d * 2^-12: scale[j * stride] belongs to block j.
-inline void scales(const bof4_k_head & head, float (* scale)[16], int stride) {
-    const floats d = multiply(from_halves(head.d), all_lanes(BOF4_K_UNIT));
+// d * 2^-12 of 16 rows.
+inline floats scale_of(const bof4_k_head & head) {
+    return multiply(from_halves(head.d), all_lanes(BOF4_K_UNIT));
+}
+
+// Their 16 block scales: scale[j * stride] belongs to block j.
+inline void block_scales(const bof4_k_head & head, float (* scale)[16], int stride) {
 #pragma GCC unroll 16
     for (int j = 0; j < BOF4_K_SUBS; ++j) {
         const __m128i low = _mm_loadu_si128((const __m128i *) head.scales[j % 8]);
@@ -55,7 +61,7 @@ inline void scales(const bof4_k_head & head, float (* scale)[16], int stride) {
         const __m128i high2 = _mm_and_si128(
             j < 8 ? _mm_slli_epi16(high, 4 - j / 4 * 2) : _mm_srli_epi16(high, j / 4 * 2 - 4), _mm_set1_epi8(0x30));
         const __m128i s = _mm_sub_epi8(_mm_or_si128(low4, high2), _mm_set1_epi8(32));
-        store(scale[j * stride], multiply(d, from_bytes(s)));
+        store(scale[j * stride], from_bytes(s));
     }
 }
 
@@ -75,7 +81,7 @@ void gemv(const group & w, int64_t n_blocks, const bof4_k_act * const * x, float
     for (int64_t b = 0; b < n_blocks; ++b) {
         const uint8_t * qs = w.qs + b * STEPS * 64;
         alignas(64) float scale[BOF4_K_SUBS][16];
-        scales(w.head[b], scale, 1);
+        block_scales(w.head[b], scale, 1);
         floats part[T];
         for (int t = 0; t < T; ++t) {
             part[t] = all_lanes(0.0f);
@@ -104,8 +110,9 @@ void gemv(const group & w, int64_t n_blocks, const bof4_k_act * const * x, float
                 part[t] = multiply_add(to_floats(dot1[t]), load(scale[j + 4]), part[t]);
             }
         }
+        const floats d = scale_of(w.head[b]);
         for (int t = 0; t < T; ++t) {
-            sum[t] = multiply_add(part[t], all_lanes(x[t][b].d), sum[t]);
+            sum[t] = multiply_add(part[t], multiply(d, all_lanes(x[t][b].d)), sum[t]);
         }
     }
     for (int t = 0; t < T; ++t) {
@@ -118,6 +125,7 @@ template <int R>
 struct unpacked {
     alignas(64) uint8_t levels[CHUNK][BOF4_K_SUBS][4][R][64];
     alignas(64) float scale[CHUNK][BOF4_K_SUBS][R][16];
+    alignas(64) float d[CHUNK][R][16];
 
     void fill(const group * w, int64_t b0, int64_t n) {
         const lookup level(levels16);
@@ -128,7 +136,8 @@ struct unpacked {
                     store_bytes(levels[b][block_of(i)][i % 4][r], level.low(codes));
                     store_bytes(levels[b][block_of(i) + 4][i % 4][r], level.high(codes));
                 }
-                scales(w[r].head[b0 + b], scale[b][0] + r, R);
+                block_scales(w[r].head[b0 + b], scale[b][0] + r, R);
+                store(d[b][r], scale_of(w[r].head[b0 + b]));
             }
         }
     }
@@ -162,10 +171,15 @@ void tile(const unpacked<R> & w, const mask * rows, int64_t n, const bof4_k_act 
             }
 #pragma GCC unroll 4
             for (int i = 0; i < 4; ++i) {
+                bytes level[R];
+                for (int r = 0; r < R; ++r) {
+                    level[r] = load_bytes(w.levels[b][j][i][r]);
+                    in_register(level[r]);
+                }
                 for (int t = 0; t < T; ++t) {
                     const four act = broadcast(x[t][b].q + BOF4_K_SUB * j + 4 * i);
                     for (int r = 0; r < R; ++r) {
-                        dot[t][r] = add_dot(dot[t][r], load_bytes(w.levels[b][j][i][r]), act);
+                        dot[t][r] = add_dot(dot[t][r], level[r], act);
                     }
                 }
             }
@@ -177,8 +191,8 @@ void tile(const unpacked<R> & w, const mask * rows, int64_t n, const bof4_k_act 
             }
         }
         for (int t = 0; t < T; ++t) {
-            const floats d = all_lanes(x[t][b].d);
             for (int r = 0; r < R; ++r) {
+                const floats d = multiply(load(w.d[b][r]), all_lanes(x[t][b].d));
                 store(sum[t][r], multiply_add(part[t][r], d, load(sum[t][r])));
             }
         }

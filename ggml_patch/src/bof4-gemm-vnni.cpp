@@ -55,6 +55,11 @@ struct group {
     }
 };
 
+// Of 16 rows.
+inline floats scales(const uint16_t * d) {
+    return multiply(from_halves(d), all_lanes(1.0f / BOF4_LEVEL_SCALE));
+}
+
 // T columns, one group of rows.
 template <int T>
 void gemv(const group & w, int64_t n_blocks, const bof4_s_act * const * x, float * const * y) {
@@ -81,7 +86,7 @@ void gemv(const group & w, int64_t n_blocks, const bof4_s_act * const * x, float
                 dot1[t] = add_dot(dot1[t], hi, broadcast(x[t][b].q + 32 + 4 * i));
             }
         }
-        const floats d = from_halves(w.d + b * BOF4_GROUP);
+        const floats d = scales(w.d + b * BOF4_GROUP);
         for (int t = 0; t < T; ++t) {
             floats part = multiply(to_floats(dot0[t]), all_lanes(x[t][b].d[0]));
             part = multiply_add(to_floats(dot1[t]), all_lanes(x[t][b].d[1]), part);
@@ -89,7 +94,7 @@ void gemv(const group & w, int64_t n_blocks, const bof4_s_act * const * x, float
         }
     }
     for (int t = 0; t < T; ++t) {
-        store(y[t], w.rows, multiply(sum[t], all_lanes(1.0f / BOF4_LEVEL_SCALE)));
+        store(y[t], w.rows, sum[t]);
     }
 }
 
@@ -108,8 +113,7 @@ struct unpacked {
                     store_bytes(levels[b][0][i][r], level.low(codes));
                     store_bytes(levels[b][1][i][r], level.high(codes));
                 }
-                store(d[b][r], multiply(
-                    from_halves(w[r].d + (b0 + b) * BOF4_GROUP), all_lanes(1.0f / BOF4_LEVEL_SCALE)));
+                store(d[b][r], scales(w[r].d + (b0 + b) * BOF4_GROUP));
             }
         }
     }
@@ -139,10 +143,15 @@ void tile(const unpacked<R> & w, const mask * rows, int64_t n, const bof4_s_act 
             }
 #pragma GCC unroll 8
             for (int i = 0; i < STEPS; ++i) {
+                bytes level[R];
+                for (int r = 0; r < R; ++r) {
+                    level[r] = load_bytes(w.levels[b][h][i][r]);
+                    in_register(level[r]);
+                }
                 for (int t = 0; t < T; ++t) {
                     const four act = broadcast(x[t][b].q + h * 32 + 4 * i);
                     for (int r = 0; r < R; ++r) {
-                        dot[t][r] = add_dot(dot[t][r], load_bytes(w.levels[b][h][i][r]), act);
+                        dot[t][r] = add_dot(dot[t][r], level[r], act);
                     }
                 }
             }

@@ -89,6 +89,16 @@ inline void   store(float * p, mask m, floats v)                { _mm256_masksto
 
 #endif
 
+// Says that a value is in a register from here on. GCC loads weights anew for every column otherwise, when it thinks that it
+// has registers too few: more loads than the processor does beside the products.
+#if defined(__GNUC__) && defined(BOF4_GEMM_AVX512)
+inline void in_register(bytes & v) { __asm__("" : "+v"(v)); }
+#elif defined(__GNUC__)
+inline void in_register(bytes & v) { __asm__("" : "+x"(v.a), "+x"(v.b)); }
+#else
+inline void in_register(bytes &) {}
+#endif
+
 // Four activations, the same for every lane.
 inline four broadcast(const int8_t * q) {
     int32_t v;

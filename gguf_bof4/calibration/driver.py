@@ -40,7 +40,7 @@ from gguf_bof4.errors import UserError
 Floats = npt.NDArray[np.float32]
 Progress = Callable[[str, int, int], None]
 
-RECIPE = 1
+RECIPE = 2
 """Part of what a checkpoint must agree with: to be raised with every change of what this package makes."""
 
 SWEEPS = 2
@@ -196,10 +196,9 @@ class _Encoder:
                 f"text. {INSTEAD}"
             )
         factors: dict[Any, Factor] = {}
-        # by a worker: the number of threads of this one may be anything, and sums depend on it
         drift = layer.drift(names[0], hidden, self.original.layer, self.original.hidden)
-        correct = partial(drift_correction, moments, drift)
-        correction = layer.workers.map(correct, [DRIFT_DAMPING])[0]
+        # by workers: the number of threads of this one may be anything, and sums depend on it
+        correction = drift_correction(moments, drift, DRIFT_DAMPING, layer.workers)
         found = {}
         for name in names:
             target, module = targets[name], layer.module.get_submodule(name)

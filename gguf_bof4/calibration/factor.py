@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from gguf_bof4.calibration.layer import Workers
 from gguf_bof4.native import PANEL
 
 Floats = npt.NDArray[np.float32]
@@ -17,6 +18,9 @@ _SUB_BLOCKS = {"BOF4_S": 64, "BOF4_K": 16}
 """Weights that share the innermost scale."""
 
 _MORE_DAMPING = 10.0
+
+_ROWS_AT_ONCE = 1024
+"""Of a system of equations that a worker solves. A constant, because roundings follow from it."""
 
 
 @dataclass(frozen=True)
@@ -104,20 +108,30 @@ def factor(moments: torch.Tensor, qtype: gguf.GGMLQuantizationType, damping: flo
     )
 
 
-def drift_correction(moments: torch.Tensor, drift: torch.Tensor, damping: float) -> torch.Tensor:
+def drift_correction(moments: torch.Tensor, drift: torch.Tensor, damping: float, workers: Workers) -> torch.Tensor:
     """P such that w + w P, for the inputs of the quantized model, comes nearest to w for those of the unquantized one.
 
     Args:
         moments: H, the mean of x x^T, float32 [n, n].
         drift: the mean of (y - x) x^T, y the inputs in the unquantized model.
         damping: is added to the diagonal, in units of its mean.
+        workers: solve for tiles of rows; the number of them changes nothing.
 
     Returns:
         drift times the inverse of H, float32 [n, n].
     """
-    damped = moments.double()
-    damped.diagonal().add_(damping * float(moments.diagonal().double().mean()))
-    lower, failed = torch.linalg.cholesky_ex(damped)
+
+    def cholesky(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        damped = matrix.double()
+        damped.diagonal().add_(damping * float(matrix.diagonal().double().mean()))
+        lower, failed = torch.linalg.cholesky_ex(damped)
+        return lower, failed
+
+    ((lower, failed),) = workers.map(cholesky, [moments])
     if bool(failed.any()):  # only where all inputs are zero, or nearly so
         return torch.zeros_like(drift)
-    return torch.cholesky_solve(drift.double().T, lower).T.float().contiguous()
+
+    def solve(rows: torch.Tensor) -> torch.Tensor:
+        return torch.cholesky_solve(rows.double().T, lower).T.float()
+
+    return torch.cat(workers.map(solve, drift.split(_ROWS_AT_ONCE))).contiguous()

@@ -2,9 +2,13 @@
 // qemu. Prints one line for each type and exits with 1 on a failure.
 //
 // Exact activations (integers times a power of two, the largest magnitude in every 32 being 127 of those) leave nothing but
-// the rounding of sums, so every product is compared with its sum in double precision; random ones show that the rounding of
-// activations costs what it costs in Q8_0 and Q8_K.
+// the rounding of sums, so every product is compared with its sum in double precision, and with the one of the plain kernel,
+// which must have the same bits; random ones show that the rounding of activations costs what it costs in Q8_0 and Q8_K.
 
+#define GGML_COMMON_DECL_CPP
+#include "ggml-common.h"
+
+#include "bof4-cpu.h"
 #include "bof4-gemm.h"
 #include "bof4.h"
 #include "ggml-impl.h"
@@ -33,6 +37,15 @@ ggml_fp16_t random_scale() {
     return ggml_compute_fp32_to_fp16(((float) (rng() % 2001) - 1000.0f) / 512.0f);
 }
 
+// The largest magnitude of activations is 127 units.
+float unit_of(const float * x, int n) {
+    float most = 0.0f;
+    for (int i = 0; i < n; ++i) {
+        most = std::max(most, std::fabs(x[i]));
+    }
+    return most / 127.0f;
+}
+
 struct bof4_s {
     using block = block_bof4_s;
     using act = bof4_s_act;
@@ -54,6 +67,18 @@ struct bof4_s {
         }
         return b;
     }
+    // What the plain kernel wants, of activations that are integers times a power of two.
+    static auto plain_act(const float * x, int n) {
+        std::vector<block_q8_0> act(n / QK8_0);
+        float unit = 0.0f;
+        for (int i = 0; i < n; ++i) {
+            unit = i % QK8_0 ? unit : unit_of(x + i, QK8_0);
+            act[i / QK8_0].d = ggml_compute_fp32_to_fp16(unit);
+            act[i / QK8_0].qs[i % QK8_0] = (int8_t) (x[i] / unit);
+        }
+        return act;
+    }
+    static constexpr auto plain = ggml_vec_dot_bof4_s_q8_0;
     static double weight(const block & b, int i) {
         const int8_t levels[16] = BOF4_S_LEVELS;
         return (double) ggml_compute_fp16_to_fp32(b.d) / 127 * levels[i < 32 ? b.qs[i] & 15 : b.qs[i - 32] >> 4];
@@ -83,6 +108,19 @@ struct bof4_k {
         }
         return b;
     }
+    static auto plain_act(const float * x, int n) {
+        std::vector<block_q8_K> act(n / QK_K);
+        float unit = 0.0f;
+        for (int i = 0; i < n; ++i) {
+            block_q8_K & y = act[i / QK_K];
+            unit = i % QK_K ? unit : unit_of(x + i, QK_K);
+            y.d = unit;
+            y.qs[i % QK_K] = (int8_t) (x[i] / unit);
+            y.bsums[i % QK_K / 16] = (int16_t) ((i % 16 ? y.bsums[i % QK_K / 16] : 0) + y.qs[i % QK_K]);
+        }
+        return act;
+    }
+    static constexpr auto plain = ggml_vec_dot_bof4_k_q8_K;
     static double weight(const block & b, int i) {
         const int8_t levels[16] = BOF4_K_LEVELS;
         const uint8_t q = b.qs[i / 128 * 64 + i % 64];
@@ -141,17 +179,26 @@ result check(int rows, int n, int columns, int extreme, bool exact) {
     std::free(groups);
 
     double largest = 0.0, error2 = 0.0, all2 = 0.0;
-    for (int c = 0; c < columns; ++c) for (int r = 0; r < rows; ++r) {
-        double sum = 0.0, magnitude = 0.0;
-        for (int j = 0; j < n; ++j) {
-            const double p = weights[r * n + j] * x[c * n + j];
-            sum += p;
-            magnitude += std::fabs(p);
+    for (int c = 0; c < columns; ++c) {
+        const auto plain_act = type::plain_act(x.data() + c * n, n);
+        for (int r = 0; r < rows; ++r) {
+            const float got = y[c * rows + r];
+            double sum = 0.0, magnitude = 0.0;
+            for (int j = 0; j < n; ++j) {
+                const double p = weights[r * n + j] * x[c * n + j];
+                sum += p;
+                magnitude += std::fabs(p);
+            }
+            const double error = std::fabs(got - sum);
+            largest = std::max(largest, std::isfinite(error) ? error / std::max(magnitude, 1e-30) : INFINITY);
+            error2 += error * error;
+            all2 += sum * sum;
+            float plain;
+            type::plain(n, &plain, 0, blocks.data() + r * n_blocks, 0, plain_act.data(), 0, 1);
+            if (exact && got != plain) {
+                largest = INFINITY;
+            }
         }
-        const double error = std::fabs(y[c * rows + r] - sum);
-        largest = std::max(largest, std::isfinite(error) ? error / std::max(magnitude, 1e-30) : INFINITY);
-        error2 += error * error;
-        all2 += sum * sum;
     }
     if (!std::isnan(y.back())) {
         largest = INFINITY; // a write beyond the last row of the last column
@@ -176,7 +223,7 @@ bool check_all() {
     const double many = check<type>(64, 1024, 32, 2, false).squared;
     // 24-bit floats, a few dozen additions deep; an eighth bit of activations is worth 3e-5 (Q8_0) to 5e-5 (Q8_K)
     const bool ok = largest < 1e-6 && few < 1e-4 && many < 1e-4;
-    std::printf("%s: %d shapes, largest error %.2g of the sum of magnitudes; of rounded activations %.2g, %.2g: %s\n",
+    std::printf("%s: %d shapes, as the plain kernel has them, largest error %.2g of the sum of magnitudes; of rounded activations %.2g, %.2g: %s\n",
         type::name, cases + 1, largest, few, many, ok ? "ok" : "FAILED");
     return ok;
 }

@@ -1,6 +1,7 @@
 // Interleaved weights through ggml's public API, linked against the built libraries: mul_mat and mul_mat_id with the weight in
 // the extra buffer type of the CPU backend, against the same operation with the weight in an ordinary buffer; both types, with
-// lists and without. Both round activations alike, so nothing but the rounding of sums is between them.
+// lists and without. Both round activations alike and add in the same order, so there is nothing between them, not a bit;
+// but the sums of outliers of few columns, which begin where a thread's part does.
 //
 // Exit code 77 where this processor has no kernels for interleaved weights.
 
@@ -81,6 +82,11 @@ std::vector<float> compute(const operation & o, ggml_backend_buffer_type_t buft,
     return result;
 }
 
+// Columns that meet their outliers one after the other may differ in the last bit.
+bool must_be_equal(const operation & o) {
+    return !o.listed || (o.used == 0 && o.act[1] >= 8);
+}
+
 // The relative squared difference of the two results.
 double difference(const operation & o, ggml_backend_buffer_type_t buft) {
     int64_t n_rows = 1, n_act = 1;
@@ -112,6 +118,9 @@ double difference(const operation & o, ggml_backend_buffer_type_t buft) {
     for (size_t i = 0; i < y.size(); ++i) {
         error += (double) (y[i] - expected[i]) * (y[i] - expected[i]);
         sum += (double) expected[i] * expected[i];
+    }
+    if (must_be_equal(o) && std::memcmp(y.data(), expected.data(), y.size() * sizeof(float)) != 0) {
+        return INFINITY;
     }
     return std::isfinite(error) ? error / sum : INFINITY;
 }
