@@ -40,9 +40,10 @@ static inline __m128i block_scales(const block_bof4_k * x) {
 
 #endif
 
-#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512VNNI__)
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512VNNI__) \
+    && defined(__FMA__) && defined(__F16C__)
 
-static float row_dot(const block_bof4_k * x, const block_q8_K * y, int nblocks) {
+static inline __m256i superblock_dot(const block_bof4_k * x, const block_q8_K * y) {
     // vpdpbusd wants one unsigned side: the table holds level + 128, and the 128 is taken off again with the sums of 16
     // activations that Q8_K brings along
     const __m512i table = _mm512_broadcast_i32x4(
@@ -52,31 +53,26 @@ static float row_dot(const block_bof4_k * x, const block_q8_K * y, int nblocks) 
     // four lanes of dot products belong to one block
     const __m512i first_four = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
 
-    float all = 0.0f;
-    for (int i = 0; i < nblocks; ++i) {
-        const __m128i scales = block_scales(x + i);
-        const __m512i scales32 = _mm512_cvtepi8_epi32(scales);
-        const __m256i offsets = _mm256_madd_epi16(
-            _mm256_cvtepi8_epi16(scales), _mm256_loadu_si256((const __m256i *) y[i].bsums));
-        __m512i sum = _mm512_sub_epi32(zero, _mm512_slli_epi32(_mm512_zextsi256_si512(offsets), 7));
-        for (int h = 0; h < 2; ++h) {
-            const __m512i q = _mm512_loadu_si512(x[i].qs + 64 * h);
-            const __m512i lo = _mm512_shuffle_epi8(table, _mm512_and_si512(q, nibble));
-            const __m512i hi = _mm512_shuffle_epi8(table, _mm512_and_si512(_mm512_srli_epi16(q, 4), nibble));
-            const __m512i dot_lo = _mm512_dpbusd_epi32(zero, lo, _mm512_loadu_si512(y[i].qs + 128 * h));
-            const __m512i dot_hi = _mm512_dpbusd_epi32(zero, hi, _mm512_loadu_si512(y[i].qs + 128 * h + 64));
-            const __m512i at = _mm512_add_epi32(first_four, _mm512_set1_epi32(8 * h));
-            sum = _mm512_add_epi32(sum, _mm512_mullo_epi32(dot_lo, _mm512_permutexvar_epi32(at, scales32)));
-            sum = _mm512_add_epi32(sum, _mm512_mullo_epi32(
-                dot_hi, _mm512_permutexvar_epi32(_mm512_add_epi32(at, _mm512_set1_epi32(4)), scales32)));
-        }
-        const __m256i eight = _mm256_add_epi32(_mm512_castsi512_si256(sum), _mm512_extracti64x4_epi64(sum, 1));
-        all = add_superblock(all, bof4_sum_of_lanes(eight), x + i, y + i);
+    const __m128i scales = block_scales(x);
+    const __m512i scales32 = _mm512_cvtepi8_epi32(scales);
+    const __m256i offsets = _mm256_madd_epi16(
+        _mm256_cvtepi8_epi16(scales), _mm256_loadu_si256((const __m256i *) y->bsums));
+    __m512i sum = _mm512_sub_epi32(zero, _mm512_slli_epi32(_mm512_zextsi256_si512(offsets), 7));
+    for (int h = 0; h < 2; ++h) {
+        const __m512i q = _mm512_loadu_si512(x->qs + 64 * h);
+        const __m512i lo = _mm512_shuffle_epi8(table, _mm512_and_si512(q, nibble));
+        const __m512i hi = _mm512_shuffle_epi8(table, _mm512_and_si512(_mm512_srli_epi16(q, 4), nibble));
+        const __m512i dot_lo = _mm512_dpbusd_epi32(zero, lo, _mm512_loadu_si512(y->qs + 128 * h));
+        const __m512i dot_hi = _mm512_dpbusd_epi32(zero, hi, _mm512_loadu_si512(y->qs + 128 * h + 64));
+        const __m512i at = _mm512_add_epi32(first_four, _mm512_set1_epi32(8 * h));
+        sum = _mm512_add_epi32(sum, _mm512_mullo_epi32(dot_lo, _mm512_permutexvar_epi32(at, scales32)));
+        sum = _mm512_add_epi32(sum, _mm512_mullo_epi32(
+            dot_hi, _mm512_permutexvar_epi32(_mm512_add_epi32(at, _mm512_set1_epi32(4)), scales32)));
     }
-    return all;
+    return _mm256_add_epi32(_mm512_castsi512_si256(sum), _mm512_extracti64x4_epi64(sum, 1));
 }
 
-#elif defined(__AVX2__) && defined(__FMA__)
+#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 
 // Two blocks of 16, each in a lane of its own: the sum of their products with the activations, times their scales.
 static inline __m256i dot_two_blocks(__m256i levels, __m256i act, __m256i scales) {
@@ -85,7 +81,7 @@ static inline __m256i dot_two_blocks(__m256i levels, __m256i act, __m256i scales
     return _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(levels), _mm256_sign_epi8(act, levels)), scales);
 }
 
-static float row_dot(const block_bof4_k * x, const block_q8_K * y, int nblocks) {
+static inline __m256i superblock_dot(const block_bof4_k * x, const block_q8_K * y) {
     const __m256i table = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *) bof4_k_levels));
     const __m256i nibble = _mm256_set1_epi8(0x0f);
     // scale 2 p for the lower lane and 2 p + 1 for the upper one, as 16 bits
@@ -93,30 +89,26 @@ static float row_dot(const block_bof4_k * x, const block_q8_K * y, int nblocks) 
         0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 2, 3, 2, 3, 2, 3, 2, 3, 2, 3, 2, 3, 2, 3, 2, 3);
     const __m256i next_pair = _mm256_set1_epi8(4);
 
-    float all = 0.0f;
-    for (int i = 0; i < nblocks; ++i) {
-        const __m256i scales = _mm256_cvtepi8_epi16(block_scales(x + i));
-        __m256i sum = _mm256_setzero_si256();
-        for (int h = 0; h < 2; ++h) {
-            // blocks 8 h to 8 h + 7, in both lanes
-            const __m256i eight = h == 0 ? _mm256_permute4x64_epi64(scales, 0x44) : _mm256_permute4x64_epi64(scales, 0xee);
-            __m256i at = first_pair;
-            for (int t = 0; t < 2; ++t) {
-                const __m256i q = _mm256_loadu_si256((const __m256i *) (x[i].qs + 64 * h + 32 * t));
-                const __m256i lo = _mm256_shuffle_epi8(table, _mm256_and_si256(q, nibble));
-                const __m256i hi = _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(q, 4), nibble));
-                const int8_t * act = y[i].qs + 128 * h + 32 * t;
-                const __m256i after_next = _mm256_add_epi8(at, _mm256_slli_epi16(next_pair, 1));
-                sum = _mm256_add_epi32(sum, dot_two_blocks(
-                    lo, _mm256_loadu_si256((const __m256i *) act), _mm256_shuffle_epi8(eight, at)));
-                sum = _mm256_add_epi32(sum, dot_two_blocks(
-                    hi, _mm256_loadu_si256((const __m256i *) (act + 64)), _mm256_shuffle_epi8(eight, after_next)));
-                at = _mm256_add_epi8(at, next_pair);
-            }
+    const __m256i scales = _mm256_cvtepi8_epi16(block_scales(x));
+    __m256i sum = _mm256_setzero_si256();
+    for (int h = 0; h < 2; ++h) {
+        // blocks 8 h to 8 h + 7, in both lanes
+        const __m256i eight = h == 0 ? _mm256_permute4x64_epi64(scales, 0x44) : _mm256_permute4x64_epi64(scales, 0xee);
+        __m256i at = first_pair;
+        for (int t = 0; t < 2; ++t) {
+            const __m256i q = _mm256_loadu_si256((const __m256i *) (x->qs + 64 * h + 32 * t));
+            const __m256i lo = _mm256_shuffle_epi8(table, _mm256_and_si256(q, nibble));
+            const __m256i hi = _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(q, 4), nibble));
+            const int8_t * act = y->qs + 128 * h + 32 * t;
+            const __m256i after_next = _mm256_add_epi8(at, _mm256_slli_epi16(next_pair, 1));
+            sum = _mm256_add_epi32(sum, dot_two_blocks(
+                lo, _mm256_loadu_si256((const __m256i *) act), _mm256_shuffle_epi8(eight, at)));
+            sum = _mm256_add_epi32(sum, dot_two_blocks(
+                hi, _mm256_loadu_si256((const __m256i *) (act + 64)), _mm256_shuffle_epi8(eight, after_next)));
+            at = _mm256_add_epi8(at, next_pair);
         }
-        all = add_superblock(all, bof4_sum_of_lanes(sum), x + i, y + i);
     }
-    return all;
+    return sum;
 }
 
 #elif defined(__ARM_NEON) && defined(__aarch64__)
@@ -221,6 +213,38 @@ static float row_dot(const block_bof4_k * x, const block_q8_K * y, int nblocks) 
             }
         }
         sum = add_superblock(sum, total, x + i, y + i);
+    }
+    return sum;
+}
+
+#endif
+
+#if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+
+// Of the sums of superblock_dot, which are lanes yet.
+static float row_dot(const block_bof4_k * x, const block_q8_K * y, int nblocks) {
+    float sum = 0.0f;
+    int i = 0;
+    for (; i + 4 <= nblocks; i += 4) {
+        __m256i dot[4];
+        for (int k = 0; k < 4; ++k) {
+            dot[k] = superblock_dot(x + i + k, y + i + k);
+        }
+        const __m256i lanes = _mm256_hadd_epi32(_mm256_hadd_epi32(dot[0], dot[1]), _mm256_hadd_epi32(dot[2], dot[3]));
+        const __m128i total = _mm_add_epi32(_mm256_castsi256_si128(lanes), _mm256_extracti128_si256(lanes, 1));
+        // what add_superblock does, for four
+        const __m128 d = _mm_mul_ps(
+            _mm_cvtph_ps(_mm_setr_epi16((short) x[i].d, (short) x[i + 1].d, (short) x[i + 2].d, (short) x[i + 3].d, 0, 0, 0, 0)),
+            _mm_set1_ps(BOF4_K_UNIT));
+        float part[4], scale[4];
+        _mm_storeu_ps(part, _mm_cvtepi32_ps(total));
+        _mm_storeu_ps(scale, _mm_mul_ps(d, _mm_setr_ps(y[i].d, y[i + 1].d, y[i + 2].d, y[i + 3].d)));
+        for (int k = 0; k < 4; ++k) {
+            sum = bof4_multiply_add(part[k], scale[k], sum);
+        }
+    }
+    for (; i < nblocks; ++i) {
+        sum = add_superblock(sum, bof4_sum_of_lanes(superblock_dot(x + i, y + i)), x + i, y + i);
     }
     return sum;
 }
