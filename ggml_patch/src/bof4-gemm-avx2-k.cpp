@@ -20,19 +20,16 @@ enum {
     STEPS = QK_BOF4_K / 8,      // of 64 bytes, 16 rows with 4 codes in low and 4 in high nibbles
     WIDTH = 6,                  // columns that share a pass over the weights
     CHUNK = 2,                  // superblocks that are unpacked at a time
-    AHEAD = 4096,               // bytes of codes that GEMV asks for early
+    AHEAD = 4096,               // bytes that GEMV asks for early
     FEW   = 2,                  // columns; for more of them levels are looked up once
 };
 
 struct group {
-    const bof4_k_head * head;
-    const uint8_t * qs;
+    const bof4_k_pair * pairs;
     __m256i rows[2];            // masks of those that exist
 
     group(const void * groups, int64_t g, int64_t n_rows, int64_t n) {
-        const auto * base = static_cast<const uint8_t *>(groups) + g * bof4_k_group_bytes(n);
-        head = reinterpret_cast<const bof4_k_head *>(base);
-        qs   = base + bof4_k_group_bytes(n) - n / QK_BOF4_K * STEPS * 64;
+        pairs = reinterpret_cast<const bof4_k_pair *>(static_cast<const char *>(groups) + g * bof4_k_group_bytes(n));
         const int64_t left = n_rows - g * BOF4_GROUP;
         const __m256i count = _mm256_set1_epi32(left >= BOF4_GROUP ? BOF4_GROUP : (int) left);
         rows[0] = _mm256_cmpgt_epi32(count, _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
@@ -121,9 +118,13 @@ void gemv(const group & w, int64_t n_blocks, const bof4_k_act * const * x, float
         sum[0][t] = sum[1][t] = _mm256_setzero_ps();
     }
     for (int64_t b = 0; b < n_blocks; ++b) {
-        const block_scales scales(w.head[b]);
+        const bof4_k_head & head = *bof4_k_head_of(w.pairs, b);
+        for (size_t line = 0; line < sizeof(head); line += 64) {
+            _mm_prefetch((const char *) &head + line + AHEAD, _MM_HINT_T0);
+        }
+        const block_scales scales(head);
         for (int r = 0; r < 2; ++r) {
-            const uint8_t * qs = w.qs + b * STEPS * 64 + r * 32;
+            const uint8_t * qs = bof4_k_codes(w.pairs, b) + r * 32;
             __m256i total[T][2];    // of high, of low parts of activations
             for (int t = 0; t < T; ++t) {
                 total[t][0] = total[t][1] = _mm256_setzero_si256();
@@ -167,7 +168,7 @@ void gemv(const group & w, int64_t n_blocks, const bof4_k_act * const * x, float
                     }
                 }
             }
-            const __m256 d = scale_of(w.head[b], r);
+            const __m256 d = scale_of(head, r);
             for (int t = 0; t < T; ++t) {
                 const __m256i all = _mm256_add_epi32(_mm256_slli_epi32(total[t][0], 4), total[t][1]);
                 sum[r][t] = _mm256_fmadd_ps(
@@ -191,10 +192,10 @@ struct unpacked {
     void fill(const group & w, int64_t b0, int64_t n) {
         const __m256i levels = table(0);
         for (int64_t b = 0; b < n; ++b) {
-            const block_scales scales(w.head[b0 + b]);
+            const block_scales scales(*bof4_k_head_of(w.pairs, b0 + b));
             for (int r = 0; r < 2; ++r) {
                 for (int i = 0; i < STEPS; ++i) {
-                    const __m256i codes = load(w.qs + ((b0 + b) * STEPS + i) * 64 + r * 32);
+                    const __m256i codes = load(bof4_k_codes(w.pairs, b0 + b) + i * 64 + r * 32);
                     const __m256i level[2] = { low(codes, levels), high(codes, levels) };
                     for (int h = 0; h < 2; ++h) {
                         const int j = block_of(i) + 4 * h;
@@ -205,7 +206,7 @@ struct unpacked {
                             _mm256_mullo_epi16(_mm256_srai_epi16(level[h], 8), s));
                     }
                 }
-                _mm256_store_ps(d[b][r], scale_of(w.head[b0 + b], r));
+                _mm256_store_ps(d[b][r], scale_of(*bof4_k_head_of(w.pairs, b0 + b), r));
             }
         }
     }

@@ -25,20 +25,16 @@ enum {
     STEPS = QK_BOF4_S / 8,      // of 64 bytes, 16 rows with 4 codes in low and 4 in high nibbles
     WIDTH = 6,                  // columns that share a pass over the weights
     CHUNK = 8,                  // blocks that are unpacked at a time
-    AHEAD = 4096,               // bytes of codes that GEMV asks for early
+    AHEAD = 4096,               // bytes that GEMV asks for early
     FEW   = 2,                  // columns; for more of them levels are looked up once
 };
 
 struct group {
-    const uint16_t * d;
-    const uint8_t  * qs;
+    const bof4_s_pair * pairs;
     __m256i rows[2];            // masks of those that exist
 
     group(const void * groups, int64_t g, int64_t n_rows, int64_t n) {
-        const auto * base = static_cast<const uint8_t *>(groups) + g * bof4_s_group_bytes(n);
-        const int64_t n_blocks = n / QK_BOF4_S;
-        d  = reinterpret_cast<const uint16_t *>(base);
-        qs = base + bof4_s_group_bytes(n) - n_blocks * STEPS * 64;
+        pairs = reinterpret_cast<const bof4_s_pair *>(static_cast<const char *>(groups) + g * bof4_s_group_bytes(n));
         const int64_t left = n_rows - g * BOF4_GROUP;
         const __m256i count = _mm256_set1_epi32(left >= BOF4_GROUP ? BOF4_GROUP : (int) left);
         rows[0] = _mm256_cmpgt_epi32(count, _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
@@ -93,9 +89,10 @@ void gemv(const group & w, int64_t n_blocks, const bof4_s_act * const * x, float
         sum[0][t] = sum[1][t] = _mm256_setzero_ps();
     }
     for (int64_t b = 0; b < n_blocks; ++b) {
+        _mm_prefetch((const char *) bof4_s_scales(w.pairs, b) + AHEAD, _MM_HINT_T0);
 #pragma GCC unroll 2
         for (int r = 0; r < 2; ++r) {
-            const uint8_t * qs = w.qs + b * STEPS * 64 + r * 32;
+            const uint8_t * qs = bof4_s_codes(w.pairs, b) + r * 32;
             __m256i dot[2][T][2]; // [half of the block][column][high, low part of activations]
             for (int t = 0; t < T; ++t) {
                 for (int h = 0; h < 2; ++h) {
@@ -121,7 +118,7 @@ void gemv(const group & w, int64_t n_blocks, const bof4_s_act * const * x, float
                     }
                 }
             }
-            const __m256 d = scales(w.d + b * BOF4_GROUP + 8 * r);
+            const __m256 d = scales(bof4_s_scales(w.pairs, b) + 8 * r);
             for (int t = 0; t < T; ++t) {
                 __m256 part = _mm256_setzero_ps();
                 for (int h = 0; h < 2; ++h) {
@@ -153,7 +150,7 @@ struct unpacked {
         for (int64_t b = 0; b < n; ++b) {
             for (int i = 0; i < STEPS; ++i) {
                 for (int r = 0; r < 2; ++r) {
-                    const __m256i codes = load(w.qs + ((b0 + b) * STEPS + i) * 64 + r * 32);
+                    const __m256i codes = load(bof4_s_codes(w.pairs, b0 + b) + i * 64 + r * 32);
                     const __m256i level[2] = { low(codes, levels8), high(codes, levels8) };
                     for (int h = 0; h < 2; ++h) {
                         _mm256_store_si256((__m256i *) levels[b][h][i][0][r],
@@ -163,7 +160,7 @@ struct unpacked {
                 }
             }
             for (int r = 0; r < 2; ++r) {
-                _mm256_store_ps(d[b][r], scales(w.d + (b0 + b) * BOF4_GROUP + 8 * r));
+                _mm256_store_ps(d[b][r], scales(bof4_s_scales(w.pairs, b0 + b) + 8 * r));
             }
         }
     }

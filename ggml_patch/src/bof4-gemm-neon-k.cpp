@@ -21,13 +21,10 @@ enum {
 };
 
 struct group {
-    const bof4_k_head * head;
-    const uint8_t * qs;
+    const bof4_k_pair * pairs;
 
     group(const void * groups, int64_t g, int64_t n) {
-        const auto * base = static_cast<const uint8_t *>(groups) + g * bof4_k_group_bytes(n);
-        head = reinterpret_cast<const bof4_k_head *>(base);
-        qs   = base + bof4_k_group_bytes(n) - n / QK_BOF4_K * STEPS * 64;
+        pairs = reinterpret_cast<const bof4_k_pair *>(static_cast<const char *>(groups) + g * bof4_k_group_bytes(n));
     }
 };
 
@@ -104,14 +101,14 @@ void gemv(const group & w, int64_t n_blocks, const bof4_k_act * const * x, float
     }
     for (int64_t b = 0; b < n_blocks; ++b) {
         int8_t narrow[BOF4_K_SUBS][16];
-        block_scales(w.head[b], narrow);
+        block_scales(*bof4_k_head_of(w.pairs, b), narrow);
         int32x4_t total[T][4];
         for (int t = 0; t < T; ++t) {
             for (int r = 0; r < 4; ++r) {
                 total[t][r] = vdupq_n_s32(0);
             }
         }
-        const uint8_t * qs = w.qs + b * STEPS * 64;
+        const uint8_t * qs = bof4_k_codes(w.pairs, b);
         // block j is in low nibbles, block j + 4 in high ones
         for (int h = 0; h < BOF4_K_SUBS; h += 8) for (int j = h; j < h + 4; ++j, qs += 4 * 64) {
             int8x16_t act[T][2];
@@ -149,7 +146,7 @@ void gemv(const group & w, int64_t n_blocks, const bof4_k_act * const * x, float
             }
         }
         for (int r = 0; r < 4; ++r) {
-            const float32x4_t d = scales(w.head[b].d + 4 * r);
+            const float32x4_t d = scales(bof4_k_head_of(w.pairs, b)->d + 4 * r);
             for (int t = 0; t < T; ++t) {
                 sum[t][r] = vfmaq_f32(sum[t][r], vcvtq_f32_s32(total[t][r]), vmulq_n_f32(d, x[t][b].d));
             }
@@ -176,7 +173,7 @@ struct unpacked {
             for (int i = 0; i < STEPS; i += 2) {
                 for (int r = 0; r < 4; ++r) {
                     // four rows with four weights each, and with the next four
-                    const uint8_t * qs = w.qs + ((b0 + b) * STEPS + i) * 64 + 16 * r;
+                    const uint8_t * qs = bof4_k_codes(w.pairs, b0 + b) + i * 64 + 16 * r;
                     const uint8x16_t codes[2] = { vld1q_u8(qs), vld1q_u8(qs + 64) };
                     const auto store = [&](int at, int8x16_t first, int8x16_t second) {
                         const int32x4_t a = vreinterpretq_s32_s8(first);
@@ -190,7 +187,7 @@ struct unpacked {
                 }
             }
             int8_t narrow[BOF4_K_SUBS][16];
-            block_scales(w.head[b0 + b], narrow);
+            block_scales(*bof4_k_head_of(w.pairs, b0 + b), narrow);
             pair_scales(narrow);
             for (int j = 0; j < BOF4_K_SUBS; ++j) {
                 int32x4_t four[4];
@@ -201,7 +198,7 @@ struct unpacked {
                 }
             }
             for (int r = 0; r < 4; ++r) {
-                const float32x4_t four = scales(w.head[b0 + b].d + 4 * r);
+                const float32x4_t four = scales(bof4_k_head_of(w.pairs, b0 + b)->d + 4 * r);
                 vst1q_f32(d[b][2 * r],     vzip1q_f32(four, four));
                 vst1q_f32(d[b][2 * r + 1], vzip2q_f32(four, four));
             }
@@ -271,13 +268,13 @@ struct unpacked {
         for (int64_t b = 0; b < n; ++b) {
             for (int i = 0; i < STEPS; ++i) {
                 for (int r = 0; r < 4; ++r) {
-                    const uint8x16_t codes = vld1q_u8(w.qs + ((b0 + b) * STEPS + i) * 64 + 16 * r);
+                    const uint8x16_t codes = vld1q_u8(bof4_k_codes(w.pairs, b0 + b) + i * 64 + 16 * r);
                     vst1q_s8(levels[b][block_of(i)][i % 4] + 16 * r, low(codes, table));
                     vst1q_s8(levels[b][block_of(i) + 4][i % 4] + 16 * r, high(codes, table));
                 }
             }
             int8_t narrow[BOF4_K_SUBS][16];
-            block_scales(w.head[b0 + b], narrow);
+            block_scales(*bof4_k_head_of(w.pairs, b0 + b), narrow);
             pair_scales(narrow);
             for (int j = 0; j < BOF4_K_SUBS; ++j) {
                 int32x4_t four[4];
@@ -287,7 +284,7 @@ struct unpacked {
                 }
             }
             for (int r = 0; r < 4; ++r) {
-                vst1q_f32(d[b] + 4 * r, scales(w.head[b0 + b].d + 4 * r));
+                vst1q_f32(d[b] + 4 * r, scales(bof4_k_head_of(w.pairs, b0 + b)->d + 4 * r));
             }
         }
     }

@@ -27,13 +27,10 @@ enum {
 };
 
 struct group {
-    const uint16_t * d;
-    const uint8_t  * qs;
+    const bof4_s_pair * pairs;
 
     group(const void * groups, int64_t g, int64_t n) {
-        const auto * base = static_cast<const uint8_t *>(groups) + g * bof4_s_group_bytes(n);
-        d  = reinterpret_cast<const uint16_t *>(base);
-        qs = base + bof4_s_group_bytes(n) - n / QK_BOF4_S * STEPS * 64;
+        pairs = reinterpret_cast<const bof4_s_pair *>(static_cast<const char *>(groups) + g * bof4_s_group_bytes(n));
     }
 };
 
@@ -67,7 +64,7 @@ void gemv(const group & w, int64_t n_blocks, const bof4_s_act * const * x, float
         }
     }
     for (int64_t b = 0; b < n_blocks; ++b) {
-        const uint8_t * qs = w.qs + b * STEPS * 64;
+        const uint8_t * qs = bof4_s_codes(w.pairs, b);
         int32x4_t dot[T][2][4];
         for (int t = 0; t < T; ++t) {
             for (int r = 0; r < 4; ++r) {
@@ -98,7 +95,7 @@ void gemv(const group & w, int64_t n_blocks, const bof4_s_act * const * x, float
 #undef STEP
         }
         for (int r = 0; r < 4; ++r) {
-            const float32x4_t d = scales(w.d + b * BOF4_GROUP + 4 * r);
+            const float32x4_t d = scales(bof4_s_scales(w.pairs, b) + 4 * r);
             for (int t = 0; t < T; ++t) {
                 float32x4_t part = vmulq_n_f32(vcvtq_f32_s32(dot[t][0][r]), x[t][b].d[0]);
                 part = vfmaq_n_f32(part, vcvtq_f32_s32(dot[t][1][r]), x[t][b].d[1]);
@@ -126,7 +123,7 @@ struct unpacked {
             for (int i = 0; i < STEPS; i += 2) {
                 for (int r = 0; r < 4; ++r) {
                     // four rows with four weights each, and with the next four
-                    const uint8_t * qs = w.qs + ((b0 + b) * STEPS + i) * 64 + 16 * r;
+                    const uint8_t * qs = bof4_s_codes(w.pairs, b0 + b) + i * 64 + 16 * r;
                     const uint8x16_t codes[2] = { vld1q_u8(qs), vld1q_u8(qs + 64) };
                     const auto store = [&](int at, int8x16_t first, int8x16_t second) {
                         const int32x4_t a = vreinterpretq_s32_s8(first);
@@ -139,7 +136,7 @@ struct unpacked {
                 }
             }
             for (int r = 0; r < 4; ++r) {
-                const float32x4_t four = scales(w.d + (b0 + b) * BOF4_GROUP + 4 * r);
+                const float32x4_t four = scales(bof4_s_scales(w.pairs, b0 + b) + 4 * r);
                 vst1q_f32(d[b][2 * r],     vzip1q_f32(four, four));
                 vst1q_f32(d[b][2 * r + 1], vzip2q_f32(four, four));
             }
@@ -211,13 +208,13 @@ struct unpacked {
         for (int64_t b = 0; b < n; ++b) {
             for (int i = 0; i < STEPS; ++i) {
                 for (int r = 0; r < 4; ++r) {
-                    const uint8x16_t codes = vld1q_u8(w.qs + ((b0 + b) * STEPS + i) * 64 + 16 * r);
+                    const uint8x16_t codes = vld1q_u8(bof4_s_codes(w.pairs, b0 + b) + i * 64 + 16 * r);
                     vst1q_s8(levels[b][i] + 16 * r, low(codes, table));
                     vst1q_s8(levels[b][STEPS + i] + 16 * r, high(codes, table));
                 }
             }
             for (int r = 0; r < 4; ++r) {
-                vst1q_f32(d[b] + 4 * r, scales(w.d + (b0 + b) * BOF4_GROUP + 4 * r));
+                vst1q_f32(d[b] + 4 * r, scales(bof4_s_scales(w.pairs, b0 + b) + 4 * r));
             }
         }
     }

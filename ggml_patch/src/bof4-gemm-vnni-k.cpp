@@ -17,7 +17,7 @@ namespace {
 enum {
     STEPS  = QK_BOF4_K / 8,     // loads of codes in a superblock of 16 rows: 4 weights a row in low, 4 in high nibbles
     CHUNK  = 2,                 // superblocks that are unpacked at a time
-    AHEAD  = 4096,              // bytes of codes that GEMV asks for early
+    AHEAD  = 4096,              // bytes that GEMV asks for early
 #ifdef BOF4_GEMM_AVX512
     GROUPS = 2,                 // of rows and
     WIDTH  = 5,                 // columns that share a pass over unpacked weights; with six, sums leave the registers
@@ -34,14 +34,11 @@ enum {
 const int8_t levels16[16] = BOF4_K_LEVELS;
 
 struct group {
-    const bof4_k_head * head;
-    const uint8_t * qs;
+    const bof4_k_pair * pairs;
     mask rows;                  // those that exist
 
     group(const void * groups, int64_t g, int64_t n_rows, int64_t n) {
-        const auto * base = static_cast<const uint8_t *>(groups) + g * bof4_k_group_bytes(n);
-        head = reinterpret_cast<const bof4_k_head *>(base);
-        qs   = base + bof4_k_group_bytes(n) - n / QK_BOF4_K * STEPS * 64;
+        pairs = reinterpret_cast<const bof4_k_pair *>(static_cast<const char *>(groups) + g * bof4_k_group_bytes(n));
         rows = first_lanes(n_rows - g * BOF4_GROUP);
     }
 };
@@ -79,9 +76,13 @@ void gemv(const group & w, int64_t n_blocks, const bof4_k_act * const * x, float
         sum[t] = all_lanes(0.0f);
     }
     for (int64_t b = 0; b < n_blocks; ++b) {
-        const uint8_t * qs = w.qs + b * STEPS * 64;
+        const uint8_t * qs = bof4_k_codes(w.pairs, b);
+        const bof4_k_head & head = *bof4_k_head_of(w.pairs, b);
+        for (size_t line = 0; line < sizeof(head); line += 64) {
+            _mm_prefetch((const char *) &head + line + AHEAD, _MM_HINT_T0);
+        }
         alignas(64) float scale[BOF4_K_SUBS][16];
-        block_scales(w.head[b], scale, 1);
+        block_scales(head, scale, 1);
         floats part[T];
         for (int t = 0; t < T; ++t) {
             part[t] = all_lanes(0.0f);
@@ -110,7 +111,7 @@ void gemv(const group & w, int64_t n_blocks, const bof4_k_act * const * x, float
                 part[t] = multiply_add(to_floats(dot1[t]), load(scale[j + 4]), part[t]);
             }
         }
-        const floats d = scale_of(w.head[b]);
+        const floats d = scale_of(head);
         for (int t = 0; t < T; ++t) {
             sum[t] = multiply_add(part[t], multiply(d, all_lanes(x[t][b].d)), sum[t]);
         }
@@ -132,12 +133,12 @@ struct unpacked {
         for (int r = 0; r < R; ++r) {
             for (int64_t b = 0; b < n; ++b) {
                 for (int i = 0; i < STEPS; ++i) {
-                    const bytes codes = load_bytes(w[r].qs + ((b0 + b) * STEPS + i) * 64);
+                    const bytes codes = load_bytes(bof4_k_codes(w[r].pairs, b0 + b) + i * 64);
                     store_bytes(levels[b][block_of(i)][i % 4][r], level.low(codes));
                     store_bytes(levels[b][block_of(i) + 4][i % 4][r], level.high(codes));
                 }
-                block_scales(w[r].head[b0 + b], scale[b][0] + r, R);
-                store(d[b][r], scale_of(w[r].head[b0 + b]));
+                block_scales(*bof4_k_head_of(w[r].pairs, b0 + b), scale[b][0] + r, R);
+                store(d[b][r], scale_of(*bof4_k_head_of(w[r].pairs, b0 + b)));
             }
         }
     }

@@ -25,7 +25,7 @@ namespace {
 enum {
     STEPS  = QK_BOF4_S / 8,     // loads of codes in a block of 16 rows: 4 weights a row in low, 4 in high nibbles
     CHUNK  = 8,                 // blocks that are unpacked at a time
-    AHEAD  = 4096,              // bytes of codes that GEMV asks for early
+    AHEAD  = 4096,              // bytes that GEMV asks for early
 #ifdef BOF4_GEMM_AVX512
     GROUPS = 2,                 // of rows and
     WIDTH  = 6,                 // columns that share a pass over unpacked weights
@@ -42,15 +42,11 @@ enum {
 const int8_t levels16[16] = BOF4_S_LEVELS;
 
 struct group {
-    const uint16_t * d;
-    const uint8_t  * qs;
+    const bof4_s_pair * pairs;
     mask rows;                  // those that exist
 
     group(const void * groups, int64_t g, int64_t n_rows, int64_t n) {
-        const auto * base = static_cast<const uint8_t *>(groups) + g * bof4_s_group_bytes(n);
-        const int64_t n_blocks = n / QK_BOF4_S;
-        d  = reinterpret_cast<const uint16_t *>(base);
-        qs = base + bof4_s_group_bytes(n) - n_blocks * STEPS * 64;
+        pairs = reinterpret_cast<const bof4_s_pair *>(static_cast<const char *>(groups) + g * bof4_s_group_bytes(n));
         rows = first_lanes(n_rows - g * BOF4_GROUP);
     }
 };
@@ -69,7 +65,8 @@ void gemv(const group & w, int64_t n_blocks, const bof4_s_act * const * x, float
         sum[t] = all_lanes(0.0f);
     }
     for (int64_t b = 0; b < n_blocks; ++b) {
-        const uint8_t * qs = w.qs + b * STEPS * 64;
+        const uint8_t * qs = bof4_s_codes(w.pairs, b);
+        _mm_prefetch((const char *) bof4_s_scales(w.pairs, b) + AHEAD, _MM_HINT_T0);
         ints dot0[T], dot1[T];
         for (int t = 0; t < T; ++t) {
             dot0[t] = all_lanes(x[t][b].offset[0]);
@@ -86,7 +83,7 @@ void gemv(const group & w, int64_t n_blocks, const bof4_s_act * const * x, float
                 dot1[t] = add_dot(dot1[t], hi, broadcast(x[t][b].q + 32 + 4 * i));
             }
         }
-        const floats d = scales(w.d + b * BOF4_GROUP);
+        const floats d = scales(bof4_s_scales(w.pairs, b));
         for (int t = 0; t < T; ++t) {
             floats part = multiply(to_floats(dot0[t]), all_lanes(x[t][b].d[0]));
             part = multiply_add(to_floats(dot1[t]), all_lanes(x[t][b].d[1]), part);
@@ -109,11 +106,11 @@ struct unpacked {
         for (int r = 0; r < R; ++r) {
             for (int64_t b = 0; b < n; ++b) {
                 for (int i = 0; i < STEPS; ++i) {
-                    const bytes codes = load_bytes(w[r].qs + ((b0 + b) * STEPS + i) * 64);
+                    const bytes codes = load_bytes(bof4_s_codes(w[r].pairs, b0 + b) + i * 64);
                     store_bytes(levels[b][0][i][r], level.low(codes));
                     store_bytes(levels[b][1][i][r], level.high(codes));
                 }
-                store(d[b][r], scales(w[r].d + (b0 + b) * BOF4_GROUP));
+                store(d[b][r], scales(bof4_s_scales(w[r].pairs, b0 + b)));
             }
         }
     }

@@ -12,32 +12,33 @@
 
 #ifdef BOF4_GEMM
 
-static size_t scales_bytes(int64_t n_blocks) {
-    return GGML_PAD(n_blocks * BOF4_GROUP * sizeof(uint16_t), 64);
+// Bytes of n blocks in pairs.
+template <typename pair>
+static size_t bytes_of(int64_t n) {
+    return n / 2 * sizeof(pair) + n % 2 * (offsetof(pair, qs) + sizeof(pair::qs[0]));
 }
 
 size_t bof4_s_group_bytes(int64_t n) {
-    const int64_t n_blocks = n / QK_BOF4_S;
-    return scales_bytes(n_blocks) + n_blocks * BOF4_GROUP * (QK_BOF4_S / 2);
+    return bytes_of<bof4_s_pair>(n / QK_BOF4_S);
+}
+
+size_t bof4_k_group_bytes(int64_t n) {
+    return bytes_of<bof4_k_pair>(n / QK_BOF4_K);
 }
 
 void bof4_s_interleave(const block_bof4_s * rows, int64_t n_rows, int64_t n, void * group) {
     const int64_t n_blocks = n / QK_BOF4_S;
-    auto * d  = static_cast<uint16_t *>(group);
-    auto * qs = reinterpret_cast<uint32_t *>(static_cast<char *>(group) + scales_bytes(n_blocks));
-    constexpr int dwords = QK_BOF4_S / 8;
-    if (n_rows < BOF4_GROUP) {
+    auto * pairs = static_cast<bof4_s_pair *>(group);
+    if (n_rows < BOF4_GROUP || n_blocks % 2) {
         memset(group, 0, bof4_s_group_bytes(n));
     }
     // a block at a time: 16 rows are 16 streams, each read in order; writes are one
     for (int64_t b = 0; b < n_blocks; ++b) {
         for (int64_t r = 0; r < n_rows; ++r) {
             const block_bof4_s & block = rows[r * n_blocks + b];
-            uint32_t codes[dwords];
-            memcpy(codes, block.qs, sizeof(codes));
-            d[b * BOF4_GROUP + r] = block.d;
-            for (int i = 0; i < dwords; ++i) {
-                qs[(b * dwords + i) * BOF4_GROUP + r] = codes[i];
+            pairs[b / 2].d[b % 2][r] = block.d;
+            for (int i = 0; i < QK_BOF4_S / 8; ++i) {
+                memcpy(pairs[b / 2].qs[b % 2][i][r], block.qs + 4 * i, 4);
             }
         }
     }
@@ -45,50 +46,34 @@ void bof4_s_interleave(const block_bof4_s * rows, int64_t n_rows, int64_t n, voi
 
 void bof4_s_deinterleave(const void * group, int64_t n_rows, int64_t n, block_bof4_s * rows) {
     const int64_t n_blocks = n / QK_BOF4_S;
-    const auto * d  = static_cast<const uint16_t *>(group);
-    const auto * qs = reinterpret_cast<const uint32_t *>(static_cast<const char *>(group) + scales_bytes(n_blocks));
-    constexpr int dwords = QK_BOF4_S / 8;
+    const auto * pairs = static_cast<const bof4_s_pair *>(group);
     for (int64_t r = 0; r < n_rows; ++r) {
         for (int64_t b = 0; b < n_blocks; ++b) {
             block_bof4_s & block = rows[r * n_blocks + b];
-            uint32_t codes[dwords];
-            for (int i = 0; i < dwords; ++i) {
-                codes[i] = qs[(b * dwords + i) * BOF4_GROUP + r];
+            block.d = pairs[b / 2].d[b % 2][r];
+            for (int i = 0; i < QK_BOF4_S / 8; ++i) {
+                memcpy(block.qs + 4 * i, pairs[b / 2].qs[b % 2][i][r], 4);
             }
-            block.d = d[b * BOF4_GROUP + r];
-            memcpy(block.qs, codes, sizeof(codes));
         }
     }
 }
 
-static size_t heads_bytes(int64_t n_blocks) {
-    return GGML_PAD(n_blocks * sizeof(bof4_k_head), 64);
-}
-
-size_t bof4_k_group_bytes(int64_t n) {
-    const int64_t n_blocks = n / QK_BOF4_K;
-    return heads_bytes(n_blocks) + n_blocks * BOF4_GROUP * (QK_BOF4_K / 2);
-}
-
 void bof4_k_interleave(const block_bof4_k * rows, int64_t n_rows, int64_t n, void * group) {
     const int64_t n_blocks = n / QK_BOF4_K;
-    auto * head = static_cast<bof4_k_head *>(group);
-    auto * qs   = reinterpret_cast<uint32_t *>(static_cast<char *>(group) + heads_bytes(n_blocks));
-    constexpr int dwords = QK_BOF4_K / 8;
-    if (n_rows < BOF4_GROUP) {
+    auto * pairs = static_cast<bof4_k_pair *>(group);
+    if (n_rows < BOF4_GROUP || n_blocks % 2) {
         memset(group, 0, bof4_k_group_bytes(n));
     }
     for (int64_t b = 0; b < n_blocks; ++b) {
+        bof4_k_head & head = pairs[b / 2].head[b % 2];
         for (int64_t r = 0; r < n_rows; ++r) {
             const block_bof4_k & block = rows[r * n_blocks + b];
-            uint32_t codes[dwords];
-            memcpy(codes, block.qs, sizeof(codes));
-            head[b].d[r] = block.d;
+            head.d[r] = block.d;
             for (int j = 0; j < 12; ++j) {
-                head[b].scales[j][r] = block.scales[j];
+                head.scales[j][r] = block.scales[j];
             }
-            for (int i = 0; i < dwords; ++i) {
-                qs[(b * dwords + i) * BOF4_GROUP + r] = codes[i];
+            for (int i = 0; i < QK_BOF4_K / 8; ++i) {
+                memcpy(pairs[b / 2].qs[b % 2][i][r], block.qs + 4 * i, 4);
             }
         }
     }
@@ -96,20 +81,17 @@ void bof4_k_interleave(const block_bof4_k * rows, int64_t n_rows, int64_t n, voi
 
 void bof4_k_deinterleave(const void * group, int64_t n_rows, int64_t n, block_bof4_k * rows) {
     const int64_t n_blocks = n / QK_BOF4_K;
-    const auto * head = static_cast<const bof4_k_head *>(group);
-    const auto * qs   = reinterpret_cast<const uint32_t *>(static_cast<const char *>(group) + heads_bytes(n_blocks));
-    constexpr int dwords = QK_BOF4_K / 8;
+    const auto * pairs = static_cast<const bof4_k_pair *>(group);
     for (int64_t r = 0; r < n_rows; ++r) {
         for (int64_t b = 0; b < n_blocks; ++b) {
             block_bof4_k & block = rows[r * n_blocks + b];
-            uint32_t codes[dwords];
-            for (int i = 0; i < dwords; ++i) {
-                codes[i] = qs[(b * dwords + i) * BOF4_GROUP + r];
-            }
-            memcpy(block.qs, codes, sizeof(codes));
-            block.d = head[b].d[r];
+            const bof4_k_head & head = pairs[b / 2].head[b % 2];
+            block.d = head.d[r];
             for (int j = 0; j < 12; ++j) {
-                block.scales[j] = head[b].scales[j][r];
+                block.scales[j] = head.scales[j][r];
+            }
+            for (int i = 0; i < QK_BOF4_K / 8; ++i) {
+                memcpy(block.qs + 4 * i, pairs[b / 2].qs[b % 2][i][r], 4);
             }
         }
     }

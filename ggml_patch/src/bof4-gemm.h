@@ -5,15 +5,16 @@
 // then wants four neighbouring weights of row r, and the same four activations in every lane. So the unit of the layout is
 // the dword of codes that a row has anyway, and a group is a transposition of dwords:
 //
-//   BOF4_S   fp16 d[blocks][16]              padded to 64 bytes, so that the codes begin a cache line
-//            u8 qs[blocks][8][16][4]         qs[b][i][r]: bytes 4i to 4i+3 of block b of row r
+//   BOF4_S   for every two blocks:      fp16 d[2][16], u8 qs[2][8][16][4]
+//   BOF4_K   for every two superblocks: (fp16 d[16], u8 scales[12][16]) [2], u8 qs[2][32][16][4]
 //
-//   BOF4_K   for each superblock: fp16 d[16], u8 scales[12][16]; all padded to 64 bytes
-//            u8 qs[superblocks][32][16][4]
+// qs[b][i][r] are bytes 4i to 4i+3 of the codes of block b of row r. Two blocks, because their scales fill whole cache lines then,
+// and the codes begin one. A group is read from its first byte to its last, scales where they are wanted: one stream for one
+// column of activations, which is what the memory likes best (scales of their own in front of the codes cost a third).
 //
 // Low and high nibbles remain what they were. In BOF4_S, those of qs[b][i] are weights 4i.. and 32+4i.. of the block, which meet
-// different Q8_0 blocks of activations. The last group is padded with rows of zeros. Nothing grows otherwise, and nothing is
-// lost: a group turns back into its rows.
+// different Q8_0 blocks of activations. The last group is padded with rows of zeros; an odd block at the end of a row has the place
+// for two blocks' scales. Nothing grows otherwise, and nothing is lost: a group turns back into its rows.
 //
 // The kernels: one file for each family of instruction sets, the same functions in each. A processor that has none of
 // them interleaves nothing, and computes with the row kernels of bof4-cpu.c.
@@ -44,6 +45,37 @@ extern "C" {
 #endif
 
 enum { BOF4_GROUP = 16 };
+
+// Two blocks of BOF4_S of a group. At the end of rows with an odd number of them, qs[1] is missing.
+struct bof4_s_pair {
+    uint16_t d[2][BOF4_GROUP];
+    uint8_t  qs[2][QK_BOF4_S / 8][BOF4_GROUP][4];
+};
+
+// Block b of a group.
+static inline const uint16_t * bof4_s_scales(const struct bof4_s_pair * pairs, int64_t b) {
+    return pairs[(size_t) b / 2].d[b & 1];
+}
+static inline const uint8_t * bof4_s_codes(const struct bof4_s_pair * pairs, int64_t b) {
+    return pairs[(size_t) b / 2].qs[b & 1][0][0];
+}
+
+// The same for BOF4_K.
+struct bof4_k_head {
+    uint16_t d[BOF4_GROUP];
+    uint8_t  scales[12][BOF4_GROUP];    // byte j of the scales of row r
+};
+struct bof4_k_pair {
+    struct bof4_k_head head[2];
+    uint8_t qs[2][QK_BOF4_K / 8][BOF4_GROUP][4];
+};
+
+static inline const struct bof4_k_head * bof4_k_head_of(const struct bof4_k_pair * pairs, int64_t b) {
+    return &pairs[(size_t) b / 2].head[b & 1];
+}
+static inline const uint8_t * bof4_k_codes(const struct bof4_k_pair * pairs, int64_t b) {
+    return pairs[(size_t) b / 2].qs[b & 1][0][0];
+}
 
 // Activations that meet one block of BOF4_S: the numbers of two Q8_0 blocks, scales as float32.
 struct bof4_s_act {
@@ -97,11 +129,6 @@ struct bof4_k_act {
 #endif
     float   d;
     int32_t offset[BOF4_K_SUBS];
-};
-// What a superblock of a group has beside its codes.
-struct bof4_k_head {
-    uint16_t d[BOF4_GROUP];
-    uint8_t  scales[12][BOF4_GROUP];    // byte j of the scales of row r
 };
 
 size_t bof4_k_group_bytes(int64_t n);

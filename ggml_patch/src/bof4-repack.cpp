@@ -21,9 +21,14 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstring>
 #include <thread>
 #include <vector>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #ifdef BOF4_GEMM
 
@@ -413,11 +418,46 @@ const char * get_name(ggml_backend_buffer_type_t) {
     return "CPU_BOF4";
 }
 
+// Weights in huge pages are read a quarter faster, and first touched four times as fast. But where memory lies in pieces, the
+// kernel may move other pages about for seconds to make room: so each thread takes pages as long as they come at some speed, and
+// the rest remains ordinary. (ns of a thread; ordinary pages take 1 s for 2 GB.)
+void take_huge_pages(void * base, size_t size) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    constexpr size_t page = 2 << 20, part = 16 * page;
+    constexpr double patience = 1e8, of_byte = 2.5;
+    using clock = std::chrono::steady_clock;
+    char * first = reinterpret_cast<char *>(GGML_PAD(reinterpret_cast<uintptr_t>(base), page));
+    char * end = static_cast<char *>(base) + size;
+    if (end - first < (ptrdiff_t) page) {
+        return;
+    }
+    const int64_t n_pages = (end - first) / page;
+    const auto start = clock::now();
+    std::atomic<int64_t> taken(0);
+    const int64_t n_threads = std::max(1u, std::thread::hardware_concurrency());
+    on_all_cores((n_pages * page + part - 1) / part, 1, [&](int64_t i) {
+        for (int64_t k = i * (part / page); k < std::min<int64_t>(n_pages, (i + 1) * (part / page)); ++k) {
+            const double ns = std::chrono::duration<double, std::nano>(clock::now() - start).count();
+            if (ns > patience + of_byte * (double) (taken * page) / n_threads
+                || madvise(first + k * page, page, MADV_HUGEPAGE) != 0) {
+                return;
+            }
+            first[k * page] = 0;
+            ++taken;
+        }
+    });
+#else
+    GGML_UNUSED(base);
+    GGML_UNUSED(size);
+#endif
+}
+
 ggml_backend_buffer_t alloc_buffer(ggml_backend_buffer_type_t buft, size_t size) {
     ggml_backend_buffer_t buffer = ggml_backend_buft_alloc_buffer(ggml_backend_cpu_buffer_type(), size);
     if (buffer == nullptr) {
         return nullptr;
     }
+    take_huge_pages(ggml_backend_buffer_get_base(buffer), size);
     buffer->buft              = buft;
     buffer->iface.init_tensor = init_tensor;
     buffer->iface.set_tensor  = set_tensor;
