@@ -138,24 +138,38 @@ static inline void row_sums(const int32_t * entries, int32_t n, const float * co
 }
 
 // The same for activations side by side, pairs[TILE * j + c] = columns c (low half) and TILE + c (high half) at element j: one
-// load an entry. sums[0] is wanted of the first TILE columns if `first`, sums[1] of the others if `second`.
+// load an entry. sums[0] is wanted of the first TILE columns if `first`, sums[1] of the others if `second`. The row is entries
+// e .. e + n of a list that ends at `end`, and is not empty.
 static inline void row_sums_of_pairs(
-        const int32_t * entries, int32_t n, const uint32_t * pairs, bool first, bool second, float * sums0, float * sums1) {
+        const int32_t * entries, int32_t e, int32_t n, int32_t end, const uint32_t * pairs, bool first, bool second,
+        float * sums0, float * sums1) {
 #if defined(__AVX512F__)
     const __m512i high = _mm512_set1_epi32((int) 0xffff0000);
     __m512 total0 = _mm512_setzero_ps();
     __m512 total1 = _mm512_setzero_ps();
-    for (int32_t e = 0; e < n; ++e) {
-        const __m512i act = _mm512_loadu_si512(pairs + (int64_t) bof4_entry_column(entries[e]) * TILE);
-        const __m512 value = _mm512_castsi512_ps(_mm512_and_si512(high, _mm512_set1_epi32(entries[e])));
-        total0 = _mm512_fmadd_ps(value, _mm512_castsi512_ps(_mm512_slli_epi32(act, 16)), total0);
-        total1 = _mm512_fmadd_ps(value, _mm512_castsi512_ps(_mm512_and_si512(high, act)), total1);
+#define ADD_ENTRY(entry, bits) do { \
+        const __m512i act = _mm512_loadu_si512(pairs + (int64_t) bof4_entry_column(entry) * TILE); \
+        const __m512 value = _mm512_castsi512_ps(_mm512_set1_epi32((int) ((uint32_t) (entry) & (bits)))); \
+        total0 = _mm512_fmadd_ps(value, _mm512_castsi512_ps(_mm512_slli_epi32(act, 16)), total0); \
+        total1 = _mm512_fmadd_ps(value, _mm512_castsi512_ps(_mm512_and_si512(high, act)), total1); \
+    } while (0)
+    // most rows have two outliers or fewer: two in any case, whose value is zero where they belong to the next row, cost less
+    // than a branch that cannot be foreseen
+    const int32_t entry0 = entries[MIN(e, end - 1)];
+    const int32_t entry1 = entries[MIN(e + 1, end - 1)];
+    ADD_ENTRY(entry0, n > 0 ? 0xffff0000u : 0u);
+    ADD_ENTRY(entry1, n > 1 ? 0xffff0000u : 0u);
+    for (int32_t i = 2; i < n; ++i) {
+        ADD_ENTRY(entries[e + i], 0xffff0000u);
     }
+#undef ADD_ENTRY
     _mm512_storeu_ps(sums0, total0);
     _mm512_storeu_ps(sums1, total1);
     GGML_UNUSED(first);
     GGML_UNUSED(second);
 #else
+    GGML_UNUSED(end);
+    entries += e;
     float total0[TILE] = {0};
     float total1[TILE] = {0};
     for (int32_t e = 0; e < n; ++e) {
@@ -309,18 +323,30 @@ static void add_whole_rows(
         if (p[first] == p[first + n_rows]) {
             continue;
         }
+        const int64_t to = first_row + (first - r0);
+        if (t->pairs) {
+            // results come from the second cache, and so do the activations of the rows behind these: both are asked for while
+            // there is something else to do
+            for (int c = 0; c < t->n; ++c) {
+                __builtin_prefetch(t->y[c] + to, 1);
+            }
+            const int32_t next_end = p[MIN(first + 2 * TILE, r1)];
+            for (int32_t e = p[first + n_rows]; e < next_end; ++e) {
+                __builtin_prefetch(t->pairs + (int64_t) bof4_entry_column(view->entries[e]) * TILE);
+            }
+        }
         // collected for TILE rows, so that each column of the result is touched once for all of them
         float sums[2][TILE][TILE];
         for (int r = 0; r < n_rows; ++r) {
             const int32_t e = p[first + r];
             const int32_t n = p[first + r + 1] - e;
             if (t->pairs) {
-                row_sums_of_pairs(view->entries + e, n, t->pairs, n_first > 0, n_second > 0, sums[0][r], sums[1][r]);
+                row_sums_of_pairs(view->entries, e, n, p[first + n_rows], t->pairs, n_first > 0, n_second > 0,
+                    sums[0][r], sums[1][r]);
             } else {
                 row_sums(view->entries + e, n, t->x, sums[0][r]);
             }
         }
-        const int64_t to = first_row + (first - r0);
         if (n_first > 0) {
             add_sums(sums[0], n_rows, lane, n_first, t->y, to);
         }
@@ -375,26 +401,20 @@ static bool of_whole_rows(const struct ggml_tensor * dst) {
     return whole_rows(&view, view.first) && view.stride[1] % view.row_length == 0 && view.stride[2] % view.row_length == 0;
 }
 
-size_t bof4_pairs_bytes(const struct ggml_tensor * dst, int64_t n_columns) {
+size_t bof4_pairs_size(const struct ggml_tensor * dst) {
     const struct ggml_tensor * list = ggml_bof4_list_of_op(dst);
-    const int64_t n = dst->src[0]->ne[0];
-    if (list == NULL || n_columns < SEVERAL || !of_whole_rows(dst)) {
+    const struct ggml_tensor * src0 = dst->src[0];
+    const int64_t n_columns = ggml_nrows(dst->src[1]);
+    if (list == NULL || n_columns / (src0->ne[2] * src0->ne[3]) < SEVERAL || !of_whole_rows(dst)) {
         return 0;
     }
     // an entry that meets its activations one by one takes some 20 cycles more for 16 columns than one that finds them side by
     // side, and to put an element of 16 columns side by side takes 2: few outliers are not worth a copy of everything
-    const int64_t n_outliers = list->ne[0] - ggml_nrows(dst->src[0]);
-    if (n_outliers < n / 8) {
+    const int64_t n_outliers = list->ne[0] - ggml_nrows(src0);
+    if (n_outliers < src0->ne[0] / 8) {
         return 0;
     }
-    return (size_t) (GGML_PAD(n_columns, PAIRED) / 2 * n) * sizeof(uint32_t);
-}
-
-size_t bof4_pairs_size(const struct ggml_tensor * dst) {
-    const struct ggml_tensor * src0 = dst->src[0];
-    const int64_t n_columns = ggml_nrows(dst->src[1]);
-    const bool several = bof4_pairs_bytes(dst, n_columns / (src0->ne[2] * src0->ne[3])) > 0;
-    return several ? bof4_pairs_bytes(dst, n_columns) + 64 : 0;
+    return (size_t) (GGML_PAD(n_columns, PAIRED) / 2 * src0->ne[0]) * sizeof(uint32_t);
 }
 
 // Activations of column ir1, columns counted over dimensions 1 to 3.
@@ -419,21 +439,12 @@ static void pair_tile(
     }
 }
 
-void bof4_pair_columns(const struct ggml_tensor * dst, int64_t ir1_start, int64_t ir1_end, uint32_t * pairs) {
-    const int64_t n = dst->src[1]->ne[0];
-    for (int64_t ir1 = ir1_start; ir1 < ir1_end; ir1 += PAIRED) {
-        pair_tile(dst->src[1], ir1, ir1_end, 0, n, pairs + (ir1 - ir1_start) / 2 * n);
-    }
-}
-
-// The share of this thread in putting all activations side by side.
-static void pair_activations(const struct ggml_compute_params * params, struct ggml_tensor * dst) {
+void bof4_pair_activations(const struct ggml_compute_params * params, const struct ggml_tensor * dst, uint32_t * pairs) {
     const int64_t n = dst->src[1]->ne[0];
     const int64_t n_columns = ggml_nrows(dst->src[1]);
     // rows are cut, too: a short prompt has fewer tiles than there may be threads
     enum { PART = 512 };
     const int64_t n_parts = (n + PART - 1) / PART;
-    uint32_t * pairs = (uint32_t *) ((char *) params->wdata + pairs_offset(dst));
     for (int64_t i = params->ith; i < (n_columns + PAIRED - 1) / PAIRED * n_parts; i += params->nth) {
         const int64_t ir1 = i / n_parts * PAIRED;
         const int64_t j0 = i % n_parts * PART;
@@ -453,10 +464,27 @@ static void prefetch(const int32_t * first, const int32_t * last) {
     }
 }
 
+bool bof4_whole_rows(const struct bof4_list_view * view) {
+    return whole_rows(view, view->first);
+}
+
 // Entries of rows that begin at p, as far as they are worth it.
 static void prefetch_entries(const struct bof4_list_view * view, const int32_t * p, int64_t n_rows) {
     enum { MOST = 128 };
     prefetch(view->entries + p[0], view->entries + MIN(p[n_rows], p[0] + MOST * LINE));
+}
+
+void bof4_prefetch_pointers(const struct bof4_list_view * view, int64_t r0, int64_t n_rows, int64_t limit) {
+    const int32_t * p = view->row_pointers + view->first / view->row_length;
+    if (r0 < limit) {
+        prefetch(p + r0, p + MIN(r0 + n_rows, limit) + LINE); // the last one included
+    }
+}
+
+void bof4_prefetch_entries(const struct bof4_list_view * view, int64_t r0, int64_t n_rows, int64_t limit) {
+    if (r0 < limit) {
+        prefetch_entries(view, view->row_pointers + view->first / view->row_length + r0, MIN(n_rows, limit - r0));
+    }
 }
 
 void bof4_prefetch_list(const struct ggml_tensor * dst, int64_t matrix, int64_t ir0_start, int64_t ir0_end) {
@@ -498,7 +526,7 @@ void bof4_prepare_list(const struct ggml_compute_params * params, struct ggml_te
         return;
     }
     if (bof4_pairs_size(dst) > 0) {
-        pair_activations(params, dst);
+        bof4_pair_activations(params, dst, (uint32_t *) ((char *) params->wdata + pairs_offset(dst)));
         return;
     }
     int64_t first;
@@ -516,16 +544,22 @@ void bof4_add_outliers(
     }
     const uint32_t * pairs = bof4_pairs_size(dst) == 0
         ? NULL : (const uint32_t *) ((const char *) wdata + pairs_offset(dst));
-    bof4_add_outliers_to(dst, pairs, 0, ir0_start, ir0_end, ir1_start, ir1_end);
+    const struct bof4_list_view view = ggml_bof4_view_of_op(dst);
+    bof4_add_outliers_to(dst, &view, pairs, ir0_start, ir0_end, ir1_start, ir1_end);
 }
 
 void bof4_add_outliers_to(
-        struct ggml_tensor * dst, const uint32_t * pairs, int64_t first_paired,
+        struct ggml_tensor * dst, const struct bof4_list_view * view, const uint32_t * pairs,
         int64_t ir0_start, int64_t ir0_end, int64_t ir1_start, int64_t ir1_end) {
     const struct ggml_tensor * src0 = dst->src[0];
     const struct ggml_tensor * src1 = dst->src[1];
     GGML_ASSERT(src1->type == GGML_TYPE_F32);
-    const struct bof4_list_view view = ggml_bof4_view_of_op(dst);
+    if (ggml_nrows(dst) == 1 && bof4_whole_rows(view)) {
+        // a token that is generated: no tiles
+        const int64_t base = view->first / view->row_length;
+        add_whole_rows_1(view, base + ir0_start, base + ir0_end, (const float *) src1->data, (float *) dst->data + ir0_start);
+        return;
+    }
     const int side_by_side = pairs ? PAIRED : TILE;
 
     GGML_TENSOR_BINARY_OP_LOCALS
@@ -536,9 +570,9 @@ void bof4_add_outliers_to(
         const int64_t i12 = (ir1 - i13 * ne12 * ne1) / ne1;
         const int64_t i11 = ir1 % ne1;
         struct tile t;
-        t.lane = pairs ? (int) ((ir1 - first_paired) % PAIRED) : 0;
+        t.lane = pairs ? (int) (ir1 % PAIRED) : 0;
         t.n = (int) MIN(MIN((int64_t) side_by_side - t.lane, ir1_end - ir1), ne1 - i11);
-        t.pairs = pairs ? pairs + (ir1 - first_paired - t.lane) / 2 * ne10 : NULL;
+        t.pairs = pairs ? pairs + (ir1 - t.lane) / 2 * ne10 : NULL;
         // columns of a tile are neighbours in dimension 1
         const char * x = (const char *) column_of(src1, ir1);
         char * y = (char *) dst->data + i11 * nb1 + i12 * nb2 + i13 * nb3;
@@ -549,8 +583,8 @@ void bof4_add_outliers_to(
         for (int c = 0; c < t.n; ++c) {
             t.y[c] = (float *) (y + c * nb1);
         }
-        const int64_t first = view.first + i12 / (ne12 / ne02) * view.stride[1] + i13 / (ne13 / ne03) * view.stride[2];
-        add_rows(&view, first, ir0_start, ir0_end, &t);
+        const int64_t first = view->first + i12 / (ne12 / ne02) * view->stride[1] + i13 / (ne13 / ne03) * view->stride[2];
+        add_rows(view, first, ir0_start, ir0_end, &t);
         ir1 += t.n;
     }
 }

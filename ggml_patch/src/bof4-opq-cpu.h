@@ -4,6 +4,7 @@
 
 #include "ggml.h"
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -12,24 +13,31 @@ extern "C" {
 #endif
 
 struct ggml_compute_params;
+struct bof4_list_view;
 
-// Bytes of n_columns columns of the activations of a mul_mat side by side, 32 at a time, so that an outlier meets 32 of them in
-// one load. They are rounded to bf16: two in a lane halve what the caches must hold, and the error is a fifth of the one that
-// rounding to int8 makes beside it. 0 where there is no list, few columns (of a matrix), or too few outliers to pay for it;
-// then outliers meet the activations as they are.
-size_t bof4_pairs_bytes(const struct ggml_tensor * dst, int64_t n_columns);
-
-// Bytes that all columns need behind the encoded activations.
+// Bytes of the activations of a mul_mat side by side, so that an outlier meets 32 of them in one load. They are rounded to bf16:
+// two in a lane halve what the caches must hold, and the error is a fifth of the one that rounding to int8 makes beside it. 0
+// where there is no list, few columns (of a matrix), or too few outliers to pay for it; then outliers meet the activations as
+// they are.
 size_t bof4_pairs_size(const struct ggml_tensor * dst);
 
-// Columns [ir1_start, ir1_end) side by side, columns counted over dimensions 1 to 3.
-void bof4_pair_columns(const struct ggml_tensor * dst, int64_t ir1_start, int64_t ir1_end, uint32_t * pairs);
+// The share of this thread in putting them side by side, into a buffer of that size that begins a cache line.
+void bof4_pair_activations(const struct ggml_compute_params * params, const struct ggml_tensor * dst, uint32_t * pairs);
 
-// Before this thread encodes its share of the activations of a mul_mat: ask for the row pointers that it will want first.
+// Are the rows of matrix 0 of src[0] rows of the list's weight?
+bool bof4_whole_rows(const struct bof4_list_view * view);
+
+// Of such rows: ask for the row pointers of n_rows rows from r0 on, and, where those are at hand, for their entries. `limit`: rows
+// that there are.
+void bof4_prefetch_pointers(const struct bof4_list_view * view, int64_t r0, int64_t n_rows, int64_t limit);
+void bof4_prefetch_entries(const struct bof4_list_view * view, int64_t r0, int64_t n_rows, int64_t limit);
+
+// For ggml's own products. Before this thread encodes its share of the activations of a mul_mat: ask for the row pointers that
+// it will want first.
 void bof4_foresee_list(const struct ggml_compute_params * params, const struct ggml_tensor * dst);
 
 // After that, and before the threads wait for each other: with several columns, the share of this thread in putting
-// the activations side by side; with one, ask for the entries that it will want first.
+// the activations side by side, behind the encoded ones; with one, ask for the entries that it will want first.
 void bof4_prepare_list(const struct ggml_compute_params * params, struct ggml_tensor * dst);
 
 // Rows [ir0_start, ir0_end) and columns [ir1_start, ir1_end) of a mul_mat, columns counted over dimensions 1 to 3.
@@ -37,9 +45,9 @@ void bof4_prepare_list(const struct ggml_compute_params * params, struct ggml_te
 void bof4_add_outliers(
     struct ggml_tensor * dst, const void * wdata, int64_t ir0_start, int64_t ir0_end, int64_t ir1_start, int64_t ir1_end);
 
-// The same where the caller has put columns from first_paired on side by side, or NULL.
+// The same where the caller has the list, and all columns side by side, or NULL.
 void bof4_add_outliers_to(
-    struct ggml_tensor * dst, const uint32_t * pairs, int64_t first_paired,
+    struct ggml_tensor * dst, const struct bof4_list_view * view, const uint32_t * pairs,
     int64_t ir0_start, int64_t ir0_end, int64_t ir1_start, int64_t ir1_end);
 
 // Rows (and columns) that a thread takes at a time: for weights of our types more than the usual number, so that weights

@@ -118,11 +118,11 @@ public:
 
     const kernels & k;
 
-    bool work_size(int n_threads, const ggml_tensor * op, size_t & size) override {
+    bool work_size(int, const ggml_tensor * op, size_t & size) override {
         if (op->op != GGML_OP_MUL_MAT && op->op != GGML_OP_MUL_MAT_ID) {
             return false;
         }
-        size = plan(k, op, nullptr, n_threads).bytes + 64; // the buffer need not begin a cache line
+        size = plan(k, op, nullptr).bytes + 64; // the buffer need not begin a cache line
         return true;
     }
 
@@ -130,18 +130,13 @@ public:
         if (op->op != GGML_OP_MUL_MAT && op->op != GGML_OP_MUL_MAT_ID) {
             return false;
         }
-        const plan p(k, op, params->wdata, params->nth);
+        const plan p(k, op, params->wdata);
         GGML_ASSERT(p.bytes <= params->wsize);
         GGML_ASSERT(op->src[1]->type == GGML_TYPE_F32 && op->nb[0] == sizeof(float));
 
-        const bool one = p.n_columns == 1 && op->op == GGML_OP_MUL_MAT;
-        if (one) {
-            bof4_foresee_list(params, op);
-        }
+        p.foresee_outliers(params);
         p.quantize(params);
-        if (one) {
-            bof4_prepare_list(params, op);
-        }
+        p.prepare_outliers(params);
         if (params->ith == 0) {
             op->op == GGML_OP_MUL_MAT ? p.list_columns() : p.list_columns_of_experts();
             ggml_threadpool_chunk_set(params->threadpool, params->nth);
@@ -163,10 +158,10 @@ private:
         size_t  act_row;
         bool    few;            // columns, even where all of them meet one matrix
         bool    listed;
-        int64_t width;          // columns of a piece
-        size_t  pairs_bytes;    // of a thread: activations side by side for outliers, or 0
+        bof4_list_view view;    // of the list, where there is one
+        size_t  pairs_bytes;
 
-        char * pairs;           // of all threads
+        uint32_t * pairs;       // activations side by side for outliers, or NULL
         char * acts;
         const void ** x;        // of each column, those of the first matrix first
         float ** y;
@@ -174,18 +169,21 @@ private:
         int64_t * first;        // column of each matrix; one more at the end
         size_t bytes;
 
-        plan(const kernels & k, const ggml_tensor * op_, void * wdata, int n_threads)
+        plan(const kernels & k, const ggml_tensor * op_, void * wdata)
             : k(k), op(const_cast<ggml_tensor *>(op_)), weight(op->src[0]), act(op->src[1]),
               n_columns(op->ne[1] * op->ne[2] * op->ne[3]), n_matrices(weight->ne[2] * weight->ne[3]),
               act_row(weight->ne[0] / ggml_blck_size(weight->type) * k.act_bytes),
               few(k.few(op->op == GGML_OP_MUL_MAT_ID ? op->ne[2] : n_columns / n_matrices)),
-              listed(ggml_bof4_list_of_op(op) != nullptr), width(std::max<int64_t>(1, n_columns)), pairs_bytes(0) {
-            if (listed && op->op == GGML_OP_MUL_MAT && bof4_pairs_bytes(op, n_columns / n_matrices) > 0) {
-                width = n_columns / n_matrices < 128 * n_threads ? 32 : 64;
-                pairs_bytes = bof4_pairs_bytes(op, width);
+              listed(ggml_bof4_list_of_op(op) != nullptr), pairs_bytes(0) {
+            if (listed) {
+                view = ggml_bof4_view_of_op(op);
+                pairs_bytes = op->op == GGML_OP_MUL_MAT ? bof4_pairs_size(op) : 0;
             }
             cut buffer(wdata);
-            pairs = buffer.take<char>(n_threads * pairs_bytes);
+            pairs = reinterpret_cast<uint32_t *>(buffer.take<char>(pairs_bytes));
+            if (pairs_bytes == 0) {
+                pairs = nullptr;
+            }
             acts  = buffer.take<char>(act_row * ggml_nrows(act));
             x     = buffer.take<const void *>(n_columns);
             y     = buffer.take<float *>(n_columns);
@@ -259,60 +257,73 @@ private:
             first[0] = 0;
         }
 
-        // A piece is some rows of one matrix with all its columns: then weights are read and unpacked once. Outliers want it
-        // the other way round, all rows with some columns: the thread that puts activations side by side for them meets them
-        // in its own cache, once for all rows.
+        // Groups of a piece: enough pieces that no thread waits long for another, but long streams of weights, and in prompts no
+        // smaller pieces than keep the activations' way into the cache cheap.
+        int64_t groups_of_piece(int n_threads) const {
+            return std::min<int64_t>(32, std::max<int64_t>(1, groups_of(weight) / (4 * n_threads)));
+        }
+
+        // Is this a product of one column with whole rows of the list's weight? Then the list's memory is what takes time: it is a
+        // stream that the processor does not see coming. Row pointers are asked for one piece early, entries with the piece.
+        bool streams_list() const {
+            return listed && n_columns == 1 && op->op == GGML_OP_MUL_MAT && bof4_whole_rows(&view);
+        }
+
+        // Before activations are rounded: the row pointers of the piece that this thread has first.
+        void foresee_outliers(const ggml_compute_params * params) const {
+            if (streams_list()) {
+                const int64_t rows = groups_of_piece(params->nth) * BOF4_GROUP;
+                bof4_prefetch_pointers(&view, params->ith * rows, rows, weight->ne[1]);
+            }
+        }
+
+        // Before threads wait for each other.
+        void prepare_outliers(const ggml_compute_params * params) const {
+            if (pairs) {
+                bof4_pair_activations(params, op, pairs);
+            } else if (streams_list()) {
+                const int64_t rows = groups_of_piece(params->nth) * BOF4_GROUP;
+                bof4_prefetch_entries(&view, params->ith * rows, rows, weight->ne[1]);
+            }
+        }
+
+        // A piece is some rows of one matrix with all its columns: then weights are read and unpacked once.
         void multiply(const ggml_compute_params * params) const {
             const int64_t n_rows = weight->ne[1];
             const int64_t n_groups = groups_of(weight);
             const size_t group_bytes = k.group_bytes(weight->ne[0]);
-            // Enough pieces that no thread waits long for another, but long streams of weights, and in prompts no smaller
-            // pieces than keep the activations' way into the cache cheap.
-            const int64_t blocks = pairs_bytes > 0 ? (n_columns / n_matrices + width - 1) / width : 1;
-            const int64_t usual = std::max<int64_t>(1, n_groups * blocks / ((pairs_bytes > 0 ? 2 : 4) * params->nth));
-            const int64_t piece = std::min<int64_t>(pairs_bytes > 0 ? n_groups : 32, usual);
+            const int64_t piece = groups_of_piece(params->nth);
             const int64_t parts = (n_groups + piece - 1) / piece;
             int64_t i = params->ith;
             int64_t m = 0;
             int64_t before = 0;     // pieces of the matrices in front of m
             while (true) {
-                while (m < n_matrices && (first[m] == first[m + 1] || i >= before + parts * blocks)) {
-                    before += first[m] == first[m + 1] ? 0 : parts * blocks;
+                while (m < n_matrices && (first[m] == first[m + 1] || i >= before + parts)) {
+                    before += first[m] == first[m + 1] ? 0 : parts;
                     ++m;
                 }
                 if (m == n_matrices) {
                     break;
                 }
-                const int64_t g0 = (i - before) % parts * piece;
+                const int64_t g0 = (i - before) * piece;
                 const int64_t row0 = g0 * BOF4_GROUP;
                 const int64_t row1 = std::min(n_rows, (g0 + piece) * BOF4_GROUP);
-                const int64_t c0 = first[m] + (i - before) / parts * width;
-                piece_of(params, m, row0, row1, c0, std::min(first[m + 1], c0 + width),
-                    static_cast<const char *>(weight->data) + (m * n_groups + g0) * group_bytes);
+                if (streams_list()) {
+                    bof4_prefetch_entries(&view, row0, row1 - row0, n_rows);
+                    // the piece after this one is the thread's next, or nearly
+                    bof4_prefetch_pointers(&view, row0 + params->nth * piece * BOF4_GROUP, piece * BOF4_GROUP, n_rows);
+                }
+                // where outliers come behind, fewer rows at a time: their results are to be in the second cache yet
+                const int64_t rows = pairs ? 8 * BOF4_GROUP : row1 - row0;
+                for (int64_t r = row0; r < row1; r += rows) {
+                    part_of(m, r, std::min(row1, r + rows), first[m], first[m + 1],
+                        static_cast<const char *>(weight->data) + (m * n_groups + r / BOF4_GROUP) * group_bytes);
+                }
                 i = ggml_threadpool_chunk_add(params->threadpool, 1);
             }
         }
 
-        void piece_of(const ggml_compute_params * params, int64_t m, int64_t row0, int64_t row1, int64_t c0, int64_t c1,
-                      const char * groups) const {
-            uint32_t * paired = nullptr;
-            if (pairs_bytes > 0) {
-                paired = reinterpret_cast<uint32_t *>(pairs + params->ith * pairs_bytes);
-                bof4_pair_columns(op, c0, c1, paired);
-            }
-            // rows that are still in the nearer caches when their outliers are added
-            constexpr int64_t rows = 32 * BOF4_GROUP;
-            for (int64_t r = row0; r < row1; r += rows) {
-                part_of(m, r, std::min(row1, r + rows), c0, c1,
-                    groups + (r - row0) / BOF4_GROUP * k.group_bytes(weight->ne[0]), paired);
-            }
-        }
-
-        void part_of(int64_t m, int64_t row0, int64_t row1, int64_t c0, int64_t c1, const char * groups,
-                     const uint32_t * paired) const {
-            if (listed) {
-                bof4_prefetch_list(op, m, row0, row1);
-            }
+        void part_of(int64_t m, int64_t row0, int64_t row1, int64_t c0, int64_t c1, const char * groups) const {
             // columns that fit the next cache with their results
             enum { MOST = 512 };
             float * to[MOST];
@@ -329,7 +340,7 @@ private:
             if (op->op == GGML_OP_MUL_MAT_ID) {
                 bof4_add_outliers_of_expert(op, m, row0, row1, &ids[c0].slot, c1 - c0);
             } else {
-                bof4_add_outliers_to(op, paired, c0, row0, row1, c0, c1);
+                bof4_add_outliers_to(op, &view, pairs, row0, row1, c0, c1);
             }
         }
     };

@@ -160,13 +160,17 @@ void multiply(arena & a, ggml_tensor * weight, int64_t columns) {
     bof4_prepare_list(&params, y);
     bof4_prefetch_list(y, 0, 0, y->ne[0]);
     bof4_add_outliers(y, work.data(), 0, y->ne[0], 0, ggml_nrows(y));
-    // as interleaved weights have it done: some columns at a time
-    const int64_t n = ggml_nrows(y), first = n / 3;
-    if (const size_t bytes = bof4_pairs_bytes(y, n - first)) {
-        std::vector<uint32_t> pairs(bytes / sizeof(uint32_t));
-        bof4_pair_columns(y, first, n, pairs.data());
-        bof4_add_outliers_to(y, pairs.data(), first, 0, y->ne[0], first, n);
+    // as interleaved weights have it done: some columns and rows at a time
+    const bof4_list_view view = ggml_bof4_view_of_op(y);
+    std::vector<uint32_t> pairs(bof4_pairs_size(y) / sizeof(uint32_t));
+    if (!pairs.empty()) {
+        bof4_pair_activations(&params, y, pairs.data());
     }
+    if (bof4_whole_rows(&view)) {
+        bof4_prefetch_pointers(&view, 0, y->ne[0], y->ne[0]);
+        bof4_prefetch_entries(&view, y->ne[0] / 2, y->ne[0], y->ne[0]);
+    }
+    bof4_add_outliers_to(y, &view, pairs.empty() ? nullptr : pairs.data(), y->ne[0] / 2, y->ne[0], ggml_nrows(y) / 3, ggml_nrows(y));
 }
 
 void apply(const llama_model_loader & ml, const std::string & name) {
