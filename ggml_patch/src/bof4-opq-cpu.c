@@ -414,7 +414,7 @@ size_t bof4_pairs_size(const struct ggml_tensor * dst) {
     if (n_outliers < src0->ne[0] / 8) {
         return 0;
     }
-    return (size_t) (GGML_PAD(n_columns, PAIRED) / 2 * src0->ne[0]) * sizeof(uint32_t);
+    return (size_t) (GGML_PAD(n_columns, PAIRED) / 2 * src0->ne[0]) * sizeof(uint32_t) + 64;
 }
 
 // Activations of column ir1, columns counted over dimensions 1 to 3.

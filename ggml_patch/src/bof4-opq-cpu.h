@@ -18,10 +18,10 @@ struct bof4_list_view;
 // Bytes of the activations of a mul_mat side by side, so that an outlier meets 32 of them in one load. They are rounded to bf16:
 // two in a lane halve what the caches must hold, and the error is a fifth of the one that rounding to int8 makes beside it. 0
 // where there is no list, few columns (of a matrix), or too few outliers to pay for it; then outliers meet the activations as
-// they are.
+// they are. Else with room to begin a cache line.
 size_t bof4_pairs_size(const struct ggml_tensor * dst);
 
-// The share of this thread in putting them side by side, into a buffer of that size that begins a cache line.
+// The share of this thread in putting them side by side, at the first cache line of a buffer of that size.
 void bof4_pair_activations(const struct ggml_compute_params * params, const struct ggml_tensor * dst, uint32_t * pairs);
 
 // Are the rows of matrix 0 of src[0] rows of the list's weight?
