@@ -159,7 +159,6 @@ private:
         bool    few;            // columns, even where all of them meet one matrix
         bool    listed;
         bof4_list_view view;    // of the list, where there is one
-        size_t  pairs_bytes;
 
         uint32_t * pairs;       // activations side by side for outliers, or NULL
         char * acts;
@@ -174,16 +173,14 @@ private:
               n_columns(op->ne[1] * op->ne[2] * op->ne[3]), n_matrices(weight->ne[2] * weight->ne[3]),
               act_row(weight->ne[0] / ggml_blck_size(weight->type) * k.act_bytes),
               few(k.few(op->op == GGML_OP_MUL_MAT_ID ? op->ne[2] : n_columns / n_matrices)),
-              listed(ggml_bof4_list_of_op(op) != nullptr), pairs_bytes(0) {
+              listed(ggml_bof4_list_of_op(op) != nullptr), view() {
             if (listed) {
                 view = ggml_bof4_view_of_op(op);
-                pairs_bytes = op->op == GGML_OP_MUL_MAT ? bof4_pairs_size(op) : 0;
             }
+            const size_t pairs_bytes = listed && op->op == GGML_OP_MUL_MAT ? bof4_pairs_size(op) : 0;
             cut buffer(wdata);
-            pairs = reinterpret_cast<uint32_t *>(buffer.take<char>(pairs_bytes));
-            if (pairs_bytes == 0) {
-                pairs = nullptr;
-            }
+            char * place = buffer.take<char>(pairs_bytes);
+            pairs = pairs_bytes > 0 ? reinterpret_cast<uint32_t *>(place) : nullptr;
             acts  = buffer.take<char>(act_row * ggml_nrows(act));
             x     = buffer.take<const void *>(n_columns);
             y     = buffer.take<float *>(n_columns);

@@ -205,7 +205,7 @@ static float search_superscale(const float * x, const float * w, struct fit fits
     for (int steps = 20; steps <= 36; ++steps) {
         for (int sign = -1; sign <= 1; sign += 2) {
             const float unit = (float) sign * largest / (float) steps;
-            const float gain = expected_gain(fits, unit);
+            const float gain = expected_gain((const struct fit (*)[2]) fits, unit);
             if (gain > best_gain) {
                 best_gain = gain;
                 best_unit = unit;
