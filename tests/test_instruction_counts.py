@@ -45,8 +45,8 @@ TARGETS = (
 LIMITS = {("avx2", "BOF4_S"): 0.80, ("avx2", "BOF4_K"): 1.15, ("avx512-vnni", "BOF4_S"): 0.70,
           ("avx512-vnni", "BOF4_K"): 0.65, ("neon-dotprod", "BOF4_S"): 1.00,
           ("portable", "BOF4_K"): 1.45, ("neon", "BOF4_K"): 0.70, ("neon-dotprod", "BOF4_K"): 1.05}  # fmt: skip
-"""Ratios that no change may lose again, some percent above what they were: compilers differ. (BOF4_K on AVX2 had 1.06 before
-its sums had the order of the interleaved kernels.)"""
+"""Ratios that no change may lose again, some percent above what they were: compilers differ. (BOF4_K on AVX2 had 1.06
+before its sums had the order of the interleaved kernels.)"""
 
 SHORT, LONG = 2048, 4096
 Counter = Callable[[Path, str, int], int]
