@@ -134,4 +134,5 @@ def drift_correction(moments: torch.Tensor, drift: torch.Tensor, damping: float,
     def solve(rows: torch.Tensor) -> torch.Tensor:
         return torch.cholesky_solve(rows.double().T, lower).T.float()
 
-    return torch.cat(workers.map(solve, drift.split(_ROWS_AT_ONCE))).contiguous()
+    tiles = [drift[row : row + _ROWS_AT_ONCE] for row in range(0, len(drift), _ROWS_AT_ONCE)]
+    return torch.cat(workers.map(solve, tiles))
