@@ -321,6 +321,9 @@ private:
         }
 
         void part_of(int64_t m, int64_t row0, int64_t row1, int64_t c0, int64_t c1, const char * groups) const {
+            if (listed && !streams_list()) {
+                bof4_prefetch_list(op, m, row0, row1);
+            }
             // columns that fit the next cache with their results
             enum { MOST = 512 };
             float * to[MOST];
