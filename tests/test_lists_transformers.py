@@ -24,8 +24,9 @@ ROUNDING = 0.1
 With the weights decoded to F32 and keys and values in F32, llama.cpp is a thousand times nearer to transformers.
 """
 
-MARGIN = 1.5 * ROUNDING
-"""Two tokens whose logits are nearer than that may change places: sqrt(2) times the rounding of each."""
+MARGIN = 3 * 2**0.5 * ROUNDING
+"""Two tokens whose logits are nearer than that may change places: three standard errors of a difference of two, the
+largest that is to be expected of some hundred tokens. (A wrong product is off by several.)"""
 
 
 @pytest.fixture(scope="module")
@@ -85,11 +86,16 @@ def test_log_probabilities_are_those_of_transformers(
     listed: Path, decoded: LlamaForCausalLM, evaluation: Path, tmp_path: Path
 ) -> None:
     rounded = difference(listed, decoded, evaluation)
+    one_by_one = difference(listed, decoded, evaluation, "-ub", "1")
     exact_file = write_decoded(listed, tmp_path / "decoded.gguf")
     exact = difference(exact_file, decoded, evaluation, "-ctk", "f32", "-ctv", "f32", "-fa", "off")
     exact_file.unlink()
-    print(f"root mean square difference: {rounded:.4f} with lists, {exact:.6f} with decoded weights")
+    print(
+        f"root mean square difference: {rounded:.4f} with lists, {one_by_one:.4f} token by token, "
+        f"{exact:.6f} with decoded weights"
+    )
     assert rounded < ROUNDING
+    assert one_by_one < ROUNDING
     # llama-perplexity writes log probabilities in 16 bits, steps of 0.00024
     assert exact < 0.001
 
@@ -100,7 +106,10 @@ def test_greedy_text_is_that_of_transformers(
 ) -> None:
     """To the last token; or every token that differs nearly had the largest logit, too."""
     options = ("-n", str(N_TOKENS), "--temp", "0", "--no-conversation", "--no-display-prompt", "--ignore-eos")
-    text = succeed("completion", "-m", listed, "-p", prompt_text, *options, "--log-verbosity", "1", *THREADS)
+    # the last two newlines are the program's own, and would become one token with what is before them
+    text = succeed(
+        "completion", "-m", listed, "-p", prompt_text, *options, "--log-verbosity", "1", *THREADS
+    ).removesuffix("\n\n")  # fmt: skip
     prompt = tokenizer(prompt_text, return_tensors="pt").input_ids
     # what --ignore-eos keeps llama.cpp from choosing
     ends = tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"])
