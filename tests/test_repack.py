@@ -41,9 +41,9 @@ def compile_check(target: Target, extra: list[str], program: Path) -> list[str]:
         # upstream's headers are not ours to warn about
         "-isystem", tree / "include", "-isystem", tree / "src", "-isystem", tree / "src/ggml-cpu", f"-I{SOURCES}",
     ]  # fmt: skip
+    cc, _ = toolchain(target, "gcc")
     objects = []
     for name in ("bof4-cpu", "bof4-cpu-k", "bof4-quants"):
-        cc, _ = toolchain(target, "gcc")
         objects.append(program.with_name(f"{name}.o"))
         compile_(cc, "-std=c11", *flags, "-c", SOURCES / f"{name}.c", "-o", objects[-1])
     cxx, emulator = toolchain(target, "g++")
@@ -78,13 +78,11 @@ def test_kernels_stay_inside_their_memory(target: Target, tmp_path: Path) -> Non
 
 def test_interleaved_weights_give_the_results_of_ordinary_ones(built: Path, tmp_path: Path) -> None:
     program = tmp_path / "check_repack"
-    command = [
+    compile_(
         native_compiler("g++"), "-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror",
         "-isystem", source_tree() / "ggml/include", f"-I{SOURCES}", NATIVE / "check_repack.cpp",
         f"-L{built}", "-lggml", "-lggml-cpu", "-lggml-base", f"-Wl,-rpath,{built}", "-o", program,
-    ]  # fmt: skip
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
+    )  # fmt: skip
     run = subprocess.run([program], capture_output=True, text=True, check=False, timeout=300)
     print(run.stdout)
     if run.returncode == NO_KERNELS:
