@@ -64,7 +64,7 @@ class Options:
     calibration: str | None = None
     samples: int = 32
     sample_length: int = 512
-    damping: float = 0.01
+    damping: float = 0.5
     act_order: bool = True
     device: str = "cpu"
     pure: bool = False
@@ -150,4 +150,4 @@ class Options:
         if self.samples < 1 or self.sample_length < 2:
             raise UserError("--calibration-samples must be 1 or more, --calibration-length 2 or more")
         if not 0.0 <= self.damping < 1.0:
-            raise UserError(f"--damping {self.damping}: give a number from 0 to 1, such as 0.01")
+            raise UserError(f"--damping {self.damping}: give a number from 0 to 1, such as 0.5")

@@ -148,8 +148,8 @@ def test_moments_and_drift_are_those_of_the_inputs(folders: dict[str, Path]) -> 
             names = ["mlp.up_proj", "self_attn.k_proj", "self_attn.q_proj", "mlp.gate_proj"]
             called = [["self_attn.q_proj", "self_attn.k_proj"], ["mlp.gate_proj", "mlp.up_proj"]]
             assert layer.groups(names, inputs.hidden[:1]) == called
-            seen.append(layer.moments("mlp.down_proj", inputs.hidden))
-            seen.append(layer.drift("mlp.down_proj", inputs.hidden, layer, 1.5 * inputs.hidden))
+            seen += layer.moments_and_drift("mlp.down_proj", inputs.hidden, layer, 1.5 * inputs.hidden)
+            assert torch.equal(layer.moments("mlp.down_proj", inputs.hidden), seen[-2])
             workers.close()
         given: list[torch.Tensor] = []
         module.mlp.down_proj.register_forward_pre_hook(lambda _, arguments: given.append(arguments[0]))

@@ -29,7 +29,7 @@ import torch
 from gguf_bof4 import native, opq
 from gguf_bof4.calibration.checkpoint import Checkpoint
 from gguf_bof4.calibration.encoded import Encoded
-from gguf_bof4.calibration.factor import Factor, drift_correction, factor
+from gguf_bof4.calibration.factor import Drift, Factor, drift, factor
 from gguf_bof4.calibration.layer import Layer, Workers, to_device
 from gguf_bof4.calibration.matching import find_rows
 from gguf_bof4.calibration.model import INSTEAD, LayerInputs, Skeleton, assign, first_inputs, make_skeleton, release
@@ -40,16 +40,11 @@ from gguf_bof4.errors import UserError
 Floats = npt.NDArray[np.float32]
 Progress = Callable[[str, int, int], None]
 
-RECIPE = 2
+RECIPE = 3
 """Part of what a checkpoint must agree with: to be raised with every change of what this package makes."""
 
 SWEEPS = 2
 """Rounds of coordinate descent behind the columns."""
-
-DRIFT_DAMPING = 1.0
-"""What is added to the diagonal of the moments where weights are fitted to the unquantized model's outputs, in units of
-its mean. Much, because that fit takes up noise of few samples far more easily than compensation does (bench/NOTES.md).
-"""
 
 
 @dataclass(frozen=True)
@@ -145,6 +140,16 @@ def _fingerprint(files: Sequence[Path], targets: Sequence[Target], settings: Set
     }
 
 
+def _drift_damping(inputs: int, tokens: int) -> float:
+    """What is added to the diagonal of the moments where weights are fitted to the unquantized model's outputs, in
+    units of its mean.
+
+    Much, because that fit takes up noise of few samples far more easily than compensation does; and more, the fewer
+    tokens there are for an input (bench/NOTES.md).
+    """
+    return max(1.0, 11.0 * inputs / tokens)
+
+
 @dataclass(frozen=True)
 class Unquantized:
     """The same layer of the unquantized model.
@@ -158,10 +163,6 @@ class Unquantized:
     hidden: torch.Tensor
 
 
-def _product(rows: Floats, matrix: torch.Tensor) -> Floats:
-    return np.asarray((torch.from_numpy(rows).to(matrix.device) @ matrix).cpu().numpy())
-
-
 @dataclass(frozen=True)
 class _Encoder:
     """Encodes the tensors of one layer."""
@@ -170,14 +171,11 @@ class _Encoder:
     done: Callable[[str, Target | None], None]
     original: Unquantized
 
-    def _compensated(
-        self, target: Target, rows: Floats, factored: Factor, correction: torch.Tensor
-    ) -> tuple[Encoded, Floats]:
-        """Encode rows [rows, n] for the product that they have with the unquantized model's inputs."""
+    def _compensated(self, target: Target, rows: Floats, wanted: Floats, factored: Factor) -> tuple[Encoded, Floats]:
+        """Encode `wanted`, rows [rows, n] fitted to the inputs that they get."""
         outliers = None
         if target.quantile is not None:
             outliers = native.select_outliers(rows, target.quantile, self.settings.threads)
-        wanted = rows + _product(rows, correction)
         data, decoded, outliers, _ = native.gptq(
             wanted, target.qtype, factored.order, factored.feedback, factored.curvature, factored.moments,
             self.settings.sweeps, outliers, self.settings.threads,
@@ -189,16 +187,16 @@ class _Encoder:
     ) -> dict[str, Encoded]:
         """Linear modules that share an input."""
         self.done(", ".join(targets[name].name.split(".")[2] for name in names), None)
-        moments = layer.moments(names[0], hidden)
+        moments, moved = layer.moments_and_drift(names[0], hidden, self.original.layer, self.original.hidden)
         if not bool(torch.isfinite(moments).all()):
             raise UserError(
                 f"{targets[names[0]].name}: its inputs are not finite numbers when the model reads the calibration "
                 f"text. {INSTEAD}"
             )
         factors: dict[Any, Factor] = {}
-        drift = layer.drift(names[0], hidden, self.original.layer, self.original.hidden)
         # by workers: the number of threads of this one may be anything, and sums depend on it
-        correction = drift_correction(moments, drift, DRIFT_DAMPING, layer.workers)
+        make_drift = partial(drift, moments, damping=_drift_damping(len(moments), hidden.shape[0] * hidden.shape[1]))
+        drifted: Drift = layer.workers.map(make_drift, [moved])[0]
         found = {}
         for name in names:
             target, module = targets[name], layer.module.get_submodule(name)
@@ -213,8 +211,8 @@ class _Encoder:
                 if target.qtype not in factors:
                     make = partial(factor, moments, damping=self.settings.damping, act_order=self.settings.act_order)
                     factors[target.qtype] = layer.workers.map(make, [target.qtype])[0]
-                encode = partial(self._compensated, target, rows, factors[target.qtype])
-                found[target.name], decoded = layer.workers.map(encode, [correction])[0]
+                wanted = rows + drifted.correction(rows, layer.workers)
+                found[target.name], decoded = self._compensated(target, rows, wanted, factors[target.qtype])
                 back = np.empty_like(decoded)
                 back[places] = decoded
                 assign(layer.module, f"{name}.weight", torch.from_numpy(back).to(layer.workers.device))

@@ -108,31 +108,46 @@ def factor(moments: torch.Tensor, qtype: gguf.GGMLQuantizationType, damping: flo
     )
 
 
-def drift_correction(moments: torch.Tensor, drift: torch.Tensor, damping: float, workers: Workers) -> torch.Tensor:
-    """P such that w + w P, for the inputs of the quantized model, comes nearest to w for those of the unquantized one.
+@dataclass(frozen=True)
+class Drift:
+    """How far inputs have moved in the quantized model, and what makes up for it.
+
+    Attributes:
+        moved: the mean of (y - x) x^T, y the inputs in the unquantized model, float32 [n, n].
+        lower: factor of the moments, damped, float64 [n, n]; None where all inputs are zero, or nearly so.
+    """
+
+    moved: torch.Tensor
+    lower: torch.Tensor | None
+
+    def correction(self, rows: Floats, workers: Workers) -> Floats:
+        """What to add to rows w so that, on x, they come nearest to what w gives on y: w moved H^-1.
+
+        Args:
+            rows: float32 [rows, n].
+            workers: solve for tiles of rows; the number of them changes nothing.
+        """
+        if self.lower is None:
+            return np.zeros_like(rows)
+        lower = self.lower
+
+        def solve(tile: Floats) -> torch.Tensor:
+            products = torch.from_numpy(tile).to(lower.device) @ self.moved
+            return torch.cholesky_solve(products.double().T, lower).T.float().cpu()
+
+        tiles = [rows[row : row + _ROWS_AT_ONCE] for row in range(0, len(rows), _ROWS_AT_ONCE)]
+        return np.asarray(torch.cat(workers.map(solve, tiles)).numpy())
+
+
+def drift(moments: torch.Tensor, moved: torch.Tensor, damping: float) -> Drift:
+    """Factor what the fit to the unquantized model's outputs needs.
 
     Args:
         moments: H, the mean of x x^T, float32 [n, n].
-        drift: the mean of (y - x) x^T, y the inputs in the unquantized model.
-        damping: is added to the diagonal, in units of its mean.
-        workers: solve for tiles of rows; the number of them changes nothing.
-
-    Returns:
-        drift times the inverse of H, float32 [n, n].
+        moved: the mean of (y - x) x^T.
+        damping: is added to the diagonal of H, in units of its mean.
     """
-
-    def cholesky(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        damped = matrix.double()
-        damped.diagonal().add_(damping * float(matrix.diagonal().double().mean()))
-        lower, failed = torch.linalg.cholesky_ex(damped)
-        return lower, failed
-
-    ((lower, failed),) = workers.map(cholesky, [moments])
-    if bool(failed.any()):  # only where all inputs are zero, or nearly so
-        return torch.zeros_like(drift)
-
-    def solve(rows: torch.Tensor) -> torch.Tensor:
-        return torch.cholesky_solve(rows.double().T, lower).T.float()
-
-    tiles = [drift[row : row + _ROWS_AT_ONCE] for row in range(0, len(drift), _ROWS_AT_ONCE)]
-    return torch.cat(workers.map(solve, tiles))
+    damped = moments.double()
+    damped.diagonal().add_(damping * float(moments.diagonal().double().mean()))
+    lower, failed = torch.linalg.cholesky_ex(damped)
+    return Drift(moved, None if bool(failed.any()) else lower)

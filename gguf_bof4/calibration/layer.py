@@ -146,77 +146,67 @@ class Layer:
 
     def moments(self, name: str, hidden: torch.Tensor) -> torch.Tensor:
         """Mean over all tokens of x x^T, x the input of a module: float32 [n, n], on the device."""
-
-        def add_tile(total: torch.Tensor, inputs: list[torch.Tensor], first: int, last: int) -> None:
-            for x in inputs:
-                total[:last, first:last].addmm_(x[:, :last].T, x[:, first:last])
-
         with self.watched([name]):
-            total = self._summed(name, hidden, add_tile)
-        # only tiles on and above the diagonal were summed
-        total = total.triu_()
-        total += total.triu(1).T
+            batches = ((x, None) for x in self._batches(name, hidden))
+            total, _ = self._summed(hidden, batches)
         return total
 
-    def drift(self, name: str, hidden: torch.Tensor, original: Layer, unquantized: torch.Tensor) -> torch.Tensor:
-        """Mean over all tokens of (y - x) x^T, x the input of a module and y that in the unquantized model.
+    def moments_and_drift(
+        self, name: str, hidden: torch.Tensor, original: Layer, unquantized: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Means over all tokens of x x^T and of (y - x) x^T, x the input of a module, y that in the unquantized model.
 
         Args:
             original: the layer with its own weights.
             unquantized: what the layer gets in the unquantized model.
 
         Returns:
-            float32 [n, n], on the device.
+            Twice float32 [n, n], on the device.
         """
-        offsets = iter(range(len(hidden)))
-
-        def add_tile(total: torch.Tensor, inputs: list[torch.Tensor], first: int, last: int) -> None:
-            for x, off in zip(inputs, differences, strict=True):
-                total[:, first:last].addmm_(off.T, x[:, first:last])
-
-        differences: list[torch.Tensor] = []
-
-        def with_differences(inputs: list[torch.Tensor]) -> None:
-            rows = [unquantized[i : i + 1] for i in (next(offsets) for _ in inputs)]
-            # not in place: the input of a module may be the layer's own
-            own = original.workers.map(lambda h: original.input_of(name, h), rows)
-            differences[:] = [y - x for y, x in zip(own, inputs, strict=True)]
-
         with self.watched([name]), original.watched([name]):
-            return self._summed(name, hidden, add_tile, with_differences)
+            batches = zip(self._batches(name, hidden), original._batches(name, unquantized), strict=True)
+            # not in place: the input of a module may be the layer's own
+            moved = ((inputs, [y - x for x, y in zip(inputs, own, strict=True)]) for inputs, own in batches)
+            total, drift = self._summed(hidden, moved)
+        assert drift is not None
+        return total, drift
+
+    def _batches(self, name: str, hidden: torch.Tensor) -> Iterator[list[torch.Tensor]]:
+        """Inputs of a module, of as many samples as are in memory at a time."""
+        at_once = max(1, _TOKENS_AT_ONCE // hidden.shape[1])
+        for start in range(0, len(hidden), at_once):
+            rows = [h[None] for h in hidden[start : start + at_once]]
+            yield self.workers.map(lambda h: self.input_of(name, h), rows)
 
     def _summed(
-        self,
-        name: str,
-        hidden: torch.Tensor,
-        add_tile: Callable[[torch.Tensor, list[torch.Tensor], int, int], None],
-        prepare: Callable[[list[torch.Tensor]], None] = lambda _: None,
-    ) -> torch.Tensor:
-        """Sum over all tokens, tiles of columns in parallel, divided by their number: float32 [n, n]."""
-        samples, tokens, _ = hidden.shape
-        at_once = max(1, _TOKENS_AT_ONCE // tokens)
-        total: torch.Tensor | None = None
-        for start in range(0, samples, at_once):
-            inputs = self.workers.map(
-                lambda h: self.input_of(name, h), [h[None] for h in hidden[start : start + at_once]]
-            )
+        self, hidden: torch.Tensor, batches: Iterable[tuple[list[torch.Tensor], list[torch.Tensor] | None]]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Means over all tokens of x x^T and, where differences d stand beside the inputs, of d x^T."""
+        totals: list[torch.Tensor] = []
+        for inputs, differences in batches:
             n = inputs[0].shape[1]
-            total = torch.zeros(n, n, device=self.workers.device) if total is None else total
-            prepare(inputs)
-            tile = partial(_add_tile, add_tile, total, inputs)
+            if not totals:
+                totals = [torch.zeros(n, n, device=self.workers.device) for _ in range(1 if differences is None else 2)]
+            tile = partial(_add_tile, totals, inputs, differences)
             # the largest first, so that no worker is left alone with it
             self.workers.map(tile, reversed(range(0, n, _TILE)))
-        assert total is not None
-        return total.div_(tokens * samples)
+        for total in totals:
+            total.div_(hidden.shape[0] * hidden.shape[1])
+        # only tiles on and above the diagonal were summed
+        moments = totals[0].triu_()
+        moments += moments.triu(1).T
+        return moments, totals[1] if len(totals) > 1 else None
 
 
 def _add_tile(
-    add: Callable[[torch.Tensor, list[torch.Tensor], int, int], None],
-    total: torch.Tensor,
-    inputs: list[torch.Tensor],
-    first: int,
+    totals: list[torch.Tensor], inputs: list[torch.Tensor], differences: list[torch.Tensor] | None, first: int
 ) -> None:
-    add(total, inputs, first, min(first + _TILE, len(total)))
+    """Add a tile of columns, of the moments its part above the diagonal."""
+    last = min(first + _TILE, len(totals[0]))
+    for x in inputs:
+        totals[0][:last, first:last].addmm_(x[:, :last].T, x[:, first:last])
+    for x, off in zip(inputs, differences or (), strict=differences is not None):
+        totals[1][:, first:last].addmm_(off.T, x[:, first:last])
 
 
 class _Inputs(threading.local):
