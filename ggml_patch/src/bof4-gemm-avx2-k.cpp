@@ -20,7 +20,6 @@ enum {
     STEPS = QK_BOF4_K / 8,      // of 64 bytes, 16 rows with 4 codes in low and 4 in high nibbles
     WIDTH = 6,                  // columns that share a pass over the weights
     CHUNK = 2,                  // superblocks that are unpacked at a time
-    AHEAD = 4096,               // bytes that GEMV asks for early
     FEW   = 2,                  // columns; for more of them levels are looked up once
 };
 
@@ -119,9 +118,6 @@ void gemv(const group & w, int64_t n_blocks, const bof4_k_act * const * x, float
     }
     for (int64_t b = 0; b < n_blocks; ++b) {
         const bof4_k_head & head = *bof4_k_head_of(w.pairs, b);
-        for (size_t line = 0; line < sizeof(head); line += 64) {
-            _mm_prefetch((const char *) &head + line + AHEAD, _MM_HINT_T0);
-        }
         const block_scales scales(head);
         for (int r = 0; r < 2; ++r) {
             const uint8_t * qs = bof4_k_codes(w.pairs, b) + r * 32;
@@ -140,9 +136,6 @@ void gemv(const group & w, int64_t n_blocks, const bof4_k_act * const * x, float
 #pragma GCC unroll 4
                 for (int i = 0; i < 4; ++i) {
                     const __m256i codes = load(qs + (i0 + i) * 64);
-                    if (r == 0) {
-                        _mm_prefetch((const char *) qs + (i0 + i) * 64 + AHEAD, _MM_HINT_T0);
-                    }
                     const __m256i level[2] = { low(codes, levels), high(codes, levels) };
                     for (int h = 0; h < 2; ++h) {
                         for (int t = 0; t < T; ++t) {

@@ -25,7 +25,6 @@ enum {
     STEPS = QK_BOF4_S / 8,      // of 64 bytes, 16 rows with 4 codes in low and 4 in high nibbles
     WIDTH = 6,                  // columns that share a pass over the weights
     CHUNK = 8,                  // blocks that are unpacked at a time
-    AHEAD = 4096,               // bytes that GEMV asks for early
     FEW   = 2,                  // columns; for more of them levels are looked up once
 };
 
@@ -89,7 +88,6 @@ void gemv(const group & w, int64_t n_blocks, const bof4_s_act * const * x, float
         sum[0][t] = sum[1][t] = _mm256_setzero_ps();
     }
     for (int64_t b = 0; b < n_blocks; ++b) {
-        _mm_prefetch((const char *) bof4_s_scales(w.pairs, b) + AHEAD, _MM_HINT_T0);
 #pragma GCC unroll 2
         for (int r = 0; r < 2; ++r) {
             const uint8_t * qs = bof4_s_codes(w.pairs, b) + r * 32;
@@ -102,9 +100,6 @@ void gemv(const group & w, int64_t n_blocks, const bof4_s_act * const * x, float
 #pragma GCC unroll 8
             for (int i = 0; i < STEPS; ++i) {
                 const __m256i codes = load(qs + i * 64);
-                if (r == 0) {
-                    _mm_prefetch((const char *) qs + i * 64 + AHEAD, _MM_HINT_T0);
-                }
                 const __m256i level[2] = { low(codes, levels), high(codes, levels) };
                 for (int h = 0; h < 2; ++h) {
                     for (int t = 0; t < T; ++t) {

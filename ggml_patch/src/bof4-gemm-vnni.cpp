@@ -25,7 +25,6 @@ namespace {
 enum {
     STEPS  = QK_BOF4_S / 8,     // loads of codes in a block of 16 rows: 4 weights a row in low, 4 in high nibbles
     CHUNK  = 8,                 // blocks that are unpacked at a time
-    AHEAD  = 4096,              // bytes that GEMV asks for early
 #ifdef BOF4_GEMM_AVX512
     GROUPS = 2,                 // of rows and
     WIDTH  = 6,                 // columns that share a pass over unpacked weights
@@ -66,7 +65,6 @@ void gemv(const group & w, int64_t n_blocks, const bof4_s_act * const * x, float
     }
     for (int64_t b = 0; b < n_blocks; ++b) {
         const uint8_t * qs = bof4_s_codes(w.pairs, b);
-        _mm_prefetch((const char *) bof4_s_scales(w.pairs, b) + AHEAD, _MM_HINT_T0);
         ints dot0[T], dot1[T];
         for (int t = 0; t < T; ++t) {
             dot0[t] = all_lanes(x[t][b].offset[0]);
@@ -75,7 +73,6 @@ void gemv(const group & w, int64_t n_blocks, const bof4_s_act * const * x, float
 #pragma GCC unroll 8
         for (int i = 0; i < STEPS; ++i) {
             const bytes codes = load_bytes(qs + i * 64);
-            _mm_prefetch((const char *) qs + i * 64 + AHEAD, _MM_HINT_T0);
             const bytes lo = level.low(codes);
             const bytes hi = level.high(codes);
             for (int t = 0; t < T; ++t) {

@@ -30,6 +30,9 @@ inline mask first_lanes(int64_t n) { return n >= 16 ? 0xffff : (mask) ((1u << n)
 
 inline bytes  load_bytes(const void * p)                        { return _mm512_loadu_si512(p); }
 inline void   store_bytes(void * p, bytes v)                    { _mm512_store_si512(p, v); }
+// Of 16-bit numbers: what comes from the neighbour is for the caller to drop.
+template <int N> inline bytes shift_left(bytes v)               { return _mm512_slli_epi16(v, N); }
+template <int N> inline bytes shift_right(bytes v)              { return _mm512_srli_epi16(v, N); }
 inline ints   all_lanes(int32_t v)                              { return _mm512_set1_epi32(v); }
 inline four   all_lanes_four(int32_t v)                         { return _mm512_set1_epi32(v); }
 inline ints   add_dot(ints sum, bytes levels, four act)             { return _mm512_dpbusd_epi32(sum, levels, act); }
@@ -67,6 +70,8 @@ inline void store_bytes(void * p, bytes v) {
     _mm256_store_si256(to, v.a);
     _mm256_store_si256(to + 1, v.b);
 }
+template <int N> inline bytes shift_left(bytes v)  { return { _mm256_slli_epi16(v.a, N), _mm256_slli_epi16(v.b, N) }; }
+template <int N> inline bytes shift_right(bytes v) { return { _mm256_srli_epi16(v.a, N), _mm256_srli_epi16(v.b, N) }; }
 inline ints   all_lanes(int32_t v)                              { return { _mm256_set1_epi32(v), _mm256_set1_epi32(v) }; }
 inline four   all_lanes_four(int32_t v)                         { return _mm256_set1_epi32(v); }
 inline ints   add_dot(ints sum, bytes levels, four act) {
@@ -131,6 +136,45 @@ struct lookup {
     __m256i low8(__m256i codes) const { return _mm256_shuffle_epi8(table, _mm256_and_si256(codes, _mm256_set1_epi8(0x0f))); }
     bytes low(bytes codes) const  { return { low8(codes.a), low8(codes.b) }; }
     bytes high(bytes codes) const { return { low8(_mm256_srli_epi16(codes.a, 4)), low8(_mm256_srli_epi16(codes.b, 4)) }; }
+#endif
+};
+
+// Numbers of six bits, to each of which a constant is added: the lower four bits of one byte, bits 4 and 5 of another.
+struct six_bits {
+#if defined(BOF4_GEMM_AVX512) && defined(__AVX512VBMI__)
+    __m512i table;          // vpermb takes six bits of an index, and so drops the others
+
+    explicit six_bits(int constant) {
+        alignas(64) int8_t numbers[64];
+        for (int i = 0; i < 64; ++i) {
+            numbers[i] = (int8_t) (i + constant);
+        }
+        table = _mm512_load_si512(numbers);
+    }
+
+    bytes join(bytes four, bytes two) const {
+        constexpr int choose = 0xca;
+        return _mm512_permutexvar_epi8(_mm512_ternarylogic_epi32(_mm512_set1_epi8(0x0f), four, two, choose), table);
+    }
+#elif defined(BOF4_GEMM_AVX512)
+    __m512i constant;
+
+    explicit six_bits(int constant) : constant(_mm512_set1_epi8((char) constant)) {}
+
+    bytes join(bytes four, bytes two) const {
+        const __m512i low = _mm512_and_si512(four, _mm512_set1_epi8(0x0f));
+        return _mm512_add_epi8(_mm512_or_si512(low, _mm512_and_si512(two, _mm512_set1_epi8(0x30))), constant);
+    }
+#else
+    __m256i constant;
+
+    explicit six_bits(int constant) : constant(_mm256_set1_epi8((char) constant)) {}
+
+    __m256i join8(__m256i four, __m256i two) const {
+        const __m256i low = _mm256_and_si256(four, _mm256_set1_epi8(0x0f));
+        return _mm256_add_epi8(_mm256_or_si256(low, _mm256_and_si256(two, _mm256_set1_epi8(0x30))), constant);
+    }
+    bytes join(bytes four, bytes two) const { return { join8(four.a, two.a), join8(four.b, two.b) }; }
 #endif
 };
 

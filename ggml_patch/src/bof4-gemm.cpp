@@ -12,18 +12,17 @@
 
 #ifdef BOF4_GEMM
 
-// Bytes of n blocks in pairs.
-template <typename pair>
-static size_t bytes_of(int64_t n) {
-    return n / 2 * sizeof(pair) + n % 2 * (offsetof(pair, qs) + sizeof(pair::qs[0]));
+// Bytes of n blocks in pairs, whose codes begin after `head` bytes.
+static size_t bytes_of(int64_t n, size_t pair, size_t head) {
+    return n / 2 * pair + n % 2 * (head + (pair - head) / 2);
 }
 
 size_t bof4_s_group_bytes(int64_t n) {
-    return bytes_of<bof4_s_pair>(n / QK_BOF4_S);
+    return bytes_of(n / QK_BOF4_S, sizeof(bof4_s_pair), offsetof(bof4_s_pair, qs));
 }
 
 size_t bof4_k_group_bytes(int64_t n) {
-    return bytes_of<bof4_k_pair>(n / QK_BOF4_K);
+    return bytes_of(n / QK_BOF4_K, sizeof(bof4_k_pair), offsetof(bof4_k_pair, qs));
 }
 
 void bof4_s_interleave(const block_bof4_s * rows, int64_t n_rows, int64_t n, void * group) {
@@ -96,6 +95,56 @@ void bof4_k_deinterleave(const void * group, int64_t n_rows, int64_t n, block_bo
         }
     }
 }
+
+#ifdef BOF4_GEMM_Q6
+size_t bof4_q6_group_bytes(int64_t n) {
+    return bytes_of(n / QK_K, sizeof(bof4_q6_pair), offsetof(bof4_q6_pair, codes));
+}
+
+// f(part of a block, its place in the group, bytes of it) for all of them.
+template <typename block, typename pair, typename F>
+static void each_part_of_q6(block & from, pair & to, int64_t b, int64_t r, const F & f) {
+    f(&from.d, &to.head[b].d[r], sizeof(from.d));
+    for (int j = 0; j < QK_K / 16; ++j) {
+        f(&from.scales[j], &to.head[b].scales[j][r], 1);
+    }
+    for (int i = 0; i < 4; ++i) {
+        auto & steps = to.codes[b][i];
+        for (int k = 0; k < 4; ++k) {
+            f(from.qh + 4 * (4 * i + k), steps.qh[k][r], 4);
+            f(from.ql + 4 * (i / 2 * 16 + i % 2 * 4 + k), steps.ql[0][k][r], 4);
+            f(from.ql + 4 * (i / 2 * 16 + i % 2 * 4 + k + 8), steps.ql[1][k][r], 4);
+        }
+    }
+}
+
+void bof4_q6_interleave(const block_bof4_q6 * rows, int64_t n_rows, int64_t n, void * group) {
+    const int64_t n_blocks = n / QK_K;
+    if (n_rows < BOF4_GROUP || n_blocks % 2) {
+        memset(group, 0, bof4_q6_group_bytes(n));
+    }
+    for (int64_t b = 0; b < n_blocks; ++b) {
+        for (int64_t r = 0; r < n_rows; ++r) {
+            each_part_of_q6(static_cast<const block_q6_K *>(rows)[r * n_blocks + b], static_cast<bof4_q6_pair *>(group)[b / 2],
+                b % 2, r, [](const void * row, void * place, size_t width) { memcpy(place, row, width); });
+        }
+    }
+}
+
+void bof4_q6_deinterleave(const void * group, int64_t n_rows, int64_t n, block_bof4_q6 * rows) {
+    const int64_t n_blocks = n / QK_K;
+    for (int64_t r = 0; r < n_rows; ++r) {
+        for (int64_t b = 0; b < n_blocks; ++b) {
+            each_part_of_q6(static_cast<block_q6_K *>(rows)[r * n_blocks + b], static_cast<const bof4_q6_pair *>(group)[b / 2],
+                b % 2, r, [](void * row, const void * place, size_t width) { memcpy(row, place, width); });
+        }
+    }
+}
+
+void bof4_q6_quantize_act(const float * x, bof4_q6_act * y, int64_t n, bool few) {
+    bof4_k_quantize_act(x, y, n, few);
+}
+#endif
 
 // The largest magnitude. Among floats without their signs it is the largest integer, and that a compiler knows how to find
 // in vectors.

@@ -10,7 +10,7 @@
 //
 // qs[b][i][r] are bytes 4i to 4i+3 of the codes of block b of row r. Two blocks, because their scales fill whole cache lines then,
 // and the codes begin one. A group is read from its first byte to its last, scales where they are wanted: one stream for one
-// column of activations, which is what the memory likes best (scales of their own in front of the codes cost a third).
+// column of activations, which the processor sees coming (scales of their own in front of the codes cost a third).
 //
 // Low and high nibbles remain what they were. In BOF4_S, those of qs[b][i] are weights 4i.. and 32+4i.. of the block, which meet
 // different Q8_0 blocks of activations. The last group is padded with rows of zeros; an odd block at the end of a row has the place
@@ -34,6 +34,11 @@
 #define BOF4_GEMM_AVX2
 #elif defined(__ARM_NEON) && defined(__aarch64__) && defined(__ARM_FEATURE_DOTPROD)
 #define BOF4_GEMM_NEON
+#endif
+
+// Upstream's Q6_K, in which files of every 4-bit type have their output matrix: a sixth of what a token reads of a small model.
+#if defined(BOF4_GEMM_VNNI)
+#define BOF4_GEMM_Q6
 #endif
 
 #if defined(BOF4_GEMM_VNNI) || defined(BOF4_GEMM_AVX2) || defined(BOF4_GEMM_NEON)
@@ -139,6 +144,33 @@ void bof4_k_quantize_act(const float * x, struct bof4_k_act * y, int64_t n, bool
 void bof4_k_gemm(
     const void * groups, int64_t n_rows, int64_t n, const struct bof4_k_act * const * x, float * const * y,
     int64_t n_columns, bool few);
+
+#ifdef BOF4_GEMM_Q6
+// Q6_K: codes of six bits less 32 in the place of levels, the bytes those of upstream, and the numbers of BOF4_K's activations.
+// Upper bits stand in front of the two times four steps that they belong to, so that this is one stream, too.
+struct bof4_q6_head {
+    uint16_t d[BOF4_GROUP];
+    int8_t   scales[16][BOF4_GROUP];    // of block j of row r
+};
+struct bof4_q6_pair {
+    struct bof4_q6_head head[2];
+    struct bof4_q6_steps {
+        uint8_t qh[4][BOF4_GROUP][4];       // bytes 4i .. 4i + 3 of qh, i from 4 * (number of the steps) on
+        uint8_t ql[2][4][BOF4_GROUP][4];    // of ql, from 16 * (number / 2) + 4 * (number % 2) on, and from 8 later on
+    } codes[2][4];
+};
+
+typedef void block_bof4_q6; // block_q6_K, which is not declared in headers
+typedef struct bof4_k_act bof4_q6_act;
+
+size_t bof4_q6_group_bytes(int64_t n);
+void bof4_q6_interleave(const block_bof4_q6 * rows, int64_t n_rows, int64_t n, void * group);
+void bof4_q6_deinterleave(const void * group, int64_t n_rows, int64_t n, block_bof4_q6 * rows);
+bool bof4_q6_few(int64_t n_columns);
+void bof4_q6_quantize_act(const float * x, bof4_q6_act * y, int64_t n, bool few);
+void bof4_q6_gemm(
+    const void * groups, int64_t n_rows, int64_t n, const bof4_q6_act * const * x, float * const * y, int64_t n_columns, bool few);
+#endif
 
 #ifdef __cplusplus
 }

@@ -54,7 +54,10 @@ static bool whole_rows(const struct bof4_list_view * view, int64_t first) {
 // s[i + 1] = s[i] + entry i times its activation, s[0] = 0: then the sum over any run of entries is one difference,
 // and rows of few outliers, each of another number, cost no mispredicted branch. In double precision, because the
 // difference of two floats would lose the digits of a small row beside a large one.
-static void running_sums(const int32_t * entries, int n, const float * x, double * s) {
+//
+// Meanwhile lines from `ahead` on are asked for: the sums keep the processor busy, and would leave its memory idle.
+static void running_sums(const int32_t * entries, int n, const float * x, double * s, const char * ahead) {
+    enum { LINES = 1 };     // for 8 entries; more wait for each other
     int i = 0;
     s[0] = 0.0;
 #if defined(__AVX512F__)
@@ -63,6 +66,9 @@ static void running_sums(const int32_t * entries, int n, const float * x, double
     __m512d carry = _mm512_setzero_pd();
     for (; i + 8 <= n; i += 8) {
         const int32_t * e = entries + i;
+        for (int l = 0; l < LINES; ++l) {
+            __builtin_prefetch(ahead + (i / 8 * LINES + l) * 64);
+        }
         const __m256i entry = _mm256_loadu_si256((const __m256i *) e);
         const __m256 value = _mm256_castsi256_ps(_mm256_andnot_si256(column_bits, entry));
         // loads and inserts: a gather instruction takes three times as long on Zen
@@ -86,8 +92,9 @@ static void running_sums(const int32_t * entries, int n, const float * x, double
     }
 }
 
-// One column of activations, whole rows [r0, r1) of the weight into y[0 ..].
-static void add_whole_rows_1(const struct bof4_list_view * view, int64_t r0, int64_t r1, const float * x, float * y) {
+// One column of activations, whole rows [r0, r1) of the weight into y[0 ..]. What begins at `ahead` is wanted next.
+static void add_whole_rows_1(
+        const struct bof4_list_view * view, int64_t r0, int64_t r1, const float * x, float * y, const char * ahead) {
     enum { MOST = 1024 };
     double s[MOST + 1];
     const int32_t * p = view->row_pointers;
@@ -104,7 +111,7 @@ static void add_whole_rows_1(const struct bof4_list_view * view, int64_t r0, int
             }
             y[0] += (float) sum;
         } else if (p[end] > p[r0]) {
-            running_sums(view->entries + p[r0], p[end] - p[r0], x, s);
+            running_sums(view->entries + p[r0], p[end] - p[r0], x, s, ahead);
             for (int64_t r = r0; r < end; ++r) {
                 y[r - r0] += (float) (s[p[r + 1] - p[r0]] - s[p[r] - p[r0]]);
             }
@@ -365,7 +372,7 @@ static void add_rows(const struct bof4_list_view * view, int64_t first, int64_t 
             return;
         }
         for (int c = 0; c < t->n; ++c) {
-            add_whole_rows_1(view, base + r0, base + r1, t->x[c], t->y[c] + r0);
+            add_whole_rows_1(view, base + r0, base + r1, t->x[c], t->y[c] + r0, (const char *) (view->entries + view->row_pointers[base + r1]));
         }
         return;
     }
@@ -556,8 +563,8 @@ void bof4_add_outliers_to(
     GGML_ASSERT(src1->type == GGML_TYPE_F32);
     if (ggml_nrows(dst) == 1 && bof4_whole_rows(view)) {
         // a token that is generated: no tiles
-        const int64_t base = view->first / view->row_length;
-        add_whole_rows_1(view, base + ir0_start, base + ir0_end, (const float *) src1->data, (float *) dst->data + ir0_start);
+        const char * weights = (const char *) src0->data + ir0_end * src0->nb[1];
+        bof4_add_outliers_to_column(dst, view, ir0_start, ir0_end, weights);
         return;
     }
     const int side_by_side = pairs ? PAIRED : TILE;
@@ -587,6 +594,13 @@ void bof4_add_outliers_to(
         add_rows(view, first, ir0_start, ir0_end, &t);
         ir1 += t.n;
     }
+}
+
+void bof4_add_outliers_to_column(
+        struct ggml_tensor * dst, const struct bof4_list_view * view, int64_t ir0_start, int64_t ir0_end, const char * ahead) {
+    const int64_t base = view->first / view->row_length;
+    add_whole_rows_1(view, base + ir0_start, base + ir0_end, (const float *) dst->src[1]->data, (float *) dst->data + ir0_start,
+        ahead);
 }
 
 void bof4_add_outliers_of_expert(

@@ -50,6 +50,11 @@ void bof4_add_outliers_to(
     struct ggml_tensor * dst, const struct bof4_list_view * view, const uint32_t * pairs,
     int64_t ir0_start, int64_t ir0_end, int64_t ir1_start, int64_t ir1_end);
 
+// Rows [ir0_start, ir0_end) of a product of one column with whole rows of the list's weight. What lies at `ahead`, weights that
+// this thread wants next, is asked for meanwhile.
+void bof4_add_outliers_to_column(
+    struct ggml_tensor * dst, const struct bof4_list_view * view, int64_t ir0_start, int64_t ir0_end, const char * ahead);
+
 // Rows (and columns) that a thread takes at a time: for weights of our types more than the usual number, so that weights
 // and list remain long streams, interrupted seldom, and small models are not handed out in crumbs.
 int bof4_chunk_rows(const struct ggml_tensor * dst, int usual);

@@ -1,4 +1,4 @@
-// A buffer type of the CPU backend for interleaved BOF4 weights, and mul_mat and mul_mat_id on them.
+// A buffer type of the CPU backend for interleaved weights of BOF4 types and of Q6_K, and mul_mat and mul_mat_id on them.
 //
 // llama.cpp asks every extra buffer type of the CPU whether it can compute what a weight is for, and loads the weight
 // through set_tensor of the first that can; set_tensor interleaves. The operation then finds its kernels at tensor->extra.
@@ -6,7 +6,8 @@
 // Both operations are one thing here: matrices of weights (one, or one an expert), each of which meets a set of columns.
 // First all threads round the activations to int8 and write down, matrix by matrix, which columns meet it: where each one's
 // activations begin and where its results go. After one barrier, threads take pieces (some rows of one matrix, with all its
-// columns) until none is left. Outliers are added by the thread that computed the piece.
+// columns) until none is left. Each begins with pieces that follow one another, so that weights are one long stream, and then
+// takes over what others have not got to. Outliers are added by the thread that computed the piece.
 
 #include "bof4-repack.h"
 
@@ -23,6 +24,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstring>
+#include <new>
 #include <thread>
 #include <vector>
 
@@ -91,6 +93,9 @@ struct kernels {
 
 const kernels bof4_s = BOF4_KERNELS(bof4_s);
 const kernels bof4_k = BOF4_KERNELS(bof4_k);
+#ifdef BOF4_GEMM_Q6
+const kernels bof4_q6 = BOF4_KERNELS(bof4_q6);
+#endif
 
 // Takes successive parts of the work buffer.
 struct cut {
@@ -106,6 +111,12 @@ struct cut {
     }
 };
 
+// The pieces that a thread begins with, next and end; in a cache line of their own.
+struct alignas(64) share {
+    std::atomic<int64_t> next;
+    int64_t end;
+};
+
 // A result column: expert slot (or row of src1) and token, as bof4_add_outliers_of_expert wants them.
 struct column_id {
     int32_t slot;
@@ -118,11 +129,11 @@ public:
 
     const kernels & k;
 
-    bool work_size(int, const ggml_tensor * op, size_t & size) override {
+    bool work_size(int n_threads, const ggml_tensor * op, size_t & size) override {
         if (op->op != GGML_OP_MUL_MAT && op->op != GGML_OP_MUL_MAT_ID) {
             return false;
         }
-        size = plan(k, op, nullptr).bytes + 64; // the buffer need not begin a cache line
+        size = plan(k, op, nullptr, n_threads).bytes + 64; // the buffer need not begin a cache line
         return true;
     }
 
@@ -130,7 +141,7 @@ public:
         if (op->op != GGML_OP_MUL_MAT && op->op != GGML_OP_MUL_MAT_ID) {
             return false;
         }
-        const plan p(k, op, params->wdata);
+        const plan p(k, op, params->wdata, params->nth);
         GGML_ASSERT(p.bytes <= params->wsize);
         GGML_ASSERT(op->src[1]->type == GGML_TYPE_F32 && op->nb[0] == sizeof(float));
 
@@ -139,7 +150,7 @@ public:
         p.prepare_outliers(params);
         if (params->ith == 0) {
             op->op == GGML_OP_MUL_MAT ? p.list_columns() : p.list_columns_of_experts();
-            ggml_threadpool_chunk_set(params->threadpool, params->nth);
+            p.share_out(params->nth);
         }
         ggml_barrier(params->threadpool);
         p.multiply(params);
@@ -166,9 +177,13 @@ private:
         float ** y;
         column_id * ids;
         int64_t * first;        // column of each matrix; one more at the end
+        share * shares;         // of each thread
+        bool    streams_list;   // see below
+        int64_t piece;          // groups of it
+        int64_t parts;          // pieces of a matrix
         size_t bytes;
 
-        plan(const kernels & k, const ggml_tensor * op_, void * wdata)
+        plan(const kernels & k, const ggml_tensor * op_, void * wdata, int n_threads)
             : k(k), op(const_cast<ggml_tensor *>(op_)), weight(op->src[0]), act(op->src[1]),
               n_columns(op->ne[1] * op->ne[2] * op->ne[3]), n_matrices(weight->ne[2] * weight->ne[3]),
               act_row(weight->ne[0] / ggml_blck_size(weight->type) * k.act_bytes),
@@ -177,6 +192,12 @@ private:
             if (listed) {
                 view = ggml_bof4_view_of_op(op);
             }
+            // Of a product of one column with whole rows of the list's weight, the list's memory is what takes time: it is a
+            // stream that the processor does not see coming. Row pointers are asked for one piece early, entries with the piece.
+            streams_list = listed && n_columns == 1 && op->op == GGML_OP_MUL_MAT && bof4_whole_rows(&view);
+            // Small pieces, so that no thread waits long for another; but the activations' way into the cache is to remain cheap.
+            piece = std::min<int64_t>(32, std::max<int64_t>(1, groups_of(weight) / (4 * n_threads)));
+            parts = (groups_of(weight) + piece - 1) / piece;
             const size_t pairs_bytes = listed && op->op == GGML_OP_MUL_MAT ? bof4_pairs_size(op) : 0;
             cut buffer(wdata);
             char * place = buffer.take<char>(pairs_bytes);
@@ -186,6 +207,7 @@ private:
             y     = buffer.take<float *>(n_columns);
             ids   = buffer.take<column_id>(n_columns);
             first = buffer.take<int64_t>(n_matrices + 1);
+            shares = buffer.take<share>(n_threads);
             bytes = buffer.at - static_cast<char *>(wdata);
         }
 
@@ -254,23 +276,26 @@ private:
             first[0] = 0;
         }
 
-        // Groups of a piece: enough pieces that no thread waits long for another, but long streams of weights, and in prompts no
-        // smaller pieces than keep the activations' way into the cache cheap.
-        int64_t groups_of_piece(int n_threads) const {
-            return std::min<int64_t>(32, std::max<int64_t>(1, groups_of(weight) / (4 * n_threads)));
+        // Pieces are numbered over the matrices that meet a column.
+        void share_out(int n_threads) const {
+            int64_t n_pieces = 0;
+            for (int64_t m = 0; m < n_matrices; ++m) {
+                n_pieces += first[m] == first[m + 1] ? 0 : parts;
+            }
+            for (int64_t t = 0; t < n_threads; ++t) {
+                new (shares + t) share { { n_pieces * t / n_threads }, n_pieces * (t + 1) / n_threads };
+            }
         }
 
-        // Is this a product of one column with whole rows of the list's weight? Then the list's memory is what takes time: it is a
-        // stream that the processor does not see coming. Row pointers are asked for one piece early, entries with the piece.
-        bool streams_list() const {
-            return listed && n_columns == 1 && op->op == GGML_OP_MUL_MAT && bof4_whole_rows(&view);
+        // Rows that a thread has first where there is one matrix.
+        int64_t first_row(const ggml_compute_params * params) const {
+            return parts * params->ith / params->nth * piece * BOF4_GROUP;
         }
 
         // Before activations are rounded: the row pointers of the piece that this thread has first.
         void foresee_outliers(const ggml_compute_params * params) const {
-            if (streams_list()) {
-                const int64_t rows = groups_of_piece(params->nth) * BOF4_GROUP;
-                bof4_prefetch_pointers(&view, params->ith * rows, rows, weight->ne[1]);
+            if (streams_list) {
+                bof4_prefetch_pointers(&view, first_row(params), piece * BOF4_GROUP, weight->ne[1]);
             }
         }
 
@@ -278,50 +303,49 @@ private:
         void prepare_outliers(const ggml_compute_params * params) const {
             if (pairs) {
                 bof4_pair_activations(params, op, pairs);
-            } else if (streams_list()) {
-                const int64_t rows = groups_of_piece(params->nth) * BOF4_GROUP;
-                bof4_prefetch_entries(&view, params->ith * rows, rows, weight->ne[1]);
+            } else if (streams_list) {
+                bof4_prefetch_entries(&view, first_row(params), piece * BOF4_GROUP, weight->ne[1]);
             }
         }
 
-        // A piece is some rows of one matrix with all its columns: then weights are read and unpacked once.
         void multiply(const ggml_compute_params * params) const {
-            const int64_t n_rows = weight->ne[1];
-            const int64_t n_groups = groups_of(weight);
-            const size_t group_bytes = k.group_bytes(weight->ne[0]);
-            const int64_t piece = groups_of_piece(params->nth);
-            const int64_t parts = (n_groups + piece - 1) / piece;
-            int64_t i = params->ith;
+            for (int64_t t = 0; t < params->nth; ++t) {
+                multiply_share(shares[(params->ith + t) % params->nth]);
+            }
+        }
+
+        void multiply_share(share & own) const {
             int64_t m = 0;
             int64_t before = 0;     // pieces of the matrices in front of m
-            while (true) {
-                while (m < n_matrices && (first[m] == first[m + 1] || i >= before + parts)) {
+            for (int64_t i = own.next++; i < own.end; i = own.next++) {
+                while (first[m] == first[m + 1] || i >= before + parts) {
                     before += first[m] == first[m + 1] ? 0 : parts;
                     ++m;
                 }
-                if (m == n_matrices) {
-                    break;
-                }
-                const int64_t g0 = (i - before) * piece;
-                const int64_t row0 = g0 * BOF4_GROUP;
-                const int64_t row1 = std::min(n_rows, (g0 + piece) * BOF4_GROUP);
-                if (streams_list()) {
-                    bof4_prefetch_entries(&view, row0, row1 - row0, n_rows);
-                    // the piece after this one is the thread's next, or nearly
-                    bof4_prefetch_pointers(&view, row0 + params->nth * piece * BOF4_GROUP, piece * BOF4_GROUP, n_rows);
-                }
-                // where outliers come behind, fewer rows at a time: their results are to be in the second cache yet
-                const int64_t rows = pairs ? 8 * BOF4_GROUP : row1 - row0;
-                for (int64_t r = row0; r < row1; r += rows) {
-                    part_of(m, r, std::min(row1, r + rows), first[m], first[m + 1],
-                        static_cast<const char *>(weight->data) + (m * n_groups + r / BOF4_GROUP) * group_bytes);
-                }
-                i = ggml_threadpool_chunk_add(params->threadpool, 1);
+                multiply_piece(m, (i - before) * piece);
+            }
+        }
+
+        // Some rows of one matrix with all its columns: then weights are read and unpacked once.
+        void multiply_piece(int64_t m, int64_t g0) const {
+            const int64_t n_rows = weight->ne[1];
+            const size_t group_bytes = k.group_bytes(weight->ne[0]);
+            const int64_t row0 = g0 * BOF4_GROUP;
+            const int64_t row1 = std::min(n_rows, (g0 + piece) * BOF4_GROUP);
+            if (streams_list) {
+                bof4_prefetch_entries(&view, row0, row1 - row0, n_rows);
+                bof4_prefetch_pointers(&view, row1, piece * BOF4_GROUP, n_rows);
+            }
+            // where outliers come behind, fewer rows at a time: their results are to be in the second cache yet
+            const int64_t rows = pairs || streams_list ? 8 * BOF4_GROUP : row1 - row0;
+            for (int64_t r = row0; r < row1; r += rows) {
+                part_of(m, r, std::min(row1, r + rows), first[m], first[m + 1],
+                    static_cast<const char *>(weight->data) + (m * groups_of(weight) + r / BOF4_GROUP) * group_bytes);
             }
         }
 
         void part_of(int64_t m, int64_t row0, int64_t row1, int64_t c0, int64_t c1, const char * groups) const {
-            if (listed && !streams_list()) {
+            if (listed && !streams_list) {
                 bof4_prefetch_list(op, m, row0, row1);
             }
             // columns that fit the next cache with their results
@@ -337,7 +361,11 @@ private:
             if (!listed) {
                 return;
             }
-            if (op->op == GGML_OP_MUL_MAT_ID) {
+            if (streams_list) {
+                // the weights that come next are on their way when it is done
+                const char * ahead = groups + (row1 - row0) / BOF4_GROUP * k.group_bytes(weight->ne[0]);
+                bof4_add_outliers_to_column(op, &view, row0, row1, ahead);
+            } else if (op->op == GGML_OP_MUL_MAT_ID) {
                 bof4_add_outliers_of_expert(op, m, row0, row1, &ids[c0].slot, c1 - c0);
             } else {
                 bof4_add_outliers_to(op, &view, pairs, row0, row1, c0, c1);
@@ -349,9 +377,15 @@ private:
 traits * traits_of(const ggml_tensor * weight) {
     static traits s(bof4_s);
     static traits k(bof4_k);
+#ifdef BOF4_GEMM_Q6
+    static traits q6(bof4_q6);
+#endif
     switch (weight->type) {
         case GGML_TYPE_BOF4_S: return &s;
         case GGML_TYPE_BOF4_K: return &k;
+#ifdef BOF4_GEMM_Q6
+        case GGML_TYPE_Q6_K:   return &q6;
+#endif
         default:               return nullptr;
     }
 }

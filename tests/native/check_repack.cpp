@@ -1,7 +1,7 @@
 // Interleaved weights through ggml's public API, linked against the built libraries: mul_mat and mul_mat_id with the weight in
-// the extra buffer type of the CPU backend, against the same operation with the weight in an ordinary buffer; both types, with
-// lists and without. Both round activations alike and add in the same order, so there is nothing between them, not a bit;
-// but the sums of outliers of few columns, which begin where a thread's part does.
+// the extra buffer type of the CPU backend, against the same operation with the weight in an ordinary buffer; our types, with
+// lists and without, and upstream's Q6_K where it is interleaved. Both round activations alike and add in the same order, so there
+// is nothing between them, not a bit; but Q6_K, and the sums of outliers of few columns, which begin where a thread's part does.
 //
 // Exit code 77 where this processor has no kernels for interleaved weights.
 
@@ -82,9 +82,9 @@ std::vector<float> compute(const operation & o, ggml_backend_buffer_type_t buft,
     return result;
 }
 
-// Columns that meet their outliers one after the other may differ in the last bit.
+// Columns that meet their outliers one after the other may differ in the last bit, and upstream's kernel adds in another order.
 bool must_be_equal(const operation & o) {
-    return !o.listed || (o.used == 0 && o.act[1] >= 8);
+    return o.type != GGML_TYPE_Q6_K && (!o.listed || (o.used == 0 && o.act[1] >= 8));
 }
 
 // The relative squared difference of the two results.
@@ -145,7 +145,14 @@ int main() {
         return 77;
     }
     std::vector<operation> plain, batches, experts;
-    for (const ggml_type type : { GGML_TYPE_BOF4_S, GGML_TYPE_BOF4_K }) for (const bool listed : { false, true }) {
+    std::vector<ggml_type> types = { GGML_TYPE_BOF4_S, GGML_TYPE_BOF4_K };
+    if (ggml_cpu_has_avx512_vnni() || ggml_cpu_has_avx_vnni()) {
+        types.push_back(GGML_TYPE_Q6_K);
+    }
+    for (const ggml_type type : types) for (const bool listed : { false, true }) {
+        if (listed && !ggml_bof4_is_type(type)) {
+            continue;
+        }
         for (const int64_t rows : { 8, 31, 200 }) for (const int64_t columns : { 1, 2, 7, 33, 512 }) for (const int threads : { 1, 2, 5 }) {
             plain.push_back({ type, { 768, rows }, { 768, columns }, 0, listed, threads });
         }
