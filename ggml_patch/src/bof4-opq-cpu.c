@@ -55,9 +55,9 @@ static bool whole_rows(const struct bof4_list_view * view, int64_t first) {
 // and rows of few outliers, each of another number, cost no mispredicted branch. In double precision, because the
 // difference of two floats would lose the digits of a small row beside a large one.
 //
-// Meanwhile lines from `ahead` on are asked for: the sums keep the processor busy, and would leave its memory idle.
+// Meanwhile lines from `ahead` on are asked for, one for eight entries: the sums keep the processor busy, and would leave its memory
+// idle. (More lines wait for each other.)
 static void running_sums(const int32_t * entries, int n, const float * x, double * s, const char * ahead) {
-    enum { LINES = 1 };     // for 8 entries; more wait for each other
     int i = 0;
     s[0] = 0.0;
 #if defined(__AVX512F__)
@@ -66,9 +66,7 @@ static void running_sums(const int32_t * entries, int n, const float * x, double
     __m512d carry = _mm512_setzero_pd();
     for (; i + 8 <= n; i += 8) {
         const int32_t * e = entries + i;
-        for (int l = 0; l < LINES; ++l) {
-            __builtin_prefetch(ahead + (i / 8 * LINES + l) * 64);
-        }
+        __builtin_prefetch(ahead + i * 8);
         const __m256i entry = _mm256_loadu_si256((const __m256i *) e);
         const __m256 value = _mm256_castsi256_ps(_mm256_andnot_si256(column_bits, entry));
         // loads and inserts: a gather instruction takes three times as long on Zen
@@ -86,6 +84,8 @@ static void running_sums(const int32_t * entries, int n, const float * x, double
         _mm512_storeu_pd(s + 1 + i, sum);
         carry = _mm512_permutexvar_pd(_mm512_set1_epi64(7), sum);
     }
+#else
+    GGML_UNUSED(ahead);
 #endif
     for (; i < n; ++i) {
         s[i + 1] = s[i] + (double) bof4_entry_value(entries[i]) * (double) x[bof4_entry_column(entries[i])];
@@ -145,11 +145,10 @@ static inline void row_sums(const int32_t * entries, int32_t n, const float * co
 }
 
 // The same for activations side by side, pairs[TILE * j + c] = columns c (low half) and TILE + c (high half) at element j: one
-// load an entry. sums[0] is wanted of the first TILE columns if `first`, sums[1] of the others if `second`. The row is entries
-// e .. e + n of a list that ends at `end`, and is not empty.
+// load an entry. sums0 are of the first TILE columns, sums1 of the others. The row is entries e .. e + n of a list that ends at
+// `end`, and is not empty.
 static inline void row_sums_of_pairs(
-        const int32_t * entries, int32_t e, int32_t n, int32_t end, const uint32_t * pairs, bool first, bool second,
-        float * sums0, float * sums1) {
+        const int32_t * entries, int32_t e, int32_t n, int32_t end, const uint32_t * pairs, float * sums0, float * sums1) {
 #if defined(__AVX512F__)
     const __m512i high = _mm512_set1_epi32((int) 0xffff0000);
     __m512 total0 = _mm512_setzero_ps();
@@ -172,8 +171,6 @@ static inline void row_sums_of_pairs(
 #undef ADD_ENTRY
     _mm512_storeu_ps(sums0, total0);
     _mm512_storeu_ps(sums1, total1);
-    GGML_UNUSED(first);
-    GGML_UNUSED(second);
 #else
     GGML_UNUSED(end);
     entries += e;
@@ -182,25 +179,17 @@ static inline void row_sums_of_pairs(
     for (int32_t e = 0; e < n; ++e) {
         const float value = bof4_entry_value(entries[e]);
         const uint32_t * act = pairs + (int64_t) bof4_entry_column(entries[e]) * TILE;
-        uint32_t bits[TILE];
-        float x[TILE];
-        if (first) {
-            for (int c = 0; c < TILE; ++c) {
-                bits[c] = act[c] << 16;
-            }
-            memcpy(x, bits, sizeof(x));
-            for (int c = 0; c < TILE; ++c) {
-                total0[c] += value * x[c];
-            }
+        uint32_t low[TILE], high[TILE];
+        float x0[TILE], x1[TILE];
+        for (int c = 0; c < TILE; ++c) {
+            low[c] = act[c] << 16;
+            high[c] = act[c] & 0xffff0000u;
         }
-        if (second) {
-            for (int c = 0; c < TILE; ++c) {
-                bits[c] = act[c] & 0xffff0000u;
-            }
-            memcpy(x, bits, sizeof(x));
-            for (int c = 0; c < TILE; ++c) {
-                total1[c] += value * x[c];
-            }
+        memcpy(x0, low, sizeof(x0));
+        memcpy(x1, high, sizeof(x1));
+        for (int c = 0; c < TILE; ++c) {
+            total0[c] += value * x0[c];
+            total1[c] += value * x1[c];
         }
     }
     memcpy(sums0, total0, sizeof(total0));
@@ -348,8 +337,7 @@ static void add_whole_rows(
             const int32_t e = p[first + r];
             const int32_t n = p[first + r + 1] - e;
             if (t->pairs) {
-                row_sums_of_pairs(view->entries, e, n, p[first + n_rows], t->pairs, n_first > 0, n_second > 0,
-                    sums[0][r], sums[1][r]);
+                row_sums_of_pairs(view->entries, e, n, p[first + n_rows], t->pairs, sums[0][r], sums[1][r]);
             } else {
                 row_sums(view->entries + e, n, t->x, sums[0][r]);
             }
@@ -518,13 +506,13 @@ static int64_t first_rows(const struct ggml_compute_params * params, const struc
 
 void bof4_foresee_list(const struct ggml_compute_params * params, const struct ggml_tensor * dst) {
     int64_t first;
-    if (ggml_bof4_list_of_op(dst) == NULL || first_rows(params, dst, &first) == 0) {
+    const int64_t n_rows = first_rows(params, dst, &first);
+    if (ggml_bof4_list_of_op(dst) == NULL || n_rows == 0) {
         return;
     }
     const struct bof4_list_view view = ggml_bof4_view_of_op(dst);
-    if (whole_rows(&view, view.first)) {
-        const int32_t * p = view.row_pointers + view.first / view.row_length + first;
-        prefetch(p, p + first_rows(params, dst, &first) + LINE);
+    if (bof4_whole_rows(&view)) {
+        bof4_prefetch_pointers(&view, first, n_rows, dst->ne[0]);
     }
 }
 
@@ -539,8 +527,8 @@ void bof4_prepare_list(const struct ggml_compute_params * params, struct ggml_te
     int64_t first;
     const int64_t n_rows = first_rows(params, dst, &first);
     const struct bof4_list_view view = ggml_bof4_view_of_op(dst);
-    if (n_rows > 0 && whole_rows(&view, view.first)) {
-        prefetch_entries(&view, view.row_pointers + view.first / view.row_length + first, n_rows);
+    if (n_rows > 0 && bof4_whole_rows(&view)) {
+        bof4_prefetch_entries(&view, first, n_rows, dst->ne[0]);
     }
 }
 

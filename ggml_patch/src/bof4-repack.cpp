@@ -348,8 +348,8 @@ private:
             if (listed && !streams_list) {
                 bof4_prefetch_list(op, m, row0, row1);
             }
-            // columns that fit the next cache with their results
-            enum { MOST = 512 };
+            // columns that fit the second cache with their results, where numbers are int16, too
+            enum { MOST = 128 };
             float * to[MOST];
             for (int64_t c = c0; c < c1; c += MOST) {
                 const int64_t count = std::min<int64_t>(MOST, c1 - c);
