@@ -31,7 +31,8 @@ from gguf_bof4.bench.speed.results import (
     speed_variants,
 )
 from gguf_bof4.bench.speed.rounds import make_plan, names_of_tests, rotated
-from gguf_bof4.bench.speed.synthetic import LLAMA_1B, Shape, synthetic_model, write_synthetic
+from gguf_bof4.bench.speed.synthetic import SHAPES, Shape, synthetic_model, write_synthetic
+from gguf_bof4.bench.speed.table import speed_table
 from gguf_bof4.bench.variants import Variant
 from gguf_bof4.cli.terminal import split_numbers
 from gguf_bof4.errors import UserError
@@ -159,8 +160,9 @@ def test_the_synthetic_model_is_the_same_every_time_and_has_the_shapes_of_a_llam
             assert float(np.std(weights)) == pytest.approx(t.shape[-1] ** -0.5, rel=0.02)
         else:
             assert (weights == 1).all()
-    assert 1.07e9 < LLAMA_1B.n_weights < 1.08e9
-    assert all(shape[-1] % 256 == 0 for _, shape in LLAMA_1B.tensors())
+    assert 1.07e9 < SHAPES["1b"].n_weights < 1.08e9
+    assert 7e9 < SHAPES["8b"].n_weights < 8e9
+    assert all(shape[-1] % 256 == 0 for llama in SHAPES.values() for _, shape in llama.tensors())
 
 
 def test_generation_reads_what_is_multiplied(tiny: Path, tmp_path: Path) -> None:
@@ -197,7 +199,7 @@ def test_a_full_disk_is_noticed_before_anything_is_made(
         Files(tiny, tmp_path, 1).check_disk([S, Q4_0])
     monkeypatch.setenv("BOF4_CACHE", str(tmp_path))
     with pytest.raises(UserError, match="set BOF4_CACHE"):
-        synthetic_model(TINY)
+        synthetic_model("1b")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -222,10 +224,10 @@ def test_only_rounds_that_have_everything_count() -> None:
     assert [len(r) for r in complete_rounds(rows, SETUP, [Q4_0, S, K], ["pp256"])] == [3]
     assert complete_rounds(rows, SETUP, [Q4_0, S, K], TESTS) == []
     assert complete_rounds(rows, replace(SETUP, build="another"), [Q4_0, S], TESTS) == []
-    plan = make_plan(SETUP, [Q4_0, S], [256], 64, 1, 5, rows)
+    plan = make_plan(SETUP, [Q4_0, S], [256], 64, 1, 99, 5, rows)
     assert (plan.there, list(plan.numbers), plan.tests) == (2, [4, 5, 6], TESTS)
-    assert list(make_plan(SETUP, [Q4_0, S], [256], 64, 1, 2, rows).numbers) == []
-    assert list(make_plan(SETUP, [Q4_0, S], [256], 64, 1, 2, rows, again=True).numbers) == [4, 5]
+    assert list(make_plan(SETUP, [Q4_0, S], [256], 64, 1, 99, 2, rows).numbers) == []
+    assert list(make_plan(SETUP, [Q4_0, S], [256], 64, 1, 99, 2, rows, again=True).numbers) == [4, 5]
     assert names_of_tests([], 0) == ()
 
 
@@ -248,11 +250,11 @@ def test_an_interrupted_run_keeps_its_rows_and_begins_its_round_again(
     monkeypatch.setattr(rounds, "Memory", Quick)
     monkeypatch.setattr(Files, "get", lambda _, v: files.File(v, Path(v.type), 4.5, 1, {}))
     output = tmp_path / "rows.csv"
-    plan = make_plan(SETUP, [Q4_0, S], [256], 64, 1, 3, [])
+    plan = make_plan(SETUP, [Q4_0, S], [256], 64, 1, 99, 3, [])
     with pytest.raises(KeyboardInterrupt):
         rounds.run(plan, Files(tiny, tmp_path, 1), output, lambda _: None)
     assert [r.round for r in read_rows(output)] == [1, 1, 1, 1, 2, 2]
-    rest = make_plan(SETUP, [Q4_0, S], [256], 64, 1, 3, read_rows(output))
+    rest = make_plan(SETUP, [Q4_0, S], [256], 64, 1, 99, 3, read_rows(output))
     assert list(rest.numbers) == [3, 4]
 
 
@@ -295,6 +297,29 @@ def test_bars_are_those_of_the_build() -> None:
         "not measured: types of llama.cpp", "not measured: types of llama.cpp",
         "not measured: Q4_0", "not measured: BOF4_K and Q4_0", "not measured: BOF4_K",
     ]  # fmt: skip
+
+
+def test_on_a_gpu_nothing_is_said_of_this_machines_memory(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    def on_gpu(*arguments: object) -> list[measure.Speed]:
+        asked.append(arguments)
+        return [measure.Speed(test, 100.0, "") for test in TESTS]
+
+    monkeypatch.setattr(rounds, "llama_bench", on_gpu)
+    monkeypatch.setattr(Files, "get", lambda _, v: files.File(v, Path(v.type), 4.5, 1, {}))
+    setup, output, said = replace(SETUP, instructions="cuda"), tmp_path / "rows.csv", list[str]()
+    plan = make_plan(setup, [Q4_0, S], [256], 64, 1, 99, 1, [])
+    rounds.run(plan, Files(tiny, tmp_path, 1), output, said.append)
+    assert [arguments[-1] for arguments in asked] == [99, 99]
+    assert not any("GB/s" in line for line in said)
+    found = Measured(complete_rounds(read_rows(output), setup, [Q4_0, S], TESTS), [Q4_0, S], TESTS)
+    assert found.bandwidth == Spread(0, 0, 0)
+    headings = [str(column.header) for column in speed_table(setup, found, "tg64").columns]
+    assert headings == ["type", "lists", "bits", "tokens/s", "over Q4_0"]
+    assert judge(found, setup.instructions) == ()
 
 
 def test_rows_survive_the_file(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 from collections import Counter
 from pathlib import Path
@@ -53,6 +54,21 @@ def test_upstreams_tests_of_operations_pass(programs: Path) -> None:
     refused = [f"{operation}({case})" for operation, case, _, result in cases if result != "OK"]
     products = [case for case in refused if case.startswith("MUL_MAT") and "type_b=f32" in case]
     assert len(products) < 0.2 * sum(passed.values()), products[:20]
+
+
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
+def test_nothing_is_read_or_written_where_it_should_not(programs: Path, tool: str) -> None:
+    """This project's kernels under NVIDIA's checker, which slows them down a hundred times: small products only."""
+    checker = shutil.which("compute-sanitizer")
+    if checker is None:
+        pytest.skip("compute-sanitizer, which comes with the CUDA toolkit, is not on the PATH")
+    small = r"bof4_.*(m=16,n=\d,k=256|n=256,m=5)"
+    output = run(
+        Path(checker), "--tool", tool, "--kernel-name", "kernel_substring=bof4", "--error-exitcode", "9",
+        str(programs / "test-backend-ops"), "test", "-b", "CUDA0", "-p", small,
+    )  # fmt: skip
+    assert "ERROR SUMMARY: 0 errors" in output or "0 hazards displayed" in output, output[-2000:]
+    assert output.count(": OK") > 20, output[-2000:]
 
 
 def test_products_of_large_matrices_are_those_of_the_cpu(programs: Path) -> None:

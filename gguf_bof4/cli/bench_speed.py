@@ -18,41 +18,42 @@ if TYPE_CHECKING:
     from gguf_bof4.bench.speed.rounds import Plan
     from gguf_bof4.bench.variants import Variant
 
-SYNTHETIC = "llama-1b"
+ALL_LAYERS = 99
 
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _setup(rows: list[Row], model: str, threads: int, repack: bool, built: bool) -> Setup:
+def _setup(rows: list[Row], model: str, threads: int, repack: bool, gpu_layers: int, built: bool) -> Setup:
     """What is to be measured or shown; without a build, the one that was measured last."""
-    from gguf_bof4.bench.speed.measure import build_id, instruction_set, physical_cores
-    from gguf_bof4.bench.speed.results import Setup
+    from gguf_bof4.bench.speed.measure import build_id, instruction_set, physical_cores, runs_on_gpu
+    from gguf_bof4.bench.speed.results import ON_GPU, Setup
 
     if built:
-        return Setup(model, build_id(), instruction_set(), threads or physical_cores(), repack)
+        instructions = ON_GPU if runs_on_gpu(gpu_layers) else instruction_set()
+        return Setup(model, build_id(), instructions, threads or physical_cores(), repack)
     for row in reversed(rows):
         if row.model == model and bool(row.repack) == repack and threads in {0, row.threads}:
             return row.setup
     return Setup(model, "", "", threads or physical_cores(), repack)
 
 
-def _print_plan(plan: Plan, source: Path | None, folder: Path | None, console: Console) -> None:
+def _print_plan(plan: Plan, source: Path | None, size: str, folder: Path | None, console: Console) -> None:
     from gguf_bof4.bench.quality import time_text
     from gguf_bof4.bench.speed.files import open_source
-    from gguf_bof4.bench.speed.synthetic import LLAMA_1B
+    from gguf_bof4.bench.speed.synthetic import SHAPES
 
     table = Table("type", "lists", title=f"in each round of {plan.setup.model}", title_justify="left")
     table.add_column("tests")
     for variant in plan.variants:
         table.add_row(variant.type, variant.opq, ", ".join(plan.tests))
     console.print(table)
-    n_weights = LLAMA_1B.n_weights if source is None else sum(t.n_weights for t in open_source(source).tensors)
+    n_weights = SHAPES[size].n_weights if source is None else sum(t.n_weights for t in open_source(source).tensors)
     console.print(
         f"{plan.there} of {plan.n_rounds} rounds are there, {len(plan.numbers)} to measure, about "
         f"{time_text(plan.round_seconds(n_weights))} each on two cores; before, the files: "
-        f"{(2 if source is None else 0) + 0.66e-9 * n_weights * len(plan.variants):.1f} GB, about "
+        f"{n_weights * 1e-9 * ((2 if source is None else 0) + 0.66 * len(plan.variants)):.1f} GB, about "
         f"{time_text(plan.making_seconds(n_weights))}" + (f", unless they are in {folder}" if folder else "")
     )
 
@@ -73,7 +74,8 @@ def _show(
     measured = Measured(rounds, variants, tests)
     for test in tests:
         console.print(speed_table(setup, measured, test), "")
-    console.print(bars_table(judge(measured, setup.instructions)))
+    if outcomes := judge(measured, setup.instructions):
+        console.print(bars_table(outcomes))
     plot(setup, measured, png)
     console.print(f"{len(rounds)} rounds, the picture in {png}", soft_wrap=True)
 
@@ -83,6 +85,9 @@ def speed(
         Path | None,
         typer.Option("--model", "-m", metavar="FILE", help="An unquantized GGUF file (default: random weights)."),
     ] = None,
+    size: Annotated[
+        str, typer.Option(metavar="1b|8b", help="Weights of the random model: 8b is for GPUs, and takes 14 GB.")
+    ] = "1b",
     types: Annotated[
         list[str] | None,
         typer.Option("--types", metavar="TYPE", help="Ours and others' (default: all with four bits)."),
@@ -101,6 +106,10 @@ def speed(
     repack: Annotated[
         bool, typer.Option("--repack/--no-repack", help="Interleave weights at load, as llama.cpp does by itself.")
     ] = True,
+    gpu_layers: Annotated[
+        int,
+        typer.Option("--gpu-layers", "-ngl", min=0, help="Layers that go to a GPU, in a build made for one."),
+    ] = ALL_LAYERS,
     files: Annotated[
         Path | None,
         typer.Option("--files", file_okay=False, metavar="FOLDER", help="Keep the quantized files, and reuse them."),
@@ -133,7 +142,7 @@ def speed(
     from gguf_bof4.bench.speed.files import DEFAULT_TYPES, TYPES, Files
     from gguf_bof4.bench.speed.results import read_rows, speed_variants
     from gguf_bof4.bench.speed.rounds import make_plan, run
-    from gguf_bof4.bench.speed.synthetic import synthetic_model
+    from gguf_bof4.bench.speed.synthetic import SHAPES, synthetic_model, synthetic_name
     from gguf_bof4.bench.variants import NO_LISTS, choose, parse_quantile
     from gguf_bof4.errors import UserError
     from gguf_bof4.ggml_patch.build import installed_bin
@@ -145,13 +154,14 @@ def speed(
     prompts = split_numbers("--prompt", prompt) if prompt else (256, 512)
     if not prompts and not generate:
         raise UserError("neither a --prompt nor tokens to --generate: there is nothing to measure")
+    (size,) = choose("size", [size], tuple(SHAPES))
     console = table_console()
     rows = read_rows(output)
-    name = SYNTHETIC if model is None else model.stem
-    setup = _setup(rows, name, threads, repack, built=not (list_ or plot_only))
-    plan = make_plan(setup, chosen, prompts, generate, repetitions, rounds, rows, force)
+    name = synthetic_name(size) if model is None else model.stem
+    setup = _setup(rows, name, threads, repack, gpu_layers, built=not (list_ or plot_only))
+    plan = make_plan(setup, chosen, prompts, generate, repetitions, gpu_layers, rounds, rows, force)
     if list_:
-        _print_plan(plan, model, files, console)
+        _print_plan(plan, model, size, files, console)
         return
     check_available()
     if plan.numbers and not plot_only:
@@ -160,7 +170,7 @@ def speed(
         with interruptible(kept), tempfile.TemporaryDirectory(prefix="bof4-bench-") as folder:
             if model is None:
                 _say("random weights: made unless they are in the cache")
-            source = synthetic_model() if model is None else model
+            source = synthetic_model(size) if model is None else model
             run(plan, Files(source, files or Path(folder), setup.threads), output, _say)
     _show(read_rows(output), setup, chosen, plan.tests, png or output.with_suffix(".png"), console)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from gguf_bof4.bench.speed.ratios import Measured, Spread
-from gguf_bof4.bench.speed.results import is_generation, speed_variant
+from gguf_bof4.bench.speed.results import ON_GPU, is_generation, speed_variant
 
 PROMPT_LIMITS = {"BOF4_S": 1.20, "BOF4_K": 1.05}
 PROMPT_LIMITS_AVX2 = {"BOF4_S": 1.10, "BOF4_K": 1.00}
@@ -64,11 +64,13 @@ def _generation(measured: Measured, test: str, name: str) -> Iterator[Outcome]:
 
 
 def judge(measured: Measured, instructions: str) -> tuple[Outcome, ...]:
-    """Every bar of every test that was run.
+    """Every bar of every test that was run; none on a GPU, where bof4-bench-cuda has them for single products.
 
     Args:
-        instructions: that the library was built for.
+        instructions: that the library was built for, or ON_GPU.
     """
+    if instructions == ON_GPU:
+        return ()
     limits = PROMPT_LIMITS_AVX2 if instructions == "avx2" else PROMPT_LIMITS
     found: list[Outcome] = []
     for test in measured.tests:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from gguf_bof4 import native
 from gguf_bof4.bench.measure import REMEDY
 from gguf_bof4.errors import UserError
+from gguf_bof4.ggml_patch import cuda
 from gguf_bof4.ggml_patch.build import installed_bin
 from gguf_bof4.ggml_patch.programs import run_program
 from gguf_bof4.reading import Model
@@ -65,20 +66,21 @@ def parse_speeds(output: str) -> list[Speed]:
 
 
 def llama_bench(
-    model: Path, prompts: tuple[int, ...], generate: int, threads: int, repack: bool, repetitions: int
+    model: Path, prompts: tuple[int, ...], generate: int, threads: int, repack: bool, repetitions: int, gpu_layers: int
 ) -> list[Speed]:
     """Load a file once and run the tests on it, each after one that does not count.
 
     Args:
         prompts: tokens of each prompt.
         generate: tokens to generate; 0: none.
+        gpu_layers: that go to a GPU, where the build has one.
 
     Raises:
         UserError: llama-bench failed.
     """
     output = run_program(
         "llama-bench", "-m", model, "-p", ",".join(map(str, prompts)) or "0", "-n", str(generate), "-t", str(threads),
-        "--repack", str(int(repack)), "-r", str(repetitions), "-o", "jsonl", remedy=REMEDY,
+        "--repack", str(int(repack)), "-ngl", str(gpu_layers), "-r", str(repetitions), "-o", "jsonl", remedy=REMEDY,
     )  # fmt: skip
     return parse_speeds(output)
 
@@ -122,6 +124,11 @@ def instruction_set() -> str:
     return found.decode() if isinstance(found, bytes) else found
 
 
+def runs_on_gpu(gpu_layers: int) -> bool:
+    """Is the build in use one for GPUs, is there one, and are layers to go there?"""
+    return gpu_layers > 0 and any(installed_bin().glob("*ggml-cuda*")) and bool(cuda.gpu_architectures())
+
+
 def build_id() -> str:
     """Eight hexadecimal digits that change with the kernels.
 
@@ -129,7 +136,9 @@ def build_id() -> str:
         NotBuiltError: `bof4 build` has not been run.
     """
     folder = installed_bin()
-    libraries = sorted({path.resolve() for path in folder.glob("*ggml-cpu*")}) or [folder / "llama-bench"]
+    libraries = sorted({path.resolve() for kind in ("cpu", "cuda") for path in folder.glob(f"*ggml-{kind}*")}) or [
+        folder / "llama-bench"
+    ]
     digest = hashlib.sha256()
     for path in libraries:
         digest.update(path.read_bytes())

@@ -12,6 +12,10 @@ from gguf_bof4.bench.variants import NO_LISTS, OUR_TYPES, Variant
 _COMMAND = "bof4 bench speed"
 
 
+ON_GPU = "cuda"
+"""In the place of instructions, where layers are on a GPU."""
+
+
 @dataclass(frozen=True)
 class Setup:
     """What speeds must have in common to be compared.
@@ -19,7 +23,7 @@ class Setup:
     Attributes:
         model: the name of the unquantized model.
         build: eight hexadecimal digits of a hash of the library with the kernels.
-        instructions: that the library was built for.
+        instructions: that the library was built for, or ON_GPU.
         threads: of llama-bench, and of reading memory.
         repack: weights are interleaved at load, where there are kernels for it.
     """
@@ -29,6 +33,10 @@ class Setup:
     instructions: str
     threads: int
     repack: bool
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.instructions == ON_GPU
 
 
 @dataclass(frozen=True)
@@ -43,7 +51,8 @@ class Row:
         bytes_per_token: of weights and lists that generating a token reads.
         test: as llama-bench names it: pp256, a prompt of 256 tokens; tg64, generating 64.
         tokens_per_second: median of the repetitions.
-        bandwidth: GB/s that the same threads read right before this file was measured.
+        bandwidth: GB/s that the same threads read right before this file was measured; of a GPU 0, unknown
+            (bof4-bench-cuda measures it).
         time: when, in UTC.
     """
 

@@ -31,6 +31,7 @@ class Plan:
         prompts: tokens of each prompt.
         generate: tokens to generate; 0: none.
         repetitions: of a test within a round.
+        gpu_layers: that go to a GPU.
         n_rounds: that there are to be.
         there: complete rounds that there are.
         first: the number of the first new round.
@@ -41,6 +42,7 @@ class Plan:
     prompts: tuple[int, ...]
     generate: int
     repetitions: int
+    gpu_layers: int
     n_rounds: int
     there: int
     first: int
@@ -77,6 +79,7 @@ def make_plan(
     prompts: Sequence[int],
     generate: int,
     repetitions: int,
+    gpu_layers: int,
     n_rounds: int,
     rows: Sequence[Row],
     again: bool = False,
@@ -89,7 +92,7 @@ def make_plan(
     """
     there = 0 if again else len(complete_rounds(rows, setup, variants, names_of_tests(prompts, generate)))
     first = max(rounds_of(rows, setup), default=0) + 1
-    return Plan(setup, tuple(variants), tuple(prompts), generate, repetitions, n_rounds, there, first)
+    return Plan(setup, tuple(variants), tuple(prompts), generate, repetitions, gpu_layers, n_rounds, there, first)
 
 
 def rotated(items: Sequence[_Item], number: int) -> list[_Item]:
@@ -117,15 +120,16 @@ def run(plan: Plan, files: Files, output: Path, say: Say) -> None:
         if others := made[variant].others:
             counts = ", ".join(f"{count} of its matrices are {name}" for name, count in others.items())
             say(f"{label(variant)}: {counts}, whose rows are too short for it")
-    memory = Memory()
+    memory = None if plan.setup.on_gpu else Memory()
     started = time.monotonic()
     for done, number in enumerate(plan.numbers):
         for variant in rotated(plan.variants, number):
             file = made[variant]
-            bandwidth = memory.bandwidth(plan.setup.threads)
+            bandwidth = 0.0 if memory is None else memory.bandwidth(plan.setup.threads)
             speeds = llama_bench(
-                file.path, plan.prompts, plan.generate, plan.setup.threads, plan.setup.repack, plan.repetitions
-            )
+                file.path, plan.prompts, plan.generate, plan.setup.threads, plan.setup.repack, plan.repetitions,
+                plan.gpu_layers,
+            )  # fmt: skip
             s = plan.setup
             add_rows(
                 output,
@@ -142,7 +146,7 @@ def run(plan: Plan, files: Files, output: Path, say: Say) -> None:
             )  # fmt: skip
             figures = ", ".join(f"{speed.test} {speed.tokens_per_second:.1f}" for speed in speeds)
             what = f"round {plan.there + done + 1} of {plan.n_rounds}  {label(variant)}"
-            say(f"{what}: {figures} tokens/s; {bandwidth:.1f} GB/s read")
+            say(f"{what}: {figures} tokens/s" + (f"; {bandwidth:.1f} GB/s read" if bandwidth else ""))
         left = (time.monotonic() - started) / (done + 1) * (len(plan.numbers) - done - 1)
         if left:
             say(f"about {left / 60:.0f} min left")

@@ -68,6 +68,16 @@ LLAMA_1B = Shape(layers=16, embedding=2048, feed_forward=8192, heads=32, kv_head
 """The blocks of Llama 3.2 1B. With its vocabulary of 128256 tokens a quarter of the file would be the output matrix,
 which is of another type; this one makes 1.07 billion weights."""
 
+LLAMA_8B = Shape(layers=32, embedding=4096, feed_forward=14336, heads=32, kv_heads=8, vocabulary=49152)
+"""The blocks of Llama 3 8B, for GPUs: 7.2 billion weights."""
+
+SHAPES = {"1b": LLAMA_1B, "8b": LLAMA_8B}
+
+
+def synthetic_name(size: str) -> str:
+    """What the model of a size is called."""
+    return f"llama-{size}"
+
 
 def _header(writer: gguf.GGUFWriter, shape: Shape) -> None:
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
@@ -116,14 +126,15 @@ def write_synthetic(shape: Shape, target: Path) -> None:
         file.write(bytes(-file.tell() % gguf.GGUF_DEFAULT_ALIGNMENT))
 
 
-def synthetic_model(shape: Shape = LLAMA_1B) -> Path:
-    """The model of this shape, from the cache; made there the first time.
+def synthetic_model(size: str = "1b") -> Path:
+    """The model of this size, one of SHAPES, from the cache; made there the first time.
 
     Raises:
         UserError: the disk is too small.
     """
+    shape = SHAPES[size]
     key = hashlib.sha256(json.dumps([RECIPE, _SEED, asdict(shape)], sort_keys=True).encode()).hexdigest()[:8]
-    target = models_folder() / f"synthetic-{key}" / "llama-1b.gguf"
+    target = models_folder() / f"synthetic-{key}" / f"{synthetic_name(size)}.gguf"
     if not target.exists():
         needed = 2.01 * shape.n_weights
         check_disk(target.parent, needed, "a model of random weights", "set BOF4_CACHE to another folder")

@@ -15,7 +15,7 @@ def _title(setup: Setup, measured: Measured, test: str) -> str:
     what = f"generating {test[2:]} tokens" if is_generation(test) else f"a prompt of {test[2:]} tokens"
     threads = f"{setup.threads} thread{'s' if setup.threads > 1 else ''}"
     layout = "" if setup.repack else ", nothing interleaved"
-    read = f", {measured.bandwidth.text(1)} GB/s read" if is_generation(test) else ""
+    read = f", {measured.bandwidth.text(1)} GB/s read" if is_generation(test) and not setup.on_gpu else ""
     return (
         f"{setup.model}, {what}, {setup.instructions}, {threads}{layout}{read}: "
         f"medians of {measured.n_rounds} rounds (lowest to highest)"
@@ -35,7 +35,8 @@ def speed_table(setup: Setup, measured: Measured, test: str) -> Table:
     with_peer = generation and peer in measured.variants and peer != rival
     if with_peer:
         table.add_column(f"over {peer.type}", justify="right")
-    if generation:
+    with_share = generation and not setup.on_gpu
+    if with_share:
         table.add_column("of what reading allows", justify="right")
     for variant in measured.sorted_variants(test):
         row = measured.row(variant, test)
@@ -44,7 +45,7 @@ def speed_table(setup: Setup, measured: Measured, test: str) -> Table:
             cells.append(measured.ratio(variant, rival, test).text(3))
         if with_peer:
             cells.append(measured.ratio(variant, peer, test).text(3))
-        if generation:
+        if with_share:
             cells.append(measured.share(variant, test).text(3))
         table.add_row(*cells)
     return table
