@@ -6,8 +6,8 @@
 // Both operations are one thing here: matrices of weights (one, or one an expert), each of which meets a set of columns.
 // First all threads round the activations to int8 and write down, matrix by matrix, which columns meet it: where each one's
 // activations begin and where its results go. After one barrier, threads take pieces (some rows of one matrix, with all its
-// columns) until none is left. Each begins with pieces that follow one another, so that weights are one long stream, and then
-// takes over what others have not got to. Outliers are added by the thread that computed the piece.
+// columns) until none is left. Each has pieces that follow one another, so that weights are one long stream, and when they are done
+// takes over the second half of what another has not got to. Outliers are added by the thread that computed the piece.
 
 #include "bof4-repack.h"
 
@@ -111,10 +111,42 @@ struct cut {
     }
 };
 
-// The pieces that a thread begins with, next and end; in a cache line of their own.
-struct alignas(64) share {
-    std::atomic<int64_t> next;
-    int64_t end;
+// Pieces that one thread has before it, in a cache line of their own.
+class alignas(64) share {
+public:
+    share(int64_t next, int64_t end) : range(pack(next, end)) {}
+
+    // The next piece, or -1.
+    int64_t take() {
+        uint64_t r = range.load();
+        do {
+            if (next_of(r) >= end_of(r)) {
+                return -1;
+            }
+        } while (!range.compare_exchange_weak(r, pack(next_of(r) + 1, end_of(r))));
+        return next_of(r);
+    }
+
+    // Takes over the second half of what another has, where that has any. Only the thread whose share this is adds to it.
+    bool take_over(share & other) {
+        uint64_t r = other.range.load();
+        int64_t middle;
+        do {
+            if (next_of(r) >= end_of(r)) {
+                return false;
+            }
+            middle = next_of(r) + (end_of(r) - next_of(r)) / 2;
+        } while (!other.range.compare_exchange_weak(r, pack(next_of(r), middle)));
+        range.store(pack(middle, end_of(r)));
+        return true;
+    }
+
+private:
+    static uint64_t pack(int64_t next, int64_t end) { return (uint64_t) next << 32 | (uint64_t) end; }
+    static int64_t next_of(uint64_t r) { return (int64_t) (r >> 32); }
+    static int64_t end_of(uint64_t r) { return (int64_t) (uint32_t) r; }
+
+    std::atomic<uint64_t> range;
 };
 
 // A result column: expert slot (or row of src1) and token, as bof4_add_outliers_of_expert wants them.
@@ -195,8 +227,9 @@ private:
             // Of a product of one column with whole rows of the list's weight, the list's memory is what takes time: it is a
             // stream that the processor does not see coming. Row pointers are asked for one piece early, entries with the piece.
             streams_list = listed && n_columns == 1 && op->op == GGML_OP_MUL_MAT && bof4_whole_rows(&view);
-            // Small pieces, so that no thread waits long for another; but the activations' way into the cache is to remain cheap.
-            piece = std::min<int64_t>(32, std::max<int64_t>(1, groups_of(weight) / (4 * n_threads)));
+            // Small pieces, so that no thread waits long for another; but in prompts the way of activations into the cache is to
+            // remain cheap.
+            piece = std::min<int64_t>(few ? 4 : 32, std::max<int64_t>(1, groups_of(weight) / (4 * n_threads)));
             parts = (groups_of(weight) + piece - 1) / piece;
             const size_t pairs_bytes = listed && op->op == GGML_OP_MUL_MAT ? bof4_pairs_size(op) : 0;
             cut buffer(wdata);
@@ -283,7 +316,7 @@ private:
                 n_pieces += first[m] == first[m + 1] ? 0 : parts;
             }
             for (int64_t t = 0; t < n_threads; ++t) {
-                new (shares + t) share { { n_pieces * t / n_threads }, n_pieces * (t + 1) / n_threads };
+                new (shares + t) share(n_pieces * t / n_threads, n_pieces * (t + 1) / n_threads);
             }
         }
 
@@ -309,20 +342,22 @@ private:
         }
 
         void multiply(const ggml_compute_params * params) const {
-            for (int64_t t = 0; t < params->nth; ++t) {
-                multiply_share(shares[(params->ith + t) % params->nth]);
-            }
-        }
-
-        void multiply_share(share & own) const {
-            int64_t m = 0;
-            int64_t before = 0;     // pieces of the matrices in front of m
-            for (int64_t i = own.next++; i < own.end; i = own.next++) {
-                while (first[m] == first[m + 1] || i >= before + parts) {
-                    before += first[m] == first[m + 1] ? 0 : parts;
-                    ++m;
+            share & own = shares[params->ith];
+            bool more = true;
+            while (more) {
+                int64_t m = 0;
+                int64_t before = 0;     // pieces of the matrices in front of m
+                for (int64_t i = own.take(); i >= 0; i = own.take()) {
+                    while (first[m] == first[m + 1] || i >= before + parts) {
+                        before += first[m] == first[m + 1] ? 0 : parts;
+                        ++m;
+                    }
+                    multiply_piece(m, (i - before) * piece);
                 }
-                multiply_piece(m, (i - before) * piece);
+                more = false;
+                for (int t = 1; t < params->nth && !more; ++t) {
+                    more = own.take_over(shares[(params->ith + t) % params->nth]);
+                }
             }
         }
 
