@@ -78,6 +78,7 @@ struct bof4_s {
         }
         return act;
     }
+    static constexpr bool has_plain = true;
     static constexpr auto plain = ggml_vec_dot_bof4_s_q8_0;
     static double weight(const block & b, int i) {
         const int8_t levels[16] = BOF4_S_LEVELS;
@@ -120,6 +121,7 @@ struct bof4_k {
         }
         return act;
     }
+    static constexpr bool has_plain = true;
     static constexpr auto plain = ggml_vec_dot_bof4_k_q8_K;
     static double weight(const block & b, int i) {
         const int8_t levels[16] = BOF4_K_LEVELS;
@@ -141,7 +143,7 @@ struct q6_k {
     static constexpr auto few = bof4_q6_few;
     static constexpr auto gemm = bof4_q6_gemm;
     static constexpr auto plain_act = bof4_k::plain_act;
-    static constexpr std::nullptr_t plain = nullptr;
+    static constexpr bool has_plain = false;
 
     static block random(int extreme) {
         block b;
@@ -232,7 +234,7 @@ result check(int rows, int n, int columns, int extreme, bool exact) {
             largest = std::max(largest, std::isfinite(error) ? error / std::max(magnitude, 1e-30) : INFINITY);
             error2 += error * error;
             all2 += sum * sum;
-            if constexpr (type::plain != nullptr) {
+            if constexpr (type::has_plain) {
                 float plain;
                 type::plain(n, &plain, 0, blocks.data() + r * n_blocks, 0, plain_act.data(), 0, 1);
                 if (exact && got != plain) {
@@ -265,7 +267,7 @@ bool check_all() {
     // 24-bit floats, a few dozen additions deep; an eighth bit of activations is worth 3e-5 (Q8_0) to 5e-5 (Q8_K)
     const bool ok = largest < 1e-6 && few < 1e-4 && many < 1e-4;
     std::printf("%s: %d shapes%s, largest error %.2g of the sum of magnitudes; of rounded activations %.2g, %.2g: %s\n",
-        type::name, cases + 1, type::plain != nullptr ? ", as the plain kernel has them" : "", largest, few, many, ok ? "ok" : "FAILED");
+        type::name, cases + 1, type::has_plain ? ", as the plain kernel has them" : "", largest, few, many, ok ? "ok" : "FAILED");
     return ok;
 }
 
