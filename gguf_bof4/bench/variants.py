@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from gguf_bof4.bench.nf4 import NF4
 from gguf_bof4.bench.peers import IMATRIX_CHUNKS, PEERS
+from gguf_bof4.calibration import RECIPE as GPTQ_RECIPE
 from gguf_bof4.convert.options import DEFAULT_OPQ
 from gguf_bof4.errors import UserError
 from gguf_bof4.formats import FORMATS
@@ -46,7 +47,8 @@ class Variant:
     @property
     def recipe(self) -> str:
         """How its rows are measured, as far as the variant does not say so itself."""
-        return f"{RECIPE} imatrix:{IMATRIX_CHUNKS}" if self.encoder == "imatrix" else str(RECIPE)
+        own = {"imatrix": f" imatrix:{IMATRIX_CHUNKS}", "gptq": f" gptq:{GPTQ_RECIPE}"}
+        return f"{RECIPE}{own.get(self.encoder, '')}"
 
     def __str__(self) -> str:
         lists = "" if self.opq == NO_LISTS else f", lists {self.opq}"

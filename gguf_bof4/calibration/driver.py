@@ -27,6 +27,7 @@ import numpy.typing as npt
 import torch
 
 from gguf_bof4 import native, opq
+from gguf_bof4.calibration import RECIPE
 from gguf_bof4.calibration.checkpoint import Checkpoint
 from gguf_bof4.calibration.encoded import Encoded
 from gguf_bof4.calibration.factor import Drift, Factor, drift, factor
@@ -39,9 +40,6 @@ from gguf_bof4.errors import UserError
 
 Floats = npt.NDArray[np.float32]
 Progress = Callable[[str, int, int], None]
-
-RECIPE = 3
-"""Part of what a checkpoint must agree with: to be raised with every change of what this package makes."""
 
 SWEEPS = 2
 """Rounds of coordinate descent behind the columns."""
