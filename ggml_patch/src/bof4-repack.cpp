@@ -227,9 +227,9 @@ private:
             // Of a product of one column with whole rows of the list's weight, the list's memory is what takes time: it is a
             // stream that the processor does not see coming. Row pointers are asked for one piece early, entries with the piece.
             streams_list = listed && n_columns == 1 && op->op == GGML_OP_MUL_MAT && bof4_whole_rows(&view);
-            // Small pieces, so that no thread waits long for another; but in prompts the way of activations into the cache is to
-            // remain cheap.
-            piece = std::min<int64_t>(few ? 4 : 32, std::max<int64_t>(1, groups_of(weight) / (4 * n_threads)));
+            // Enough pieces that no thread waits long for another, but no smaller than keeps what comes with each of them cheap: the
+            // way of activations into the cache in prompts, lists.
+            piece = std::min<int64_t>(32, std::max<int64_t>(1, groups_of(weight) / (4 * n_threads)));
             parts = (groups_of(weight) + piece - 1) / piece;
             const size_t pairs_bytes = listed && op->op == GGML_OP_MUL_MAT ? bof4_pairs_size(op) : 0;
             cut buffer(wdata);
