@@ -3,7 +3,8 @@
 //
 // Exact activations (integers times a power of two, the largest magnitude in every 32 being 127 of those) leave nothing but
 // the rounding of sums, so every product is compared with its sum in double precision, and with the one of the plain kernel,
-// which must have the same bits (Q6_K's is upstream's, and adds in another order); random ones show that the rounding of activations costs what it costs in Q8_0 and Q8_K.
+// which must have the same bits (Q6_K's is upstream's, and adds in another order); random ones show that the rounding of
+// activations costs what it costs in Q8_0 and Q8_K.
 
 #define GGML_COMMON_DECL_CPP
 #include "ggml-common.h"
@@ -46,17 +47,21 @@ float unit_of(const float * x, int n) {
     return most / 127.0f;
 }
 
+// The functions of a type that are checked.
+#define KERNELS(type) \
+    static constexpr auto group_bytes = type##_group_bytes; \
+    static constexpr auto interleave = type##_interleave; \
+    static constexpr auto deinterleave = type##_deinterleave; \
+    static constexpr auto quantize_act = type##_quantize_act; \
+    static constexpr auto few = type##_few; \
+    static constexpr auto gemm = type##_gemm;
+
 struct bof4_s {
     using block = block_bof4_s;
     using act = bof4_s_act;
     enum { N = QK_BOF4_S };
     static constexpr const char * name = "BOF4_S";
-    static constexpr auto group_bytes = bof4_s_group_bytes;
-    static constexpr auto interleave = bof4_s_interleave;
-    static constexpr auto deinterleave = bof4_s_deinterleave;
-    static constexpr auto quantize_act = bof4_s_quantize_act;
-    static constexpr auto few = bof4_s_few;
-    static constexpr auto gemm = bof4_s_gemm;
+    KERNELS(bof4_s)
 
     // extreme 0 and 1: nothing but the lowest, the highest level
     static block random(int extreme) {
@@ -91,12 +96,7 @@ struct bof4_k {
     using act = bof4_k_act;
     enum { N = QK_BOF4_K };
     static constexpr const char * name = "BOF4_K";
-    static constexpr auto group_bytes = bof4_k_group_bytes;
-    static constexpr auto interleave = bof4_k_interleave;
-    static constexpr auto deinterleave = bof4_k_deinterleave;
-    static constexpr auto quantize_act = bof4_k_quantize_act;
-    static constexpr auto few = bof4_k_few;
-    static constexpr auto gemm = bof4_k_gemm;
+    KERNELS(bof4_k)
 
     static block random(int extreme) {
         block b;
@@ -136,12 +136,7 @@ struct q6_k {
     using act = bof4_q6_act;
     enum { N = QK_K };
     static constexpr const char * name = "Q6_K";
-    static constexpr auto group_bytes = bof4_q6_group_bytes;
-    static constexpr auto interleave = bof4_q6_interleave;
-    static constexpr auto deinterleave = bof4_q6_deinterleave;
-    static constexpr auto quantize_act = bof4_q6_quantize_act;
-    static constexpr auto few = bof4_q6_few;
-    static constexpr auto gemm = bof4_q6_gemm;
+    KERNELS(bof4_q6)
     static constexpr auto plain_act = bof4_k::plain_act;
     static constexpr bool has_plain = false;
 

@@ -126,7 +126,7 @@ def write_synthetic(shape: Shape, target: Path) -> None:
         file.write(bytes(-file.tell() % gguf.GGUF_DEFAULT_ALIGNMENT))
 
 
-def synthetic_model(size: str = "1b") -> Path:
+def synthetic_model(size: str) -> Path:
     """The model of this size, one of SHAPES, from the cache; made there the first time.
 
     Raises:
