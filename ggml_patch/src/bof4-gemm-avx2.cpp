@@ -81,11 +81,13 @@ inline __m256i high(__m256i codes, __m256i levels) {
 
 // T columns, one group of rows.
 template <int T>
-void gemv(const group & w, int64_t n_blocks, const bof4_s_act * const * x, float * const * y) {
+void gemv(const group & w, int64_t n_blocks, const bof4_s_act * const * x, const float * start, float * const * y) {
     const __m256i levels = table(128);
     __m256 sum[2][T];
     for (int t = 0; t < T; ++t) {
-        sum[0][t] = sum[1][t] = _mm256_setzero_ps();
+        for (int r = 0; r < 2; ++r) {
+            sum[r][t] = start ? _mm256_load_ps(start + t * BOF4_GROUP + 8 * r) : _mm256_setzero_ps();
+        }
     }
     for (int64_t b = 0; b < n_blocks; ++b) {
 #pragma GCC unroll 2
@@ -161,16 +163,17 @@ struct unpacked {
     }
 };
 
-// n blocks of a group times T columns, added to y (or written there, for the first blocks of a row).
+// n blocks of a group times T columns, added to y, or, for the first blocks of a row, to `start`.
 template <int T>
 void tile(const unpacked & w, const __m256i * rows, int64_t n, const bof4_s_act * const * columns, int64_t b0,
-          float * const * y, bool first) {
+          const float * start, float * const * y) {
     const bof4_s_act * x[T];
     alignas(32) float sum[T][2][8];
     for (int t = 0; t < T; ++t) {
         x[t] = columns[t] + b0;
         for (int r = 0; r < 2; ++r) {
-            _mm256_store_ps(sum[t][r], first ? _mm256_setzero_ps() : _mm256_maskload_ps(y[t] + r * 8, rows[r]));
+            _mm256_store_ps(sum[t][r], b0 > 0 ? _mm256_maskload_ps(y[t] + r * 8, rows[r])
+                : start ? _mm256_load_ps(start + t * BOF4_GROUP + r * 8) : _mm256_setzero_ps());
         }
     }
     for (int64_t b = 0; b < n; ++b) {
@@ -223,8 +226,8 @@ bool bof4_s_few(int64_t n_columns) {
     return n_columns <= FEW;
 }
 
-void bof4_s_gemm(const void * groups, int64_t n_rows, int64_t n, const bof4_s_act * const * x, float * const * columns,
-                 int64_t n_columns, bool few) {
+void bof4_s_gemm(const void * groups, int64_t n_rows, int64_t n, const bof4_s_act * const * x, const float * start,
+                 float * const * columns, int64_t n_columns, bool few) {
     const int64_t n_blocks = n / QK_BOF4_S;
     // as many columns in each tile, or one less
     const int64_t n_tiles = (n_columns + WIDTH - 1) / WIDTH;
@@ -239,21 +242,22 @@ void bof4_s_gemm(const void * groups, int64_t n_rows, int64_t n, const bof4_s_ac
             for (int64_t i = 0; i < n_tiles; ++i) {
                 const int64_t c = i * n_columns / n_tiles;
                 const int width = (int) ((i + 1) * n_columns / n_tiles - c);
+                const float * from = start ? start + (g * n_columns + c) * BOF4_GROUP : nullptr;
                 float * y[WIDTH];
                 for (int t = 0; t < width; ++t) {
                     y[t] = columns[c + t] + g * BOF4_GROUP;
                 }
                 if (few) {
-                    width == 1 ? gemv<1>(w, n_blocks, x + c, y) : gemv<2>(w, n_blocks, x + c, y);
+                    width == 1 ? gemv<1>(w, n_blocks, x + c, from, y) : gemv<2>(w, n_blocks, x + c, from, y);
                     continue;
                 }
                 switch (width) {
-                    case 6: tile<6>(memory, w.rows, n_chunk, x + c, b0, y, b0 == 0); break;
-                    case 5: tile<5>(memory, w.rows, n_chunk, x + c, b0, y, b0 == 0); break;
-                    case 4: tile<4>(memory, w.rows, n_chunk, x + c, b0, y, b0 == 0); break;
-                    case 3: tile<3>(memory, w.rows, n_chunk, x + c, b0, y, b0 == 0); break;
-                    case 2: tile<2>(memory, w.rows, n_chunk, x + c, b0, y, b0 == 0); break;
-                    case 1: tile<1>(memory, w.rows, n_chunk, x + c, b0, y, b0 == 0); break;
+                    case 6: tile<6>(memory, w.rows, n_chunk, x + c, b0, from, y); break;
+                    case 5: tile<5>(memory, w.rows, n_chunk, x + c, b0, from, y); break;
+                    case 4: tile<4>(memory, w.rows, n_chunk, x + c, b0, from, y); break;
+                    case 3: tile<3>(memory, w.rows, n_chunk, x + c, b0, from, y); break;
+                    case 2: tile<2>(memory, w.rows, n_chunk, x + c, b0, from, y); break;
+                    case 1: tile<1>(memory, w.rows, n_chunk, x + c, b0, from, y); break;
                 }
             }
         }

@@ -57,11 +57,11 @@ inline floats scales(const uint16_t * d) {
 
 // T columns, one group of rows.
 template <int T>
-void gemv(const group & w, int64_t n_blocks, const bof4_s_act * const * x, float * const * y) {
+void gemv(const group & w, int64_t n_blocks, const bof4_s_act * const * x, const float * start, float * const * y) {
     const lookup level(levels16);
     floats sum[T];
     for (int t = 0; t < T; ++t) {
-        sum[t] = all_lanes(0.0f);
+        sum[t] = start ? load(start + t * BOF4_GROUP) : all_lanes(0.0f);
     }
     for (int64_t b = 0; b < n_blocks; ++b) {
         const uint8_t * qs = bof4_s_codes(w.pairs, b);
@@ -113,16 +113,17 @@ struct unpacked {
     }
 };
 
-// n blocks of R groups times T columns, added to y (or written there, for the first blocks of a row).
+// n blocks of R groups times T columns, added to y, or, for the first blocks of a row, to `start`.
 template <int R, int T>
 void tile(const unpacked<R> & w, const mask * rows, int64_t n, const bof4_s_act * const * columns, int64_t b0,
-          float * const * y, bool first) {
+          const float * start, int64_t n_columns, float * const * y) {
     const bof4_s_act * x[T];
     alignas(64) float sum[T][R][16];
     for (int t = 0; t < T; ++t) {
         x[t] = columns[t] + b0;
         for (int r = 0; r < R; ++r) {
-            store(sum[t][r], first ? all_lanes(0.0f) : load(y[t] + r * 16, rows[r]));
+            store(sum[t][r], b0 > 0 ? load(y[t] + r * 16, rows[r])
+                : start ? load(start + (r * n_columns + t) * BOF4_GROUP) : all_lanes(0.0f));
         }
     }
     for (int64_t b = 0; b < n; ++b) {
@@ -173,29 +174,30 @@ void tile(const unpacked<R> & w, const mask * rows, int64_t n, const bof4_s_act 
 
 template <int R>
 void tiles(const unpacked<R> & w, const mask * rows, int64_t n, const bof4_s_act * const * x, int64_t b0,
-           float * const * columns, int64_t row0, int64_t n_columns, bool first) {
+           const float * start, float * const * columns, int64_t row0, int64_t n_columns) {
     // as many columns in each tile, or one less: a last tile of one would cost as much as one of three
     const int64_t n_tiles = (n_columns + WIDTH - 1) / WIDTH;
     for (int64_t i = 0; i < n_tiles; ++i) {
         const int64_t c = i * n_columns / n_tiles;
+        const float * from = start ? start + c * BOF4_GROUP : nullptr;
         float * y[WIDTH];
         const int width = (int) ((i + 1) * n_columns / n_tiles - c);
         for (int t = 0; t < width; ++t) {
             y[t] = columns[c + t] + row0;
         }
         switch (width) {
-            case 6: tile<R, 6>(w, rows, n, x + c, b0, y, first); break;
-            case 5: tile<R, 5>(w, rows, n, x + c, b0, y, first); break;
-            case 4: tile<R, 4>(w, rows, n, x + c, b0, y, first); break;
-            case 3: tile<R, 3>(w, rows, n, x + c, b0, y, first); break;
-            case 2: tile<R, 2>(w, rows, n, x + c, b0, y, first); break;
-            case 1: tile<R, 1>(w, rows, n, x + c, b0, y, first); break;
+            case 6: tile<R, 6>(w, rows, n, x + c, b0, from, n_columns, y); break;
+            case 5: tile<R, 5>(w, rows, n, x + c, b0, from, n_columns, y); break;
+            case 4: tile<R, 4>(w, rows, n, x + c, b0, from, n_columns, y); break;
+            case 3: tile<R, 3>(w, rows, n, x + c, b0, from, n_columns, y); break;
+            case 2: tile<R, 2>(w, rows, n, x + c, b0, from, n_columns, y); break;
+            case 1: tile<R, 1>(w, rows, n, x + c, b0, from, n_columns, y); break;
         }
     }
 }
 
-void few_columns(const void * groups, int64_t n_rows, int64_t n, const bof4_s_act * const * x, float * const * columns,
-                 int64_t n_columns) {
+void few_columns(const void * groups, int64_t n_rows, int64_t n, const bof4_s_act * const * x, const float * start,
+                 float * const * columns, int64_t n_columns) {
     const int64_t n_blocks = n / QK_BOF4_S;
     const int64_t n_tiles = (n_columns + NARROW - 1) / NARROW;
     for (int64_t g = 0; g * BOF4_GROUP < n_rows; ++g) {
@@ -203,30 +205,32 @@ void few_columns(const void * groups, int64_t n_rows, int64_t n, const bof4_s_ac
         for (int64_t i = 0; i < n_tiles; ++i) {
             const int64_t c = i * n_columns / n_tiles;
             const int width = (int) ((i + 1) * n_columns / n_tiles - c);
+            const float * from = start ? start + (g * n_columns + c) * BOF4_GROUP : nullptr;
             float * y[NARROW];
             for (int t = 0; t < width; ++t) {
                 y[t] = columns[c + t] + g * BOF4_GROUP;
             }
             switch (width) {
-                case 6: gemv<6>(w, n_blocks, x + c, y); break;
-                case 5: gemv<5>(w, n_blocks, x + c, y); break;
-                case 4: gemv<4>(w, n_blocks, x + c, y); break;
-                case 3: gemv<3>(w, n_blocks, x + c, y); break;
-                case 2: gemv<2>(w, n_blocks, x + c, y); break;
-                case 1: gemv<1>(w, n_blocks, x + c, y); break;
+                case 6: gemv<6>(w, n_blocks, x + c, from, y); break;
+                case 5: gemv<5>(w, n_blocks, x + c, from, y); break;
+                case 4: gemv<4>(w, n_blocks, x + c, from, y); break;
+                case 3: gemv<3>(w, n_blocks, x + c, from, y); break;
+                case 2: gemv<2>(w, n_blocks, x + c, from, y); break;
+                case 1: gemv<1>(w, n_blocks, x + c, from, y); break;
             }
         }
     }
 }
 
 template <int R>
-void many_columns(const void * groups, int64_t g, int64_t n_rows, int64_t n, const bof4_s_act * const * x, float * const * y,
-                  int64_t n_columns, int64_t b0, unpacked<R> & memory) {
+void many_columns(const void * groups, int64_t g, int64_t n_rows, int64_t n, const bof4_s_act * const * x,
+                  const float * start, float * const * y, int64_t n_columns, int64_t b0, unpacked<R> & memory) {
     const int64_t n_chunk = b0 + CHUNK < n / QK_BOF4_S ? (int64_t) CHUNK : n / QK_BOF4_S - b0;
     const group w[2] = { group(groups, g, n_rows, n), group(groups, g + R - 1, n_rows, n) };
     const mask rows[2] = { w[0].rows, w[1].rows };
     memory.fill(w, b0, n_chunk);
-    tiles<R>(memory, rows, n_chunk, x, b0, y, g * BOF4_GROUP, n_columns, b0 == 0);
+    start = start ? start + g * n_columns * BOF4_GROUP : nullptr;
+    tiles<R>(memory, rows, n_chunk, x, b0, start, y, g * BOF4_GROUP, n_columns);
 }
 
 } // namespace
@@ -236,10 +240,10 @@ bool bof4_s_few(int64_t n_columns) {
 }
 
 // The activations have one form here, whatever the number of columns.
-void bof4_s_gemm(const void * groups, int64_t n_rows, int64_t n, const bof4_s_act * const * x, float * const * y,
-                 int64_t n_columns, bool) {
+void bof4_s_gemm(const void * groups, int64_t n_rows, int64_t n, const bof4_s_act * const * x, const float * start,
+                 float * const * y, int64_t n_columns, bool) {
     if (bof4_s_few(n_columns)) {
-        few_columns(groups, n_rows, n, x, y, n_columns);
+        few_columns(groups, n_rows, n, x, start, y, n_columns);
         return;
     }
     const int64_t n_groups = (n_rows + BOF4_GROUP - 1) / BOF4_GROUP;
@@ -247,11 +251,11 @@ void bof4_s_gemm(const void * groups, int64_t n_rows, int64_t n, const bof4_s_ac
     for (int64_t b0 = 0; b0 < n / QK_BOF4_S; b0 += CHUNK) {
         int64_t g = 0;
         for (; g + GROUPS <= n_groups; g += GROUPS) {
-            many_columns<GROUPS>(groups, g, n_rows, n, x, y, n_columns, b0, memory);
+            many_columns<GROUPS>(groups, g, n_rows, n, x, start, y, n_columns, b0, memory);
         }
         if (g < n_groups) {
             unpacked<1> last;
-            many_columns<1>(groups, g, n_rows, n, x, y, n_columns, b0, last);
+            many_columns<1>(groups, g, n_rows, n, x, start, y, n_columns, b0, last);
         }
     }
 }

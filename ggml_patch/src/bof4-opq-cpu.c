@@ -1,21 +1,20 @@
 #include "bof4-opq-cpu.h"
 #include "bof4-opq.h"
+#include "bof4-opq-avx512.h"
 #include "ggml-cpu.h"
 #include "ggml-cpu-impl.h"
 #include "ggml-impl.h"
 
-#if defined(__AVX512F__)
-#include <immintrin.h>
-#endif
-
 // Rows and columns of results that are put together before they are added.
 enum { TILE = 16 };
 
-// Columns of activations that are put side by side: two tiles, of which bf16 pairs make one line of cache an element.
-enum { PAIRED = 2 * TILE };
+enum { PAIRED = BOF4_PAIRED };
 
 // Fewer columns than these meet the outliers one after the other.
 enum { SEVERAL = 8 };
+
+// Outliers of one column that are multiplied before they are summed up by rows: they stay in the nearest cache.
+enum { MOST_ENTRIES = 1024 };
 
 // The outliers of one row of src[0], whose elements are first .. first + n of the weight: entries [e, end) of
 // weight row `row`, whose columns count from `column0` of the operand's row. A reshaped operand's row may span
@@ -51,70 +50,74 @@ static bool whole_rows(const struct bof4_list_view * view, int64_t first) {
     return view->n == view->row_length && view->stride[0] == view->row_length && first % view->row_length == 0;
 }
 
+#if defined(__AVX512F__)
+// y[r] += outliers of row r, for n_rows rows with n outliers together, MOST_ENTRIES at most. Meanwhile lines from `ahead` on are
+// asked for, one for eight entries: products keep the processor busy, and would leave its memory idle. (More lines wait for each
+// other.)
+static void add_rows_of_column(
+        const int32_t * row_pointers, int64_t n_rows, const int32_t * entries, int n, const float * x, float * y, const char * ahead) {
+    float room[1 + MOST_ENTRIES + BOF4_BEHIND_PRODUCTS];
+    float * products = room + 1;
+    int i = 0;
+    for (; i + 4 <= n; i += 4) {
+        __builtin_prefetch(ahead + i * 8);
+        bof4_four_products(entries + i, x, products + i);
+    }
+    for (; i < n; ++i) {
+        products[i] = bof4_entry_value(entries[i]) * x[bof4_entry_column(entries[i])];
+    }
+    memset(products + n, 0, BOF4_BEHIND_PRODUCTS * sizeof(float));
+    for (int64_t r = 0; r < n_rows; r += TILE) {
+        const float * p = products + (row_pointers[r] - row_pointers[0]);
+        if (r + TILE <= n_rows) {
+            _mm512_storeu_ps(y + r, _mm512_add_ps(_mm512_loadu_ps(y + r), bof4_sums_of_rows(row_pointers + r, p)));
+        } else {
+            for (; r < n_rows; ++r) {
+                for (int e = row_pointers[r]; e < row_pointers[r + 1]; ++e) {
+                    y[r] += *p++;
+                }
+            }
+        }
+    }
+}
+#else
 // s[i + 1] = s[i] + entry i times its activation, s[0] = 0: then the sum over any run of entries is one difference,
 // and rows of few outliers, each of another number, cost no mispredicted branch. In double precision, because the
 // difference of two floats would lose the digits of a small row beside a large one.
-//
-// Meanwhile lines from `ahead` on are asked for, one for eight entries: the sums keep the processor busy, and would leave its memory
-// idle. (More lines wait for each other.)
-static void running_sums(const int32_t * entries, int n, const float * x, double * s, const char * ahead) {
-    int i = 0;
-    s[0] = 0.0;
-#if defined(__AVX512F__)
-    const __m256i column_bits = _mm256_set1_epi32(0xffff);
-    const __m512i zero = _mm512_setzero_si512();
-    __m512d carry = _mm512_setzero_pd();
-    for (; i + 8 <= n; i += 8) {
-        const int32_t * e = entries + i;
-        __builtin_prefetch(ahead + i * 8);
-        const __m256i entry = _mm256_loadu_si256((const __m256i *) e);
-        const __m256 value = _mm256_castsi256_ps(_mm256_andnot_si256(column_bits, entry));
-        // loads and inserts: a gather instruction takes three times as long on Zen
-#define X(k) x[bof4_entry_column(e[k])]
-        const __m256 act = _mm256_setr_ps(X(0), X(1), X(2), X(3), X(4), X(5), X(6), X(7));
-#undef X
-        __m512d sum = _mm512_mul_pd(_mm512_cvtps_pd(value), _mm512_cvtps_pd(act));
-#define ADD_SHIFTED(k) \
-        sum = _mm512_add_pd(sum, _mm512_castsi512_pd(_mm512_alignr_epi64(_mm512_castpd_si512(sum), zero, 8 - k)))
-        ADD_SHIFTED(1);
-        ADD_SHIFTED(2);
-        ADD_SHIFTED(4);
-#undef ADD_SHIFTED
-        sum = _mm512_add_pd(sum, carry);
-        _mm512_storeu_pd(s + 1 + i, sum);
-        carry = _mm512_permutexvar_pd(_mm512_set1_epi64(7), sum);
-    }
-#else
+static void add_rows_of_column(
+        const int32_t * row_pointers, int64_t n_rows, const int32_t * entries, int n, const float * x, float * y, const char * ahead) {
+    double s[MOST_ENTRIES + 1];
     GGML_UNUSED(ahead);
-#endif
-    for (; i < n; ++i) {
+    s[0] = 0.0;
+    for (int i = 0; i < n; ++i) {
         s[i + 1] = s[i] + (double) bof4_entry_value(entries[i]) * (double) x[bof4_entry_column(entries[i])];
     }
+    for (int64_t r = 0; r < n_rows; ++r) {
+        y[r] += (float) (s[row_pointers[r + 1] - row_pointers[0]] - s[row_pointers[r] - row_pointers[0]]);
+    }
 }
+#endif
 
 // One column of activations, whole rows [r0, r1) of the weight into y[0 ..]. What begins at `ahead` is wanted next.
 static void add_whole_rows_1(
         const struct bof4_list_view * view, int64_t r0, int64_t r1, const float * x, float * y, const char * ahead) {
-    enum { MOST = 1024 };
-    double s[MOST + 1];
     const int32_t * p = view->row_pointers;
     while (r0 < r1) {
         int64_t end = r1;
-        while (p[end] - p[r0] > MOST && end > r0 + 1) {
+        while (p[end] - p[r0] > MOST_ENTRIES && end > r0 + 1) {
             end = r0 + (end - r0) / 2;
         }
-        if (p[end] - p[r0] > MOST) {
+        const int32_t * entries = view->entries + p[r0];
+        const int n = p[end] - p[r0];
+        if (n > MOST_ENTRIES) {
             // a row crowded with outliers
             double sum = 0.0;
-            for (int32_t e = p[r0]; e < p[end]; ++e) {
-                sum += (double) bof4_entry_value(view->entries[e]) * (double) x[bof4_entry_column(view->entries[e])];
+            for (int e = 0; e < n; ++e) {
+                sum += (double) bof4_entry_value(entries[e]) * (double) x[bof4_entry_column(entries[e])];
             }
             y[0] += (float) sum;
-        } else if (p[end] > p[r0]) {
-            running_sums(view->entries + p[r0], p[end] - p[r0], x, s, ahead);
-            for (int64_t r = r0; r < end; ++r) {
-                y[r - r0] += (float) (s[p[r + 1] - p[r0]] - s[p[r] - p[r0]]);
-            }
+        } else if (n > 0) {
+            add_rows_of_column(p + r0, end - r0, entries, n, x, y, ahead);
         }
         y += end - r0;
         r0 = end;
@@ -282,6 +285,10 @@ static inline void pair_columns(const float * const * x, int64_t j, uint32_t * o
         pair_up(x[c] + j, x[TILE + c] + j, pairs[c]);
         rows[c] = pairs[c];
     }
+#if defined(__GNUC__)
+    // through memory indeed: compilers would take the registers apart instead, with shuffles that the loads of transpose() save
+    __asm__ volatile("" : : "r"(pairs) : "memory");
+#endif
     transpose(rows, out);
 }
 
@@ -307,6 +314,46 @@ static inline void add_sums(
     }
 }
 
+// Sums of rows to sums of columns from .. end, each TILE numbers long.
+static inline void transpose_lanes(float (*sums)[TILE], int from, int end, float * columns) {
+    const void * rows[TILE];
+    for (int r = 0; r < TILE; ++r) {
+        rows[r] = sums[r];
+    }
+    if (end - from == TILE) {
+        transpose(rows, columns);
+        return;
+    }
+    float all[TILE][TILE];
+    transpose(rows, all[0]);
+    memcpy(columns, all[from], (end - from) * sizeof(all[0]));
+}
+
+// sums[0][r] and sums[1][r] = outliers of row first + r times the columns of the first and second half of the pairs, for the rows
+// below r1, TILE at most (zeros for those that do not exist). false: there is none.
+static inline bool sums_of_pairs(
+        const struct bof4_list_view * view, int64_t first, int64_t r1, const uint32_t * pairs, float (*sums)[TILE][TILE]) {
+    const int32_t * p = view->row_pointers;
+    const int n_rows = (int) MIN((int64_t) TILE, r1 - first);
+    if (p[first] == p[first + n_rows]) {
+        return false;
+    }
+    // activations come from the second cache: those of the rows behind these are asked for while there is something else to do
+    const int32_t next_end = p[MIN(first + 2 * TILE, r1)];
+    for (int32_t e = p[first + n_rows]; e < next_end; ++e) {
+        __builtin_prefetch(pairs + (int64_t) bof4_entry_column(view->entries[e]) * TILE);
+    }
+    for (int r = 0; r < n_rows; ++r) {
+        const int32_t e = p[first + r];
+        row_sums_of_pairs(view->entries, e, p[first + r + 1] - e, p[first + n_rows], pairs, sums[0][r], sums[1][r]);
+    }
+    for (int r = n_rows; r < TILE; ++r) {
+        memset(sums[0][r], 0, sizeof(sums[0][r]));
+        memset(sums[1][r], 0, sizeof(sums[1][r]));
+    }
+    return true;
+}
+
 // Whole rows [r0, r1) of the weight, several columns, into y[c][first_row ..].
 static void add_whole_rows(
         const struct bof4_list_view * view, int64_t r0, int64_t r1, const struct tile * t, int64_t first_row) {
@@ -316,30 +363,21 @@ static void add_whole_rows(
     const int n_second = t->n - n_first;
     for (int64_t first = r0; first < r1; first += TILE) {
         const int n_rows = (int) MIN((int64_t) TILE, r1 - first);
-        if (p[first] == p[first + n_rows]) {
-            continue;
-        }
         const int64_t to = first_row + (first - r0);
+        // collected for TILE rows, so that each column of the result is touched once for all of them
+        float sums[2][TILE][TILE];
         if (t->pairs) {
-            // results come from the second cache, and so do the activations of the rows behind these: both are asked for while
-            // there is something else to do
             for (int c = 0; c < t->n; ++c) {
                 __builtin_prefetch(t->y[c] + to, 1);
             }
-            const int32_t next_end = p[MIN(first + 2 * TILE, r1)];
-            for (int32_t e = p[first + n_rows]; e < next_end; ++e) {
-                __builtin_prefetch(t->pairs + (int64_t) bof4_entry_column(view->entries[e]) * TILE);
+            if (!sums_of_pairs(view, first, r1, t->pairs, sums)) {
+                continue;
             }
-        }
-        // collected for TILE rows, so that each column of the result is touched once for all of them
-        float sums[2][TILE][TILE];
-        for (int r = 0; r < n_rows; ++r) {
-            const int32_t e = p[first + r];
-            const int32_t n = p[first + r + 1] - e;
-            if (t->pairs) {
-                row_sums_of_pairs(view->entries, e, n, p[first + n_rows], t->pairs, sums[0][r], sums[1][r]);
-            } else {
-                row_sums(view->entries + e, n, t->x, sums[0][r]);
+        } else if (p[first] == p[first + n_rows]) {
+            continue;
+        } else {
+            for (int r = 0; r < n_rows; ++r) {
+                row_sums(view->entries + p[first + r], p[first + r + 1] - p[first + r], t->x, sums[0][r]);
             }
         }
         if (n_first > 0) {
@@ -434,16 +472,22 @@ static void pair_tile(
     }
 }
 
-void bof4_pair_activations(const struct ggml_compute_params * params, const struct ggml_tensor * dst, uint32_t * pairs) {
-    const int64_t n = dst->src[1]->ne[0];
-    const int64_t n_columns = ggml_nrows(dst->src[1]);
-    // rows are cut, too: a short prompt has fewer tiles than there may be threads
-    enum { PART = 512 };
-    const int64_t n_parts = (n + PART - 1) / PART;
-    for (int64_t i = params->ith; i < (n_columns + PAIRED - 1) / PAIRED * n_parts; i += params->nth) {
-        const int64_t ir1 = i / n_parts * PAIRED;
-        const int64_t j0 = i % n_parts * PART;
-        pair_tile(dst->src[1], ir1, n_columns, j0, MIN(j0 + PART, n), pairs + ir1 / 2 * n);
+void bof4_pair_part(
+        const struct ggml_tensor * dst, int64_t ir1, int64_t j0, int64_t j1, uint32_t * pairs) {
+    const struct ggml_tensor * src1 = dst->src[1];
+    pair_tile(src1, ir1, ggml_nrows(src1), j0, j1, pairs + ir1 / 2 * src1->ne[0]);
+}
+
+// The share of this thread in putting all activations side by side.
+static void pair_activations(const struct ggml_compute_params * params, const struct ggml_tensor * dst, uint32_t * pairs) {
+    // columns are cut, too: a short prompt has fewer tiles than there may be threads
+    const int64_t n_lines = dst->src[1]->ne[0] / TILE;
+    const int64_t n_parts = (n_lines + 31) / 32;
+    const int64_t n_pieces = (ggml_nrows(dst->src[1]) + PAIRED - 1) / PAIRED * n_parts;
+    for (int64_t i = n_pieces * params->ith / params->nth; i < n_pieces * (params->ith + 1) / params->nth; ++i) {
+        const int64_t line0 = n_lines * (i % n_parts) / n_parts;
+        const int64_t line1 = n_lines * (i % n_parts + 1) / n_parts;
+        bof4_pair_part(dst, i / n_parts * PAIRED, line0 * TILE, line1 * TILE, pairs);
     }
 }
 
@@ -521,7 +565,7 @@ void bof4_prepare_list(const struct ggml_compute_params * params, struct ggml_te
         return;
     }
     if (bof4_pairs_size(dst) > 0) {
-        bof4_pair_activations(params, dst, (uint32_t *) ((char *) params->wdata + pairs_offset(dst)));
+        pair_activations(params, dst, (uint32_t *) ((char *) params->wdata + pairs_offset(dst)));
         return;
     }
     int64_t first;
@@ -581,6 +625,39 @@ void bof4_add_outliers_to(
         const int64_t first = view->first + i12 / (ne12 / ne02) * view->stride[1] + i13 / (ne13 / ne03) * view->stride[2];
         add_rows(view, first, ir0_start, ir0_end, &t);
         ir1 += t.n;
+    }
+}
+
+void bof4_sum_outliers(
+        const struct ggml_tensor * dst, const struct bof4_list_view * view, const uint32_t * pairs, int64_t matrix,
+        int64_t row0, int64_t row1, int64_t c0, int64_t c1, float * sums) {
+    const struct ggml_tensor * src0 = dst->src[0];
+    const int64_t n = src0->ne[0];
+    const int64_t i02 = matrix % src0->ne[2];
+    const int64_t i03 = matrix / src0->ne[2];
+    const int64_t base = (view->first + i02 * view->stride[1] + i03 * view->stride[2]) / view->row_length;
+    for (int64_t c = c0; c < c1;) {
+        // columns that were put side by side together
+        const int lane = (int) (c % PAIRED);
+        const int count = (int) MIN((int64_t) PAIRED - lane, c1 - c);
+        const uint32_t * act = pairs + (c - lane) / 2 * n;
+        for (int64_t row = row0; row < row1; row += TILE) {
+            float * to = sums + ((row - row0) * (c1 - c0) + (c - c0) * TILE);
+            float of_rows[2][TILE][TILE];
+            if (!sums_of_pairs(view, base + row, base + row1, act, of_rows)) {
+                memset(to, 0, count * TILE * sizeof(float));
+                continue;
+            }
+            for (int half = 0; half < 2; ++half) {
+                const int from = MIN(MAX(lane - half * TILE, 0), TILE);             // of the columns of this half
+                const int end  = MIN(MAX(lane + count - half * TILE, 0), TILE);
+                if (from < end) {
+                    transpose_lanes(of_rows[half], from, end, to);
+                    to += (end - from) * TILE;
+                }
+            }
+        }
+        c += count;
     }
 }
 

@@ -21,8 +21,12 @@ struct bof4_list_view;
 // they are. Else with room to begin a cache line.
 size_t bof4_pairs_size(const struct ggml_tensor * dst);
 
-// The share of this thread in putting them side by side, at the first cache line of a buffer of that size.
-void bof4_pair_activations(const struct ggml_compute_params * params, const struct ggml_tensor * dst, uint32_t * pairs);
+// Columns that are put side by side: two tiles of 16, of which bf16 pairs make one line of cache an element.
+enum { BOF4_PAIRED = 32 };
+
+// Puts elements [j0, j1) of columns ir1 .. ir1 + BOF4_PAIRED (those that exist, counted over dimensions 1 to 3) side by side, at the
+// first cache line of a buffer of that size. ir1 is a multiple of BOF4_PAIRED, j0 and j1 of 16.
+void bof4_pair_part(const struct ggml_tensor * dst, int64_t ir1, int64_t j0, int64_t j1, uint32_t * pairs);
 
 // Are the rows of matrix 0 of src[0] rows of the list's weight?
 bool bof4_whole_rows(const struct bof4_list_view * view);
@@ -49,6 +53,12 @@ void bof4_add_outliers(
 void bof4_add_outliers_to(
     struct ggml_tensor * dst, const struct bof4_list_view * view, const uint32_t * pairs,
     int64_t ir0_start, int64_t ir0_end, int64_t ir1_start, int64_t ir1_end);
+
+// What outliers of rows [row0, row1) of matrix `matrix` contribute to columns [c0, c1) of a mul_mat, of activations side by side:
+// sums[(row - row0) / 16][column - c0][(row - row0) % 16]. All rows are rows of the list's weight.
+void bof4_sum_outliers(
+    const struct ggml_tensor * dst, const struct bof4_list_view * view, const uint32_t * pairs, int64_t matrix,
+    int64_t row0, int64_t row1, int64_t c0, int64_t c1, float * sums);
 
 // Rows [ir0_start, ir0_end) of a product of one column with whole rows of the list's weight. What lies at `ahead`, weights that
 // this thread wants next, is asked for meanwhile.

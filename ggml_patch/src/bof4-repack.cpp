@@ -7,7 +7,8 @@
 // First all threads round the activations to int8 and write down, matrix by matrix, which columns meet it: where each one's
 // activations begin and where its results go. After one barrier, threads take pieces (some rows of one matrix, with all its
 // columns) until none is left. Each has pieces that follow one another, so that weights are one long stream, and when they are done
-// takes over the second half of what another has not got to. Outliers are added by the thread that computed the piece.
+// takes over the second half of what another has not got to. The thread that computes a piece takes care of its outliers: of many
+// columns, products begin with their sums; of few, they are added.
 
 #include "bof4-repack.h"
 
@@ -69,8 +70,8 @@ struct kernels {
     void    (*deinterleave)(const void * group, int64_t n_rows, int64_t n, void * rows);
     void    (*quantize_act)(const float * x, void * y, int64_t n, bool few);
     bool    (*few)(int64_t n_columns);
-    void    (*gemm)(const void * groups, int64_t n_rows, int64_t n, const void * const * x, float * const * y,
-                    int64_t n_columns, bool few);
+    void    (*gemm)(const void * groups, int64_t n_rows, int64_t n, const void * const * x, const float * start,
+                    float * const * y, int64_t n_columns, bool few);
     size_t  act_bytes;      // of a block
 };
 
@@ -85,8 +86,9 @@ struct kernels {
     }, \
     [](const float * x, void * y, int64_t n, bool few) { type##_quantize_act(x, static_cast<type##_act *>(y), n, few); }, \
     type##_few, \
-    [](const void * groups, int64_t n_rows, int64_t n, const void * const * x, float * const * y, int64_t n_columns, bool few) { \
-        type##_gemm(groups, n_rows, n, reinterpret_cast<const type##_act * const *>(x), y, n_columns, few); \
+    [](const void * groups, int64_t n_rows, int64_t n, const void * const * x, const float * start, float * const * y, \
+       int64_t n_columns, bool few) { \
+        type##_gemm(groups, n_rows, n, reinterpret_cast<const type##_act * const *>(x), start, y, n_columns, few); \
     }, \
     sizeof(type##_act), \
 }
@@ -178,7 +180,7 @@ public:
         GGML_ASSERT(op->src[1]->type == GGML_TYPE_F32 && op->nb[0] == sizeof(float));
 
         p.foresee_outliers(params);
-        p.quantize(params);
+        p.prepare_activations(params);
         p.prepare_outliers(params);
         if (params->ith == 0) {
             op->op == GGML_OP_MUL_MAT ? p.list_columns() : p.list_columns_of_experts();
@@ -190,6 +192,11 @@ public:
     }
 
 private:
+    enum {
+        PART = 8 * BOF4_GROUP,  // rows whose outliers are summed up at a time
+        MOST = 128,             // columns that fit the second cache with their results, where numbers are int16, too
+    };
+
     // An operation and its part of the work buffer.
     struct plan {
         const kernels & k;
@@ -249,18 +256,37 @@ private:
                 static_cast<const char *>(act->data) + i1 * act->nb[1] + i2 * act->nb[2] + i3 * act->nb[3]);
         }
 
-        void quantize(const ggml_compute_params * params) const {
-            const int64_t n = act->ne[0];
-            // a row for each thread, or, for a single one, a share of it
+        // Blocks [b0, b1) of a row of activations.
+        void quantize_blocks(int64_t row, int64_t b0, int64_t b1) const {
+            const int64_t unit = ggml_blck_size(weight->type);
+            const float * from = act_at(row % act->ne[1], row / act->ne[1] % act->ne[2], row / act->ne[1] / act->ne[2]);
+            k.quantize_act(from + b0 * unit, acts + row * act_row + b0 * k.act_bytes, (b1 - b0) * unit, few);
+        }
+
+        // The share of a thread in rounding activations to int8, and in putting them side by side for outliers, where that is wanted.
+        void prepare_activations(const ggml_compute_params * params) const {
             const int64_t n_rows = ggml_nrows(act);
             const int64_t unit = ggml_blck_size(weight->type);
-            const int64_t parts = n_rows >= params->nth ? 1 : std::min<int64_t>(params->nth, n / unit);
+            const int64_t n_blocks = act->ne[0] / unit;
+            if (pairs) {
+                // both of a piece that stays in the second cache; shorter ones would be no streams of memory any more
+                const int64_t n_parts = (act->ne[0] + 511) / 512;
+                const int64_t n_pieces = (n_rows + BOF4_PAIRED - 1) / BOF4_PAIRED * n_parts;
+                for (int64_t i = n_pieces * params->ith / params->nth; i < n_pieces * (params->ith + 1) / params->nth; ++i) {
+                    const int64_t row0 = i / n_parts * BOF4_PAIRED;
+                    const int64_t b0 = n_blocks * (i % n_parts) / n_parts;
+                    const int64_t b1 = n_blocks * (i % n_parts + 1) / n_parts;
+                    for (int64_t row = row0; row < std::min<int64_t>(n_rows, row0 + BOF4_PAIRED); ++row) {
+                        quantize_blocks(row, b0, b1);
+                    }
+                    bof4_pair_part(op, row0, b0 * unit, b1 * unit, pairs);
+                }
+                return;
+            }
+            // a row for each thread, or, for a single one, a share of it
+            const int64_t parts = n_rows >= params->nth ? 1 : std::min<int64_t>(params->nth, n_blocks);
             for (int64_t i = params->ith; i < n_rows * parts; i += params->nth) {
-                const int64_t row = i / parts;
-                const int64_t b0 = n / unit * (i % parts) / parts;
-                const int64_t b1 = n / unit * (i % parts + 1) / parts;
-                const float * from = act_at(row % act->ne[1], row / act->ne[1] % act->ne[2], row / act->ne[1] / act->ne[2]);
-                k.quantize_act(from + b0 * unit, acts + row * act_row + b0 * k.act_bytes, (b1 - b0) * unit, few);
+                quantize_blocks(i / parts, n_blocks * (i % parts) / parts, n_blocks * (i % parts + 1) / parts);
             }
         }
 
@@ -334,9 +360,7 @@ private:
 
         // Before threads wait for each other.
         void prepare_outliers(const ggml_compute_params * params) const {
-            if (pairs) {
-                bof4_pair_activations(params, op, pairs);
-            } else if (streams_list) {
+            if (streams_list) {
                 bof4_prefetch_entries(&view, first_row(params), piece * BOF4_GROUP, weight->ne[1]);
             }
         }
@@ -371,8 +395,8 @@ private:
                 bof4_prefetch_entries(&view, row0, row1 - row0, n_rows);
                 bof4_prefetch_pointers(&view, row1, piece * BOF4_GROUP, n_rows);
             }
-            // where outliers come behind, fewer rows at a time: their results are to be in the second cache yet
-            const int64_t rows = pairs || streams_list ? 8 * BOF4_GROUP : row1 - row0;
+            // outliers of fewer rows at a time, that their sums remain in the second cache
+            const int64_t rows = pairs || streams_list ? (int64_t) PART : row1 - row0;
             for (int64_t r = row0; r < row1; r += rows) {
                 part_of(m, r, std::min(row1, r + rows), first[m], first[m + 1],
                     static_cast<const char *>(weight->data) + (m * groups_of(weight) + r / BOF4_GROUP) * group_bytes);
@@ -383,17 +407,19 @@ private:
             if (listed && !streams_list) {
                 bof4_prefetch_list(op, m, row0, row1);
             }
-            // columns that fit the second cache with their results, where numbers are int16, too
-            enum { MOST = 128 };
             float * to[MOST];
+            alignas(64) float sums[PART * MOST];
             for (int64_t c = c0; c < c1; c += MOST) {
                 const int64_t count = std::min<int64_t>(MOST, c1 - c);
                 for (int64_t j = 0; j < count; ++j) {
                     to[j] = y[c + j] + row0;
                 }
-                k.gemm(groups, row1 - row0, weight->ne[0], x + c, to, count, few);
+                if (pairs) {
+                    bof4_sum_outliers(op, &view, pairs, m, row0, row1, c, c + count, sums);
+                }
+                k.gemm(groups, row1 - row0, weight->ne[0], x + c, pairs ? sums : nullptr, to, count, few);
             }
-            if (!listed) {
+            if (!listed || pairs) {
                 return;
             }
             if (streams_list) {
@@ -403,7 +429,7 @@ private:
             } else if (op->op == GGML_OP_MUL_MAT_ID) {
                 bof4_add_outliers_of_expert(op, m, row0, row1, &ids[c0].slot, c1 - c0);
             } else {
-                bof4_add_outliers_to(op, &view, pairs, row0, row1, c0, c1);
+                bof4_add_outliers_to(op, &view, nullptr, row0, row1, c0, c1);
             }
         }
     };
