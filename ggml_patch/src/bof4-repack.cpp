@@ -269,9 +269,11 @@ private:
             const int64_t unit = ggml_blck_size(weight->type);
             const int64_t n_blocks = act->ne[0] / unit;
             if (pairs) {
-                // both of a piece that stays in the second cache; shorter ones would be no streams of memory any more
-                const int64_t n_parts = (act->ne[0] + 511) / 512;
-                const int64_t n_pieces = (n_rows + BOF4_PAIRED - 1) / BOF4_PAIRED * n_parts;
+                // both of a piece that stays in the second cache: whole rows where there are enough, which are streams of memory
+                const int64_t n_tiles = (n_rows + BOF4_PAIRED - 1) / BOF4_PAIRED;
+                const int64_t enough = std::max((act->ne[0] + 2047) / 2048, (2 * params->nth + n_tiles - 1) / n_tiles);
+                const int64_t n_parts = std::min(enough, n_blocks);
+                const int64_t n_pieces = n_tiles * n_parts;
                 for (int64_t i = n_pieces * params->ith / params->nth; i < n_pieces * (params->ith + 1) / params->nth; ++i) {
                     const int64_t row0 = i / n_parts * BOF4_PAIRED;
                     const int64_t b0 = n_blocks * (i % n_parts) / n_parts;
