@@ -39,7 +39,7 @@ class Options:
         encoder: "absmax", the paper's, "search", or "gptq", which runs the model on a text.
         imatrix: path of an importance matrix of llama-imatrix; RANDOM_TOKENS makes one.
         calibration: path of the text for gptq.
-        samples: windows of that text that the model reads.
+        samples: windows of that text that the model reads; None: enough for its widest layer.
         sample_length: tokens in each.
         damping: of gptq, in units of the mean square of a layer's inputs.
         act_order: gptq begins with the columns that have the largest inputs.
@@ -62,7 +62,7 @@ class Options:
     encoder: str = "search"
     imatrix: str | None = None
     calibration: str | None = None
-    samples: int = 32
+    samples: int | None = None
     sample_length: int = 512
     damping: float = 0.5
     act_order: bool = True
@@ -147,7 +147,7 @@ class Options:
             return
         if self.calibration is None:
             raise UserError("--encoder gptq runs the model on a text: give one with --calibration FILE")
-        if self.samples < 1 or self.sample_length < 2:
+        if (self.samples is not None and self.samples < 1) or self.sample_length < 2:
             raise UserError("--calibration-samples must be 1 or more, --calibration-length 2 or more")
         if not 0.0 <= self.damping < 1.0:
             raise UserError(f"--damping {self.damping}: give a number from 0 to 1, such as 0.5")

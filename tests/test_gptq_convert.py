@@ -17,7 +17,7 @@ from gguf_bof4.calibration.checkpoint import Checkpoint
 from gguf_bof4.calibration.encoded import Encoded, work_folder
 from gguf_bof4.calibration.layer import Layer, Workers
 from gguf_bof4.calibration.model import Skeleton, first_inputs, make_skeleton, release
-from gguf_bof4.calibration.samples import make_samples
+from gguf_bof4.calibration.samples import enough_samples, make_samples
 from gguf_bof4.calibration.weights import FolderWeights, GgufWeights
 from gguf_bof4.convert import ConversionReport, convert
 from gguf_bof4.errors import UserError
@@ -261,6 +261,11 @@ def test_outputs_are_nearer_to_the_unquantized_model_than_with_search(folders: d
             outputs.append(skeleton.layers[0](inputs.hidden, **inputs.arguments[0]))
     errors = [float((found - outputs[0]).square().mean()) for found in outputs[1:]]
     assert errors[0] < 0.9 * errors[1]
+
+
+def test_wide_layers_have_three_tokens_for_each_input() -> None:
+    assert [enough_samples(inputs, 512) for inputs in (64, 5461, 5462, 8960, 14336)] == [32, 32, 64, 64, 96]
+    assert enough_samples(14336, 2048) == 32
 
 
 def test_samples_are_spread_over_the_text() -> None:

@@ -34,7 +34,7 @@ from gguf_bof4.calibration.factor import Drift, Factor, drift, factor
 from gguf_bof4.calibration.layer import Layer, Workers, to_device
 from gguf_bof4.calibration.matching import find_rows
 from gguf_bof4.calibration.model import INSTEAD, LayerInputs, Skeleton, assign, first_inputs, make_skeleton, release
-from gguf_bof4.calibration.samples import Samples, make_samples, read_text
+from gguf_bof4.calibration.samples import Samples, enough_samples, make_samples, read_text
 from gguf_bof4.calibration.weights import Weights, tensor_names
 from gguf_bof4.errors import UserError
 
@@ -51,7 +51,7 @@ class Settings:
 
     Attributes:
         text: the calibration text.
-        samples: how many windows of it.
+        samples: how many windows of it; None: enough_samples().
         length: tokens in each.
         damping: what is added to the diagonal of the moments, in units of its mean.
         act_order: blocks of columns with large inputs first.
@@ -61,7 +61,7 @@ class Settings:
     """
 
     text: Path
-    samples: int
+    samples: int | None
     length: int
     damping: float
     act_order: bool
@@ -301,7 +301,9 @@ def calibrate(
     device = parse_device(settings.device)
     text = read_text(settings.text)
     progress("reading the calibration text", 0, 0)
-    samples = make_samples(weights.tokenizer(), text, settings.text, settings.samples, settings.length)
+    widest = max((t.shape[-1] for t in targets if t.layer is not None), default=1)
+    wanted = settings.samples or enough_samples(widest, settings.length)
+    samples = make_samples(weights.tokenizer(), text, settings.text, wanted, settings.length)
     checkpoint = Checkpoint(folder, _fingerprint(files, targets, settings, samples.count), restart)
     skeleton = make_skeleton(weights.config(), source)
     by_layer: dict[int, list[Target]] = defaultdict(list)

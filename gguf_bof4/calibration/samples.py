@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,13 @@ from typing import Any
 import torch
 
 from gguf_bof4.errors import UserError
+
+
+STEP = 32
+"""The number of samples is a multiple of this, unless it is asked for."""
+
+TOKENS_PER_INPUT = 3
+"""As many, at least, are read for each input of the widest layer: of fewer, its moments are noise (bench/NOTES.md)."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,16 @@ def _beginning(tokenizer: Any) -> list[int]:
         if whole[i : i + len(bare)] == bare:
             return list(whole[:i])
     return []
+
+
+def enough_samples(inputs: int, length: int) -> int:
+    """How many samples a model reads by default.
+
+    Args:
+        inputs: of its widest layer.
+        length: tokens in a sample.
+    """
+    return STEP * max(1, math.ceil(TOKENS_PER_INPUT * inputs / (STEP * length)))
 
 
 def make_samples(tokenizer: Any, text: str, path: Path, count: int, length: int) -> Samples:

@@ -156,7 +156,13 @@ def convert(
         typer.Option(metavar="TEXT", help="gptq: a text file like what the model will read, some 100 kB or more."),
     ] = None,
     samples: Annotated[
-        int, typer.Option("--calibration-samples", min=1, help="gptq: windows of the text that the model reads.")
+        int | None,
+        typer.Option(
+            "--calibration-samples",
+            min=1,
+            help="gptq: windows of the text that the model reads.",
+            show_default="32, or more for wide layers",
+        ),
     ] = Options.samples,
     sample_length: Annotated[
         int, typer.Option("--calibration-length", min=2, help="gptq: tokens in each window.")
