@@ -11,7 +11,6 @@ import torch
 
 from gguf_bof4.errors import UserError
 
-
 STEP = 32
 """The number of samples is a multiple of this, unless it is asked for."""
 
