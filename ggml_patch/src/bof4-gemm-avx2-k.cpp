@@ -108,15 +108,18 @@ constexpr int block_of(int i) {
     return i / 16 * 8 + i % 16 / 4;
 }
 
+// Eight results of column t, rows 8 * r on, and what is in `plus`, unless that is NULL.
+inline __m256 add(__m256 sum, const float * plus, int t, int r) {
+    return plus ? _mm256_add_ps(sum, _mm256_load_ps(plus + t * BOF4_GROUP + 8 * r)) : sum;
+}
+
 // T columns, one group of rows.
 template <int T>
-void gemv(const group & w, int64_t n_blocks, const bof4_k_act * const * x, const float * start, float * const * y) {
+void gemv(const group & w, int64_t n_blocks, const bof4_k_act * const * x, const float * plus, float * const * y) {
     const __m256i levels = table(128);
     __m256 sum[2][T];
     for (int t = 0; t < T; ++t) {
-        for (int r = 0; r < 2; ++r) {
-            sum[r][t] = start ? _mm256_load_ps(start + t * BOF4_GROUP + 8 * r) : _mm256_setzero_ps();
-        }
+        sum[0][t] = sum[1][t] = _mm256_setzero_ps();
     }
     for (int64_t b = 0; b < n_blocks; ++b) {
         const bof4_k_head & head = *bof4_k_head_of(w.pairs, b);
@@ -173,7 +176,7 @@ void gemv(const group & w, int64_t n_blocks, const bof4_k_act * const * x, const
     }
     for (int t = 0; t < T; ++t) {
         for (int r = 0; r < 2; ++r) {
-            _mm256_maskstore_ps(y[t] + 8 * r, w.rows[r], sum[r][t]);
+            _mm256_maskstore_ps(y[t] + 8 * r, w.rows[r], add(sum[r][t], plus, t, r));
         }
     }
 }
@@ -207,17 +210,16 @@ struct unpacked {
     }
 };
 
-// n superblocks of a group times T columns, added to y, or, for the first ones of a row, to `start`.
+// n superblocks of a group times T columns, added to y (or written there, for the first ones of a row), and `plus`.
 template <int T>
 void tile(const unpacked & w, const __m256i * rows, int64_t n, const bof4_k_act * const * columns, int64_t b0,
-          const float * start, float * const * y) {
+          const float * plus, float * const * y) {
     const bof4_k_act * x[T];
     alignas(32) float sum[T][2][8];
     for (int t = 0; t < T; ++t) {
         x[t] = columns[t] + b0;
         for (int r = 0; r < 2; ++r) {
-            _mm256_store_ps(sum[t][r], b0 > 0 ? _mm256_maskload_ps(y[t] + r * 8, rows[r])
-                : start ? _mm256_load_ps(start + t * BOF4_GROUP + r * 8) : _mm256_setzero_ps());
+            _mm256_store_ps(sum[t][r], b0 == 0 ? _mm256_setzero_ps() : _mm256_maskload_ps(y[t] + r * 8, rows[r]));
         }
     }
     for (int64_t b = 0; b < n; ++b) {
@@ -250,7 +252,7 @@ void tile(const unpacked & w, const __m256i * rows, int64_t n, const bof4_k_act 
     }
     for (int t = 0; t < T; ++t) {
         for (int r = 0; r < 2; ++r) {
-            _mm256_maskstore_ps(y[t] + r * 8, rows[r], _mm256_load_ps(sum[t][r]));
+            _mm256_maskstore_ps(y[t] + r * 8, rows[r], add(_mm256_load_ps(sum[t][r]), plus, t, r));
         }
     }
 }
@@ -261,7 +263,7 @@ bool bof4_k_few(int64_t n_columns) {
     return n_columns <= FEW;
 }
 
-void bof4_k_gemm(const void * groups, int64_t n_rows, int64_t n, const bof4_k_act * const * x, const float * start,
+void bof4_k_gemm(const void * groups, int64_t n_rows, int64_t n, const bof4_k_act * const * x, const float * plus,
                  float * const * columns, int64_t n_columns, bool few) {
     const int64_t n_blocks = n / QK_BOF4_K;
     // as many columns in each tile, or one less
@@ -277,7 +279,8 @@ void bof4_k_gemm(const void * groups, int64_t n_rows, int64_t n, const bof4_k_ac
             for (int64_t i = 0; i < n_tiles; ++i) {
                 const int64_t c = i * n_columns / n_tiles;
                 const int width = (int) ((i + 1) * n_columns / n_tiles - c);
-                const float * from = start ? start + (g * n_columns + c) * BOF4_GROUP : nullptr;
+                const bool last = few || b0 + n_chunk == n_blocks;
+                const float * from = plus && last ? plus + (g * n_columns + c) * BOF4_GROUP : nullptr;
                 float * y[WIDTH];
                 for (int t = 0; t < width; ++t) {
                     y[t] = columns[c + t] + g * BOF4_GROUP;

@@ -55,12 +55,12 @@ inline float32x4_t scales(const uint16_t * d) {
 
 // T columns, one group of rows.
 template <int T>
-void gemv(const group & w, int64_t n_blocks, const bof4_s_act * const * x, float * const * y, bool first) {
+void gemv(const group & w, int64_t n_blocks, const bof4_s_act * const * x, float * const * y) {
     const int8x16_t levels = levels_table();
     float32x4_t sum[T][4];
     for (int t = 0; t < T; ++t) {
         for (int r = 0; r < 4; ++r) {
-            sum[t][r] = first ? vdupq_n_f32(0.0f) : vld1q_f32(y[t] + 4 * r);
+            sum[t][r] = vdupq_n_f32(0.0f);
         }
     }
     for (int64_t b = 0; b < n_blocks; ++b) {
@@ -288,14 +288,13 @@ bool bof4_s_few(int64_t n_columns) {
     return n_columns <= FEW;
 }
 
-void bof4_s_gemm(const void * groups, int64_t n_rows, int64_t n, const bof4_s_act * const * x, const float * start,
+void bof4_s_gemm(const void * groups, int64_t n_rows, int64_t n, const bof4_s_act * const * x, const float * plus,
                  float * const * columns, int64_t n_columns, bool) {
     const bool few = bof4_s_few(n_columns);
     const int64_t n_blocks = n / QK_BOF4_S;
     unpacked memory;
     for (int64_t b0 = 0; b0 < n_blocks; b0 += few ? n_blocks : (int64_t) CHUNK) {
         const int64_t n_chunk = b0 + CHUNK < n_blocks ? (int64_t) CHUNK : n_blocks - b0;
-        const bool first = b0 == 0 && start == nullptr;
         for (int64_t g = 0; g * BOF4_GROUP < n_rows; ++g) {
             const group w(groups, g, n);
             const int64_t row0 = g * BOF4_GROUP;
@@ -312,16 +311,20 @@ void bof4_s_gemm(const void * groups, int64_t n_rows, int64_t n, const bof4_s_ac
                 for (int t = 0; t < WIDTH; ++t) {
                     from[t] = x[t < width ? c + t : n_columns - 1];
                     to[t] = t < width && left == 0 ? columns[c + t] + row0 : aside[t];
-                    if (start && b0 == 0 && t < width) {
-                        memcpy(to[t], start + (g * n_columns + c + t) * BOF4_GROUP, sizeof(aside[t]));
-                    } else if (!first && to[t] == aside[t]) {
+                    if (to[t] == aside[t] && b0 > 0) {
                         t < width ? memcpy(aside[t], columns[c + t] + row0, left) : memset(aside[t], 0, sizeof(aside[t]));
                     }
                 }
                 if (few) {
-                    width == 1 ? gemv<1>(w, n_blocks, from, to, first) : gemv<2>(w, n_blocks, from, to, first);
+                    width == 1 ? gemv<1>(w, n_blocks, from, to) : gemv<2>(w, n_blocks, from, to);
                 } else {
-                    tile(memory, n_chunk, from, b0, to, first);
+                    tile(memory, n_chunk, from, b0, to, b0 == 0);
+                }
+                const bool last = few || b0 + n_chunk == n_blocks;
+                for (int t = 0; t < width && plus && last; ++t) {
+                    for (int r = 0; r < BOF4_GROUP; ++r) {
+                        to[t][r] += plus[(g * n_columns + c + t) * BOF4_GROUP + r];
+                    }
                 }
                 for (int t = 0; t < width && left > 0; ++t) {
                     memcpy(columns[c + t] + row0, aside[t], left);

@@ -128,11 +128,11 @@ constexpr int block_of(int i) {
 
 // T columns, one group of rows.
 template <typename type, int T>
-void gemv(const group<type> & w, int64_t n_blocks, const bof4_k_act * const * x, const float * start, float * const * y) {
+void gemv(const group<type> & w, int64_t n_blocks, const bof4_k_act * const * x, const float * plus, float * const * y) {
     const type read;
     floats sum[T];
     for (int t = 0; t < T; ++t) {
-        sum[t] = start ? load(start + t * BOF4_GROUP) : all_lanes(0.0f);
+        sum[t] = all_lanes(0.0f);
     }
     for (int64_t b = 0; b < n_blocks; ++b) {
         const auto & head = w.head(b);
@@ -172,7 +172,7 @@ void gemv(const group<type> & w, int64_t n_blocks, const bof4_k_act * const * x,
         }
     }
     for (int t = 0; t < T; ++t) {
-        store(y[t], w.rows, sum[t]);
+        store(y[t], w.rows, plus ? add(sum[t], load(plus + t * BOF4_GROUP)) : sum[t]);
     }
 }
 
@@ -200,17 +200,16 @@ struct unpacked {
     }
 };
 
-// n superblocks of R groups times T columns, added to y, or, for the first ones of a row, to `start`.
+// n superblocks of R groups times T columns, added to y (or written there, for the first ones of a row), and `plus`.
 template <typename weights, int R, int T>
 void tile(const weights & w, const mask * rows, int64_t n, const bof4_k_act * const * columns, int64_t b0,
-          const float * start, int64_t n_columns, float * const * y) {
+          const float * plus, int64_t n_columns, float * const * y) {
     const bof4_k_act * x[T];
     alignas(64) float sum[T][R][16];
     for (int t = 0; t < T; ++t) {
         x[t] = columns[t] + b0;
         for (int r = 0; r < R; ++r) {
-            store(sum[t][r], b0 > 0 ? load(y[t] + r * 16, rows[r])
-                : start ? load(start + (r * n_columns + t) * BOF4_GROUP) : all_lanes(0.0f));
+            store(sum[t][r], b0 == 0 ? all_lanes(0.0f) : load(y[t] + r * 16, rows[r]));
         }
     }
     for (int64_t b = 0; b < n; ++b) {
@@ -257,19 +256,20 @@ void tile(const weights & w, const mask * rows, int64_t n, const bof4_k_act * co
     }
     for (int t = 0; t < T; ++t) {
         for (int r = 0; r < R; ++r) {
-            store(y[t] + r * 16, rows[r], load(sum[t][r]));
+            const floats all = load(sum[t][r]);
+            store(y[t] + r * 16, rows[r], plus ? add(all, load(plus + (r * n_columns + t) * BOF4_GROUP)) : all);
         }
     }
 }
 
 template <int R, typename weights>
 void tiles(const weights & w, const mask * rows, int64_t n, const bof4_k_act * const * x, int64_t b0,
-           const float * start, float * const * columns, int64_t row0, int64_t n_columns) {
+           const float * plus, float * const * columns, int64_t row0, int64_t n_columns) {
     // as many columns in each tile, or one less: a last tile of one would cost as much as one of three
     const int64_t n_tiles = (n_columns + WIDTH - 1) / WIDTH;
     for (int64_t i = 0; i < n_tiles; ++i) {
         const int64_t c = i * n_columns / n_tiles;
-        const float * from = start ? start + c * BOF4_GROUP : nullptr;
+        const float * from = plus ? plus + c * BOF4_GROUP : nullptr;
         float * y[WIDTH];
         const int width = (int) ((i + 1) * n_columns / n_tiles - c);
         for (int t = 0; t < width; ++t) {
@@ -286,7 +286,7 @@ void tiles(const weights & w, const mask * rows, int64_t n, const bof4_k_act * c
 }
 
 template <typename type>
-void few_columns(const void * groups, int64_t n_rows, int64_t n, const bof4_k_act * const * x, const float * start,
+void few_columns(const void * groups, int64_t n_rows, int64_t n, const bof4_k_act * const * x, const float * plus,
                  float * const * columns, int64_t n_columns) {
     const int64_t n_blocks = n / QK_BOF4_K;
     const int64_t n_tiles = (n_columns + NARROW - 1) / NARROW;
@@ -295,7 +295,7 @@ void few_columns(const void * groups, int64_t n_rows, int64_t n, const bof4_k_ac
         for (int64_t i = 0; i < n_tiles; ++i) {
             const int64_t c = i * n_columns / n_tiles;
             const int width = (int) ((i + 1) * n_columns / n_tiles - c);
-            const float * from = start ? start + (g * n_columns + c) * BOF4_GROUP : nullptr;
+            const float * from = plus ? plus + (g * n_columns + c) * BOF4_GROUP : nullptr;
             float * y[NARROW];
             for (int t = 0; t < width; ++t) {
                 y[t] = columns[c + t] + g * BOF4_GROUP;
@@ -313,20 +313,21 @@ void few_columns(const void * groups, int64_t n_rows, int64_t n, const bof4_k_ac
 
 template <typename type, int R>
 void many_columns(const void * groups, int64_t g, int64_t n_rows, int64_t n, const bof4_k_act * const * x,
-                  const float * start, float * const * y, int64_t n_columns, int64_t b0, unpacked<type, R> & memory) {
+                  const float * plus, float * const * y, int64_t n_columns, int64_t b0, unpacked<type, R> & memory) {
     const int64_t n_chunk = b0 + CHUNK < n / QK_BOF4_K ? (int64_t) CHUNK : n / QK_BOF4_K - b0;
     group<type> w[2] = { { groups, g, n_rows, n }, { groups, g + R - 1, n_rows, n } };
     const mask rows[2] = { w[0].rows, w[1].rows };
     memory.fill(w, b0, n_chunk);
-    start = start ? start + g * n_columns * BOF4_GROUP : nullptr;
-    tiles<R>(memory, rows, n_chunk, x, b0, start, y, g * BOF4_GROUP, n_columns);
+    const bool last = b0 + n_chunk == n / QK_BOF4_K;
+    plus = plus && last ? plus + g * n_columns * BOF4_GROUP : nullptr;
+    tiles<R>(memory, rows, n_chunk, x, b0, plus, y, g * BOF4_GROUP, n_columns);
 }
 
 template <typename type>
-void gemm(const void * groups, int64_t n_rows, int64_t n, const bof4_k_act * const * x, const float * start,
+void gemm(const void * groups, int64_t n_rows, int64_t n, const bof4_k_act * const * x, const float * plus,
           float * const * y, int64_t n_columns) {
     if (n_columns <= DIRECT) {
-        few_columns<type>(groups, n_rows, n, x, start, y, n_columns);
+        few_columns<type>(groups, n_rows, n, x, plus, y, n_columns);
         return;
     }
     const int64_t n_groups = (n_rows + BOF4_GROUP - 1) / BOF4_GROUP;
@@ -334,11 +335,11 @@ void gemm(const void * groups, int64_t n_rows, int64_t n, const bof4_k_act * con
     for (int64_t b0 = 0; b0 < n / QK_BOF4_K; b0 += CHUNK) {
         int64_t g = 0;
         for (; g + GROUPS <= n_groups; g += GROUPS) {
-            many_columns<type, GROUPS>(groups, g, n_rows, n, x, start, y, n_columns, b0, memory);
+            many_columns<type, GROUPS>(groups, g, n_rows, n, x, plus, y, n_columns, b0, memory);
         }
         if (g < n_groups) {
             unpacked<type, 1> last;
-            many_columns<type, 1>(groups, g, n_rows, n, x, start, y, n_columns, b0, last);
+            many_columns<type, 1>(groups, g, n_rows, n, x, plus, y, n_columns, b0, last);
         }
     }
 }
@@ -351,18 +352,18 @@ bool bof4_k_few(int64_t n_columns) {
     return n_columns <= DIRECT;
 }
 
-void bof4_k_gemm(const void * groups, int64_t n_rows, int64_t n, const bof4_k_act * const * x, const float * start,
+void bof4_k_gemm(const void * groups, int64_t n_rows, int64_t n, const bof4_k_act * const * x, const float * plus,
                  float * const * y, int64_t n_columns, bool) {
-    gemm<bof4_k>(groups, n_rows, n, x, start, y, n_columns);
+    gemm<bof4_k>(groups, n_rows, n, x, plus, y, n_columns);
 }
 
 bool bof4_q6_few(int64_t n_columns) {
     return n_columns <= DIRECT;
 }
 
-void bof4_q6_gemm(const void * groups, int64_t n_rows, int64_t n, const bof4_q6_act * const * x, const float * start,
+void bof4_q6_gemm(const void * groups, int64_t n_rows, int64_t n, const bof4_q6_act * const * x, const float * plus,
                   float * const * y, int64_t n_columns, bool) {
-    gemm<q6>(groups, n_rows, n, x, start, y, n_columns);
+    gemm<q6>(groups, n_rows, n, x, plus, y, n_columns);
 }
 
 #endif

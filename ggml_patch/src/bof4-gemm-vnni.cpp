@@ -57,11 +57,11 @@ inline floats scales(const uint16_t * d) {
 
 // T columns, one group of rows.
 template <int T>
-void gemv(const group & w, int64_t n_blocks, const bof4_s_act * const * x, const float * start, float * const * y) {
+void gemv(const group & w, int64_t n_blocks, const bof4_s_act * const * x, const float * plus, float * const * y) {
     const lookup level(levels16);
     floats sum[T];
     for (int t = 0; t < T; ++t) {
-        sum[t] = start ? load(start + t * BOF4_GROUP) : all_lanes(0.0f);
+        sum[t] = all_lanes(0.0f);
     }
     for (int64_t b = 0; b < n_blocks; ++b) {
         const uint8_t * qs = bof4_s_codes(w.pairs, b);
@@ -88,7 +88,7 @@ void gemv(const group & w, int64_t n_blocks, const bof4_s_act * const * x, const
         }
     }
     for (int t = 0; t < T; ++t) {
-        store(y[t], w.rows, sum[t]);
+        store(y[t], w.rows, plus ? add(sum[t], load(plus + t * BOF4_GROUP)) : sum[t]);
     }
 }
 
@@ -113,17 +113,16 @@ struct unpacked {
     }
 };
 
-// n blocks of R groups times T columns, added to y, or, for the first blocks of a row, to `start`.
+// n blocks of R groups times T columns, added to y (or written there, for the first blocks of a row), and `plus`.
 template <int R, int T>
 void tile(const unpacked<R> & w, const mask * rows, int64_t n, const bof4_s_act * const * columns, int64_t b0,
-          const float * start, int64_t n_columns, float * const * y) {
+          const float * plus, int64_t n_columns, float * const * y) {
     const bof4_s_act * x[T];
     alignas(64) float sum[T][R][16];
     for (int t = 0; t < T; ++t) {
         x[t] = columns[t] + b0;
         for (int r = 0; r < R; ++r) {
-            store(sum[t][r], b0 > 0 ? load(y[t] + r * 16, rows[r])
-                : start ? load(start + (r * n_columns + t) * BOF4_GROUP) : all_lanes(0.0f));
+            store(sum[t][r], b0 == 0 ? all_lanes(0.0f) : load(y[t] + r * 16, rows[r]));
         }
     }
     for (int64_t b = 0; b < n; ++b) {
@@ -167,19 +166,20 @@ void tile(const unpacked<R> & w, const mask * rows, int64_t n, const bof4_s_act 
     }
     for (int t = 0; t < T; ++t) {
         for (int r = 0; r < R; ++r) {
-            store(y[t] + r * 16, rows[r], load(sum[t][r]));
+            const floats all = load(sum[t][r]);
+            store(y[t] + r * 16, rows[r], plus ? add(all, load(plus + (r * n_columns + t) * BOF4_GROUP)) : all);
         }
     }
 }
 
 template <int R>
 void tiles(const unpacked<R> & w, const mask * rows, int64_t n, const bof4_s_act * const * x, int64_t b0,
-           const float * start, float * const * columns, int64_t row0, int64_t n_columns) {
+           const float * plus, float * const * columns, int64_t row0, int64_t n_columns) {
     // as many columns in each tile, or one less: a last tile of one would cost as much as one of three
     const int64_t n_tiles = (n_columns + WIDTH - 1) / WIDTH;
     for (int64_t i = 0; i < n_tiles; ++i) {
         const int64_t c = i * n_columns / n_tiles;
-        const float * from = start ? start + c * BOF4_GROUP : nullptr;
+        const float * from = plus ? plus + c * BOF4_GROUP : nullptr;
         float * y[WIDTH];
         const int width = (int) ((i + 1) * n_columns / n_tiles - c);
         for (int t = 0; t < width; ++t) {
@@ -196,7 +196,7 @@ void tiles(const unpacked<R> & w, const mask * rows, int64_t n, const bof4_s_act
     }
 }
 
-void few_columns(const void * groups, int64_t n_rows, int64_t n, const bof4_s_act * const * x, const float * start,
+void few_columns(const void * groups, int64_t n_rows, int64_t n, const bof4_s_act * const * x, const float * plus,
                  float * const * columns, int64_t n_columns) {
     const int64_t n_blocks = n / QK_BOF4_S;
     const int64_t n_tiles = (n_columns + NARROW - 1) / NARROW;
@@ -205,7 +205,7 @@ void few_columns(const void * groups, int64_t n_rows, int64_t n, const bof4_s_ac
         for (int64_t i = 0; i < n_tiles; ++i) {
             const int64_t c = i * n_columns / n_tiles;
             const int width = (int) ((i + 1) * n_columns / n_tiles - c);
-            const float * from = start ? start + (g * n_columns + c) * BOF4_GROUP : nullptr;
+            const float * from = plus ? plus + (g * n_columns + c) * BOF4_GROUP : nullptr;
             float * y[NARROW];
             for (int t = 0; t < width; ++t) {
                 y[t] = columns[c + t] + g * BOF4_GROUP;
@@ -224,13 +224,14 @@ void few_columns(const void * groups, int64_t n_rows, int64_t n, const bof4_s_ac
 
 template <int R>
 void many_columns(const void * groups, int64_t g, int64_t n_rows, int64_t n, const bof4_s_act * const * x,
-                  const float * start, float * const * y, int64_t n_columns, int64_t b0, unpacked<R> & memory) {
+                  const float * plus, float * const * y, int64_t n_columns, int64_t b0, unpacked<R> & memory) {
     const int64_t n_chunk = b0 + CHUNK < n / QK_BOF4_S ? (int64_t) CHUNK : n / QK_BOF4_S - b0;
     const group w[2] = { group(groups, g, n_rows, n), group(groups, g + R - 1, n_rows, n) };
     const mask rows[2] = { w[0].rows, w[1].rows };
     memory.fill(w, b0, n_chunk);
-    start = start ? start + g * n_columns * BOF4_GROUP : nullptr;
-    tiles<R>(memory, rows, n_chunk, x, b0, start, y, g * BOF4_GROUP, n_columns);
+    const bool last = b0 + n_chunk == n / QK_BOF4_S;
+    plus = plus && last ? plus + g * n_columns * BOF4_GROUP : nullptr;
+    tiles<R>(memory, rows, n_chunk, x, b0, plus, y, g * BOF4_GROUP, n_columns);
 }
 
 } // namespace
@@ -240,10 +241,10 @@ bool bof4_s_few(int64_t n_columns) {
 }
 
 // The activations have one form here, whatever the number of columns.
-void bof4_s_gemm(const void * groups, int64_t n_rows, int64_t n, const bof4_s_act * const * x, const float * start,
+void bof4_s_gemm(const void * groups, int64_t n_rows, int64_t n, const bof4_s_act * const * x, const float * plus,
                  float * const * y, int64_t n_columns, bool) {
     if (bof4_s_few(n_columns)) {
-        few_columns(groups, n_rows, n, x, start, y, n_columns);
+        few_columns(groups, n_rows, n, x, plus, y, n_columns);
         return;
     }
     const int64_t n_groups = (n_rows + BOF4_GROUP - 1) / BOF4_GROUP;
@@ -251,11 +252,11 @@ void bof4_s_gemm(const void * groups, int64_t n_rows, int64_t n, const bof4_s_ac
     for (int64_t b0 = 0; b0 < n / QK_BOF4_S; b0 += CHUNK) {
         int64_t g = 0;
         for (; g + GROUPS <= n_groups; g += GROUPS) {
-            many_columns<GROUPS>(groups, g, n_rows, n, x, start, y, n_columns, b0, memory);
+            many_columns<GROUPS>(groups, g, n_rows, n, x, plus, y, n_columns, b0, memory);
         }
         if (g < n_groups) {
             unpacked<1> last;
-            many_columns<1>(groups, g, n_rows, n, x, start, y, n_columns, b0, last);
+            many_columns<1>(groups, g, n_rows, n, x, plus, y, n_columns, b0, last);
         }
     }
 }

@@ -41,6 +41,7 @@ inline floats from_bytes(__m128i v)                             { return to_floa
 inline floats from_halves(const uint16_t * p)                   { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *) p)); }
 inline floats all_lanes(float v)                                { return _mm512_set1_ps(v); }
 inline floats multiply(floats a, floats b)                      { return _mm512_mul_ps(a, b); }
+inline floats add(floats a, floats b)                           { return _mm512_add_ps(a, b); }
 inline floats multiply_add(floats a, floats b, floats c)        { return _mm512_fmadd_ps(a, b, c); }
 inline floats load(const float * p)                             { return _mm512_load_ps(p); }
 inline void   store(float * p, floats v)                        { _mm512_store_ps(p, v); }
@@ -86,6 +87,7 @@ inline floats from_halves(const uint16_t * p) {
 }
 inline floats all_lanes(float v)                                { return { _mm256_set1_ps(v), _mm256_set1_ps(v) }; }
 inline floats multiply(floats x, floats y)                      { return { _mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b) }; }
+inline floats add(floats x, floats y)                           { return { _mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b) }; }
 inline floats multiply_add(floats x, floats y, floats z)        { return { _mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b) }; }
 inline floats load(const float * p)                             { return { _mm256_load_ps(p), _mm256_load_ps(p + 8) }; }
 inline void   store(float * p, floats v)                        { _mm256_store_ps(p, v.a); _mm256_store_ps(p + 8, v.b); }

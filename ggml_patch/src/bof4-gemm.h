@@ -113,11 +113,11 @@ void bof4_s_deinterleave(const void * group, int64_t n_rows, int64_t n, block_bo
 // n activations, rounded as Q8_0 rounds them; few: bof4_s_few of the most columns that they will come with.
 void bof4_s_quantize_act(const float * x, struct bof4_s_act * y, int64_t n, bool few);
 
-// y[c][r] = product of row r of the groups and column x[c], for n_rows rows and n_columns columns, added to what is in `start`,
-// [groups][n_columns][16], or to nothing where that is NULL. (Sums that begin with the outliers are cheaper than results to which they
-// are added: columns of results, a power of two apart, drive each other out of the nearest cache.)
+// y[c][r] = product of row r of the groups and column x[c], for n_rows rows and n_columns columns, and what is in `plus`,
+// [groups][n_columns][16], where that is not NULL: the outliers' share. (To add it to results that are in memory already costs more:
+// columns of them, a power of two apart, drive each other out of the nearest cache.)
 void bof4_s_gemm(
-    const void * groups, int64_t n_rows, int64_t n, const struct bof4_s_act * const * x, const float * start, float * const * y,
+    const void * groups, int64_t n_rows, int64_t n, const struct bof4_s_act * const * x, const float * plus, float * const * y,
     int64_t n_columns, bool few);
 
 // The same for BOF4_K. 256 activations: the numbers of a Q8_K block, whose scale is positive here (and the numbers' signs
@@ -144,7 +144,7 @@ void bof4_k_deinterleave(const void * group, int64_t n_rows, int64_t n, block_bo
 bool bof4_k_few(int64_t n_columns);
 void bof4_k_quantize_act(const float * x, struct bof4_k_act * y, int64_t n, bool few);
 void bof4_k_gemm(
-    const void * groups, int64_t n_rows, int64_t n, const struct bof4_k_act * const * x, const float * start, float * const * y,
+    const void * groups, int64_t n_rows, int64_t n, const struct bof4_k_act * const * x, const float * plus, float * const * y,
     int64_t n_columns, bool few);
 
 #ifdef BOF4_GEMM_Q6
@@ -171,7 +171,7 @@ void bof4_q6_deinterleave(const void * group, int64_t n_rows, int64_t n, block_b
 bool bof4_q6_few(int64_t n_columns);
 void bof4_q6_quantize_act(const float * x, bof4_q6_act * y, int64_t n, bool few);
 void bof4_q6_gemm(
-    const void * groups, int64_t n_rows, int64_t n, const bof4_q6_act * const * x, const float * start, float * const * y,
+    const void * groups, int64_t n_rows, int64_t n, const bof4_q6_act * const * x, const float * plus, float * const * y,
     int64_t n_columns, bool few);
 #endif
 

@@ -8,7 +8,7 @@
 // activations begin and where its results go. After one barrier, threads take pieces (some rows of one matrix, with all its
 // columns) until none is left. Each has pieces that follow one another, so that weights are one long stream, and when they are done
 // takes over the second half of what another has not got to. The thread that computes a piece takes care of its outliers: of many
-// columns, products begin with their sums; of few, they are added.
+// columns, the kernel takes their sums with it; of few, they are added to its results.
 
 #include "bof4-repack.h"
 
@@ -70,7 +70,7 @@ struct kernels {
     void    (*deinterleave)(const void * group, int64_t n_rows, int64_t n, void * rows);
     void    (*quantize_act)(const float * x, void * y, int64_t n, bool few);
     bool    (*few)(int64_t n_columns);
-    void    (*gemm)(const void * groups, int64_t n_rows, int64_t n, const void * const * x, const float * start,
+    void    (*gemm)(const void * groups, int64_t n_rows, int64_t n, const void * const * x, const float * plus,
                     float * const * y, int64_t n_columns, bool few);
     size_t  act_bytes;      // of a block
 };
@@ -86,9 +86,9 @@ struct kernels {
     }, \
     [](const float * x, void * y, int64_t n, bool few) { type##_quantize_act(x, static_cast<type##_act *>(y), n, few); }, \
     type##_few, \
-    [](const void * groups, int64_t n_rows, int64_t n, const void * const * x, const float * start, float * const * y, \
+    [](const void * groups, int64_t n_rows, int64_t n, const void * const * x, const float * plus, float * const * y, \
        int64_t n_columns, bool few) { \
-        type##_gemm(groups, n_rows, n, reinterpret_cast<const type##_act * const *>(x), start, y, n_columns, few); \
+        type##_gemm(groups, n_rows, n, reinterpret_cast<const type##_act * const *>(x), plus, y, n_columns, few); \
     }, \
     sizeof(type##_act), \
 }

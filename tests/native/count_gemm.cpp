@@ -32,7 +32,7 @@ void ours(F gemm, int64_t n_act, int columns, bool few) {
         x[c] = reinterpret_cast<const T *>(act) + c * n_act;
         y[c] = result[c];
     }
-    gemm(weights, ROWS, N, x, y, columns, few);
+    gemm(weights, ROWS, N, x, nullptr, y, columns, few);
 }
 
 // Upstream's product for many columns wants a multiple of four.

@@ -163,8 +163,14 @@ void multiply(arena & a, ggml_tensor * weight, int64_t columns) {
     // as interleaved weights have it done: some columns and rows at a time
     const bof4_list_view view = ggml_bof4_view_of_op(y);
     std::vector<uint32_t> pairs(bof4_pairs_size(y) / sizeof(uint32_t));
+    for (int64_t c = 0; c < ggml_nrows(b) && !pairs.empty(); c += BOF4_PAIRED) {
+        bof4_pair_part(y, c, 0, b->ne[0] / 32 * 16, pairs.data());
+        bof4_pair_part(y, c, b->ne[0] / 32 * 16, b->ne[0], pairs.data());
+    }
     if (!pairs.empty()) {
-        bof4_pair_activations(&params, y, pairs.data());
+        const int64_t row0 = y->ne[0] / 2, c0 = y->ne[1] / 3;
+        std::vector<float> sums((y->ne[0] - row0 + 15) / 16 * 16 * (y->ne[1] - c0));
+        bof4_sum_outliers(y, &view, pairs.data(), 0, row0, y->ne[0], c0, y->ne[1], sums.data());
     }
     if (bof4_whole_rows(&view)) {
         bof4_prefetch_pointers(&view, 0, y->ne[0], y->ne[0]);
