@@ -1,9 +1,12 @@
 #include "bof4-opq-cpu.h"
 #include "bof4-opq.h"
-#include "bof4-opq-avx512.h"
 #include "ggml-cpu.h"
 #include "ggml-cpu-impl.h"
 #include "ggml-impl.h"
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
 
 // Rows and columns of results that are put together before they are added.
 enum { TILE = 16 };
@@ -12,9 +15,6 @@ enum { PAIRED = BOF4_PAIRED };
 
 // Fewer columns than these meet the outliers one after the other.
 enum { SEVERAL = 8 };
-
-// Outliers of one column that are multiplied before they are summed up by rows: they stay in the nearest cache.
-enum { MOST_ENTRIES = 1024 };
 
 // The outliers of one row of src[0], whose elements are first .. first + n of the weight: entries [e, end) of
 // weight row `row`, whose columns count from `column0` of the operand's row. A reshaped operand's row may span
@@ -50,74 +50,70 @@ static bool whole_rows(const struct bof4_list_view * view, int64_t first) {
     return view->n == view->row_length && view->stride[0] == view->row_length && first % view->row_length == 0;
 }
 
-#if defined(__AVX512F__)
-// y[r] += outliers of row r, for n_rows rows with n outliers together, MOST_ENTRIES at most. Meanwhile lines from `ahead` on are
-// asked for, one for eight entries: products keep the processor busy, and would leave its memory idle. (More lines wait for each
-// other.)
-static void add_rows_of_column(
-        const int32_t * row_pointers, int64_t n_rows, const int32_t * entries, int n, const float * x, float * y, const char * ahead) {
-    float room[1 + MOST_ENTRIES + BOF4_BEHIND_PRODUCTS];
-    float * products = room + 1;
-    int i = 0;
-    for (; i + 4 <= n; i += 4) {
-        __builtin_prefetch(ahead + i * 8);
-        bof4_four_products(entries + i, x, products + i);
-    }
-    for (; i < n; ++i) {
-        products[i] = bof4_entry_value(entries[i]) * x[bof4_entry_column(entries[i])];
-    }
-    memset(products + n, 0, BOF4_BEHIND_PRODUCTS * sizeof(float));
-    for (int64_t r = 0; r < n_rows; r += TILE) {
-        const float * p = products + (row_pointers[r] - row_pointers[0]);
-        if (r + TILE <= n_rows) {
-            _mm512_storeu_ps(y + r, _mm512_add_ps(_mm512_loadu_ps(y + r), bof4_sums_of_rows(row_pointers + r, p)));
-        } else {
-            for (; r < n_rows; ++r) {
-                for (int e = row_pointers[r]; e < row_pointers[r + 1]; ++e) {
-                    y[r] += *p++;
-                }
-            }
-        }
-    }
-}
-#else
 // s[i + 1] = s[i] + entry i times its activation, s[0] = 0: then the sum over any run of entries is one difference,
 // and rows of few outliers, each of another number, cost no mispredicted branch. In double precision, because the
 // difference of two floats would lose the digits of a small row beside a large one.
-static void add_rows_of_column(
-        const int32_t * row_pointers, int64_t n_rows, const int32_t * entries, int n, const float * x, float * y, const char * ahead) {
-    double s[MOST_ENTRIES + 1];
-    GGML_UNUSED(ahead);
+//
+// Meanwhile lines from `ahead` on are asked for, one for eight entries: the sums keep the processor busy, and would leave its memory
+// idle. (More lines wait for each other.)
+static void running_sums(const int32_t * entries, int n, const float * x, double * s, const char * ahead) {
+    int i = 0;
     s[0] = 0.0;
-    for (int i = 0; i < n; ++i) {
+#if defined(__AVX512F__)
+    const __m256i column_bits = _mm256_set1_epi32(0xffff);
+    const __m512i zero = _mm512_setzero_si512();
+    __m512d carry = _mm512_setzero_pd();
+    for (; i + 8 <= n; i += 8) {
+        const int32_t * e = entries + i;
+        __builtin_prefetch(ahead + i * 8);
+        const __m256i entry = _mm256_loadu_si256((const __m256i *) e);
+        const __m256 value = _mm256_castsi256_ps(_mm256_andnot_si256(column_bits, entry));
+        // loads and inserts: a gather instruction takes three times as long on Zen
+#define X(k) x[bof4_entry_column(e[k])]
+        const __m256 act = _mm256_setr_ps(X(0), X(1), X(2), X(3), X(4), X(5), X(6), X(7));
+#undef X
+        __m512d sum = _mm512_mul_pd(_mm512_cvtps_pd(value), _mm512_cvtps_pd(act));
+#define ADD_SHIFTED(k) \
+        sum = _mm512_add_pd(sum, _mm512_castsi512_pd(_mm512_alignr_epi64(_mm512_castpd_si512(sum), zero, 8 - k)))
+        ADD_SHIFTED(1);
+        ADD_SHIFTED(2);
+        ADD_SHIFTED(4);
+#undef ADD_SHIFTED
+        sum = _mm512_add_pd(sum, carry);
+        _mm512_storeu_pd(s + 1 + i, sum);
+        carry = _mm512_permutexvar_pd(_mm512_set1_epi64(7), sum);
+    }
+#else
+    GGML_UNUSED(ahead);
+#endif
+    for (; i < n; ++i) {
         s[i + 1] = s[i] + (double) bof4_entry_value(entries[i]) * (double) x[bof4_entry_column(entries[i])];
     }
-    for (int64_t r = 0; r < n_rows; ++r) {
-        y[r] += (float) (s[row_pointers[r + 1] - row_pointers[0]] - s[row_pointers[r] - row_pointers[0]]);
-    }
 }
-#endif
 
 // One column of activations, whole rows [r0, r1) of the weight into y[0 ..]. What begins at `ahead` is wanted next.
 static void add_whole_rows_1(
         const struct bof4_list_view * view, int64_t r0, int64_t r1, const float * x, float * y, const char * ahead) {
+    enum { MOST = 1024 };
+    double s[MOST + 1];
     const int32_t * p = view->row_pointers;
     while (r0 < r1) {
         int64_t end = r1;
-        while (p[end] - p[r0] > MOST_ENTRIES && end > r0 + 1) {
+        while (p[end] - p[r0] > MOST && end > r0 + 1) {
             end = r0 + (end - r0) / 2;
         }
-        const int32_t * entries = view->entries + p[r0];
-        const int n = p[end] - p[r0];
-        if (n > MOST_ENTRIES) {
+        if (p[end] - p[r0] > MOST) {
             // a row crowded with outliers
             double sum = 0.0;
-            for (int e = 0; e < n; ++e) {
-                sum += (double) bof4_entry_value(entries[e]) * (double) x[bof4_entry_column(entries[e])];
+            for (int32_t e = p[r0]; e < p[end]; ++e) {
+                sum += (double) bof4_entry_value(view->entries[e]) * (double) x[bof4_entry_column(view->entries[e])];
             }
             y[0] += (float) sum;
-        } else if (n > 0) {
-            add_rows_of_column(p + r0, end - r0, entries, n, x, y, ahead);
+        } else if (p[end] > p[r0]) {
+            running_sums(view->entries + p[r0], p[end] - p[r0], x, s, ahead);
+            for (int64_t r = r0; r < end; ++r) {
+                y[r - r0] += (float) (s[p[r + 1] - p[r0]] - s[p[r] - p[r0]]);
+            }
         }
         y += end - r0;
         r0 = end;
