@@ -6,13 +6,9 @@
 // GEMV multiplies the 16-bit sums of a block of 16 by its scale as it widens them: vpmaddwd with the scale in both places.
 // The offsets of its unsigned levels, -128 * sum(activations), come in with a vpmaddwd of their own.
 
-#include "bof4-gemm.h"
+#include "bof4-gemm-avx2.h"
 
 #ifdef BOF4_GEMM_AVX2
-
-#include <immintrin.h>
-
-#include <cstring>
 
 namespace {
 
@@ -35,16 +31,6 @@ struct group {
         rows[1] = _mm256_cmpgt_epi32(count, _mm256_setr_epi32(8, 9, 10, 11, 12, 13, 14, 15));
     }
 };
-
-inline __m256i load(const void * p) {
-    return _mm256_loadu_si256(static_cast<const __m256i *>(p));
-}
-
-inline __m256i broadcast4(const void * p) {
-    int32_t four;
-    memcpy(&four, p, sizeof(four));
-    return _mm256_set1_epi32(four);
-}
 
 // Of eight rows, in float32.
 inline __m256 scale_of(const bof4_k_head & head, int r) {
@@ -79,15 +65,6 @@ struct block_scales {
     }
 };
 
-// GCC takes a chain of integer additions apart, adds products to products and spills them: the accumulators are in use here.
-inline void keep_order(__m256i & accumulator) {
-#if defined(__GNUC__)
-    __asm__("" : "+x"(accumulator));
-#else
-    (void) accumulator;
-#endif
-}
-
 // The 16 levels plus `offset`, for vpshufb.
 inline __m256i table(int offset) {
     const int8_t levels[16] = BOF4_K_LEVELS;
@@ -95,22 +72,9 @@ inline __m256i table(int offset) {
     return _mm256_broadcastsi128_si256(t);
 }
 
-inline __m256i low(__m256i codes, __m256i levels) {
-    return _mm256_shuffle_epi8(levels, _mm256_and_si256(codes, _mm256_set1_epi8(0x0f)));
-}
-
-inline __m256i high(__m256i codes, __m256i levels) {
-    return low(_mm256_srli_epi16(codes, 4), levels);
-}
-
 // Block of the low nibbles of step i; that of the high ones is four later.
 constexpr int block_of(int i) {
     return i / 16 * 8 + i % 16 / 4;
-}
-
-// Eight results of column t, rows 8 * r on, and what is in `plus`, unless that is NULL.
-inline __m256 add(__m256 sum, const float * plus, int t, int r) {
-    return plus ? _mm256_add_ps(sum, _mm256_load_ps(plus + t * BOF4_GROUP + 8 * r)) : sum;
 }
 
 // T columns, one group of rows.

@@ -11,13 +11,9 @@
 // most 8, so that the sums of a whole Q8_0 block (16 products of level + 128) fit 16 bits: vpmaddubsw and vpaddw for each
 // part, the widening to 32 bits once a block. The accumulators of low and high nibbles, of high and low parts, are four.
 
-#include "bof4-gemm.h"
+#include "bof4-gemm-avx2.h"
 
 #ifdef BOF4_GEMM_AVX2
-
-#include <immintrin.h>
-
-#include <cstring>
 
 namespace {
 
@@ -41,27 +37,8 @@ struct group {
     }
 };
 
-inline __m256i load(const void * p) {
-    return _mm256_loadu_si256(static_cast<const __m256i *>(p));
-}
-
-inline __m256i broadcast4(const void * p) {
-    int32_t four;
-    memcpy(&four, p, sizeof(four));
-    return _mm256_set1_epi32(four);
-}
-
 inline __m256 scales(const uint16_t * d) {
     return _mm256_mul_ps(_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *) d)), _mm256_set1_ps(1.0f / BOF4_LEVEL_SCALE));
-}
-
-// GCC takes a chain of integer additions apart, adds products to products and spills them: the accumulators are in use here.
-inline void keep_order(__m256i & accumulator) {
-#if defined(__GNUC__)
-    __asm__("" : "+x"(accumulator));
-#else
-    (void) accumulator;
-#endif
 }
 
 // The 16 levels plus `offset`, for vpshufb.
@@ -69,19 +46,6 @@ inline __m256i table(int offset) {
     const int8_t levels[16] = BOF4_S_LEVELS;
     const __m128i t = _mm_add_epi8(_mm_loadu_si128((const __m128i *) levels), _mm_set1_epi8((char) offset));
     return _mm256_broadcastsi128_si256(t);
-}
-
-inline __m256i low(__m256i codes, __m256i levels) {
-    return _mm256_shuffle_epi8(levels, _mm256_and_si256(codes, _mm256_set1_epi8(0x0f)));
-}
-
-inline __m256i high(__m256i codes, __m256i levels) {
-    return low(_mm256_srli_epi16(codes, 4), levels);
-}
-
-// Eight results of column t, rows 8 * r on, and what is in `plus`, unless that is NULL.
-inline __m256 add(__m256 sum, const float * plus, int t, int r) {
-    return plus ? _mm256_add_ps(sum, _mm256_load_ps(plus + t * BOF4_GROUP + 8 * r)) : sum;
 }
 
 // T columns, one group of rows.
