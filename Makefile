@@ -21,10 +21,7 @@ test: lint build
 
 lint: .venv/installed
 	$(BIN)/ruff check .
-	rm -rf build/mypy && mkdir -p build/mypy
-	# mypy wants packages where the wheel will have them
-	cp -r gguf_bof4 build/mypy/ && cp -r convert ggml_patch build/mypy/gguf_bof4/
-	cd build/mypy && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p gguf_bof4
+	$(BIN)/mypy -p gguf_bof4
 
 bench-quality: .venv/installed
 	$(BIN)/bof4 build

@@ -9,7 +9,6 @@ from typing import Any
 
 import gguf
 
-from gguf_bof4.calibration.encoded import work_folder
 from gguf_bof4.convert import from_gguf, from_huggingface, pipeline
 from gguf_bof4.convert.huggingface_folder import check_folder
 from gguf_bof4.convert.imatrix import chosen as importance
@@ -17,9 +16,10 @@ from gguf_bof4.convert.options import Options
 from gguf_bof4.convert.output import publish, refuse_existing, refuse_source, staging
 from gguf_bof4.convert.random_tokens import with_importance
 from gguf_bof4.convert.report import ConversionReport, Progress, TensorReport, no_progress
+from gguf_bof4.encoders.gptq.encoded import work_folder
 from gguf_bof4.errors import UserError
 from gguf_bof4.ggml_patch.build import installed_bin
-from gguf_bof4.reading import part_paths
+from gguf_bof4.gguf_files.model import part_paths
 
 __all__ = ["ConversionReport", "Options", "TensorReport", "convert"]
 
@@ -32,8 +32,8 @@ def _from_file(
     tensors = pipeline.plan(architecture, model.tensors, options, lists=model.lists, imatrix=imatrix)
     if options.encoder == "gptq" and folder is not None:
         # torch and transformers take seconds to import, and the other encoders need neither
-        from gguf_bof4.calibration.weights import GgufWeights
         from gguf_bof4.convert.calibrated import calibrated
+        from gguf_bof4.encoders.gptq.weights import GgufWeights
 
         files = part_paths(source)
         tensors = calibrated(tensors, GgufWeights(model), source, files, architecture, options, output, progress)

@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from gguf_bof4 import opq
-from gguf_bof4.calibration.driver import Settings, Target, calibrate
-from gguf_bof4.calibration.encoded import work_folder
-from gguf_bof4.calibration.weights import Weights
+from gguf_bof4 import lists as opq
 from gguf_bof4.convert.encoding import encode, read_floats
-from gguf_bof4.convert.lists import PlannedList
 from gguf_bof4.convert.options import Options
 from gguf_bof4.convert.output import PlannedTensor
+from gguf_bof4.convert.planned_lists import PlannedList
 from gguf_bof4.convert.report import Progress
+from gguf_bof4.encoders.gptq.driver import Settings, Target, calibrate
+from gguf_bof4.encoders.gptq.encoded import work_folder
+from gguf_bof4.encoders.gptq.weights import Weights
 
 Floats = npt.NDArray[np.float32]
 

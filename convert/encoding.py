@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from gguf import GGMLQuantizationType as TensorType
 
-from gguf_bof4 import native, opq
-from gguf_bof4.convert.lists import PlannedList
+from gguf_bof4 import lists as opq
+from gguf_bof4 import native
+from gguf_bof4.convert.planned_lists import PlannedList
 from gguf_bof4.convert.policy import FLOATS
 from gguf_bof4.convert.sources import Bytes, Source, n_rows
 from gguf_bof4.errors import UserError

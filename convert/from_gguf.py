@@ -9,7 +9,7 @@ import gguf
 from gguf_bof4.convert.options import Options
 from gguf_bof4.convert.output import RawValue, Writer
 from gguf_bof4.errors import UserError
-from gguf_bof4.reading import Model, open_model
+from gguf_bof4.gguf_files.model import Model, open_model
 
 _REPLACED = ("GGUF.", "split.", "bof4.")
 _REPLACED_KEYS = ("general.architecture", "general.file_type", "general.quantization_version")

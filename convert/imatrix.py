@@ -18,7 +18,7 @@ import numpy.typing as npt
 from gguf_bof4.convert.options import RANDOM_TOKENS, Options
 from gguf_bof4.convert.policy import EMBEDDINGS
 from gguf_bof4.errors import UserError
-from gguf_bof4.reading import Model, Tensor, open_model
+from gguf_bof4.gguf_files.model import Model, Tensor, open_model
 
 Floats = npt.NDArray[np.float32]
 

@@ -22,7 +22,7 @@ from gguf import GGMLQuantizationType as TensorType
 
 from gguf_bof4.convert.sources import Bytes, Computed, Source, Stacked, type_of
 from gguf_bof4.errors import UserError
-from gguf_bof4.reading import Tensor
+from gguf_bof4.gguf_files.model import Tensor
 
 _PINNED: Any = gguf
 """The pinned tree's gguf, which has more in it than the installed one."""

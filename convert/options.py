@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import gguf
 
-from gguf_bof4.convert.lists import ListRules, parse_rules
+from gguf_bof4.convert.planned_lists import ListRules, parse_rules
 from gguf_bof4.convert.policy import Rules, parse_pattern, parse_type
 from gguf_bof4.errors import UserError
 from gguf_bof4.formats import FORMATS, Format

@@ -18,17 +18,17 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
-from gguf_bof4.calibration.encoded import Encoded
 from gguf_bof4.convert.encoding import Job, encode, nbytes
 from gguf_bof4.convert.imatrix import Imatrix
-from gguf_bof4.convert.lists import PlannedList, finish
 from gguf_bof4.convert.options import Options
+from gguf_bof4.convert.planned_lists import PlannedList, finish
 from gguf_bof4.convert.policy import Decision
 from gguf_bof4.convert.report import Progress, size_text
 from gguf_bof4.convert.sources import Bytes, Source
+from gguf_bof4.encoders.gptq.encoded import Encoded
 from gguf_bof4.errors import UserError
 from gguf_bof4.formats import FORMAT_VERSION, FORMATS
-from gguf_bof4.reading import Tensor, read_list
+from gguf_bof4.gguf_files.model import Tensor, read_list
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 

@@ -9,9 +9,9 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
-from gguf_bof4 import native, opq
+from gguf_bof4 import lists as opq
+from gguf_bof4 import native
 from gguf_bof4.convert.imatrix import Imatrix
-from gguf_bof4.convert.lists import PlannedList, ample_nbytes
 from gguf_bof4.convert.options import Options
 from gguf_bof4.convert.output import (
     PlannedTensor,
@@ -23,11 +23,12 @@ from gguf_bof4.convert.output import (
     refuse_source,
     write,
 )
+from gguf_bof4.convert.planned_lists import PlannedList, ample_nbytes
 from gguf_bof4.convert.policy import NEED_IMATRIX, OUTPUT, Decision, decide
 from gguf_bof4.convert.report import Progress, TensorReport
 from gguf_bof4.convert.sources import Source
 from gguf_bof4.errors import UserError
-from gguf_bof4.reading import Tensor
+from gguf_bof4.gguf_files.model import Tensor
 
 
 def _plan_list(

@@ -18,7 +18,7 @@ from gguf_bof4.convert.options import RANDOM_TOKENS, Options
 from gguf_bof4.convert.report import Progress
 from gguf_bof4.errors import UserError
 from gguf_bof4.ggml_patch.programs import make_imatrix
-from gguf_bof4.reading import Model, open_model
+from gguf_bof4.gguf_files.model import Model, open_model
 
 CHUNKS = 8
 """Of 512 tokens: the mean square of an input is then known to a few percent."""

@@ -1,7 +1,7 @@
 """Where the rows of a tensor come from: a range of a file, an array that is computed when it is its turn,
 or several of these on top of each other.
 
-`gguf_bof4.reading.Tensor` is the range of a file, of a GGUF and of a safetensors file alike.
+`gguf_bof4.gguf_files.model.Tensor` is the range of a file, of a GGUF and of a safetensors file alike.
 """
 
 from __future__ import annotations

@@ -193,8 +193,8 @@ def convert_folder(folder: Path, output: Path, staging: Path | None, options: Op
             send(progress=[what, done, total])
 
         if options.encoder == "gptq" and staging is not None:
-            from gguf_bof4.calibration.weights import FolderWeights
             from gguf_bof4.convert.calibrated import calibrated
+            from gguf_bof4.encoders.gptq.weights import FolderWeights
 
             files = weight_files(folder)
             weights = FolderWeights(folder, files)

@@ -16,6 +16,9 @@ from gguf_bof4.ggml_patch import PATCHES, SOURCES
 
 SOURCES_IN_TREE = Path("ggml/src/bof4")
 
+PUBLIC_HEADERS = "include"
+"""Of our sources, the folder whose headers belong beside ggml.h, which includes them."""
+
 
 class PatchError(UserError):
     """The tree cannot be patched; the message names the patch, the file and the remedy."""
@@ -119,5 +122,6 @@ def patch_tree(tree: Path) -> list[Path]:
     changed = patched_files(tree)
     for path, text in changed.items():
         path.write_text(text, encoding="utf-8")
-    shutil.copytree(SOURCES, tree / SOURCES_IN_TREE, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(SOURCES, tree / SOURCES_IN_TREE, ignore=shutil.ignore_patterns("__pycache__", PUBLIC_HEADERS))
+    shutil.copytree(SOURCES / PUBLIC_HEADERS, tree / "ggml/include", dirs_exist_ok=True)
     return sorted(changed)

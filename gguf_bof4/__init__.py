@@ -7,7 +7,7 @@ tensor of any type, with the outliers of its list, which gguf.dequantize knows n
 
 from gguf_bof4.formats import BOF4_S as BOF4_S_FORMAT
 from gguf_bof4.formats import FORMATS, Format
-from gguf_bof4.opq import read_tensor
+from gguf_bof4.lists import read_tensor
 from gguf_bof4.quants import BOF4_S
 
 __all__ = ["BOF4_S", "BOF4_S_FORMAT", "FORMATS", "Format", "read_tensor"]

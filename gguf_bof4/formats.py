@@ -1,6 +1,6 @@
 """The tensor types, described as data. Python reads this table; the C header is generated from it.
 
-`python -m gguf_bof4.formats` prints ggml_patch/src/bof4-format.h; a test compares the two.
+`python -m gguf_bof4.formats` prints ggml_patch/src/include/bof4-format.h; a test compares the two.
 The levels are not typed in from anywhere: tests derive them with the codebook solver.
 """
 

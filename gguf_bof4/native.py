@@ -19,7 +19,7 @@ import numpy.typing as npt
 from gguf_bof4.errors import UserError
 from gguf_bof4.ggml_patch import SOURCES
 from gguf_bof4.ggml_patch.build import installed_bin
-from gguf_bof4.opq import OutlierList, from_counts, threshold
+from gguf_bof4.lists import OutlierList, from_counts, threshold
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]

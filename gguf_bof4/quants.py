@@ -1,6 +1,6 @@
 """The numpy reference of every type, in the form of gguf's quants.py: one class a type.
 
-Each float operation stands in ggml_patch/src/bof4-quants.c too, in the same order, so the two agree
+Each float operation stands in ggml_patch/src/format/bof4-quants.c too, in the same order, so the two agree
 bit for bit. Importing `gguf_bof4` registers these classes with the gguf package.
 """
 
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from gguf_bof4.formats import BOF4_K as FORMAT_K
 from gguf_bof4.formats import BOF4_S as FORMAT_S
 from gguf_bof4.formats import LEVEL_SCALE, Format
-from gguf_bof4.registration import register_type
+from gguf_bof4.gguf_files.types import register_type
 
 Blocks = npt.NDArray[np.uint8]
 Weights = npt.NDArray[np.float32]

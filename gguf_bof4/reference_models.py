@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gguf_bof4.errors import UserError
+from gguf_bof4.gguf_files.model import Model, open_model
 from gguf_bof4.packaged_models import (
     GEMMA3,
     QWEN25_CODER,
@@ -36,7 +37,6 @@ from gguf_bof4.packaged_models import (
     models_folder,
     partial_path,
 )  # fmt: skip
-from gguf_bof4.reading import Model, open_model
 
 Floats = npt.NDArray[np.float32]
 

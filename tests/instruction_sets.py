@@ -7,6 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from gguf_bof4.ggml_patch import SOURCES
+
+OUR_INCLUDES = (f"-I{SOURCES}", f"-I{SOURCES / 'include'}")
+"""Where this project's own headers are, the public one among them."""
+
 AARCH64_LIBRARIES = "/usr/aarch64-linux-gnu"
 
 COMPILERS = {"gcc": ("cc", "gcc", "clang"), "g++": ("c++", "g++", "clang++")}

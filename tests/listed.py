@@ -15,7 +15,7 @@ import numpy.typing as npt
 from gguf import GGMLQuantizationType as T
 from llama import THREADS, succeed
 
-from gguf_bof4 import opq
+from gguf_bof4 import lists as opq
 from gguf_bof4.formats import BOF4_S
 
 Floats = npt.NDArray[np.float32]

@@ -16,8 +16,8 @@ from rich.table import Table
 from gguf_bof4.cli.build import build
 from gguf_bof4.errors import UserError
 from gguf_bof4.ggml_patch.build import NotBuiltError, installed_bin, program_path
+from gguf_bof4.gguf_files.model import Model, Tensor, open_model
 from gguf_bof4.packaged_models import fetch_smollm2, models_folder
-from gguf_bof4.reading import Model, Tensor, open_model
 
 PROMPT = "What is the capital of France, and what is it known for?"
 

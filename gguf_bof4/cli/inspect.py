@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from gguf_bof4.reading import Model
+    from gguf_bof4.gguf_files.model import Model
 
 LONGEST_VALUE = 60
 
@@ -117,7 +117,7 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Print the tensors, types, bits per weight and metadata of a GGUF file."""
-    from gguf_bof4.reading import open_model
+    from gguf_bof4.gguf_files.model import open_model
 
     found = summary(open_model(file))
     if as_json:

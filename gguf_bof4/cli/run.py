@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from gguf_bof4.ggml_patch.build import program_path
-from gguf_bof4.reading import open_model
+from gguf_bof4.gguf_files.model import open_model
 
 _PROMPTS = {"-p", "--prompt", "-f", "--file", "-bf", "--binary-file"}
 _SINGLE_TURN = "--single-turn"

@@ -20,7 +20,7 @@ def verify(
     Outlier lists are checked, too, and take part in the products.
     """
     from gguf_bof4 import verify as checking
-    from gguf_bof4.reading import open_model
+    from gguf_bof4.gguf_files.model import open_model
 
     model = open_model(file)
     tensors = checking.bof4_tensors(model)

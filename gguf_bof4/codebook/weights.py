@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gguf_bof4.errors import UserError
-from gguf_bof4.reading import open_model
+from gguf_bof4.gguf_files.model import open_model
 
 ROWS = 1024
 """Rows of a GGUF tensor decoded at a time."""

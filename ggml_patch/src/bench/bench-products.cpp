@@ -1,6 +1,6 @@
 #include "bench-products.h"
 
-#include "../bof4-opq.h"
+#include "../lists/bof4-list.h"
 
 #include <algorithm>
 #include <cmath>

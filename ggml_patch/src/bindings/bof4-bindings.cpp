@@ -3,8 +3,8 @@
 
 #include "bof4-gptq.h"
 
-#include "../bof4-opq.h"
-#include "../bof4.h"
+#include "../lists/bof4-list.h"
+#include "../format/bof4-blocks.h"
 
 #include "ggml-backend.h"
 #include "ggml-cpp.h"

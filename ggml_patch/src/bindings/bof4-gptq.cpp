@@ -1,9 +1,9 @@
 #include "bof4-gptq.h"
 
-#include "../bof4-levels.h"
-#include "../bof4-opq.h"
-#include "../bof4-search.h"
-#include "../bof4.h"
+#include "../format/bof4-levels.h"
+#include "../lists/bof4-list.h"
+#include "../format/bof4-search.h"
+#include "../format/bof4-blocks.h"
 
 #include "ggml.h"
 

@@ -1,7 +1,7 @@
 // From 4-bit codes to int8 levels on a GPU, for both types. Needs ggml_cuda_dp4a, of upstream's common.cuh.
 #pragma once
 
-#include "../bof4.h"
+#include "../format/bof4-blocks.h"
 
 #include <cstdint>
 

@@ -4,7 +4,7 @@
 #include "ggml-cuda/common.cuh"
 #include "ggml-cuda/convert.cuh"
 
-#include "../bof4-opq.h"
+#include "../lists/bof4-list.h"
 
 // Converters of whole tensors and of strided ones, or null for other types.
 template <typename T> to_t_cuda_t<T> ggml_cuda_bof4_to(ggml_type type);

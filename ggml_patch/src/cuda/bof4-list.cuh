@@ -1,7 +1,7 @@
 // Outlier lists on a GPU: where the outliers of an operand's row are.
 #pragma once
 
-#include "../bof4-opq.h"
+#include "../lists/bof4-list.h"
 
 #include <cstdint>
 

@@ -1,8 +1,8 @@
 // Upstream's tiles for these types: what mmq.cuh must know before its configurations.
 #pragma once
 
-#include "../bof4.h"
-#include "../bof4-opq.h"
+#include "../format/bof4-blocks.h"
+#include "../lists/bof4-list.h"
 
 // Tile sizes and numbers of warps are tuned by type and chip. They are those of a type whose tiles look the same: int8 with one
 // scale for 32 of them, or for 16.

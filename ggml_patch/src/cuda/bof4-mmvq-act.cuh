@@ -1,7 +1,7 @@
 // Activations for bof4-mmvq.cuh: int8, one scale for 64 of them (BOF4_S) or 128 (BOF4_K), in the order in which the codes lie.
 #pragma once
 
-#include "../bof4-format.h"
+#include "bof4-format.h"
 
 #include <cstdint>
 

@@ -1,0 +1,137 @@
+"""What a quantized file is: its size and types, and its distance from the unquantized model."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import gguf
+
+from gguf_bof4.errors import UserError
+from gguf_bof4.ggml_patch.programs import run_program, thread_options
+from gguf_bof4.gguf_files.model import Model, Tensor
+
+REMEDY = "What was measured before is kept: mend the cause and run again."
+"""Where a program of llama.cpp fails."""
+
+CONTEXT = 512
+"""Tokens of a chunk; llama-perplexity judges the second half of them."""
+
+_NUMBER = r"(-?[\d.]+(?:e[+-]?\d+)?|-?nan|-?inf)"
+_MEASURES = {
+    "mean_kld": rf"^Mean\s+KLD:\s+{_NUMBER}",
+    "mean_kld_error": rf"^Mean\s+KLD:.*±\s+{_NUMBER}",
+    "kld_99_9": rf"^99\.9%\s+KLD:\s+{_NUMBER}",
+    "same_top": rf"^Same top p:\s+{_NUMBER}",
+    "ppl_ratio": rf"^Mean PPL\(Q\)/PPL\(base\)\s+:\s+{_NUMBER}",
+}
+
+
+@dataclass(frozen=True)
+class Distance:
+    """How far a model is from the unquantized one, over the judged tokens of a text.
+
+    Attributes:
+        mean_kld: mean KL divergence of the next token's distribution, in nats.
+        mean_kld_error: its standard error.
+        kld_99_9: the divergence that one token in a thousand exceeds.
+        same_top: percent of the tokens where both find the same one most probable.
+        ppl_ratio: perplexity over that of the unquantized model.
+    """
+
+    mean_kld: float
+    mean_kld_error: float
+    kld_99_9: float
+    same_top: float
+    ppl_ratio: float
+
+
+def parse_distance(output: str) -> Distance:
+    """Read what llama-perplexity --kl-divergence prints.
+
+    Raises:
+        UserError: a figure is missing.
+    """
+    found = {}
+    for name, pattern in _MEASURES.items():
+        match = re.search(pattern, output, re.MULTILINE)
+        if match is None:
+            raise UserError(
+                f"llama-perplexity printed no {name}; it ended with:\n{output.strip()[-1500:]}\n"
+                "Is the text as long as --chunks asks for?"
+            )
+        found[name] = float(match[1])
+    return Distance(**found)
+
+
+def _perplexity(model: Path, logits: Path, threads: int, *arguments: str | Path) -> str:
+    return run_program(
+        "llama-perplexity", "-m", model, "-c", str(CONTEXT), "--kl-divergence-base", logits,
+        *thread_options(threads), *arguments, remedy=REMEDY,
+    )  # fmt: skip
+
+
+def write_logits(model: Path, text: Path, chunks: int, logits: Path, threads: int) -> None:
+    """The unquantized model's distributions on the first chunks of a text, for `distance`.
+
+    Raises:
+        UserError: llama-perplexity failed, or the text is too short.
+    """
+    output = _perplexity(model, logits, threads, "-f", text, "--chunks", str(chunks))
+    if not re.search(rf"over {chunks} chunks", output):
+        raise UserError(f"{text} is too short for {chunks} chunks of {CONTEXT} tokens: give fewer --chunks")
+
+
+def distance(model: Path, logits: Path, chunks: int, threads: int) -> Distance:
+    """How far a model is from the one that `write_logits` was called with.
+
+    Raises:
+        UserError: llama-perplexity failed.
+    """
+    return parse_distance(_perplexity(model, logits, threads, "--kl-divergence", "--chunks", str(chunks)))
+
+
+def block_matrices(model: Model) -> list[Tensor]:
+    """The matrices that are quantized: those of the blocks, and no embeddings."""
+    return [t for t in model.tensors if t.name.startswith("blk.") and len(t.shape) > 1]
+
+
+def bits_per_weight(model: Model) -> float:
+    """Of the matrices of the blocks, with their outlier lists, as they are in the file."""
+    matrices = block_matrices(model)
+    nbytes = sum(t.nbytes + model.list_nbytes(t) for t in matrices)
+    return 8 * nbytes / sum(t.n_weights for t in matrices)
+
+
+def fallbacks(model: Model, wanted: str) -> dict[str, int]:
+    """Other types that matrices of the blocks got, and how many of each.
+
+    Raises:
+        UserError: a matrix got another type although its rows divide into blocks of the type `wanted`.
+    """
+    block = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[wanted]][0]
+    others = [t for t in block_matrices(model) if t.qtype.name != wanted]
+    for t in others:
+        if t.shape[-1] % block == 0:
+            raise UserError(
+                f"{model.path}: {t.name} is {t.qtype.name} instead of {wanted}, although its rows of {t.shape[-1]} "
+                "fit: this llama-quantize chooses types by rules of its own, so its figures would be those of a mixture"
+            )
+    return dict(Counter(t.qtype.name for t in others))
+
+
+def check_rest(model: Model, source: Model) -> None:
+    """Is everything but the matrices of the blocks as it was?
+
+    Raises:
+        UserError: a tensor is missing or has another type.
+    """
+    types = {t.name: t.qtype for t in model.tensors}
+    matrices = {t.name for t in block_matrices(source)}
+    for t in source.tensors:
+        found = types.get(t.name)
+        if found is None or (t.name not in matrices and found != t.qtype):
+            what = "missing" if found is None else f"{found.name} instead of {t.qtype.name}"
+            raise UserError(f"{model.path}: {t.name} is {what}, so more than the blocks' matrices would be measured")

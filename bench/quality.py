@@ -1,0 +1,261 @@
+"""Plan and run the quality bench: every variant of every model, measured on every text."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gguf_bof4.bench import cost
+from gguf_bof4.bench.disk import check_disk
+from gguf_bof4.bench.measure import (
+    REMEDY,
+    bits_per_weight,
+    block_matrices,
+    check_rest,
+    distance,
+    fallbacks,
+    write_logits,
+)
+from gguf_bof4.bench.nf4 import BITS_PER_WEIGHT as NF4_BITS
+from gguf_bof4.bench.nf4 import NF4, make_nf4
+from gguf_bof4.bench.peers import IMATRIX_CHUNKS, PEERS, make_peer
+from gguf_bof4.bench.results import Key, Row, add_row
+from gguf_bof4.bench.variants import Variant
+from gguf_bof4.convert import Options, convert, random_tokens
+from gguf_bof4.convert.options import ENCODERS
+from gguf_bof4.errors import UserError
+from gguf_bof4.ggml_patch.programs import make_imatrix
+from gguf_bof4.gguf_files.model import Model, open_model
+from gguf_bof4.reference_models import REFERENCE_MODELS, reference_model
+from gguf_bof4.reference_texts import calibration_text, evaluation_text, held_out_text
+
+TEXTS: Mapping[str, Callable[[], Path]] = {"test": evaluation_text, "held-out": held_out_text}
+"""Nothing is tuned on the second; calibration has a text of its own."""
+
+WEIGHTED = ("random", "imatrix")
+"""Encoders that take an importance matrix."""
+
+SMALL_MODELS = tuple(name for name in REFERENCE_MODELS if name != "qwen")
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A file to make, and the texts to measure it on."""
+
+    model: str
+    variant: Variant
+    texts: tuple[str, ...]
+
+    def seconds(self, chunks: int) -> float:
+        """An estimate, without what is made once for a model."""
+        return cost.making_seconds(self.model, self.variant) + len(self.texts) * cost.measuring_seconds(
+            self.model, chunks
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done, a model at a time.
+
+    Attributes:
+        rows: that were asked for.
+        steps: those of the rows that are not there yet.
+        chunks: of 512 tokens of each text.
+    """
+
+    rows: tuple[Key, ...]
+    steps: tuple[Step, ...]
+    chunks: int
+
+    def of_model(self, model: str) -> tuple[Step, ...]:
+        return tuple(step for step in self.steps if step.model == model)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Those that something is to be done for."""
+        return tuple(dict.fromkeys(step.model for step in self.steps))
+
+    def texts(self, model: str) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(text for step in self.of_model(model) for text in step.texts))
+
+    def uses(self, model: str, encoder: str) -> bool:
+        """Does any step need what this encoder does?"""
+        return any(step.variant.encoder == encoder for step in self.of_model(model))
+
+    def shared_seconds(self, model: str) -> float:
+        """Of what is made once for a model: the unquantized distributions, and the importance matrix."""
+        logits = len(self.texts(model)) * cost.measuring_seconds(model, self.chunks)
+        texts = {"imatrix": IMATRIX_CHUNKS, "random": random_tokens.CHUNKS}
+        chunks = sum(n for encoder, n in texts.items() if self.uses(model, encoder))
+        return logits + cost.imatrix_seconds(model, chunks)
+
+    def seconds(self, model: str) -> float:
+        """An estimate of the whole time for a model."""
+        return self.shared_seconds(model) + sum(step.seconds(self.chunks) for step in self.of_model(model))
+
+    def disk_bytes(self, model: str) -> int:
+        """The most that is in the temporary folder at a time."""
+        files = (cost.file_bytes(model, step.variant) for step in self.of_model(model))
+        return len(self.texts(model)) * cost.logits_bytes(model, self.chunks) + max(files, default=0)
+
+
+def make_plan(
+    models: Sequence[str], variants: Sequence[Variant], texts: Sequence[str], chunks: int, done: Collection[Key]
+) -> Plan:
+    """Everything asked for, less the rows in `done`."""
+    rows: list[Key] = []
+    steps: list[Step] = []
+    for model in models:
+        for variant in variants:
+            keys = {text: (model, text, variant, chunks, variant.recipe) for text in texts}
+            rows += keys.values()
+            if missing := tuple(text for text, key in keys.items() if key not in done):
+                steps.append(Step(model, variant, missing))
+    return Plan(tuple(rows), tuple(steps), chunks)
+
+
+def check(plan: Plan) -> None:
+    """Raise UserError for an encoder that the converter does not have, before hours are spent on the others."""
+    fields = {f.name for f in dataclasses.fields(Options)}
+    for variant in dict.fromkeys(step.variant for step in plan.steps if step.variant.ours):
+        needed = {"random": {"imatrix"}, "imatrix": {"imatrix"}, "gptq": {"calibration"}}.get(variant.encoder, set())
+        if _converter_name(variant) not in ENCODERS or not needed <= fields:
+            raise UserError(
+                f"this gguf-bof4 cannot encode {variant.type} with {variant.encoder}: name the others with --encoders"
+            )
+
+
+def _converter_name(variant: Variant) -> str:
+    """What the converter calls the encoder."""
+    return "search" if variant.encoder in WEIGHTED else variant.encoder
+
+
+def our_options(variant: Variant, imatrix: Path) -> dict[str, Any]:
+    """A variant of this project's types, in the words of gguf_bof4.convert.
+
+    Args:
+        imatrix: the importance matrix, where it is needed.
+    """
+    options: dict[str, Any] = {
+        "type": variant.type, "encoder": _converter_name(variant), "opq": (variant.opq,),
+        "token_embedding_type": "F16", "output_tensor_type": "F16",
+    }  # fmt: skip
+    if variant.encoder in WEIGHTED:
+        options["imatrix"] = str(imatrix)
+    if variant.encoder == "gptq":
+        options["calibration"] = str(calibration_text())
+    return options
+
+
+class ModelBench:
+    """One model while it is measured, and what all of its rows share."""
+
+    def __init__(self, plan: Plan, model: str, threads: int, folder: Path, say: Say) -> None:
+        """Make what the rows share: the unquantized model's distributions and, where needed, the importance matrix.
+
+        Args:
+            folder: for all files, empty.
+        """
+        self.model, self.chunks, self.threads, self.folder = model, plan.chunks, threads, folder
+        self.source = reference_model(model)
+        self.source_model = open_model(self.source)
+        self.logits = {text: folder / f"{text}.logits" for text in plan.texts(model)}
+        for text, path in self.logits.items():
+            say(f"{model}, {text}: the unquantized model")
+            write_logits(self.source, TEXTS[text](), self.chunks, path, threads)
+        self.imatrix = self.random_imatrix = folder / "imatrix.gguf"
+        if plan.uses(model, "imatrix"):
+            say(f"{model}: importance matrix")
+            make_imatrix(self.source, calibration_text(), self.imatrix, IMATRIX_CHUNKS, threads, REMEDY)
+        if plan.uses(model, "random"):
+            say(f"{model}: importance matrix from random tokens")
+            self.random_imatrix = random_tokens.random_imatrix(self.source, folder, threads)
+
+    def make(self, variant: Variant) -> Path:
+        """The quantized file."""
+        target = self.folder / "quantized.gguf"
+        if variant.type == NF4:
+            make_nf4(self.source, target)
+        elif variant.type in PEERS:
+            weights = self.imatrix if variant.encoder == "imatrix" else None
+            make_peer(PEERS[variant.type], self.source, target, weights, self.threads)
+        else:
+            imatrix = self.random_imatrix if variant.encoder == "random" else self.imatrix
+            convert(self.source, target, threads=self.threads, **our_options(variant, imatrix))
+        return target
+
+    def _others(self, variant: Variant, made: Model) -> dict[str, int]:
+        check_rest(made, self.source_model)
+        return {} if variant.type == NF4 else fallbacks(made, variant.type)
+
+    def rows(self, step: Step, add: Callable[[Row], None]) -> None:
+        """Make a file, measure it on each text, hand the row on at once, and remove the file."""
+        variant = step.variant
+        path = self.make(variant)
+        made = open_model(path)
+        others = self._others(variant, made)
+        bits = NF4_BITS if variant.type == NF4 else bits_per_weight(made)
+        for text in step.texts:
+            found = distance(path, self.logits[text], self.chunks, self.threads)
+            add(
+                Row(
+                    model=self.model, text=text, type=variant.type, encoder=variant.encoder, opq=variant.opq,
+                    chunks=self.chunks, recipe=variant.recipe, bits_per_weight=bits, **dataclasses.asdict(found),
+                    matrices=len(block_matrices(made)),
+                    fallback=" + ".join(f"{count} {name}" for name, count in others.items()),
+                )
+            )  # fmt: skip
+        path.unlink()
+
+
+def time_text(seconds: float) -> str:
+    """A duration for people."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def run(plan: Plan, output: Path, threads: int, say: Say) -> None:
+    """Do what is planned, one thing at a time; each row is in `output` as soon as it is measured.
+
+    Args:
+        threads: of all programs and encoders; 0 leaves it to them.
+        say: told about progress, a line at a time.
+
+    Raises:
+        UserError: something cannot be made or measured, or the disk is too small.
+    """
+    check(plan)
+    n_rows, n_done = sum(len(step.texts) for step in plan.steps), 0
+    started, expected = time.monotonic(), 0.0
+    total = sum(plan.seconds(model) for model in plan.models)
+    for model in plan.models:
+        with tempfile.TemporaryDirectory(prefix="bof4-bench-") as folder:
+            remedy = "set TMPDIR to a folder with more, or give fewer --chunks"
+            check_disk(Path(folder), plan.disk_bytes(model), f"measuring {model}", remedy)
+            bench = ModelBench(plan, model, threads, Path(folder), say)
+            expected += plan.shared_seconds(model)
+            for step in plan.of_model(model):
+                measured: list[Row] = []
+
+                def add(row: Row, measured: list[Row] = measured) -> None:
+                    add_row(output, row)
+                    measured.append(row)
+
+                bench.rows(step, add)
+                expected += step.seconds(plan.chunks)
+                n_done += len(measured)
+                # the estimate says how parts of the work compare, the clock how fast this machine is
+                left = (time.monotonic() - started) * max(0, total / expected - 1)
+                divergences = ", ".join(f"{row.mean_kld:.4g} on {row.text}" for row in measured)
+                say(
+                    f"{n_done} of {n_rows} rows  {model} {step.variant}: {measured[0].bits_per_weight:.3f} bits, "
+                    f"KLD {divergences}  ({time_text(left)} left)"
+                )

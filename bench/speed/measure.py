@@ -1,0 +1,155 @@
+"""One file under llama-bench, and what this machine could do: its cores, and how fast they read memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import numpy.typing as npt
+
+from gguf_bof4 import native
+from gguf_bof4.bench.measure import REMEDY
+from gguf_bof4.errors import UserError
+from gguf_bof4.ggml_patch import cuda
+from gguf_bof4.ggml_patch.build import installed_bin
+from gguf_bof4.ggml_patch.programs import run_program
+from gguf_bof4.gguf_files.model import Model
+
+_BUFFER = 2**30
+_PASSES = 3
+"""Of each loop that reads the buffer; the fastest counts, because nothing makes memory faster than it is."""
+
+_CPU = Path("/sys/devices/system/cpu")
+
+
+@dataclass(frozen=True)
+class Speed:
+    """One test of llama-bench.
+
+    Attributes:
+        test: pp256, tg64 and so on.
+        tokens_per_second: median of the repetitions.
+        time: when, in UTC.
+    """
+
+    test: str
+    tokens_per_second: float
+    time: str
+
+
+def parse_speeds(output: str) -> list[Speed]:
+    """Read what llama-bench -o jsonl prints; other lines are skipped.
+
+    Raises:
+        UserError: there is no test in it, or one without the figures.
+    """
+    found = []
+    for line in output.splitlines():
+        if not line.startswith("{"):
+            continue
+        try:
+            fields = json.loads(line)
+            prompt, generated = int(fields["n_prompt"]), int(fields["n_gen"])
+            seconds = median(float(ns) for ns in fields["samples_ns"]) / 1e9
+            name = f"tg{generated}" if generated else f"pp{prompt}"
+            found.append(Speed(name, (prompt + generated) / seconds, str(fields["test_time"])))
+        except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+            raise UserError(f"llama-bench printed a line without the figures: {line[:300]}") from error
+    if not found:
+        raise UserError(f"llama-bench printed no test; it ended with:\n{output.strip()[-1500:]}")
+    return found
+
+
+def llama_bench(
+    model: Path, prompts: tuple[int, ...], generate: int, threads: int, repack: bool, repetitions: int, gpu_layers: int
+) -> list[Speed]:
+    """Load a file once and run the tests on it, each after one that does not count.
+
+    Args:
+        prompts: tokens of each prompt.
+        generate: tokens to generate; 0: none.
+        gpu_layers: that go to a GPU, where the build has one.
+
+    Raises:
+        UserError: llama-bench failed.
+    """
+    output = run_program(
+        "llama-bench", "-m", model, "-p", ",".join(map(str, prompts)) or "0", "-n", str(generate), "-t", str(threads),
+        "--repack", str(int(repack)), "-ngl", str(gpu_layers), "-r", str(repetitions), "-o", "jsonl", remedy=REMEDY,
+    )  # fmt: skip
+    return parse_speeds(output)
+
+
+def bytes_per_token(model: Model) -> int:
+    """Bytes of weights and outlier lists that generating one token reads.
+
+    All matrices once, of experts the share that is used; of token embeddings a row, unless they are the output matrix.
+    """
+    architecture = model.value("general.architecture")
+    experts = model.value(f"{architecture}.expert_count", 0)
+    used = model.value(f"{architecture}.expert_used_count", 0) / experts if experts else 1.0
+    tied = all(t.name != "output.weight" for t in model.tensors)
+    total = 0.0
+    for t in model.tensors:
+        if t.name == "token_embd.weight" and not tied:
+            total += t.row_bytes
+        else:
+            total += (t.nbytes + model.list_nbytes(t)) * (used if "_exps." in t.name else 1)
+    return round(total)
+
+
+class Memory:
+    """A gigabyte, far more than caches hold, to be read again and again."""
+
+    def __init__(self) -> None:
+        # numpy asks for huge pages, without which each page costs an address translation
+        self._bytes: npt.NDArray[np.uint8] = np.ones(_BUFFER, np.uint8)
+
+    def bandwidth(self, threads: int) -> float:
+        """GB/s that threads read together: the fastest of several loops and passes."""
+        ffi, lib = native.library()
+        data = ffi.cast("void *", self._bytes.ctypes.data)
+        return _BUFFER / float(lib.bof4_read_ns(data, _BUFFER, threads, _PASSES))
+
+
+def instruction_set() -> str:
+    """What the library was built for, like "avx512-vnni"."""
+    ffi, lib = native.library()
+    found = ffi.string(lib.bof4_instruction_set())
+    return found.decode() if isinstance(found, bytes) else found
+
+
+def runs_on_gpu(gpu_layers: int) -> bool:
+    """Is the build in use one for GPUs, is there one, and are layers to go there?"""
+    return gpu_layers > 0 and any(installed_bin().glob("*ggml-cuda*")) and bool(cuda.gpu_architectures())
+
+
+def build_id() -> str:
+    """Eight hexadecimal digits that change with the kernels.
+
+    Raises:
+        NotBuiltError: `bof4 build` has not been run.
+    """
+    folder = installed_bin()
+    libraries = sorted({path.resolve() for kind in ("cpu", "cuda") for path in folder.glob(f"*ggml-{kind}*")}) or [
+        folder / "llama-bench"
+    ]
+    digest = hashlib.sha256()
+    for path in libraries:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:8]
+
+
+def physical_cores() -> int:
+    """Cores that this process may run on, each counted once however many threads it has."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    cores = set()
+    for i in allowed:
+        siblings = _CPU / f"cpu{i}/topology/thread_siblings_list"
+        cores.add(siblings.read_text() if siblings.is_file() else str(i))
+    return len(cores)

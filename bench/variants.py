@@ -1,0 +1,98 @@
+"""What is measured: types, the ways to encode them, and outlier lists."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gguf_bof4.bench.nf4 import NF4
+from gguf_bof4.bench.peers import IMATRIX_CHUNKS, PEERS
+from gguf_bof4.convert.options import DEFAULT_OPQ
+from gguf_bof4.encoders.gptq import RECIPE as GPTQ_RECIPE
+from gguf_bof4.errors import UserError
+from gguf_bof4.formats import FORMATS
+
+RECIPE = 2
+"""To be raised with every change of how rows are measured: rows of another recipe are measured again."""
+
+NO_LISTS = "off"
+OUR_TYPES = tuple(f.name for f in FORMATS)
+OUR_ENCODERS = ("absmax", "search", "random", "imatrix", "gptq")
+"""`random` and `imatrix` are search weighted with an importance matrix, made from random tokens or from a text."""
+
+PEER_ENCODERS = ("none", "imatrix")
+ENCODERS = ("none", *OUR_ENCODERS)
+TYPES = (*PEERS, NF4, *OUR_TYPES)
+DEFAULT_QUANTILES = (NO_LISTS, DEFAULT_OPQ)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to quantize a model.
+
+    Attributes:
+        type: one of TYPES.
+        encoder: of a peer "none" or "imatrix"; of this project's types one of OUR_ENCODERS.
+        opq: the quantile of the outlier lists, or "off".
+    """
+
+    type: str
+    encoder: str
+    opq: str = NO_LISTS
+
+    @property
+    def ours(self) -> bool:
+        return self.type in OUR_TYPES
+
+    @property
+    def recipe(self) -> str:
+        """How its rows are measured, as far as the variant does not say so itself."""
+        own = {"imatrix": f" imatrix:{IMATRIX_CHUNKS}", "gptq": f" gptq:{GPTQ_RECIPE}"}
+        return f"{RECIPE}{own.get(self.encoder, '')}"
+
+    def __str__(self) -> str:
+        lists = "" if self.opq == NO_LISTS else f", lists {self.opq}"
+        return self.type + ("" if self.encoder == "none" else f" {self.encoder}") + lists
+
+
+def parse_quantile(text: str) -> str:
+    """A quantile in its shortest spelling, so that 0.9 and 0.90 are one row; or "off".
+
+    Raises:
+        UserError: neither a number between 0 and 1 nor "off".
+    """
+    if text == NO_LISTS:
+        return text
+    try:
+        quantile = float(text)
+    except ValueError:
+        quantile = 0.0
+    if not 0 < quantile < 1:
+        raise UserError(f"--opq {text}: give a number between 0 and 1, or {NO_LISTS}")
+    return f"{quantile:.12g}"
+
+
+def choose(what: str, names: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
+    """`names` in the spelling of `known`, in its order.
+
+    Raises:
+        UserError: a name is not known.
+    """
+    by_name = {name.lower(): name for name in known}
+    if unknown := [name for name in names if name.lower() not in by_name]:
+        raise UserError(f"there is no {what} {unknown[0]!r} to measure: take some of {', '.join(known)}")
+    asked = {name.lower() for name in names}
+    return tuple(name for name in known if name.lower() in asked)
+
+
+def variants(types: Sequence[str], encoders: Sequence[str], quantiles: Sequence[str]) -> tuple[Variant, ...]:
+    """Every combination that exists: peers have no lists, and not every one of them uses an importance matrix."""
+    found = []
+    for name in types:
+        if name in OUR_TYPES:
+            found += [Variant(name, e, q) for e in OUR_ENCODERS if e in encoders for q in quantiles]
+        else:
+            uses_imatrix = name in PEERS and PEERS[name].uses_imatrix
+            possible = PEER_ENCODERS if uses_imatrix else PEER_ENCODERS[:1]
+            found += [Variant(name, e) for e in possible if e in encoders]
+    return tuple(found)

@@ -1,0 +1,164 @@
+#include "bof4-list.h"
+#include "../format/bof4-blocks.h"
+#include "ggml-impl.h"
+
+#include <math.h>
+#include <string.h>
+
+// A weight is a leaf, whose own sources nothing computes from: the first one holds its list.
+enum { LIST_OF_WEIGHT = 0 };
+
+// Where the operand lies in its weight, in the last bytes of op_params. (mul_mat uses the first eight.) All of it is found when
+// the operation is made: it takes divisions, and small models compute thousands of products in the time of a token.
+struct place {
+    int64_t first;
+    int64_t stride[3];
+    int32_t row_length;
+    int32_t nrows;
+};
+enum { PLACE_BYTE = GGML_MAX_OP_PARAMS - sizeof(struct place) };
+
+static int list_source(const struct ggml_tensor * op) {
+    switch (op->op) {
+        case GGML_OP_MUL_MAT:
+        case GGML_OP_GET_ROWS:   return 2;
+        case GGML_OP_MUL_MAT_ID: return 3;
+        default:                 return -1;
+    }
+}
+
+// Elements in this many bytes of whole blocks.
+static int64_t elements(enum ggml_type type, size_t nbytes) {
+    return (int64_t) (nbytes / ggml_type_size(type)) * ggml_blck_size(type);
+}
+
+bool ggml_bof4_is_type(enum ggml_type type) {
+    return type == GGML_TYPE_BOF4_S || type == GGML_TYPE_BOF4_K;
+}
+
+struct ggml_tensor * ggml_bof4_list(const struct ggml_tensor * weight) {
+    const struct ggml_tensor * base = weight->view_src ? weight->view_src : weight;
+    return ggml_bof4_is_type(base->type) && base->op == GGML_OP_NONE ? base->src[LIST_OF_WEIGHT] : NULL;
+}
+
+void ggml_bof4_attach_list(struct ggml_tensor * weight, struct ggml_tensor * list) {
+    GGML_ASSERT(ggml_bof4_is_type(weight->type) && weight->op == GGML_OP_NONE && weight->view_src == NULL);
+    GGML_ASSERT(ggml_is_contiguous(weight));
+    GGML_ASSERT(list->type == GGML_TYPE_I32 && list->ne[0] > ggml_nrows(weight));
+    weight->src[LIST_OF_WEIGHT] = list;
+}
+
+void ggml_bof4_link_list(struct ggml_tensor * op) {
+    const struct ggml_tensor * operand = op->src[0];
+    struct ggml_tensor * list = ggml_bof4_list(operand);
+    if (list == NULL) {
+        return;
+    }
+    const struct ggml_tensor * base = operand->view_src ? operand->view_src : operand;
+    const struct place place = {
+        .first = operand->view_src ? elements(base->type, operand->view_offs) : 0,
+        .stride = {
+            elements(operand->type, operand->nb[1]), elements(operand->type, operand->nb[2]),
+            elements(operand->type, operand->nb[3]),
+        },
+        .row_length = (int32_t) base->ne[0],
+        .nrows = (int32_t) ggml_nrows(base),
+    };
+    op->src[list_source(op)] = list;
+    memcpy((char *) op->op_params + PLACE_BYTE, &place, sizeof(place));
+}
+
+const struct ggml_tensor * ggml_bof4_list_of_op(const struct ggml_tensor * op) {
+    const int source = list_source(op);
+    return source >= 0 && ggml_bof4_is_type(op->src[0]->type) ? op->src[source] : NULL;
+}
+
+struct bof4_list_view ggml_bof4_view_of_op(const struct ggml_tensor * op) {
+    const struct ggml_tensor * list = ggml_bof4_list_of_op(op);
+    const struct ggml_tensor * operand = op->src[0];
+    struct place place;
+    memcpy(&place, (const char *) op->op_params + PLACE_BYTE, sizeof(place));
+
+    struct bof4_list_view view;
+    view.row_pointers = (const int32_t *) list->data;
+    view.entries      = view.row_pointers ? view.row_pointers + place.nrows + 1 : NULL; // none yet while a graph is planned
+    view.row_length   = place.row_length;
+    view.first        = place.first;
+    view.n            = operand->ne[0];
+    memcpy(view.stride, place.stride, sizeof(view.stride));
+    return view;
+}
+
+void ggml_bof4_check_use(const struct ggml_tensor * node) {
+    switch (node->op) {
+        case GGML_OP_NONE:
+        case GGML_OP_VIEW:
+        case GGML_OP_RESHAPE:
+        case GGML_OP_PERMUTE:
+        case GGML_OP_TRANSPOSE:
+            return;
+        default:
+            break;
+    }
+    const int source = list_source(node);
+    for (int i = 0; i < GGML_MAX_SRC; ++i) {
+        const struct ggml_tensor * src = node->src[i];
+        struct ggml_tensor * list = src ? ggml_bof4_list(src) : NULL;
+        if (list != NULL && !(i == 0 && source >= 0 && node->src[source] == list)) {
+            GGML_ABORT("%s of %s would lose the outlier list of that tensor: only mul_mat, mul_mat_id and get_rows "
+                "apply lists. Convert the model without lists (--opq off) for this use.",
+                ggml_op_name(node->op), src->name);
+        }
+    }
+}
+
+bool ggml_bof4_backend_applies_list(const char * backend, const struct ggml_tensor * op) {
+    if (ggml_bof4_list_of_op(op) == NULL) {
+        return true;
+    }
+    // the RPC backend asks the other side to compute, and that is a patched CPU or GPU backend again
+    const bool here = strcmp(backend, "CPU") == 0 || strcmp(backend, "CUDA") == 0 || strcmp(backend, "RPC") == 0;
+    return here && (op->op == GGML_OP_GET_ROWS || op->src[1]->type == GGML_TYPE_F32);
+}
+
+const char * ggml_bof4_list_error(const int32_t * list, int64_t n, int64_t nrows, int64_t ncols) {
+    if (ncols > 65536) {
+        return "rows of its weight are longer than 65536";
+    }
+    if (n < nrows + 1) {
+        return "it is shorter than its row pointers";
+    }
+    if (list[0] != 0) {
+        return "its first row pointer is not 0";
+    }
+    const int64_t n_entries = n - nrows - 1;
+    for (int64_t r = 0; r < nrows; ++r) {
+        if (list[r + 1] < list[r]) {
+            return "its row pointers descend";
+        }
+        if (list[r + 1] > n_entries) {
+            return "its row pointers run beyond its end";
+        }
+    }
+    if (list[nrows] != n_entries) {
+        return "its length is not what its row pointers say";
+    }
+    const int32_t * entries = list + nrows + 1;
+    for (int64_t r = 0; r < nrows; ++r) {
+        int32_t last = -1;
+        for (int32_t e = list[r]; e < list[r + 1]; ++e) {
+            const int32_t column = bof4_entry_column(entries[e]);
+            if (column >= ncols) {
+                return "a column is beyond the row";
+            }
+            if (column <= last) {
+                return "columns of a row are not in ascending order";
+            }
+            if (!isfinite(bof4_entry_value(entries[e]))) {
+                return "a value is NaN or infinite";
+            }
+            last = column;
+        }
+    }
+    return NULL;
+}

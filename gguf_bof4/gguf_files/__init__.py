@@ -1,0 +1,1 @@
+"""GGUF files: reading them, one or several parts, and teaching the gguf package this project's types."""

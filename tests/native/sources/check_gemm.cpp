@@ -1,0 +1,296 @@
+// Check one build of the kernels for interleaved weights: compiled once per instruction set, run on the processor or under
+// qemu. Prints one line for each type and exits with 1 on a failure.
+//
+// Exact activations (integers times a power of two, the largest magnitude in every 32 being 127 of those) leave nothing but
+// the rounding of sums, so every product is compared with its sum in double precision, and with the one of the plain kernel,
+// which must have the same bits (Q6_K's is upstream's, and adds in another order); random ones show that the rounding of
+// activations costs what it costs in Q8_0 and Q8_K.
+
+#define GGML_COMMON_DECL_CPP
+#include "ggml-common.h"
+
+#include "cpu/bof4-vec-dot.h"
+#include "cpu/bof4-interleave.h"
+#include "format/bof4-blocks.h"
+#include "ggml-impl.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <vector>
+
+// what ggml-cpu.c would provide
+extern "C" float ggml_table_f32_f16[1 << 16];
+float ggml_table_f32_f16[1 << 16];
+
+namespace {
+
+std::mt19937 rng(3);
+
+uint8_t random_codes() {
+    return (uint8_t) rng();
+}
+
+ggml_fp16_t random_scale() {
+    return ggml_compute_fp32_to_fp16(((float) (rng() % 2001) - 1000.0f) / 512.0f);
+}
+
+// The largest magnitude of activations is 127 units.
+float unit_of(const float * x, int n) {
+    float most = 0.0f;
+    for (int i = 0; i < n; ++i) {
+        most = std::max(most, std::fabs(x[i]));
+    }
+    return most / 127.0f;
+}
+
+// The functions of a type that are checked.
+#define KERNELS(type) \
+    static constexpr auto group_bytes = type##_group_bytes; \
+    static constexpr auto interleave = type##_interleave; \
+    static constexpr auto deinterleave = type##_deinterleave; \
+    static constexpr auto quantize_act = type##_quantize_act; \
+    static constexpr auto few = type##_few; \
+    static constexpr auto gemm = type##_gemm;
+
+struct bof4_s {
+    using block = block_bof4_s;
+    using act = bof4_s_act;
+    enum { N = QK_BOF4_S };
+    static constexpr const char * name = "BOF4_S";
+    KERNELS(bof4_s)
+
+    // extreme 0 and 1: nothing but the lowest, the highest level
+    static block random(int extreme) {
+        block b;
+        b.d = random_scale();
+        for (uint8_t & q : b.qs) {
+            q = extreme == 0 ? 0x00 : extreme == 1 ? 0xff : random_codes();
+        }
+        return b;
+    }
+    // What the plain kernel wants, of activations that are integers times a power of two.
+    static auto plain_act(const float * x, int n) {
+        std::vector<block_q8_0> act(n / QK8_0);
+        float unit = 0.0f;
+        for (int i = 0; i < n; ++i) {
+            unit = i % QK8_0 ? unit : unit_of(x + i, QK8_0);
+            act[i / QK8_0].d = ggml_compute_fp32_to_fp16(unit);
+            act[i / QK8_0].qs[i % QK8_0] = (int8_t) (x[i] / unit);
+        }
+        return act;
+    }
+    static constexpr bool has_plain = true;
+    static constexpr auto plain = ggml_vec_dot_bof4_s_q8_0;
+    static double weight(const block & b, int i) {
+        const int8_t levels[16] = BOF4_S_LEVELS;
+        return (double) ggml_compute_fp16_to_fp32(b.d) / 127 * levels[i < 32 ? b.qs[i] & 15 : b.qs[i - 32] >> 4];
+    }
+};
+
+struct bof4_k {
+    using block = block_bof4_k;
+    using act = bof4_k_act;
+    enum { N = QK_BOF4_K };
+    static constexpr const char * name = "BOF4_K";
+    KERNELS(bof4_k)
+
+    static block random(int extreme) {
+        block b;
+        b.d = random_scale();
+        for (uint8_t & s : b.scales) {
+            s = extreme < 2 ? 0x00 : random_codes(); // -32 throughout
+        }
+        for (uint8_t & q : b.qs) {
+            q = extreme == 0 ? 0x00 : extreme == 1 ? 0xff : random_codes();
+        }
+        return b;
+    }
+    static auto plain_act(const float * x, int n) {
+        std::vector<block_q8_K> act(n / QK_K);
+        float unit = 0.0f;
+        for (int i = 0; i < n; ++i) {
+            block_q8_K & y = act[i / QK_K];
+            unit = i % QK_K ? unit : unit_of(x + i, QK_K);
+            y.d = unit;
+            y.qs[i % QK_K] = (int8_t) (x[i] / unit);
+            y.bsums[i % QK_K / 16] = (int16_t) ((i % 16 ? y.bsums[i % QK_K / 16] : 0) + y.qs[i % QK_K]);
+        }
+        return act;
+    }
+    static constexpr bool has_plain = true;
+    static constexpr auto plain = ggml_vec_dot_bof4_k_q8_K;
+    static double weight(const block & b, int i) {
+        const int8_t levels[16] = BOF4_K_LEVELS;
+        const uint8_t q = b.qs[i / 128 * 64 + i % 64];
+        return (double) ggml_compute_fp16_to_fp32(b.d) / 4096 * bof4_k_scale(&b, i / 16) * levels[i % 128 < 64 ? q & 15 : q >> 4];
+    }
+};
+
+#ifdef BOF4_GEMM_Q6
+struct q6_k {
+    using block = block_q6_K;
+    using act = bof4_q6_act;
+    enum { N = QK_K };
+    static constexpr const char * name = "Q6_K";
+    KERNELS(bof4_q6)
+    static constexpr auto plain_act = bof4_k::plain_act;
+    static constexpr bool has_plain = false;
+
+    static block random(int extreme) {
+        block b;
+        b.d = random_scale();
+        for (int8_t & s : b.scales) {
+            s = (int8_t) (extreme < 2 ? -128 : random_codes());
+        }
+        for (uint8_t & q : b.ql) {
+            q = extreme == 0 ? 0x00 : extreme == 1 ? 0xff : random_codes();
+        }
+        for (uint8_t & q : b.qh) {
+            q = extreme == 0 ? 0x00 : extreme == 1 ? 0xff : random_codes();
+        }
+        return b;
+    }
+    // Of a half of 128 weights, byte i % 64 has the lower bits of i and i + 64, byte i % 32 the upper ones of four.
+    static double weight(const block & b, int i) {
+        const int half = i / 128, j = i % 128;
+        const int low = b.ql[64 * half + j % 64] >> (j < 64 ? 0 : 4) & 15;
+        const int high = b.qh[32 * half + j % 32] >> (2 * (j / 32)) & 3;
+        return (double) ggml_compute_fp16_to_fp32(b.d) * b.scales[i / 16] * ((low | high << 4) - 32);
+    }
+};
+#endif
+
+// The largest error of any product, of the sum of the magnitudes of its terms; relative squared error of all of them.
+struct result {
+    double largest;
+    double squared;
+};
+
+template <typename type>
+result check(int rows, int n, int columns, int extreme, bool exact) {
+    const int n_blocks = n / type::N;
+    const int n_groups = (rows + BOF4_GROUP - 1) / BOF4_GROUP;
+    std::vector<typename type::block> blocks(rows * n_blocks), back(rows * n_blocks);
+    std::generate(blocks.begin(), blocks.end(), [&] { return type::random(extreme); });
+    std::vector<double> weights(rows * n);
+    for (int i = 0; i < rows * n; ++i) {
+        weights[i] = type::weight(blocks[i / type::N], i % type::N);
+    }
+
+    const size_t group_bytes = type::group_bytes(n);
+    // as large as it must be and not larger, so that a sanitizer sees a read beyond it
+    char * groups = static_cast<char *>(std::aligned_alloc(64, (n_groups * group_bytes + 63) / 64 * 64));
+    for (int g = 0; g < n_groups; ++g) {
+        const int count = std::min<int>(BOF4_GROUP, rows - g * BOF4_GROUP);
+        const int at = g * BOF4_GROUP * n_blocks;
+        type::interleave(blocks.data() + at, count, n, groups + g * group_bytes);
+        type::deinterleave(groups + g * group_bytes, count, n, back.data() + at);
+    }
+    if (std::memcmp(blocks.data(), back.data(), blocks.size() * sizeof(blocks[0])) != 0) {
+        std::printf("%s: rows do not come back from a group of %d x %d\n", type::name, rows, n);
+        std::exit(1);
+    }
+
+    std::uniform_int_distribution<int> integer(-127, 127);
+    std::normal_distribution<float> normal;
+    std::vector<float> x(columns * n);
+    for (int i = 0; i < columns * n; ++i) {
+        const float unit = std::ldexp(1.0f, i / 256 % 5 - 2);
+        x[i] = !exact ? normal(rng) : unit * (float) (i % 32 == 5 ? 127 : extreme < 2 ? (rng() & 1 ? 127 : -127) : integer(rng));
+    }
+    std::vector<typename type::act> act(columns * n_blocks);
+    std::vector<float> y(columns * rows + 1, NAN);
+    std::vector<const typename type::act *> xs(columns);
+    std::vector<float *> ys(columns);
+    for (int c = 0; c < columns; ++c) {
+        type::quantize_act(x.data() + c * n, act.data() + c * n_blocks, n, type::few(columns));
+        xs[c] = act.data() + c * n_blocks;
+        ys[c] = y.data() + c * rows;
+    }
+    type::gemm(groups, rows, n, xs.data(), nullptr, ys.data(), columns, type::few(columns));
+
+    // the same, and something
+    const size_t n_plus = (size_t) n_groups * columns * BOF4_GROUP;
+    float * plus = static_cast<float *>(std::aligned_alloc(64, n_plus * sizeof(float)));
+    std::generate(plus, plus + n_plus, [&] { return normal(rng); });
+    std::vector<float> added(columns * rows + 1, NAN);
+    for (int c = 0; c < columns; ++c) {
+        ys[c] = added.data() + c * rows;
+    }
+    type::gemm(groups, rows, n, xs.data(), plus, ys.data(), columns, type::few(columns));
+    std::free(groups);
+
+    double largest = 0.0, error2 = 0.0, all2 = 0.0;
+    for (int c = 0; c < columns; ++c) {
+        const auto plain_act = type::plain_act(x.data() + c * n, n);
+        for (int r = 0; r < rows; ++r) {
+            const float got = y[c * rows + r];
+            double sum = 0.0, magnitude = 0.0;
+            for (int j = 0; j < n; ++j) {
+                const double p = weights[r * n + j] * x[c * n + j];
+                sum += p;
+                magnitude += std::fabs(p);
+            }
+            const double error = std::fabs(got - sum);
+            largest = std::max(largest, std::isfinite(error) ? error / std::max(magnitude, 1e-30) : INFINITY);
+            // one addition in the end, as it would be done to the result
+            if (added[c * rows + r] != got + plus[(r / BOF4_GROUP * columns + c) * BOF4_GROUP + r % BOF4_GROUP]) {
+                largest = INFINITY;
+            }
+            error2 += error * error;
+            all2 += sum * sum;
+            if constexpr (type::has_plain) {
+                float plain;
+                type::plain(n, &plain, 0, blocks.data() + r * n_blocks, 0, plain_act.data(), 0, 1);
+                if (exact && got != plain) {
+                    largest = INFINITY;
+                }
+            }
+        }
+    }
+    std::free(plus);
+    if (!std::isnan(y.back()) || !std::isnan(added.back())) {
+        largest = INFINITY; // a write beyond the last row of the last column
+    }
+    return { largest, error2 / all2 };
+}
+
+template <typename type>
+bool check_all() {
+    int cases = 0;
+    double largest = 0.0;
+    for (const int n : { (int) type::N, 3 * type::N, 1024, 1024 + 5 * type::N }) {
+        for (const int rows : { 1, 15, 16, 33, 63 }) {
+            for (const int columns : { 1, 2, 3, 4, 5, 6, 7, 11, 16, 18, 19, 33, 64 }) {
+                const int extreme = cases++ % 7;
+                largest = std::max(largest, check<type>(rows, n, columns, extreme, true).largest);
+            }
+        }
+    }
+    largest = std::max(largest, check<type>(17, 512, 512, 2, true).largest);
+    const double few = check<type>(64, 1024, 1, 2, false).squared;
+    const double many = check<type>(64, 1024, 32, 2, false).squared;
+    // 24-bit floats, a few dozen additions deep; an eighth bit of activations is worth 3e-5 (Q8_0) to 5e-5 (Q8_K)
+    const bool ok = largest < 1e-6 && few < 1e-4 && many < 1e-4;
+    std::printf("%s: %d shapes%s, largest error %.2g of the sum of magnitudes; of rounded activations %.2g, %.2g: %s\n",
+        type::name, cases + 1, type::has_plain ? ", as the plain kernel has them" : "", largest, few, many, ok ? "ok" : "FAILED");
+    return ok;
+}
+
+} // namespace
+
+int main() {
+    for (uint32_t i = 0; i < 1 << 16; ++i) {
+        ggml_table_f32_f16[i] = ggml_compute_fp16_to_fp32((ggml_fp16_t) i);
+    }
+    bool ok = check_all<bof4_s>();
+    ok &= check_all<bof4_k>();
+#ifdef BOF4_GEMM_Q6
+    ok &= check_all<q6_k>();
+#endif
+    return ok ? 0 : 1;
+}

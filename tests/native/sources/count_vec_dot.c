@@ -1,0 +1,89 @@
+// One plain kernel, called once: what counters of instructions run. Nothing but the kernel depends on N, so that a difference of
+// two counts is its own.
+//
+//   count_vec_dot TYPE N         one product of N weights, for valgrind and qemu
+//   count_vec_dot TYPE N step    the same, and prints how many instructions a process takes for it, which is let do them one by
+//                                one: for instructions of a processor that valgrind does not know
+//
+// Exit code 77 where the system forbids that.
+
+#define GGML_COMMON_DECL_C
+#include "ggml-common.h"
+
+#include "cpu/bof4-vec-dot.h"
+#include "ggml-impl.h"
+#include "quants.h"
+
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ptrace.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+// what ggml-cpu.c and ggml.c would provide
+float ggml_table_f32_f16[1 << 16];
+size_t ggml_row_size(enum ggml_type type, int64_t ne) {
+    (void) type;
+    return (size_t) ne;
+}
+
+typedef void (*vec_dot)(int n, float * s, size_t bs, const void * x, size_t bx, const void * y, size_t by, int nrc);
+
+static const struct { const char * name; vec_dot f; } kernels[] = {
+    { "BOF4_S", ggml_vec_dot_bof4_s_q8_0 },
+    { "BOF4_K", ggml_vec_dot_bof4_k_q8_K },
+    { "IQ4_NL", ggml_vec_dot_iq4_nl_q8_0 },
+    { "Q4_K",   ggml_vec_dot_q4_K_q8_K },
+};
+
+enum { MAX_N = 4096 };
+
+// zeros are as good as anything: no kernel looks at what it multiplies
+static char x[2 * MAX_N], y[2 * MAX_N];
+
+static int count_steps(vec_dot f, int n) {
+    const pid_t child = fork();
+    if (child == 0) {
+        float s;
+        if (ptrace(PTRACE_TRACEME, 0, 0, 0) != 0) {
+            _exit(77);
+        }
+        raise(SIGSTOP);
+        f(n, &s, 0, x, 0, y, 0, 1);
+        _exit(0);
+    }
+    int status;
+    long steps = 0;
+    waitpid(child, &status, 0);
+    while (WIFSTOPPED(status)) {
+        if (ptrace(PTRACE_SINGLESTEP, child, 0, 0) != 0) {
+            kill(child, SIGKILL);
+            return 77;
+        }
+        ++steps;
+        waitpid(child, &status, 0);
+    }
+    if (!WIFEXITED(status) || WEXITSTATUS(status) != 0) {
+        return WIFEXITED(status) ? WEXITSTATUS(status) : 1;
+    }
+    printf("%ld\n", steps);
+    return 0;
+}
+
+int main(int argc, char ** argv) {
+    const int n = argc > 2 ? atoi(argv[2]) : 0;
+    for (size_t i = 0; n > 0 && n <= MAX_N && i < sizeof(kernels) / sizeof(*kernels); ++i) {
+        if (strcmp(argv[1], kernels[i].name) == 0) {
+            if (argc > 3) {
+                return count_steps(kernels[i].f, n);
+            }
+            float s;
+            kernels[i].f(n, &s, 0, x, 0, y, 0, 1);
+            return 0;
+        }
+    }
+    fprintf(stderr, "usage: count_vec_dot BOF4_S|BOF4_K|IQ4_NL|Q4_K N [step]\n");
+    return 2;
+}

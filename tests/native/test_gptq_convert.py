@@ -1,0 +1,310 @@
+"""The gptq encoder over whole models: families, routes, threads, interruption."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from calibration_models import DENSE, family_folder
+from convert_models import tensors, types
+
+from gguf_bof4 import native
+from gguf_bof4.convert import ConversionReport, convert
+from gguf_bof4.encoders.gptq.checkpoint import Checkpoint
+from gguf_bof4.encoders.gptq.encoded import Encoded, work_folder
+from gguf_bof4.encoders.gptq.layer import Layer, Workers
+from gguf_bof4.encoders.gptq.model import Skeleton, first_inputs, make_skeleton, release
+from gguf_bof4.encoders.gptq.samples import enough_samples, make_samples
+from gguf_bof4.encoders.gptq.weights import FolderWeights, GgufWeights
+from gguf_bof4.errors import UserError
+from gguf_bof4.gguf_files.model import open_model
+
+TEXT = Path(__file__)
+"""Any text will do."""
+
+SHORT: dict[str, Any] = {
+    "encoder": "gptq",
+    "calibration": str(TEXT),
+    "samples": 4,
+    "sample_length": 48,
+    "type": "BOF4_S",
+}
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Models as folders, made when they are asked for."""
+
+    class Made(dict[str, Path]):
+        def __missing__(self, family: str) -> Path:
+            self[family] = family_folder(tmp_path_factory.mktemp(family), family)
+            return self[family]
+
+    return Made()
+
+
+@pytest.fixture(scope="session")
+def files(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The same models as GGUF files, all in F32."""
+
+    class Made(dict[str, Path]):
+        def __missing__(self, family: str) -> Path:
+            self[family] = tmp_path_factory.mktemp("gguf") / f"{family}.gguf"
+            convert(folders[family], self[family], type="BOF4_S", tensor_types=(".=f32",), token_embedding_type="f32",
+                    output_tensor_type="f32", opq=("off",))  # fmt: skip
+            return self[family]
+
+    return Made()
+
+
+def gptq(source: Path, target: Path, **options: Any) -> ConversionReport:
+    return convert(source, target, **{**SHORT, **options})
+
+
+def skeleton_of(source: Path) -> tuple[Skeleton, Any]:
+    if source.is_dir():
+        weights: Any = FolderWeights(source, sorted(source.glob("*.safetensors")))
+    else:
+        weights = GgufWeights(open_model(source))
+    return make_skeleton(weights.config(), source), weights
+
+
+@pytest.mark.parametrize("family", DENSE)
+def test_families(family: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    """Every matrix of a decoder layer is reached, and encoded otherwise than by search."""
+    report = gptq(folders[family], tmp_path / "gptq.gguf")
+    assert report.not_compensated == ()
+    convert(folders[family], tmp_path / "search.gguf", type="BOF4_S", encoder="search")
+    compensated, searched = tensors(tmp_path / "gptq.gguf"), tensors(tmp_path / "search.gguf")
+    matrices = [name for name, t in types(tmp_path / "gptq.gguf").items() if t == "BOF4_S"]
+    assert len(matrices) >= 2 * 4
+    assert all(compensated[name] != searched[name] for name in matrices)
+    assert all(compensated[name] == searched[name] for name in compensated.keys() - matrices if ".opq" not in name)
+
+
+def test_superblocks(folders: dict[str, Path], tmp_path: Path) -> None:
+    """A model whose rows are all multiples of 256, in BOF4_K, lists included."""
+    report = gptq(folders["wide"], tmp_path / "gptq.gguf", type="BOF4_K", opq=("0.9",))
+    assert report.not_compensated == ()
+    assert sum(t.qtype == "BOF4_K" for t in report.tensors) == 2 * 7
+    assert len(report.listed) == 2 * 7
+    convert(folders["wide"], tmp_path / "search.gguf", type="BOF4_K", encoder="search", opq=("0.9",))
+    compensated, searched = tensors(tmp_path / "gptq.gguf"), tensors(tmp_path / "search.gguf")
+    assert all(compensated[t.name] != searched[t.name] for t in report.tensors if t.qtype == "BOF4_K")
+
+
+@pytest.mark.parametrize("family", [f for f in DENSE if f not in {"phi", "mistral"}])
+def test_parameters_of_a_gguf_file_are_those_of_the_folder(
+    family: str, folders: dict[str, Path], files: dict[str, Path]
+) -> None:
+    """Rows put back in order, norms shifted back: what is run is the model that was converted."""
+    skeleton, weights = skeleton_of(files[family])
+    names = [name for name, _ in skeleton.model.named_parameters() if ".layers." in name or "embed" in name]
+    weights.fill(skeleton, names)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folders[family], dtype=torch.float32)
+    for name in names:
+        torch.testing.assert_close(
+            skeleton.model.get_parameter(name), model.get_parameter(name), rtol=0, atol=2e-7, msg=name
+        )
+
+
+@pytest.mark.parametrize("family", [*DENSE, "qwen3moe"])
+def test_layer_by_layer_is_what_transformers_computes(family: str, folders: dict[str, Path]) -> None:
+    skeleton, weights = skeleton_of(folders[family])
+    attention = skeleton.model.config._attn_implementation
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folders[family], dtype=torch.float32, attn_implementation=attention
+    )
+    tokens = torch.arange(3, 3 + 2 * 60).reshape(2, 60)
+    with torch.inference_mode():
+        expected = model(tokens, output_hidden_states=True).hidden_states
+        inputs = first_inputs(skeleton, lambda names: weights.fill(skeleton, names), tokens)
+        torch.testing.assert_close(inputs.hidden, expected[0])
+        assert all(p.is_meta for p in skeleton.model.parameters())
+        prefix = f"{skeleton.layers_name}.0."
+        weights.fill(skeleton, [prefix + name for name, _ in skeleton.layers[0].named_parameters()])
+        workers = Workers(2, torch.device("cpu"))
+        Layer(skeleton.layers[0], inputs.arguments[0], workers).advance(inputs.hidden)
+        workers.close()
+        release(skeleton.model)
+    torch.testing.assert_close(inputs.hidden, expected[1])
+
+
+def test_moments_and_drift_are_those_of_the_inputs(folders: dict[str, Path]) -> None:
+    skeleton, weights = skeleton_of(folders["llama"])
+    with torch.inference_mode():
+        tokens = torch.arange(5 * 40).reshape(5, 40)
+        inputs = first_inputs(skeleton, lambda names: weights.fill(skeleton, names), tokens)
+        prefix = f"{skeleton.layers_name}.0."
+        weights.fill(skeleton, [prefix + name for name, _ in skeleton.layers[0].named_parameters()])
+        seen: list[torch.Tensor] = []
+        module = skeleton.layers[0]
+        for workers in (Workers(1, torch.device("cpu")), Workers(3, torch.device("cpu"))):
+            layer = Layer(module, inputs.arguments[0], workers)
+            names = ["mlp.up_proj", "self_attn.k_proj", "self_attn.q_proj", "mlp.gate_proj"]
+            called = [["self_attn.q_proj", "self_attn.k_proj"], ["mlp.gate_proj", "mlp.up_proj"]]
+            assert layer.groups(names, inputs.hidden[:1]) == called
+            seen += layer.moments_and_drift("mlp.down_proj", inputs.hidden, layer, 1.5 * inputs.hidden)
+            assert torch.equal(layer.moments("mlp.down_proj", inputs.hidden), seen[-2])
+            workers.close()
+        given: list[torch.Tensor] = []
+        module.mlp.down_proj.register_forward_pre_hook(lambda _, arguments: given.append(arguments[0]))
+        module(inputs.hidden, **inputs.arguments[0])
+        module(1.5 * inputs.hidden, **inputs.arguments[0])
+    x, y = (g.reshape(-1, g.shape[-1]).double() for g in given)
+    assert torch.equal(seen[0], seen[2])  # whatever the number of workers
+    assert torch.equal(seen[1], seen[3])
+    torch.testing.assert_close(seen[0].double(), x.T @ x / len(x), rtol=1e-4, atol=1e-6 * float(x.abs().max()) ** 2)
+    torch.testing.assert_close(
+        seen[1].double(), (y - x).T @ x / len(x), rtol=1e-4, atol=1e-5 * float(x.abs().max()) ** 2
+    )
+
+
+def test_folder_and_file_give_the_same_tensors(
+    folders: dict[str, Path], files: dict[str, Path], tmp_path: Path
+) -> None:
+    """Rows of queries and keys stand in another order in the file, which compensation does not see."""
+    gptq(folders["smollm"], tmp_path / "folder.gguf", token_embedding_type="f32", output_tensor_type="f32")
+    gptq(files["smollm"], tmp_path / "file.gguf", token_embedding_type="f32", output_tensor_type="f32")
+    from_folder, from_file = tensors(tmp_path / "folder.gguf"), tensors(tmp_path / "file.gguf")
+    assert from_folder == from_file
+
+
+def test_threads_do_not_change_the_file(files: dict[str, Path], tmp_path: Path) -> None:
+    for threads in (1, 2, 5):
+        gptq(files["llama"], tmp_path / f"{threads}.gguf", threads=threads)
+    one = (tmp_path / "1.gguf").read_bytes()
+    assert (tmp_path / "2.gguf").read_bytes() == one
+    assert (tmp_path / "5.gguf").read_bytes() == one
+
+
+def test_interrupted_work_goes_on_and_gives_the_same_file(files: dict[str, Path], tmp_path: Path) -> None:
+    gptq(files["smollm"], tmp_path / "whole.gguf")
+    target = tmp_path / "model.gguf"
+
+    def interrupt(what: str, done: int, total: int) -> None:
+        if what.startswith("layer 2 of 2: ffn_down"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        gptq(files["smollm"], target, progress=interrupt)
+    assert not target.exists()
+    assert work_folder(target).is_dir()
+    with pytest.raises(UserError, match="--damping differ"):
+        gptq(files["smollm"], target, damping=0.05)
+    steps: list[str] = []
+    gptq(files["smollm"], target, progress=lambda what, done, total: steps.append(what))
+    assert not any(step.startswith("layer 1 ") for step in steps)
+    assert any(step.startswith("layer 2 ") for step in steps)
+    assert target.read_bytes() == (tmp_path / "whole.gguf").read_bytes()
+    assert not work_folder(target).exists()
+
+
+def test_force_gives_up_other_work(files: dict[str, Path], tmp_path: Path) -> None:
+    folder = work_folder(tmp_path / "model.gguf")
+    Checkpoint(folder, {"something": "else"}, False)
+    gptq(files["smollm"], tmp_path / "model.gguf", force=True)
+    assert not folder.exists()
+
+
+def test_checkpoint_gives_back_what_it_was_given(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    listed = native.select_outliers(rng.standard_normal((8, 64)).astype(np.float32), 0.01)
+    data = rng.integers(0, 256, (8, 34), dtype=np.uint8)
+    hidden = (torch.ones(2, 3, 4), torch.zeros(2, 3, 4))
+    checkpoint = Checkpoint(tmp_path / "work", {"a": 1}, False)
+    checkpoint.save(0, {"x": Encoded(data, listed), "y": Encoded(data[:2], None, "because")}, hidden)
+    again = Checkpoint(tmp_path / "work", {"a": 1}, False)
+    assert again.finished() == 1
+    x, y = again.read(0, "x"), again.read(0, "y")
+    assert np.array_equal(x.data, data)
+    assert x.outliers is not None
+    assert np.array_equal(x.outliers.packed(), listed.packed())
+    assert (y.outliers, y.why_not) == (None, "because")
+    assert again.why_not(0) == {"x": None, "y": "because"}
+    assert all(torch.equal(a, b) for a, b in zip(again.activations(0), hidden, strict=True))
+
+
+def test_fused_experts_fall_back_and_are_listed(folders: dict[str, Path], tmp_path: Path) -> None:
+    report = gptq(folders["qwen3moe"], tmp_path / "moe.gguf")
+    listed = {t.name: t.not_compensated or "" for t in report.not_compensated}
+    assert set(listed) == {f"blk.{i}.ffn_{part}_exps.weight" for i in range(2) for part in ("gate", "up", "down")}
+    assert all(("unweighted" in why) == ("down" in name) for name, why in listed.items())
+    assert {types(tmp_path / "moe.gguf")[name] for name in listed} == {"BOF4_S"}
+    convert(folders["qwen3moe"], tmp_path / "plain.gguf", type="BOF4_S", encoder="search")
+    plain, made = tensors(tmp_path / "plain.gguf"), tensors(tmp_path / "moe.gguf")
+    for name in listed:  # the mean squares of the inputs count
+        assert (made[name] == plain[name]) == ("down" in name)
+
+
+def test_outputs_are_nearer_to_the_unquantized_model_than_with_search(folders: dict[str, Path], tmp_path: Path) -> None:
+    """On tokens that calibration did not see: the first layer's output, all its matrices quantized."""
+    source = folders["llama"]
+    gptq(source, tmp_path / "gptq.gguf", samples=16, sample_length=128, opq=("off",))
+    convert(source, tmp_path / "search.gguf", type="BOF4_S", encoder="search", opq=("off",))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+    other = Path(__file__).with_name("test_patch.py")
+    tokens = make_samples(tokenizer, other.read_text(), other, 4, 100).tokens
+    outputs = []
+    for path in (source, tmp_path / "gptq.gguf", tmp_path / "search.gguf"):
+        skeleton, weights = skeleton_of(path)
+        with torch.inference_mode():
+            # the embeddings of the source, so that only the layer differs
+            plain, plain_weights = skeleton_of(source)
+            inputs = first_inputs(plain, lambda names, p=plain, w=plain_weights: w.fill(p, names), tokens)  # type: ignore[misc]
+            prefix = f"{skeleton.layers_name}.0."
+            weights.fill(skeleton, [prefix + name for name, _ in skeleton.layers[0].named_parameters()])
+            outputs.append(skeleton.layers[0](inputs.hidden, **inputs.arguments[0]))
+    errors = [float((found - outputs[0]).square().mean()) for found in outputs[1:]]
+    assert errors[0] < 0.9 * errors[1]
+
+
+def test_wide_layers_have_three_tokens_for_each_input() -> None:
+    assert [enough_samples(inputs, 512) for inputs in (64, 5461, 5462, 8960, 14336)] == [32, 32, 64, 64, 96]
+    assert enough_samples(14336, 2048) == 32
+
+
+def test_samples_are_spread_over_the_text() -> None:
+    class Words:
+        """A tokenizer of numbers, which begins with 7."""
+
+        def __call__(self, text: str, add_special_tokens: bool = True, verbose: bool = True) -> Any:
+            ids = [int(word) if word.isdigit() else 1 for word in text.split()]
+            return type("Encoding", (), {"input_ids": [7, *ids] if add_special_tokens else ids})
+
+    text = " ".join(str(i) for i in range(100, 200))
+    made = make_samples(Words(), text, Path("text"), 3, 21)
+    assert [row[:2].tolist() for row in made.tokens] == [[7, 100], [7, 140], [7, 180]]
+    assert made.tokens[2, -1] == 199
+    assert make_samples(Words(), text, Path("text"), 50, 21).count == 5
+    with pytest.raises(UserError, match="100 tokens, less than one sample of 200"):
+        make_samples(Words(), text, Path("text"), 1, 200)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"calibration": None}, "--calibration FILE"),
+        ({"encoder": "search"}, "--calibration is for --encoder gptq"),
+        ({"damping": 1.0}, "--damping 1.0"),
+        ({"samples": 0}, "--calibration-samples"),
+        ({"device": "nonsense"}, "--device nonsense"),
+        ({"calibration": "missing.txt"}, "missing.txt cannot be read"),
+        ({"sample_length": 10**6}, "less than one sample"),
+    ],
+)
+def test_wrong_options_are_refused(
+    options: dict[str, Any], message: str, files: dict[str, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        gptq(files["smollm"], tmp_path / "x.gguf", **options)
+    assert not (tmp_path / "x.gguf").exists()
+
+
+def test_a_model_that_is_no_decoder_is_refused(minilm_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--encoder search"):
+        gptq(minilm_folder, tmp_path / "x.gguf")

@@ -1,0 +1,111 @@
+"""The scale search: what it gains over absmax, and what it must not lose."""
+
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+
+from gguf_bof4 import lists as opq
+from gguf_bof4 import native
+from gguf_bof4.formats import BOF4_K, BOF4_S, FORMATS
+
+TYPE = gguf.GGMLQuantizationType.BOF4_S
+ERRORS = {BOF4_S.type_id: (0.0064, 0.00650), BOF4_K.type_id: (0.0040, 0.00425)}
+"""Relative squared error on Gaussian weights: what no search can reach, and what this one must."""
+
+every_type = pytest.mark.parametrize(
+    "qtype", [gguf.GGMLQuantizationType(f.type_id) for f in FORMATS], ids=lambda t: t.name
+)
+
+
+def search(x: np.ndarray, qtype: gguf.GGMLQuantizationType, **options: Any) -> np.ndarray:
+    return native.quantize(x, qtype, encoder="search", **options)
+
+
+def weighted_error(
+    x: np.ndarray, encoded: np.ndarray, qtype: gguf.GGMLQuantizationType, importance: np.ndarray | float = 1.0
+) -> np.ndarray:
+    """Squared error of each block of the type, weighted by the importance of its columns."""
+    decoded = gguf.dequantize(encoded, qtype).astype(np.float64)
+    return (importance * np.square(x - decoded)).reshape(-1, gguf.GGML_QUANT_SIZES[qtype][0]).sum(axis=1)
+
+
+@pytest.fixture(scope="module")
+def gaussian() -> np.ndarray:
+    return np.random.default_rng(6).standard_normal((2048, 2048), dtype=np.float32)
+
+
+@every_type
+def test_error_on_gaussian_weights(gaussian: np.ndarray, qtype: gguf.GGMLQuantizationType) -> None:
+    error = weighted_error(gaussian, search(gaussian, qtype), qtype).sum()
+    lowest, highest = ERRORS[qtype]
+    assert lowest < error / np.square(gaussian, dtype=np.float64).sum() <= highest
+
+
+@every_type
+def test_no_block_is_worse_than_with_absmax_by_more_than_rounding(
+    gaussian: np.ndarray, qtype: gguf.GGMLQuantizationType
+) -> None:
+    searched = weighted_error(gaussian, search(gaussian, qtype), qtype)
+    absmax = weighted_error(gaussian, native.quantize(gaussian, qtype), qtype)
+    # the block maximum itself lies between two of the scales tried
+    assert (searched > 1.05 * absmax).mean() < 0.001
+    assert searched.sum() < 0.9 * absmax.sum()
+
+
+@every_type
+def test_importance_moves_the_error_to_where_it_matters_less(qtype: gguf.GGMLQuantizationType) -> None:
+    generator = np.random.default_rng(7)
+    x = generator.standard_normal((512, 1024), dtype=np.float32)
+    importance = generator.gamma(0.3, size=1024).astype(np.float32)
+    plain, weighted = search(x, qtype), search(x, qtype, imatrix=importance)
+    errors = [weighted_error(x, encoded, qtype, importance).sum() for encoded in (plain, weighted)]
+    assert errors[1] < 0.95 * errors[0]
+    assert weighted_error(x, weighted, qtype).sum() > weighted_error(x, plain, qtype).sum()
+
+
+@every_type
+def test_importance_of_one_everywhere_is_none(qtype: gguf.GGMLQuantizationType) -> None:
+    x = np.random.default_rng(11).standard_normal((16, 768), dtype=np.float32)
+    assert np.array_equal(search(x, qtype), search(x, qtype, imatrix=np.ones(768, np.float32)))
+
+
+@every_type
+@pytest.mark.parametrize("threads", [2, 5])
+def test_the_number_of_threads_changes_nothing(qtype: gguf.GGMLQuantizationType, threads: int) -> None:
+    x = np.random.default_rng(8).standard_normal((301, 768), dtype=np.float32)
+    assert np.array_equal(search(x, qtype, threads=threads), search(x, qtype, threads=1))
+
+
+@every_type
+@pytest.mark.parametrize("x", [
+    np.zeros((2, 256), np.float32), np.full((1, 256), 1e-9, np.float32), np.full((1, 256), 1e6, np.float32),
+    np.eye(1, 256, dtype=np.float32), -np.eye(1, 256, dtype=np.float32),
+], ids=["zeros", "tiny", "huge", "one", "minus one"])  # fmt: skip
+def test_unusual_blocks_keep_a_finite_scale(x: np.ndarray, qtype: gguf.GGMLQuantizationType) -> None:
+    decoded = gguf.dequantize(search(x, qtype), qtype)
+    assert np.isfinite(decoded).all()
+    largest = 65504 * (32 * 127 / 4096 if qtype == BOF4_K.type_id else 1)
+    assert np.abs(decoded - x).max() <= max(np.abs(x).max() - largest, 0.01 * np.abs(x).max(), 1e-7)
+
+
+@every_type
+def test_zero_importance_still_gives_a_scale(qtype: gguf.GGMLQuantizationType) -> None:
+    x = np.random.default_rng(9).standard_normal((2, 512), dtype=np.float32)
+    encoded = search(x, qtype, imatrix=np.zeros(512, np.float32))
+    assert np.isfinite(gguf.dequantize(encoded, qtype)).all()
+
+
+@every_type
+def test_outliers_are_zero_to_the_encoder(qtype: gguf.GGMLQuantizationType) -> None:
+    x = np.random.default_rng(10).standard_t(3, (64, 512)).astype(np.float32)
+    found = opq.select(x, 0.95)
+    for encoder in ("absmax", "search"):
+        given = native.quantize(x, qtype, encoder=encoder, outliers=found)
+        assert np.array_equal(given, native.quantize(opq.without(x, found), qtype, encoder=encoder))
+
+
+def test_an_unknown_encoder_is_named() -> None:
+    with pytest.raises(native.NativeError, match="no encoder 'best'"):
+        native.quantize(np.ones((1, 64), np.float32), TYPE, encoder="best")

@@ -1,0 +1,359 @@
+"""bof4 bench speed and kernels: what they plan, measure, keep, judge and draw."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+from program import bof4
+
+from gguf_bof4.bench.speed import files, kernels, measure, rounds
+from gguf_bof4.bench.speed.bars import judge
+from gguf_bof4.bench.speed.files import Files, open_source
+from gguf_bof4.bench.speed.measure import bytes_per_token, parse_speeds, physical_cores
+from gguf_bof4.bench.speed.plot import WIDTH, plot
+from gguf_bof4.bench.speed.ratios import Measured, Spread
+from gguf_bof4.bench.speed.results import (
+    Row,
+    Setup,
+    add_rows,
+    complete_rounds,
+    label,
+    read_rows,
+    speed_variant,
+    speed_variants,
+)
+from gguf_bof4.bench.speed.rounds import make_plan, names_of_tests, rotated
+from gguf_bof4.bench.speed.synthetic import SHAPES, Shape, synthetic_model, write_synthetic
+from gguf_bof4.bench.speed.table import speed_table
+from gguf_bof4.bench.variants import Variant
+from gguf_bof4.cli.terminal import split_numbers
+from gguf_bof4.errors import UserError
+from gguf_bof4.gguf_files.model import open_model
+
+TINY = Shape(layers=2, embedding=256, feed_forward=512, heads=4, kv_heads=2, vocabulary=512)
+SETUP = Setup("llama-1b", "0123abcd", "avx512-vnni", 2, True)
+TESTS = ("pp256", "tg64")
+S, K, Q4_0, IQ4_XS = (speed_variant(name) for name in ("BOF4_S", "BOF4_K", "Q4_0", "IQ4_XS"))
+
+
+def row(variant: Variant, test: str, speed: float, round: int = 1, bandwidth: float = 50.0) -> Row:
+    return Row(
+        model="llama-1b", build="0123abcd", instructions="avx512-vnni", threads=2, repack=1, round=round,
+        type=variant.type, opq=variant.opq, bits_per_weight=4.5, bytes_per_token=500_000_000, test=test,
+        tokens_per_second=speed, bandwidth=bandwidth, time="2026-01-01T00:00:00Z",
+    )  # fmt: skip
+
+
+def measured(speeds: dict[Variant, Sequence[tuple[float, float]]], bandwidth: float = 50.0) -> Measured:
+    """Speeds of the prompt and of generation, one pair a round."""
+    n_rounds = len(next(iter(speeds.values())))
+    found = [
+        [
+            row(v, test, pairs[i][t], i + 1, bandwidth if j == 0 else bandwidth / 2)
+            for j, (v, pairs) in enumerate(speeds.items())
+            for t, test in enumerate(TESTS)
+        ]
+        for i in range(n_rounds)
+    ]
+    return Measured(found, tuple(speeds), TESTS)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("speed") / "tiny.gguf"
+    write_synthetic(TINY, path)
+    return path
+
+
+def command(model: Path, output: Path, *arguments: str) -> list[str]:
+    return [
+        "bench", "speed", "--model", str(model), "--types", "q4_0,BOF4_S,BOF4_K", "--opq", "off,0.95",
+        "-p", "16", "-n", "4", "-r", "1", "-t", "1", "--output", str(output), "--files", str(output.parent / "files"),
+        *arguments,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(built: Path, tiny: Path) -> tuple[Path, str, str]:
+    """A short real run: the CSV file, and what was printed on both streams."""
+    output = tiny.parent / "speed.csv"
+    result = bof4(*command(tiny, output, "--rounds", "2"))
+    assert result.returncode == 0, result.stderr
+    return output, result.stdout, result.stderr
+
+
+def test_a_run_measures_every_file_once_in_each_round(run: tuple[Path, str, str], tiny: Path) -> None:
+    rows = read_rows(run[0])
+    variants = speed_variants(["Q4_0", "BOF4_S", "BOF4_K"], ["off", "0.95"])
+    assert len(variants) == 5
+    for number in (1, 2):
+        there = [(r.variant, r.test) for r in rows if r.round == number]
+        assert sorted(there, key=str) == sorted(((v, t) for v in variants for t in ("pp16", "tg4")), key=str)
+    assert rows[0].variant != rows[10].variant  # another order
+    for r in rows:
+        assert (r.model, r.threads, r.repack) == ("tiny", 1, 1)
+        assert r.tokens_per_second > 0
+        assert r.bandwidth > 0.1
+        assert len(r.build) == 8
+    by_label = {label(r.variant): r for r in rows}
+    assert by_label["BOF4_S"].bits_per_weight == 4.25 < by_label["BOF4_S, lists 0.95"].bits_per_weight
+    assert by_label["BOF4_S"].bytes_per_token < by_label["BOF4_S, lists 0.95"].bytes_per_token
+    assert "generating 4 tokens" in run[1]
+    assert "BOF4_K over Q4_0" in run[1]
+    assert run[0].with_suffix(".png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_rounds_that_are_there_count_and_more_can_be_added(run: tuple[Path, str, str], tiny: Path) -> None:
+    output = run[0]
+    before = output.read_text()
+    again = bof4(*command(tiny, output, "--rounds", "2"))
+    assert (again.returncode, again.stderr) == (0, "")
+    assert output.read_text() == before
+    shown = bof4(*command(tiny, output, "--plot-only"), BOF4_BIN="")  # no program is looked for
+    assert (shown.returncode, shown.stdout) == (0, again.stdout)
+    more = bof4(*command(tiny, output, "--rounds", "3"))
+    assert more.returncode == 0, more.stderr
+    assert "quantizing" not in more.stderr  # the files were kept
+    assert {r.round for r in read_rows(output)} == {1, 2, 3}
+    listed = bof4(*command(tiny, output, "--rounds", "5", "--list"), BOF4_BIN="")
+    assert "3 of 5 rounds are there, 2 to measure" in listed.stdout
+    output.write_text(before)
+
+
+def test_kernels_are_measured_beside_their_floors(built: Path, tmp_path: Path) -> None:
+    output = tmp_path / "kernels.csv"
+    result = bof4(
+        "bench", "kernels", "--types", "IQ4_NL,BOF4_S", "--rows", "512", "--length", "512", "--rounds", "1",
+        "--columns", "1,32", "--output", str(output),
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "floor: reading the weights" in result.stdout
+    found = kernels.read_table(output, kernels.Row, "")
+    assert {(r.type, r.columns) for r in found if r.layout == "plain"} == {
+        (t, n) for t in ("IQ4_NL", "BOF4_S") for n in (1, 32)
+    }
+    for r in found:
+        assert r.ps_per_weight > 0
+        if r.floor_ps:
+            # a busy machine may have had its mind elsewhere while the floor was measured
+            assert r.floor_ps < 3 * r.ps_per_weight
+    assert bof4("bench", "kernels", "--length", "300").returncode == 1
+
+
+def test_the_synthetic_model_is_the_same_every_time_and_has_the_shapes_of_a_llama(tiny: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again.gguf"
+    write_synthetic(TINY, again)
+    assert again.read_bytes() == tiny.read_bytes()
+    model = open_source(tiny)
+    assert [(t.name, t.shape) for t in model.tensors] == list(TINY.tensors())
+    for t in model.tensors:
+        weights = gguf.dequantize(t.read_rows(), t.qtype)
+        if len(t.shape) == 2:
+            assert float(np.std(weights)) == pytest.approx(t.shape[-1] ** -0.5, rel=0.02)
+        else:
+            assert (weights == 1).all()
+    assert 1.07e9 < SHAPES["1b"].n_weights < 1.08e9
+    assert 7e9 < SHAPES["8b"].n_weights < 8e9
+    assert all(shape[-1] % 256 == 0 for llama in SHAPES.values() for _, shape in llama.tensors())
+
+
+def test_generation_reads_what_is_multiplied(tiny: Path, tmp_path: Path) -> None:
+    model = open_model(tiny)
+    everything = sum(t.nbytes for t in model.tensors)
+    assert bytes_per_token(model) == everything  # the embeddings are the output matrix
+    embeddings = model.tensors[0]
+    untied = replace(model, tensors=(*model.tensors, replace(embeddings, name="output.weight")))
+    assert bytes_per_token(untied) == everything + embeddings.row_bytes
+    path = tmp_path / "experts.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_expert_count(4)
+    writer.add_expert_used_count(1)
+    writer.add_tensor("output.weight", np.zeros((8, 64), np.float16))
+    writer.add_tensor("blk.0.ffn_up_exps.weight", np.zeros((4, 8, 64), np.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert bytes_per_token(open_model(path)) == 2 * 2 * 8 * 64
+
+
+def test_a_quantized_model_is_no_source(run: tuple[Path, str, str]) -> None:
+    made = next((run[0].parent / "files").glob("*-Q4_0.gguf"))
+    with pytest.raises(UserError, match=r"blk\.0\.attn_\w\.weight is Q4_0: give the unquantized model"):
+        open_source(made)
+
+
+def test_a_full_disk_is_noticed_before_anything_is_made(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10**5}))
+    with pytest.raises(UserError, match="--files"):
+        Files(tiny, tmp_path, 1).check_disk([S, Q4_0])
+    monkeypatch.setenv("BOF4_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match="set BOF4_CACHE"):
+        synthetic_model("1b")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_output_without_a_figure_is_refused() -> None:
+    fields = {"n_prompt": 256, "n_gen": 0, "samples_ns": [2e9, 1e9, 5e8], "test_time": "2026-01-01T00:00:00Z"}
+    generating = {**fields, "n_prompt": 0, "n_gen": 64}
+    (prompt, generation) = parse_speeds(f"warning\n{json.dumps(fields)}\n{json.dumps(generating)}\n")
+    assert (prompt.test, prompt.tokens_per_second) == ("pp256", 256)
+    assert (generation.test, generation.tokens_per_second) == ("tg64", 64)
+    for name in fields:
+        lacking = json.dumps({k: v for k, v in fields.items() if k != name})
+        with pytest.raises(UserError, match="without the figures"):
+            parse_speeds(lacking)
+    with pytest.raises(UserError, match="no test; it ended with:\nfailed"):
+        parse_speeds("failed\n")
+
+
+def test_only_rounds_that_have_everything_count() -> None:
+    whole = [row(v, t, 100, n) for n in (1, 2) for v in (Q4_0, S) for t in TESTS]
+    rows = [*whole, row(K, "pp256", 100, 2), row(Q4_0, "pp256", 100, 3)]
+    assert [len(r) for r in complete_rounds(rows, SETUP, [Q4_0, S], TESTS)] == [4, 4]
+    assert [len(r) for r in complete_rounds(rows, SETUP, [Q4_0, S, K], ["pp256"])] == [3]
+    assert complete_rounds(rows, SETUP, [Q4_0, S, K], TESTS) == []
+    assert complete_rounds(rows, replace(SETUP, build="another"), [Q4_0, S], TESTS) == []
+    plan = make_plan(SETUP, [Q4_0, S], [256], 64, 1, 99, 5, rows)
+    assert (plan.there, list(plan.numbers), plan.tests) == (2, [4, 5, 6], TESTS)
+    assert list(make_plan(SETUP, [Q4_0, S], [256], 64, 1, 99, 2, rows).numbers) == []
+    assert list(make_plan(SETUP, [Q4_0, S], [256], 64, 1, 99, 2, rows, again=True).numbers) == [4, 5]
+    assert names_of_tests([], 0) == ()
+
+
+def test_an_interrupted_run_keeps_its_rows_and_begins_its_round_again(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Path] = []
+
+    def interrupted(path: Path, *_: object) -> list[measure.Speed]:
+        calls.append(path)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return [measure.Speed(test, 100.0, "") for test in TESTS]
+
+    class Quick:
+        def bandwidth(self, _: int) -> float:
+            return 50.0
+
+    monkeypatch.setattr(rounds, "llama_bench", interrupted)
+    monkeypatch.setattr(rounds, "Memory", Quick)
+    monkeypatch.setattr(Files, "get", lambda _, v: files.File(v, Path(v.type), 4.5, 1, {}))
+    output = tmp_path / "rows.csv"
+    plan = make_plan(SETUP, [Q4_0, S], [256], 64, 1, 99, 3, [])
+    with pytest.raises(KeyboardInterrupt):
+        rounds.run(plan, Files(tiny, tmp_path, 1), output, lambda _: None)
+    assert [r.round for r in read_rows(output)] == [1, 1, 1, 1, 2, 2]
+    rest = make_plan(SETUP, [Q4_0, S], [256], 64, 1, 99, 3, read_rows(output))
+    assert list(rest.numbers) == [3, 4]
+
+
+def test_no_file_always_comes_first_or_after_the_same() -> None:
+    orders = [rotated("abcd", number) for number in range(8)]
+    assert all(sorted(order) == list("abcd") for order in orders)
+    assert {order[0] for order in orders} == set("abcd")
+    followers = {order[order.index("a") + 1] for order in orders if order[-1] != "a"}
+    assert followers == {"b", "d"}
+
+
+def test_ratios_are_taken_within_rounds() -> None:
+    found = measured({Q4_0: [(100, 50), (200, 80), (50, 60)], S: [(130, 60), (240, 88), (70, 63)]})
+    assert found.speed(S, "pp256") == Spread(130, 70, 240)
+    ratio = found.ratio(S, Q4_0, "pp256")
+    assert (ratio.median, ratio.low, ratio.high) == pytest.approx((1.3, 1.2, 1.4))
+    assert found.fastest_rival("pp256") == Q4_0
+    # the bandwidth of a round is the most that was read in it
+    assert found.bandwidth == Spread(50, 50, 50)
+    assert found.limit(S, "tg64").median == pytest.approx(100)
+    assert found.share(S, "tg64").median == pytest.approx(0.63)
+    assert measured({S: [(1, 1)]}).fastest_rival("pp256") is None
+
+
+def test_bars_are_those_of_the_build() -> None:
+    found = measured({Q4_0: [(100, 50)], IQ4_XS: [(110, 30)], S: [(125, 80)], K: [(112, 90)]})
+    outcomes = {o.title: o for o in judge(found, "avx512-vnni")}
+    verdicts = {title: o.verdict for title, o in outcomes.items()}
+    assert verdicts == {
+        "pp256: BOF4_S over IQ4_XS, the fastest": "missed by 5.3 %",
+        "pp256: BOF4_K over IQ4_XS, the fastest": "missed by 3.0 %",
+        "tg64: BOF4_S over Q4_0": "met",
+        "tg64: BOF4_S over what reading its weights allows": "missed by 9.1 %",
+        "tg64: BOF4_K over Q4_0": "met",
+        "tg64: BOF4_K over what reading its weights allows": "met",
+    }
+    assert [o.met for o in judge(found, "avx2")[:2]] == [True, True]
+    lacking = judge(measured({S: [(1, 1)]}), "avx2")
+    assert [o.verdict for o in lacking if o.met is None] == [
+        "not measured: types of llama.cpp", "not measured: types of llama.cpp",
+        "not measured: Q4_0", "not measured: BOF4_K and Q4_0", "not measured: BOF4_K",
+    ]  # fmt: skip
+
+
+def test_on_a_gpu_nothing_is_said_of_this_machines_memory(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    def on_gpu(*arguments: object) -> list[measure.Speed]:
+        asked.append(arguments)
+        return [measure.Speed(test, 100.0, "") for test in TESTS]
+
+    monkeypatch.setattr(rounds, "llama_bench", on_gpu)
+    monkeypatch.setattr(Files, "get", lambda _, v: files.File(v, Path(v.type), 4.5, 1, {}))
+    setup, output, said = replace(SETUP, instructions="cuda"), tmp_path / "rows.csv", list[str]()
+    plan = make_plan(setup, [Q4_0, S], [256], 64, 1, 99, 1, [])
+    rounds.run(plan, Files(tiny, tmp_path, 1), output, said.append)
+    assert [arguments[-1] for arguments in asked] == [99, 99]
+    assert not any("GB/s" in line for line in said)
+    found = Measured(complete_rounds(read_rows(output), setup, [Q4_0, S], TESTS), [Q4_0, S], TESTS)
+    assert found.bandwidth == Spread(0, 0, 0)
+    headings = [str(column.header) for column in speed_table(setup, found, "tg64").columns]
+    assert headings == ["type", "lists", "bits", "tokens/s", "over Q4_0"]
+    assert judge(found, setup.instructions) == ()
+
+
+def test_rows_survive_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "rows.csv"
+    add_rows(path, [row(S, "pp256", 1234.5)])
+    add_rows(path, [row(speed_variant("BOF4_K", "0.95"), "tg64", 66.25)])
+    assert read_rows(path) == [row(S, "pp256", 1234.5), row(speed_variant("BOF4_K", "0.95"), "tg64", 66.25)]
+    path.write_text(path.read_text().replace("1234.5", "fast"))
+    with pytest.raises(UserError, match="line 2: not a row of `bof4 bench speed`"):
+        read_rows(path)
+
+
+def test_the_picture_has_a_readmes_width(tmp_path: Path) -> None:
+    found = measured({Q4_0: [(100, 50), (90, 51)], S: [(125, 80), (120, 85)], K: [(112, 90), (115, 80)]})
+    plot(SETUP, found, tmp_path / "speed.png")
+    data = (tmp_path / "speed.png").read_bytes()
+    width, height = struct.unpack(">II", data[16:24])
+    assert width == WIDTH
+    assert 300 < height < 600
+
+
+def test_wrong_options_are_refused(tmp_path: Path) -> None:
+    empty = tmp_path / "none.csv"
+    for arguments, message in (
+        (("-p", "0", "-n", "0"), "there is nothing to measure"),
+        (("--plot-only", "-o", str(empty)), "no round has all of these"),
+    ):
+        refused = bof4("bench", "speed", *arguments)
+        assert refused.returncode == 1
+        assert message in refused.stderr
+    with pytest.raises(UserError, match="--prompt many: give whole numbers"):
+        split_numbers("--prompt", ["256,many"])
+    assert split_numbers("--prompt", ["256,0", "512", "256"]) == (256, 512)
+
+
+def test_cores_are_counted_once() -> None:
+    assert 1 <= physical_cores() <= 1024
