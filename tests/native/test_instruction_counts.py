@@ -84,7 +84,7 @@ PLAIN = Program(
 )  # fmt: skip
 INTERLEAVING = Program(
     "g++", "gnu++17", "count_gemm.cpp",
-    ("cpu/bof4-interleave.cpp", "cpu/bof4-gemm-neon.cpp", "cpu/bof4-gemm-neon-k.cpp"),
+    ("cpu/bof4-repack-layout.cpp", "cpu/bof4-gemm-neon.cpp", "cpu/bof4-gemm-neon-k.cpp"),
     ("arch/{architecture}/repack.cpp",),
 )  # fmt: skip
 

@@ -47,7 +47,7 @@ def compile_check(target: Target, extra: list[str], program: Path) -> list[str]:
         objects.append(program.with_name(f"{Path(name).name}.o"))
         compile_(cc, "-std=c11", *flags, "-c", SOURCES / f"{name}.c", "-o", objects[-1])
     cxx, emulator = toolchain(target, "g++")
-    kernels = [SOURCES / "cpu/bof4-interleave.cpp", *sorted(SOURCES.glob("cpu/bof4-gemm*.cpp"))]
+    kernels = [SOURCES / "cpu/bof4-repack-layout.cpp", *sorted(SOURCES.glob("cpu/bof4-gemm*.cpp"))]
     compile_(cxx, "-std=c++17", *flags, NATIVE / "check_gemm.cpp", *kernels, *objects, "-o", program)
     return emulator
 

@@ -83,7 +83,7 @@ struct type_s {
 struct type_k {
     using packed = block_bof4_k;
     static constexpr int super = QK_BOF4_K;
-    static constexpr int block = BOF4_K_SUB;
+    static constexpr int block = BOF4_K_SUB_BLOCK;
     static constexpr float unit = 1.0f;
     static constexpr const int8_t * levels = bof4_k_levels;
     static constexpr int zero_code = BOF4_K_ZERO_CODE;
@@ -102,8 +102,8 @@ struct type_k {
     static float snap(float u, float first) { return steps(u, first) * (first * BOF4_K_UNIT); }
 
     static void pack(packed * out, float first, const float * u, const uint8_t * codes) {
-        int8_t scales[BOF4_K_SUBS];
-        for (int i = 0; i < BOF4_K_SUBS; ++i) {
+        int8_t scales[BOF4_K_SUB_BLOCKS];
+        for (int i = 0; i < BOF4_K_SUB_BLOCKS; ++i) {
             scales[i] = (int8_t) steps(u[i], first);
         }
         bof4_k_pack(out, ggml_fp32_to_fp16(first), scales, codes);

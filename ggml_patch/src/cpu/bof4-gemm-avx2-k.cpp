@@ -40,7 +40,7 @@ inline __m256 scale_of(const bof4_k_head & head, int r) {
 
 // Scale of block j of eight rows, twice in each 32-bit lane.
 struct block_scales {
-    alignas(32) int8_t s[BOF4_K_SUBS][BOF4_GROUP];
+    alignas(32) int8_t s[BOF4_K_SUB_BLOCKS][BOF4_GROUP];
 
     explicit block_scales(const bof4_k_head & head) {
         const __m256i bias = _mm256_set1_epi8(32);
@@ -109,7 +109,7 @@ void gemv(const group & w, int64_t n_blocks, const bof4_k_act * const * x, const
                     for (int h = 0; h < 2; ++h) {
                         for (int t = 0; t < T; ++t) {
                             const auto & half = x[t][b].u.half;
-                            const int at = BOF4_K_SUB * (j + 4 * h) + 4 * i;
+                            const int at = BOF4_K_SUB_BLOCK * (j + 4 * h) + 4 * i;
                             dot[h][t][0] = _mm256_add_epi16(dot[h][t][0],
                                 _mm256_maddubs_epi16(level[h], broadcast4(half.high + at)));
                             dot[h][t][1] = _mm256_add_epi16(dot[h][t][1],
@@ -148,7 +148,7 @@ void gemv(const group & w, int64_t n_blocks, const bof4_k_act * const * x, const
 // CHUNK superblocks of a group as 16-bit products of level and block scale: of four neighbouring weights of a row, the first
 // and third, then the others.
 struct unpacked {
-    alignas(64) int16_t weights[CHUNK][BOF4_K_SUBS][4][2][2][16];   // [superblock][block][step][pair][eight rows]
+    alignas(64) int16_t weights[CHUNK][BOF4_K_SUB_BLOCKS][4][2][2][16];   // [superblock][block][step][pair][eight rows]
     alignas(64) float d[CHUNK][2][8];
 
     void fill(const group & w, int64_t b0, int64_t n) {
@@ -191,13 +191,13 @@ void tile(const unpacked & w, const __m256i * rows, int64_t n, const bof4_k_act 
         for (int t = 0; t < T; ++t) {
             dot[t][0] = dot[t][1] = _mm256_setzero_si256();
         }
-        for (int j = 0; j < BOF4_K_SUBS; ++j) {
+        for (int j = 0; j < BOF4_K_SUB_BLOCKS; ++j) {
 #pragma GCC unroll 4
             for (int i = 0; i < 4; ++i) {
 #pragma GCC unroll 2
                 for (int p = 0; p < 2; ++p) {
                     for (int t = 0; t < T; ++t) {
-                        const __m256i act = broadcast4(x[t][b].u.q + BOF4_K_SUB * j + 4 * i + 2 * p);
+                        const __m256i act = broadcast4(x[t][b].u.q + BOF4_K_SUB_BLOCK * j + 4 * i + 2 * p);
                         for (int r = 0; r < 2; ++r) {
                             const __m256i weight = _mm256_load_si256((const __m256i *) w.weights[b][j][i][p][r]);
                             dot[t][r] = _mm256_add_epi32(dot[t][r], _mm256_madd_epi16(weight, act));

@@ -1,7 +1,7 @@
 // What the kernels for AVX2 have in common. Private to bof4-gemm-avx2.cpp and bof4-gemm-avx2-k.cpp.
 #pragma once
 
-#include "bof4-interleave.h"
+#include "bof4-repack-layout.h"
 
 #ifdef BOF4_GEMM_AVX2
 

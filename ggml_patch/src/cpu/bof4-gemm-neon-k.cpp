@@ -3,7 +3,7 @@
 // The dot product of a block of 16 is multiplied by its scale as an integer, one mla for four sdot (or two smmla), and the sum
 // of 256 (less than 2^28) becomes a float once.
 
-#include "bof4-interleave.h"
+#include "bof4-repack-layout.h"
 
 #ifdef BOF4_GEMM_NEON
 
@@ -79,7 +79,7 @@ inline void widen(const int8_t * scales, int32x4_t * s) {
 
 // For sums that run on over pairs of blocks: a s + b t = a (s - t) + (a + b) t, and only every other sum begins at zero.
 inline void pair_scales(int8_t (* s)[16]) {
-    for (int j = 0; j < BOF4_K_SUBS; j += 2) {
+    for (int j = 0; j < BOF4_K_SUB_BLOCKS; j += 2) {
         vst1q_s8(s[j], vsubq_s8(vld1q_s8(s[j]), vld1q_s8(s[j + 1])));
     }
 }
@@ -100,7 +100,7 @@ void gemv(const group & w, int64_t n_blocks, const bof4_k_act * const * x, float
         }
     }
     for (int64_t b = 0; b < n_blocks; ++b) {
-        int8_t narrow[BOF4_K_SUBS][16];
+        int8_t narrow[BOF4_K_SUB_BLOCKS][16];
         block_scales(*bof4_k_head_of(w.pairs, b), narrow);
         int32x4_t total[T][4];
         for (int t = 0; t < T; ++t) {
@@ -110,12 +110,12 @@ void gemv(const group & w, int64_t n_blocks, const bof4_k_act * const * x, float
         }
         const uint8_t * qs = bof4_k_codes(w.pairs, b);
         // block j is in low nibbles, block j + 4 in high ones
-        for (int h = 0; h < BOF4_K_SUBS; h += 8) for (int j = h; j < h + 4; ++j, qs += 4 * 64) {
+        for (int h = 0; h < BOF4_K_SUB_BLOCKS; h += 8) for (int j = h; j < h + 4; ++j, qs += 4 * 64) {
             int8x16_t act[T][2];
             int32x4_t dot[T][2][4];
             for (int t = 0; t < T; ++t) {
-                act[t][0] = vld1q_s8(x[t][b].q + BOF4_K_SUB * j);
-                act[t][1] = vld1q_s8(x[t][b].q + BOF4_K_SUB * (j + 4));
+                act[t][0] = vld1q_s8(x[t][b].q + BOF4_K_SUB_BLOCK * j);
+                act[t][1] = vld1q_s8(x[t][b].q + BOF4_K_SUB_BLOCK * (j + 4));
                 for (int r = 0; r < 4; ++r) {
                     dot[t][0][r] = dot[t][1][r] = vdupq_n_s32(0);
                 }
@@ -164,7 +164,7 @@ void gemv(const group & w, int64_t n_blocks, const bof4_k_act * const * x, float
 // CHUNK superblocks of a group as levels of pairs of rows: [superblock][eight weights][pair][row of the pair][weight].
 struct unpacked {
     alignas(64) int8_t levels[CHUNK][QK_BOF4_K / 8][8][16];
-    alignas(64) int32_t s[CHUNK][BOF4_K_SUBS][8][4];    // pair_scales, of each pair of rows: first row twice, second row twice
+    alignas(64) int32_t s[CHUNK][BOF4_K_SUB_BLOCKS][8][4];    // pair_scales, of each pair of rows: first row twice, second row twice
     alignas(64) float d[CHUNK][8][4];
 
     void fill(const group & w, int64_t b0, int64_t n) {
@@ -186,10 +186,10 @@ struct unpacked {
                     store(at + 8, high(codes[0], table), high(codes[1], table));
                 }
             }
-            int8_t narrow[BOF4_K_SUBS][16];
+            int8_t narrow[BOF4_K_SUB_BLOCKS][16];
             block_scales(*bof4_k_head_of(w.pairs, b0 + b), narrow);
             pair_scales(narrow);
-            for (int j = 0; j < BOF4_K_SUBS; ++j) {
+            for (int j = 0; j < BOF4_K_SUB_BLOCKS; ++j) {
                 int32x4_t four[4];
                 widen(narrow[j], four);
                 for (int r = 0; r < 4; ++r) {
@@ -223,15 +223,15 @@ void tile(const unpacked & w, int64_t n, const bof4_k_act * const * x, int64_t b
             for (int r = 0; r < 8; ++r) {
                 total[r] = vdupq_n_s32(0);
             }
-            for (int j0 = 0; j0 < BOF4_K_SUBS; j0 += 2) {
+            for (int j0 = 0; j0 < BOF4_K_SUB_BLOCKS; j0 += 2) {
                 int32x4_t dot[8];
                 for (int r = 0; r < 8; ++r) {
                     dot[r] = vdupq_n_s32(0);
                 }
 #pragma GCC unroll 2
                 for (int j = j0; j < j0 + 2; ++j) {
-                    const int64x2_t q0 = vreinterpretq_s64_s8(vld1q_s8(a[0]->q + BOF4_K_SUB * j));
-                    const int64x2_t q1 = vreinterpretq_s64_s8(vld1q_s8(a[1]->q + BOF4_K_SUB * j));
+                    const int64x2_t q0 = vreinterpretq_s64_s8(vld1q_s8(a[0]->q + BOF4_K_SUB_BLOCK * j));
+                    const int64x2_t q1 = vreinterpretq_s64_s8(vld1q_s8(a[1]->q + BOF4_K_SUB_BLOCK * j));
                     const int8x16_t act0 = vreinterpretq_s8_s64(vzip1q_s64(q0, q1));
                     const int8x16_t act1 = vreinterpretq_s8_s64(vzip2q_s64(q0, q1));
 #pragma GCC unroll 8
@@ -259,8 +259,8 @@ void tile(const unpacked & w, int64_t n, const bof4_k_act * const * x, int64_t b
 
 // CHUNK superblocks of a group as levels: [superblock][block][four weights][row][weight].
 struct unpacked {
-    alignas(64) int8_t levels[CHUNK][BOF4_K_SUBS][4][64];
-    alignas(64) int32_t s[CHUNK][BOF4_K_SUBS][16];  // pair_scales
+    alignas(64) int8_t levels[CHUNK][BOF4_K_SUB_BLOCKS][4][64];
+    alignas(64) int32_t s[CHUNK][BOF4_K_SUB_BLOCKS][16];  // pair_scales
     alignas(64) float d[CHUNK][16];
 
     void fill(const group & w, int64_t b0, int64_t n) {
@@ -273,10 +273,10 @@ struct unpacked {
                     vst1q_s8(levels[b][block_of(i) + 4][i % 4] + 16 * r, high(codes, table));
                 }
             }
-            int8_t narrow[BOF4_K_SUBS][16];
+            int8_t narrow[BOF4_K_SUB_BLOCKS][16];
             block_scales(*bof4_k_head_of(w.pairs, b0 + b), narrow);
             pair_scales(narrow);
-            for (int j = 0; j < BOF4_K_SUBS; ++j) {
+            for (int j = 0; j < BOF4_K_SUB_BLOCKS; ++j) {
                 int32x4_t four[4];
                 widen(narrow[j], four);
                 for (int r = 0; r < 4; ++r) {
@@ -306,7 +306,7 @@ void tile(const unpacked & w, int64_t n, const bof4_k_act * const * x, int64_t b
             for (int t = 0; t < 4; ++t) {
                 total[t][0] = total[t][1] = vdupq_n_s32(0);
             }
-            for (int j0 = 0; j0 < BOF4_K_SUBS; j0 += 2) {
+            for (int j0 = 0; j0 < BOF4_K_SUB_BLOCKS; j0 += 2) {
                 int32x4_t dot[4][2];
                 for (int t = 0; t < 4; ++t) {
                     dot[t][0] = dot[t][1] = vdupq_n_s32(0);
@@ -315,7 +315,7 @@ void tile(const unpacked & w, int64_t n, const bof4_k_act * const * x, int64_t b
                 for (int j = j0; j < j0 + 2; ++j) {
                     int8x16_t act[4];
                     for (int t = 0; t < 4; ++t) {
-                        act[t] = vld1q_s8(a[t]->q + BOF4_K_SUB * j);
+                        act[t] = vld1q_s8(a[t]->q + BOF4_K_SUB_BLOCK * j);
                     }
 #define STEP(lane) \
                     for (int r = 0; r < 2; ++r) { \

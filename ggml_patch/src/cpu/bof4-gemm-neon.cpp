@@ -9,7 +9,7 @@
 // smmla multiplies two rows by two columns, eight weights each: as many products as two sdot. Unpacking puts rows in pairs then,
 // and an accumulator holds (row, column) 00 01 10 11. Zips at the beginning and the end of a tile turn that into columns.
 
-#include "bof4-interleave.h"
+#include "bof4-repack-layout.h"
 
 #ifdef BOF4_GEMM_NEON
 

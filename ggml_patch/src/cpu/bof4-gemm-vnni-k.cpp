@@ -7,7 +7,7 @@
 // below 2^23, and the sum of sixteen is exact below 2^24, where the products of models end at 2^20. (Beyond, it is rounded as
 // any float.) The superblock's and the activations' scales come in once in 256.
 
-#include "bof4-interleave.h"
+#include "bof4-repack-layout.h"
 
 #ifdef BOF4_GEMM_VNNI
 
@@ -48,7 +48,7 @@ struct bof4_k {
 
     static void block_scales(const head & h, float (* scale)[16], int stride) {
 #pragma GCC unroll 16
-        for (int j = 0; j < BOF4_K_SUBS; ++j) {
+        for (int j = 0; j < BOF4_K_SUB_BLOCKS; ++j) {
             const __m128i low = _mm_loadu_si128((const __m128i *) h.scales[j % 8]);
             const __m128i high = _mm_loadu_si128((const __m128i *) h.scales[8 + j % 4]);
             const __m128i low4 = _mm_and_si128(j < 8 ? low : _mm_srli_epi16(low, 4), _mm_set1_epi8(0x0f));
@@ -83,7 +83,7 @@ struct q6 {
     }
 
     static void block_scales(const head & h, float (* scale)[16], int stride) {
-        for (int j = 0; j < BOF4_K_SUBS; ++j) {
+        for (int j = 0; j < BOF4_K_SUB_BLOCKS; ++j) {
             store(scale[j * stride], from_bytes(_mm_loadu_si128((const __m128i *) h.scales[j])));
         }
     }
@@ -136,7 +136,7 @@ void gemv(const group<type> & w, int64_t n_blocks, const bof4_k_act * const * x,
     }
     for (int64_t b = 0; b < n_blocks; ++b) {
         const auto & head = w.head(b);
-        alignas(64) float scale[BOF4_K_SUBS][16];
+        alignas(64) float scale[BOF4_K_SUB_BLOCKS][16];
         type::block_scales(head, scale, 1);
         floats part[T];
         for (int t = 0; t < T; ++t) {
@@ -146,7 +146,7 @@ void gemv(const group<type> & w, int64_t n_blocks, const bof4_k_act * const * x,
         for (int at = 0; at < STEPS; at += 4) {
             const int i0 = type::step_at(at);
             const int j = block_of(i0);
-            const int first = BOF4_K_SUB * j;
+            const int first = BOF4_K_SUB_BLOCK * j;
             ints dot0[T], dot1[T];
             for (int t = 0; t < T; ++t) {
                 dot0[t] = all_lanes(x[t][b].offset[j]);
@@ -179,8 +179,8 @@ void gemv(const group<type> & w, int64_t n_blocks, const bof4_k_act * const * x,
 // CHUNK superblocks of R groups as bytes: level + 128 of four weights a row, block by block.
 template <typename type, int R>
 struct unpacked {
-    alignas(64) uint8_t levels[CHUNK][BOF4_K_SUBS][4][R][64];
-    alignas(64) float scale[CHUNK][BOF4_K_SUBS][R][16];
+    alignas(64) uint8_t levels[CHUNK][BOF4_K_SUB_BLOCKS][4][R][64];
+    alignas(64) float scale[CHUNK][BOF4_K_SUB_BLOCKS][R][16];
     alignas(64) float d[CHUNK][R][16];
 
     void fill(const group<type> * w, int64_t b0, int64_t n) {
@@ -219,7 +219,7 @@ void tile(const weights & w, const mask * rows, int64_t n, const bof4_k_act * co
                 part[t][r] = all_lanes(0.0f);
             }
         }
-        for (int j = 0; j < BOF4_K_SUBS; ++j) {
+        for (int j = 0; j < BOF4_K_SUB_BLOCKS; ++j) {
             ints dot[T][R];
             for (int t = 0; t < T; ++t) {
                 for (int r = 0; r < R; ++r) {
@@ -234,7 +234,7 @@ void tile(const weights & w, const mask * rows, int64_t n, const bof4_k_act * co
                     in_register(level[r]);
                 }
                 for (int t = 0; t < T; ++t) {
-                    const four act = broadcast(x[t][b].q + BOF4_K_SUB * j + 4 * i);
+                    const four act = broadcast(x[t][b].q + BOF4_K_SUB_BLOCK * j + 4 * i);
                     for (int r = 0; r < R; ++r) {
                         dot[t][r] = add_dot(dot[t][r], level[r], act);
                     }

@@ -14,7 +14,7 @@
 // vpdpbusd are followed by 12 x 5 others for the scales: convert two halves, scale and add them, scale by the weight's d,
 // add. Sums stay in memory, an access to the nearest cache for 16 vpdpbusd, to leave the registers to the accumulators.
 
-#include "bof4-interleave.h"
+#include "bof4-repack-layout.h"
 
 #ifdef BOF4_GEMM_VNNI
 

@@ -2,7 +2,7 @@
 // bof4-gemm-vnni.cpp and bof4-gemm-vnni-k.cpp.
 #pragma once
 
-#include "bof4-interleave.h"
+#include "bof4-repack-layout.h"
 
 #ifdef BOF4_GEMM_VNNI
 

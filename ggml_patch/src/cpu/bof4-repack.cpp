@@ -12,7 +12,7 @@
 
 #include "bof4-repack.h"
 
-#include "bof4-interleave.h"
+#include "bof4-repack-layout.h"
 #include "../lists/bof4-list-cpu.h"
 #include "../lists/bof4-list.h"
 #include "ggml-backend-impl.h"

@@ -177,8 +177,8 @@ static float row_dot(const block_bof4_k * x, const block_q8_K * y, int nblocks) 
             const four_scales scales_hi = to_four_scales(vget_high_s16(scales.val[h]));
             // a macro, since the number of a lane must be a constant without optimization, too
 #define TWO_BLOCKS(b) do { \
-                const uint8x16_t q = vld1q_u8(x[i].qs + 64 * h + BOF4_K_SUB * b); \
-                const int8_t * act = y[i].qs + 128 * h + BOF4_K_SUB * b; \
+                const uint8x16_t q = vld1q_u8(x[i].qs + 64 * h + BOF4_K_SUB_BLOCK * b); \
+                const int8_t * act = y[i].qs + 128 * h + BOF4_K_SUB_BLOCK * b; \
                 ADD_BLOCK(sum_lo, vqtbl1q_s8(table, vandq_u8(q, nibble)), vld1q_s8(act), scales_lo, b); \
                 ADD_BLOCK(sum_hi, vqtbl1q_s8(table, vshrq_n_u8(q, 4)), vld1q_s8(act + 64), scales_hi, b); \
             } while (0)
@@ -202,10 +202,10 @@ static float row_dot(const block_bof4_k * x, const block_q8_K * y, int nblocks) 
         for (int h = 0; h < 2; ++h) {
             for (int b = 0; b < 4; ++b) {
                 // both nibbles of a byte while it is in a register; they belong to blocks four apart
-                const uint8_t * qs = x[i].qs + 64 * h + BOF4_K_SUB * b;
-                const int8_t * act = y[i].qs + 128 * h + BOF4_K_SUB * b;
+                const uint8_t * qs = x[i].qs + 64 * h + BOF4_K_SUB_BLOCK * b;
+                const int8_t * act = y[i].qs + 128 * h + BOF4_K_SUB_BLOCK * b;
                 int32_t lo = 0, hi = 0;
-                for (int j = 0; j < BOF4_K_SUB; ++j) {
+                for (int j = 0; j < BOF4_K_SUB_BLOCK; ++j) {
                     lo += bof4_k_levels[qs[j] & 0xf] * act[j];
                     hi += bof4_k_levels[qs[j] >> 4] * act[64 + j];
                 }

@@ -124,7 +124,7 @@ struct bof4_k_type {
     }
     static __device__ __forceinline__ void units(const uint8_t * block, int word, float & low, float & high) {
         const float d = bof4_load_scale(block) * BOF4_K_UNIT;
-        const int j = first(word) / BOF4_K_SUB;
+        const int j = first(word) / BOF4_K_SUB_BLOCK;
         low  = d * (float) bof4_unpack_scale(block + 2, j);
         high = d * (float) bof4_unpack_scale(block + 2, j + 4);
     }

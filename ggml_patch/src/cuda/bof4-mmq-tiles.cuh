@@ -40,7 +40,7 @@ static __device__ __forceinline__ void bof4_load_tile(
 
         if (blocks == 1) {
             // BOF4_K: one scale for 16
-            if (word < BOF4_K_SUBS) {
+            if (word < BOF4_K_SUB_BLOCKS) {
                 scales[tile::scale(row, word)] =
                     bof4_load_scale(block) * BOF4_K_UNIT * (float) bof4_unpack_scale(block + 2, word);
             }

@@ -37,10 +37,6 @@ _Static_assert(sizeof(block_bof4_s) == BOF4_S_BLOCK_BYTES, "BOF4_S blocks are pa
 _Static_assert(sizeof(block_bof4_k) == BOF4_K_BLOCK_BYTES, "BOF4_K blocks are packed");
 #endif
 
-// Of a superblock of BOF4_K: weights under one scale, scales, and what a scale of 1 is worth where d is 1.
-enum { BOF4_K_SUB = 16, BOF4_K_SUBS = QK_BOF4_K / BOF4_K_SUB };
-#define BOF4_K_UNIT (1.0f / 4096)
-
 // Block scale j of a superblock, -32 .. 31.
 static inline int bof4_k_scale(const block_bof4_k * block, int j) {
     const int low  = block->scales[j % 8] >> 4 * (j / 8) & 0xf;
@@ -67,7 +63,7 @@ GGML_API bool validate_row_bof4_k(const void * data, size_t nblocks);
 // Blocks from a stored scale and codes.
 GGML_API void bof4_s_pack(block_bof4_s * block, uint16_t d, const uint8_t codes[QK_BOF4_S]);
 GGML_API void bof4_k_pack(
-    block_bof4_k * block, uint16_t d, const int8_t scales[BOF4_K_SUBS], const uint8_t codes[QK_BOF4_K]);
+    block_bof4_k * block, uint16_t d, const int8_t scales[BOF4_K_SUB_BLOCKS], const uint8_t codes[QK_BOF4_K]);
 
 #ifdef __cplusplus
 }

@@ -27,10 +27,10 @@ void bof4_s_pack(block_bof4_s * block, uint16_t d, const uint8_t codes[QK_BOF4_S
     }
 }
 
-void bof4_k_pack(block_bof4_k * block, uint16_t d, const int8_t scales[BOF4_K_SUBS], const uint8_t codes[QK_BOF4_K]) {
+void bof4_k_pack(block_bof4_k * block, uint16_t d, const int8_t scales[BOF4_K_SUB_BLOCKS], const uint8_t codes[QK_BOF4_K]) {
     block->d = d;
     memset(block->scales, 0, sizeof(block->scales));
-    for (int j = 0; j < BOF4_K_SUBS; ++j) {
+    for (int j = 0; j < BOF4_K_SUB_BLOCKS; ++j) {
         const int s = scales[j] + 32;
         block->scales[j % 8]     |= (uint8_t) ((s & 0xf) << 4 * (j / 8));
         block->scales[8 + j % 4] |= (uint8_t) (s >> 4 << 2 * (j / 4));
@@ -57,16 +57,16 @@ static void encode_block_bof4_k(const float * x, block_bof4_k * block) {
     const float m = signed_maximum(x, QK_BOF4_K);
     const uint16_t d = bof4_stored_scale(m * (-4096.0f / (32 * BOF4_LEVEL_SCALE)));
     const float unit = GGML_FP16_TO_FP32(d) * BOF4_K_UNIT;
-    int8_t scales[BOF4_K_SUBS] = {0};
+    int8_t scales[BOF4_K_SUB_BLOCKS] = {0};
     uint8_t codes[QK_BOF4_K];
-    for (int b = 0; b < BOF4_K_SUBS; ++b) {
-        const float * block_x = x + b * BOF4_K_SUB;
+    for (int b = 0; b < BOF4_K_SUB_BLOCKS; ++b) {
+        const float * block_x = x + b * BOF4_K_SUB_BLOCK;
         if (fabsf(unit) > 0.0f) {
-            const float s = rintf(signed_maximum(block_x, BOF4_K_SUB) / (unit * (float) BOF4_LEVEL_SCALE));
+            const float s = rintf(signed_maximum(block_x, BOF4_K_SUB_BLOCK) / (unit * (float) BOF4_LEVEL_SCALE));
             scales[b] = (int8_t) fminf(fmaxf(s, -32.0f), 31.0f);
         }
-        bof4_nearest_codes(block_x, BOF4_K_SUB, bof4_k_midpoints, BOF4_K_ZERO_CODE, unit * (float) scales[b],
-            codes + b * BOF4_K_SUB);
+        bof4_nearest_codes(block_x, BOF4_K_SUB_BLOCK, bof4_k_midpoints, BOF4_K_ZERO_CODE, unit * (float) scales[b],
+            codes + b * BOF4_K_SUB_BLOCK);
     }
     bof4_k_pack(block, d, scales, codes);
 }
@@ -106,13 +106,13 @@ void dequantize_row_bof4_k(const void * x, float * y, int64_t k) {
     const block_bof4_k * blocks = x;
     for (int64_t i = 0; i < k / QK_BOF4_K; ++i, y += QK_BOF4_K) {
         const float d = GGML_FP16_TO_FP32(blocks[i].d) * BOF4_K_UNIT;
-        for (int b = 0; b < BOF4_K_SUBS; ++b) {
+        for (int b = 0; b < BOF4_K_SUB_BLOCKS; ++b) {
             // d * s * level is exact: 11 + 5 + 7 bits
             const float unit = d * (float) bof4_k_scale(blocks + i, b);
-            const uint8_t * qs = blocks[i].qs + 64 * (b / 8) + BOF4_K_SUB * (b % 4);
+            const uint8_t * qs = blocks[i].qs + 64 * (b / 8) + BOF4_K_SUB_BLOCK * (b % 4);
             const int shift = b / 4 % 2 * 4;
-            for (int j = 0; j < BOF4_K_SUB; ++j) {
-                y[b * BOF4_K_SUB + j] = unit * bof4_k_levels[qs[j] >> shift & 0xf];
+            for (int j = 0; j < BOF4_K_SUB_BLOCK; ++j) {
+                y[b * BOF4_K_SUB_BLOCK + j] = unit * bof4_k_levels[qs[j] >> shift & 0xf];
             }
         }
     }

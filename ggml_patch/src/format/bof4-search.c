@@ -129,7 +129,7 @@ uint16_t bof4_s_search_scale(const float * x, const float * w) {
 
 // The best fits of a block of BOF4_K, the better sign first.
 static inline void search_fits_of_k(const float * x, const float * w, float m, struct fit fits[2]) {
-    fits[0] = search_fit(x, w, BOF4_K_SUB, bof4_k_levels, bof4_k_midpoints, m, 0.50f, 0.075f, 12, &fits[1]);
+    fits[0] = search_fit(x, w, BOF4_K_SUB_BLOCK, bof4_k_levels, bof4_k_midpoints, m, 0.50f, 0.075f, 12, &fits[1]);
 }
 
 // Levels under all 64 scales that a block can have are rarely needed: the error has one dip for either sign, and the best
@@ -147,7 +147,7 @@ static int best_step(const float * x, const float * w, float unit, const struct 
             if (s == 0 || s < -32 || s > 31) {
                 continue;
             }
-            const float found = gain_of_scale(x, w, BOF4_K_SUB, bof4_k_levels, bof4_k_midpoints, unit * (float) s);
+            const float found = gain_of_scale(x, w, BOF4_K_SUB_BLOCK, bof4_k_levels, bof4_k_midpoints, unit * (float) s);
             if (found > best_gain) {
                 best_gain = found;
                 best = s;
@@ -160,7 +160,7 @@ static int best_step(const float * x, const float * w, float unit, const struct 
 BOF4_CLONES
 int bof4_k_search_block(const float * x, const float * w, float d) {
     const float unit = d * BOF4_K_UNIT;
-    const float m = largest_magnitude(x, BOF4_K_SUB);
+    const float m = largest_magnitude(x, BOF4_K_SUB_BLOCK);
     if (!(m > 0.0f) || !(fabsf(unit) > 0.0f)) {
         return 0;
     }
@@ -170,9 +170,9 @@ int bof4_k_search_block(const float * x, const float * w, float d) {
 }
 
 // How far the error of a superblock falls with block scales that are whole numbers of `unit`, to second order.
-static float expected_gain(const struct fit fits[BOF4_K_SUBS][2], float unit) {
+static float expected_gain(const struct fit fits[BOF4_K_SUB_BLOCKS][2], float unit) {
     float total = 0.0f;
-    for (int b = 0; b < BOF4_K_SUBS; ++b) {
+    for (int b = 0; b < BOF4_K_SUB_BLOCKS; ++b) {
         float best = 0.0f;
         for (int i = 0; i < 2; ++i) {
             const struct fit * f = &fits[b][i];
@@ -186,14 +186,14 @@ static float expected_gain(const struct fit fits[BOF4_K_SUBS][2], float unit) {
 }
 
 // The fits of the sixteen blocks, and the superblock scale (decoded) that serves them best.
-static float search_superscale(const float * x, const float * w, struct fit fits[BOF4_K_SUBS][2]) {
+static float search_superscale(const float * x, const float * w, struct fit fits[BOF4_K_SUB_BLOCKS][2]) {
     float largest = 0.0f;
-    for (int b = 0; b < BOF4_K_SUBS; ++b) {
-        const float * block_x = x + b * BOF4_K_SUB;
-        const float m = largest_magnitude(block_x, BOF4_K_SUB);
+    for (int b = 0; b < BOF4_K_SUB_BLOCKS; ++b) {
+        const float * block_x = x + b * BOF4_K_SUB_BLOCK;
+        const float m = largest_magnitude(block_x, BOF4_K_SUB_BLOCK);
         fits[b][0] = fits[b][1] = (struct fit) { 0.0f, 0.0f, 0.0f };
         if (m > 0.0f) {
-            search_fits_of_k(block_x, w + b * BOF4_K_SUB, m, fits[b]);
+            search_fits_of_k(block_x, w + b * BOF4_K_SUB_BLOCK, m, fits[b]);
         }
         largest = fmaxf(largest, fabsf(fits[b][0].scale));
     }
@@ -215,14 +215,14 @@ static float search_superscale(const float * x, const float * w, struct fit fits
     // least squares for the block scales that this unit leads to
     float sum_xk = 0.0f;
     float sum_kk = 0.0f;
-    for (int b = 0; b < BOF4_K_SUBS; ++b) {
-        const float * block_x = x + b * BOF4_K_SUB;
-        const float * block_w = w + b * BOF4_K_SUB;
+    for (int b = 0; b < BOF4_K_SUB_BLOCKS; ++b) {
+        const float * block_x = x + b * BOF4_K_SUB_BLOCK;
+        const float * block_w = w + b * BOF4_K_SUB_BLOCK;
         const float s = (float) best_step(block_x, block_w, best_unit, fits[b]);
         if (s != 0.0f) {
             float xk;
             float kk;
-            correlate(block_x, block_w, BOF4_K_SUB, bof4_k_levels, bof4_k_midpoints, 1.0f / (best_unit * s), &xk, &kk);
+            correlate(block_x, block_w, BOF4_K_SUB_BLOCK, bof4_k_levels, bof4_k_midpoints, 1.0f / (best_unit * s), &xk, &kk);
             sum_xk += s * xk;
             sum_kk += s * s * kk;
         }
@@ -236,7 +236,7 @@ uint16_t bof4_k_search_superscale(const float * x, const float * w) {
     if (!isfinite(largest_magnitude(x, QK_BOF4_K))) {
         return BOF4_FP16_NAN;
     }
-    struct fit fits[BOF4_K_SUBS][2];
+    struct fit fits[BOF4_K_SUB_BLOCKS][2];
     return bof4_stored_scale(search_superscale(x, w, fits));
 }
 
@@ -250,14 +250,14 @@ static void search_block_bof4_s(const float * x, const float * w, block_bof4_s *
 
 static void search_block_bof4_k(const float * x, const float * w, block_bof4_k * block) {
     const bool finite = isfinite(largest_magnitude(x, QK_BOF4_K));
-    struct fit fits[BOF4_K_SUBS][2];
+    struct fit fits[BOF4_K_SUB_BLOCKS][2];
     const float d = finite ? search_superscale(x, w, fits) : NAN;
-    int8_t scales[BOF4_K_SUBS] = {0};
+    int8_t scales[BOF4_K_SUB_BLOCKS] = {0};
     uint8_t codes[QK_BOF4_K];
-    for (int b = 0; b < BOF4_K_SUBS; ++b) {
-        const int at = b * BOF4_K_SUB;
+    for (int b = 0; b < BOF4_K_SUB_BLOCKS; ++b) {
+        const int at = b * BOF4_K_SUB_BLOCK;
         scales[b] = finite ? (int8_t) best_step(x + at, w + at, d * BOF4_K_UNIT, fits[b]) : 0;
-        bof4_nearest_codes(x + at, BOF4_K_SUB, bof4_k_midpoints, BOF4_K_ZERO_CODE,
+        bof4_nearest_codes(x + at, BOF4_K_SUB_BLOCK, bof4_k_midpoints, BOF4_K_ZERO_CODE,
             d * BOF4_K_UNIT * (float) scales[b], codes + at);
     }
     bof4_k_pack(block, bof4_stored_scale(d), scales, codes);

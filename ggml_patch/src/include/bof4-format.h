@@ -3,11 +3,39 @@
 
 #define BOF4_FORMAT_VERSION 1
 #define BOF4_LEVEL_SCALE 127
+#define BOF4_OPQ_BLOCK 64
+#define BOF4_TYPE_ID_END 178
+
+// X(NAME, name) for every type, and for those of which more than portable code is implemented.
+#define BOF4_TYPES(X) \
+    X(BOF4_S, bof4_s) \
+    X(BOF4_K, bof4_k)
+#define BOF4_TYPES_REPACKED(X) \
+    X(BOF4_S, bof4_s) \
+    X(BOF4_K, bof4_k)
+#define BOF4_TYPES_CUDA(X) \
+    X(BOF4_S, bof4_s) \
+    X(BOF4_K, bof4_k)
+#define BOF4_TYPES_GPTQ(X) \
+    X(BOF4_S, bof4_s) \
+    X(BOF4_K, bof4_k)
 
 #define QK_BOF4_S 64
 #define BOF4_S_BLOCK_BYTES 34
 #define BOF4_S_TYPE_ID 176
 #define BOF4_S_FILE_TYPE 176
+#define BOF4_S_BPW "4.25"
+#define BOF4_S_DESCRIPTION "block-wise optimal float"
+#define BOF4_S_SUB_BLOCK 64
+#define BOF4_S_SUB_BLOCKS 1
+#define BOF4_S_SUB_SCALE_OFFSET 0
+#define BOF4_S_SUB_SCALE_BYTES 0
+#define BOF4_S_CODES_AT 2
+#define BOF4_S_UNIT (1.0f / 127)
+#define BOF4_S_ACTIVATION GGML_TYPE_Q8_0
+#define BOF4_S_FALLBACK GGML_TYPE_Q8_0
+#define BOF4_S_SEARCH { 0.72f, 0.05f, 13 }
+#define BOF4_S_GPTQ { 0.72f, 0.06f, 11 }
 #define BOF4_S_ZERO_CODE 7
 #define BOF4_S_LEVELS { -109, -85, -66, -51, -37, -24, -12, 0, 11, 23, 35, 48, 62, 79, 99, 127 }
 #define BOF4_S_MIDPOINTS { -97.0f, -75.5f, -58.5f, -44.0f, -30.5f, -18.0f, -6.0f, 5.5f, 17.0f, 29.0f, 41.5f, 55.0f, 70.5f, 89.0f, 113.0f }
@@ -16,6 +44,18 @@
 #define BOF4_K_BLOCK_BYTES 142
 #define BOF4_K_TYPE_ID 177
 #define BOF4_K_FILE_TYPE 177
+#define BOF4_K_BPW "4.44"
+#define BOF4_K_DESCRIPTION "block-wise optimal float, scales of two levels"
+#define BOF4_K_SUB_BLOCK 16
+#define BOF4_K_SUB_BLOCKS 16
+#define BOF4_K_SUB_SCALE_OFFSET 32
+#define BOF4_K_SUB_SCALE_BYTES 12
+#define BOF4_K_CODES_AT 14
+#define BOF4_K_UNIT (1.0f / 4096)
+#define BOF4_K_ACTIVATION GGML_TYPE_Q8_K
+#define BOF4_K_FALLBACK GGML_TYPE_BOF4_S
+#define BOF4_K_SEARCH { 0.5f, 0.075f, 12 }
+#define BOF4_K_GPTQ { 0.5f, 0.075f, 12 }
 #define BOF4_K_ZERO_CODE 7
 #define BOF4_K_LEVELS { -99, -77, -61, -46, -33, -21, -10, 0, 11, 23, 35, 49, 65, 84, 106, 127 }
 #define BOF4_K_MIDPOINTS { -88.0f, -69.0f, -53.5f, -39.5f, -27.0f, -15.5f, -5.0f, 5.5f, 17.0f, 29.0f, 42.0f, 57.0f, 74.5f, 95.0f, 116.5f }

@@ -10,7 +10,7 @@
 #include "ggml-common.h"
 
 #include "cpu/bof4-vec-dot.h"
-#include "cpu/bof4-interleave.h"
+#include "cpu/bof4-repack-layout.h"
 #include "format/bof4-blocks.h"
 #include "ggml-impl.h"
 

@@ -8,7 +8,7 @@
 #define GGML_COMMON_DECL_CPP
 #include "ggml-common.h"
 
-#include "cpu/bof4-interleave.h"
+#include "cpu/bof4-repack-layout.h"
 #include "ggml-cpu.h"
 #include "repack.h"
 

@@ -135,7 +135,7 @@ struct bof4_k_act {
     int8_t  q[QK_BOF4_K];
 #endif
     float   d;
-    int32_t offset[BOF4_K_SUBS];
+    int32_t offset[BOF4_K_SUB_BLOCKS];
 };
 
 size_t bof4_k_group_bytes(int64_t n);

@@ -3,7 +3,7 @@
 #define GGML_COMMON_DECL_CPP
 #include "ggml-common.h"
 
-#include "bof4-interleave.h"
+#include "bof4-repack-layout.h"
 #include "ggml-cpu-impl.h"
 #include "simd-mappings.h"
 
@@ -234,8 +234,8 @@ void bof4_k_quantize_act(const float * x, struct bof4_k_act * y, int64_t n, bool
         round_all<QK_BOF4_K>(x, inverse, q);
         store_act<QK_BOF4_K>(y[b], 0, q, few);
         y[b].d = most != 0.0f ? 1.0f / inverse : 0.0f;
-        for (int j = 0; j < BOF4_K_SUBS; ++j) {
-            y[b].offset[j] = -128 * sum_of<BOF4_K_SUB>(q + BOF4_K_SUB * j);
+        for (int j = 0; j < BOF4_K_SUB_BLOCKS; ++j) {
+            y[b].offset[j] = -128 * sum_of<BOF4_K_SUB_BLOCK>(q + BOF4_K_SUB_BLOCK * j);
         }
     }
 }
