@@ -1,30 +1,30 @@
-"""OPQ: outlier-preserving quantization (eq. 9, appendix E), and the lists that carry the outliers in a file.
+"""OPQ, outlier-preserving quantization (arXiv 2505.06653, eq. 9 and appendix E), and outlier lists, which store outliers.
 
-A weight of more than sigma_b * F_M^-1(q) is kept in bfloat16, in a list beside its tensor, and set to zero
-before its block is encoded. sigma_b is the sample deviation of the block (divisor I - 1), F_M^-1(q) the
-q-quantile of the largest of I standard normal magnitudes; I is 64, whichever type encodes the rest.
+A weight whose magnitude exceeds sigma_b * F_M^-1(q) is an outlier: it is stored in bfloat16, in a list beside its
+tensor, and set to zero before its block is encoded. sigma_b is the sample deviation of the 64 weights around it
+(divisor 63), F_M^-1(q) the q-quantile of the largest of 64 standard normal magnitudes; 64 whatever the type is.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import gguf
 import numpy as np
 import numpy.typing as npt
 
 from gguf_bof4.errors import UserError
-from gguf_bof4.formats import FORMATS
-
-BLOCK = 64
-"""Weights over which sigma_b is taken."""
+from gguf_bof4.formats import FORMATS, OPQ_BLOCK
+from gguf_bof4.normal import normal_quantile
 
 SUFFIX = ".opq"
-"""A weight's name and this make the name of its list."""
+"""Of the name of a list; the name of its weight precedes it."""
 
 LONGEST_ROW = 1 << 16
-"""Columns are stored in 16 bits."""
+"""An entry has 16 bits for the column."""
 
 LISTED_TYPES = frozenset(f.type_id for f in FORMATS)
 """Types whose tensors may have a list."""
@@ -34,27 +34,42 @@ Ints = npt.NDArray[np.int32]
 
 
 def threshold(quantile: float) -> float:
-    """F_M^-1(q) = G^-1((q^(1/I) + 1) / 2): how many deviations a weight must exceed to be an outlier.
+    """F_M^-1(q) = G^-1((q^(1/64) + 1) / 2): how many sample deviations an outlier exceeds.
 
     Raises:
         ValueError: the quantile is not between 0 and 1.
     """
     if not 0.0 < quantile < 1.0:
         raise ValueError(f"the OPQ quantile is {quantile}: it must lie between 0 and 1, 0.95 for example")
-    from scipy.special import ndtri  # a third of a second, which reading a file need not wait for
-
-    return float(ndtri((quantile ** (1 / BLOCK) + 1) / 2))
+    return normal_quantile((quantile ** (1 / OPQ_BLOCK) + 1) / 2)
 
 
 def bfloat16(values: Floats) -> npt.NDArray[np.uint16]:
-    """Bits of the nearest bfloat16, ties to even."""
+    """Bits of the nearest bfloat16, ties to even.
+
+    Args:
+        values: float32, any shape; the result has the same.
+    """
     bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
     return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
 
 
+def entry(columns: npt.NDArray[np.integer[Any]], values: Floats) -> Ints:
+    """Entries of a list: column | bf16(value) << 16.
+
+    Args:
+        columns: integers [outliers], below 65536.
+        values: float32 [outliers], rounded to bfloat16 here.
+
+    Returns:
+        int32 [outliers].
+    """
+    return (bfloat16(values).astype(np.uint32) << 16 | columns.astype(np.uint32)).view(np.int32)
+
+
 @dataclass(frozen=True)
 class OutlierList:
-    """The outliers of a tensor, in the order of rows and columns.
+    """The outliers of a tensor, ordered by row and column.
 
     Attributes:
         row_pointers: int32 [rows + 1]; outliers of row r are entries row_pointers[r] to row_pointers[r + 1].
@@ -66,6 +81,7 @@ class OutlierList:
 
     @property
     def n_rows(self) -> int:
+        """Rows of the weight."""
         return self.row_pointers.size - 1
 
     @property
@@ -84,45 +100,75 @@ class OutlierList:
         return np.repeat(np.arange(self.n_rows), np.diff(self.row_pointers))
 
     def packed(self) -> Ints:
-        """The companion tensor: int32 [rows + 1 + outliers]."""
+        """The list as a tensor of a file: int32 [rows + 1 + outliers]."""
         return np.concatenate([self.row_pointers, self.entries])
 
     def part(self, first: int, count: int) -> OutlierList:
-        """The list of `count` rows from row `first` on."""
+        """The list of rows `first` to `first + count`."""
         pointers = self.row_pointers[first : first + count + 1]
         return OutlierList(pointers - pointers[0], self.entries[pointers[0] : pointers[-1]])
 
     def add_to(self, weights: Floats) -> None:
-        """Add the outliers to decoded block values, float32 [rows, columns], in place."""
+        """Add the outliers to decoded weights, float32 [rows, columns], in place."""
         weights[self.rows, self.columns] += self.values
 
 
-def from_counts(counts: npt.NDArray[np.integer], entries: Ints) -> OutlierList:
-    """A list from the number of outliers in each row and all entries."""
+def from_counts(counts: npt.NDArray[np.integer[Any]], entries: Ints) -> OutlierList:
+    """A list from the number of outliers of each row, [rows], and all entries, int32 [outliers]."""
     pointers = np.zeros(counts.size + 1, dtype=np.int32)
     np.cumsum(counts, out=pointers[1:])
     return OutlierList(pointers, entries)
 
 
 def select(weights: Floats, quantile: float) -> OutlierList:
-    """The outliers of float32 [rows, n] weights; n is a multiple of 64.
+    """The outliers of weights; the reference of native.select_outliers.
 
-    The native library selects the same ones (native.select_outliers); this is the reference.
+    Args:
+        weights: float32 [rows, n], n a multiple of 64.
+        quantile: q of eq. 9.
+
+    Raises:
+        ValueError: the quantile is not between 0 and 1.
     """
     rows, n = weights.shape
-    blocks = weights.reshape(rows, n // BLOCK, BLOCK).astype(np.float64)
-    sigma = np.sqrt(np.square(blocks - blocks.mean(axis=2, keepdims=True)).sum(axis=2, keepdims=True) / (BLOCK - 1))
+    blocks = weights.reshape(rows, n // OPQ_BLOCK, OPQ_BLOCK).astype(np.float64)
+    squares = np.square(blocks - blocks.mean(axis=2, keepdims=True))
+    sigma = np.sqrt(squares.sum(axis=2, keepdims=True) / (OPQ_BLOCK - 1))
     found = (np.abs(blocks) > sigma * threshold(quantile)).reshape(rows, n)
     at_rows, at_columns = np.nonzero(found)
-    bits = bfloat16(weights[at_rows, at_columns]).astype(np.uint32) << 16 | at_columns.astype(np.uint32)
-    return from_counts(np.bincount(at_rows, minlength=rows), bits.view(np.int32))
+    return from_counts(np.bincount(at_rows, minlength=rows), entry(at_columns, weights[at_rows, at_columns]))
 
 
 def without(weights: Floats, outliers: OutlierList) -> Floats:
-    """A copy of the weights with zeros where the outliers are: what the block encoder gets."""
+    """A copy of float32 [rows, n] weights with zeros in place of the outliers: the input of the block encoder."""
     rest = weights.copy()
     rest[outliers.rows, outliers.columns] = 0
     return rest
+
+
+def decode(
+    rows: npt.NDArray[Any],
+    qtype: gguf.GGMLQuantizationType,
+    outliers: OutlierList | None = None,
+    dequantize: Callable[[Any, gguf.GGMLQuantizationType], npt.NDArray[np.float32]] = gguf.dequantize,
+) -> Floats:
+    """Decode rows of a tensor and add their outliers.
+
+    Args:
+        rows: uint8 [rows, bytes of a row], or [rows, n] numbers of a float type.
+        outliers: the list of these rows, where there is one.
+        dequantize: gguf.dequantize (numpy) or native.dequantize.
+
+    Returns:
+        float32 [rows, n].
+
+    Raises:
+        NotImplementedError, native.NativeError: `dequantize` has no decoder for the type.
+    """
+    weights = np.asarray(dequantize(rows, qtype), dtype=np.float32)
+    if outliers is not None:
+        outliers.add_to(weights)
+    return weights
 
 
 def _invalid(name: str, why: str) -> UserError:
@@ -130,7 +176,7 @@ def _invalid(name: str, why: str) -> UserError:
 
 
 def check_weight(name: str, qtype: gguf.GGMLQuantizationType | None) -> None:
-    """A list must belong to a tensor of the file that may have one.
+    """Check that the weight of a list is in the file and may have a list.
 
     Args:
         name: of the weight.
@@ -146,7 +192,12 @@ def check_weight(name: str, qtype: gguf.GGMLQuantizationType | None) -> None:
 
 
 def parse(packed: Ints, name: str, shape: tuple[int, ...]) -> OutlierList:
-    """The list of the tensor `name` of this shape (rows before columns), checked.
+    """Check and unpack the list of a weight.
+
+    Args:
+        packed: the list as a tensor of a file, int32 [rows + 1 + outliers].
+        name: of the weight.
+        shape: of the weight, rows before columns.
 
     Raises:
         UserError: pointers descend or overrun, columns are out of range or out of order, or the length is wrong.
@@ -184,7 +235,13 @@ def list_name(weight: str) -> str:
 
 
 def read_tensor(reader: gguf.GGUFReader, name: str) -> Floats:
-    """The weights of a tensor, whatever its type, outliers applied: float32, rows before columns.
+    """Decode a tensor of any type, with its outliers.
+
+    Args:
+        reader: of a file of one part.
+
+    Returns:
+        float32, rows before columns.
 
     Raises:
         UserError: the file has no such tensor, its type has no decoder in Python, or its outlier list is not valid.
@@ -194,13 +251,15 @@ def read_tensor(reader: gguf.GGUFReader, name: str) -> Floats:
         raise UserError(f"the file has no tensor {name}")
     tensor = tensors[name]
     shape = tuple(int(n) for n in reversed(tensor.shape))
-    try:
-        numbers = gguf.dequantize(tensor.data, tensor.tensor_type) if tensor.data.dtype == np.uint8 else tensor.data
-    except NotImplementedError as error:
-        raise UserError(f"tensor {name} of type {tensor.tensor_type.name} has no decoder in Python") from error
-    weights = np.array(numbers, dtype=np.float32).reshape(shape)
     companion = tensors.get(list_name(name))
+    outliers = None
     if companion is not None:
         check_weight(name, tensor.tensor_type)
-        parse(companion.data, name, shape).add_to(weights.reshape(-1, shape[-1]))
-    return weights
+        outliers = parse(companion.data, name, shape)
+    if tensor.data.dtype != np.uint8:
+        return np.array(tensor.data, dtype=np.float32).reshape(shape)
+    rows = tensor.data.reshape(-1, tensor.data.shape[-1])
+    try:
+        return decode(rows, tensor.tensor_type, outliers).reshape(shape)
+    except NotImplementedError as error:
+        raise UserError(f"tensor {name} of type {tensor.tensor_type.name} has no decoder in Python") from error

@@ -1,12 +1,12 @@
-"""The numpy reference of every type, in the form of gguf's quants.py: one class a type.
+"""The numpy reference of every type, in the form of gguf's quants.py: one class per type.
 
-Each float operation stands in ggml_patch/src/format/bof4-quants.c too, in the same order, so the two agree
-bit for bit. Importing `gguf_bof4` registers these classes with the gguf package.
+Every operation on floats is in ggml_patch/src/format/ too, in the same order, so the two agree bit for bit. Importing
+`gguf_bof4` registers the classes with the gguf package.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import gguf
 import numpy as np
@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from gguf_bof4.formats import BOF4_K as FORMAT_K
 from gguf_bof4.formats import BOF4_S as FORMAT_S
-from gguf_bof4.formats import LEVEL_SCALE, Format
+from gguf_bof4.formats import FORMATS, LEVEL_SCALE, SCALE_BYTES, Format
 from gguf_bof4.gguf_files.types import register_type
 
 Blocks = npt.NDArray[np.uint8]
@@ -24,9 +24,12 @@ FP16_MAX = np.float32(65504)
 
 _Quant: Any = getattr(gguf.quants, "__Quant")
 
+for _format in FORMATS:
+    register_type(_format)
+
 
 def as_array(weights: Any) -> npt.NDArray[Any]:
-    """Weights as numpy: torch tensors of float32, float16 and bfloat16 are taken too.
+    """Weights as numpy: torch tensors of float32, float16 and bfloat16 become float32.
 
     gguf's lazy tensors pass through, still lazy.
     """
@@ -65,14 +68,14 @@ def stored_scale(m: Weights) -> npt.NDArray[np.float16]:
 
 
 def nearest_codes(blocks: Weights, unit: Weights, fmt: Format) -> npt.NDArray[np.uint8]:
-    """Codes of the nearest levels; the zero level everywhere where a level of 1 is worth 0 or NaN.
+    """Codes of the nearest levels; the code of level 0 everywhere where the unit is 0 or NaN.
 
     Args:
-        blocks: float32 [n, block size].
-        unit: float32 [n, 1], what a level of 1 is worth.
+        blocks: float32 [n, weights under one scale].
+        unit: float32 [n, 1], the weight that a level of 1 stands for.
 
     Returns:
-        uint8 [n, block size].
+        uint8 [n, weights under one scale].
     """
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         y = blocks * (np.float32(1) / unit)
@@ -82,23 +85,58 @@ def nearest_codes(blocks: Weights, unit: Weights, fmt: Format) -> npt.NDArray[np
     return np.where(np.abs(unit) > 0, codes, np.uint8(fmt.zero_code))
 
 
-for _format in (FORMAT_S, FORMAT_K):
-    register_type(_format)
+class Reference:
+    """What the reference classes of all types share; each also derives from gguf's own base class.
+
+    A class gives `format`, and quantize_blocks and dequantize_blocks as gguf calls them.
+    """
+
+    format: ClassVar[Format]
+    levels: ClassVar[Weights]
+    """float32 [16], the levels times 127."""
+
+    unit: ClassVar[np.float32]
+    """The weight that a level of 1 stands for where every scale is 1."""
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        cls.levels = np.array(cls.format.levels, dtype=np.float32)
+        numerator, denominator = cls.format.unit
+        cls.unit = np.float32(numerator) / np.float32(denominator)
+        super().__init_subclass__(**arguments)
+
+    @classmethod
+    def quantize(cls, tensor: Any) -> Any:
+        """Encode [..., n] weights (numpy or torch) into uint8 [..., bytes of a row], by absmax."""
+        return super().quantize(as_array(tensor))  # type: ignore[misc]
+
+    @classmethod
+    def dequantize(cls, tensor: Any) -> Any:
+        """Decode uint8 [..., bytes of a row] into float32 [..., n]."""
+        return super().dequantize(tensor)  # type: ignore[misc]
+
+    @classmethod
+    def quantize_blocks(cls, blocks: Weights) -> Blocks:
+        """float32 [n, block size] to uint8 [n, block bytes]."""
+        raise NotImplementedError
+
+    @classmethod
+    def dequantize_blocks(cls, blocks: Blocks) -> Weights:
+        """uint8 [n, block bytes] to float32 [n, block size]."""
+        raise NotImplementedError
+
+    @classmethod
+    def stored_scales(cls, blocks: Blocks) -> Weights:
+        """The fp16 scale of each block, as float32 [n, 1]."""
+        return blocks[:, :SCALE_BYTES].copy().view(np.float16).astype(np.float32)
 
 
-class BOF4_S(_Quant, qtype=gguf.GGMLQuantizationType(FORMAT_S.type_id)):  # type: ignore[misc,call-arg]
-    """64 weights in 34 bytes: fp16 signed block maximum, then 32 bytes of codes (README, "Formats").
+class BOF4_S(Reference, _Quant, qtype=gguf.GGMLQuantizationType(FORMAT_S.type_id)):  # type: ignore[misc,call-arg]
+    """64 weights in 34 bytes: fp16 signed block maximum, then 32 bytes of codes.
 
     Low nibbles hold weights 0 to 31, high nibbles weights 32 to 63.
     """
 
     format = FORMAT_S
-    levels = np.array(FORMAT_S.levels, dtype=np.float32)
-
-    @classmethod
-    def quantize(cls, tensor: Any) -> Any:
-        """Encode [..., n] weights (numpy or torch) into uint8 [..., bytes of a row]."""
-        return super().quantize(as_array(tensor))
 
     @classmethod
     def quantize_blocks(cls, blocks: Weights) -> Blocks:
@@ -107,47 +145,37 @@ class BOF4_S(_Quant, qtype=gguf.GGMLQuantizationType(FORMAT_S.type_id)):  # type
         A block with a NaN or an infinity gets the scale NaN, which validation refuses.
         """
         d = stored_scale(signed_maximum(blocks))
-        # the codes are those for the stored scale, not for m: that is what the decoder multiplies with
+        # the codes are those for the stored scale, not for m: the decoder multiplies by the stored one
         codes = nearest_codes(blocks, d.astype(np.float32) / np.float32(LEVEL_SCALE), cls.format)
-        half = cls.block_size // 2
+        half = cls.format.block_size // 2
         qs = codes[:, :half] | codes[:, half:] << np.uint8(4)
         return np.concatenate([d.view(np.uint8), qs], axis=1)
 
     @classmethod
     def dequantize_blocks(cls, blocks: Blocks) -> Weights:
         """uint8 [n, 34] to float32 [n, 64]."""
-        d = blocks[:, :2].view(np.float16).astype(np.float32)
-        qs = blocks[:, 2:]
+        qs = blocks[:, cls.format.codes_at :]
         codes = np.concatenate([qs & np.uint8(15), qs >> np.uint8(4)], axis=1)
-        # d * level is exact (11 + 7 bits), so one rounding is left and level 127 gives exactly d
+        # scale * level is exact (11 + 7 bits), so there is one rounding, and level 127 gives exactly the scale
         with np.errstate(invalid="ignore"):
-            return d * cls.levels[codes] * np.float32(1 / np.float32(LEVEL_SCALE))  # type: ignore[no-any-return]
+            return cls.stored_scales(blocks) * cls.levels[codes] * cls.unit
 
 
-class BOF4_K(_Quant, qtype=gguf.GGMLQuantizationType(FORMAT_K.type_id)):  # type: ignore[misc,call-arg]
-    """256 weights in 142 bytes: fp16 scale of the superblock, 16 signed 6-bit block scales, 256 codes.
+class BOF4_K(Reference, _Quant, qtype=gguf.GGMLQuantizationType(FORMAT_K.type_id)):  # type: ignore[misc,call-arg]
+    """256 weights in 142 bytes: fp16 scale of the superblock, 16 signed 6-bit sub-block scales, 256 codes.
 
-    README, "Formats", says where every bit stands.
+    Sub-blocks are runs of 16 weights. The format specification has the place of every bit.
     """
 
     format = FORMAT_K
-    levels = np.array(FORMAT_K.levels, dtype=np.float32)
 
-    BLOCK = 16
-    """Weights under one block scale."""
-
-    UNIT = np.float32(1 / 4096)
-    """What a block scale of 1 is worth where d is 1."""
-
-    @classmethod
-    def quantize(cls, tensor: Any) -> Any:
-        """Encode [..., n] weights (numpy or torch) into uint8 [..., bytes of a row]."""
-        return super().quantize(as_array(tensor))
+    _CHUNK = 128
+    """Weights whose codes are packed together: those of the first 64 in low nibbles, of the others in high ones."""
 
     @classmethod
     def pack_scales(cls, scales: npt.NDArray[np.int8]) -> Blocks:
         """int8 [n, 16] of -32 to 31 to uint8 [n, 12]: low four bits of two scales a byte, then high two of four."""
-        stored = (scales + np.int8(32)).astype(np.uint8)
+        stored = (scales + np.int8(cls.format.sub_scale_offset)).astype(np.uint8)
         low = stored[:, :8] & np.uint8(15) | (stored[:, 8:] & np.uint8(15)) << np.uint8(4)
         high = (stored >> np.uint8(4)).reshape(-1, 4, 4) << np.array([0, 2, 4, 6], dtype=np.uint8)[:, None]
         return np.concatenate([low, np.bitwise_or.reduce(high, axis=1)], axis=1)
@@ -157,39 +185,43 @@ class BOF4_K(_Quant, qtype=gguf.GGMLQuantizationType(FORMAT_K.type_id)):  # type
         """uint8 [n, 12] to int8 [n, 16]."""
         low = np.concatenate([packed[:, :8] & np.uint8(15), packed[:, :8] >> np.uint8(4)], axis=1)
         high = packed[:, None, 8:] >> np.array([0, 2, 4, 6], dtype=np.uint8)[:, None] & np.uint8(3)
-        stored = (low | high.reshape(-1, 16) << np.uint8(4)).astype(np.int8)
-        return np.asarray(stored - np.int8(32), dtype=np.int8)
+        stored = (low | high.reshape(-1, cls.format.n_sub_blocks) << np.uint8(4)).astype(np.int8)
+        return np.asarray(stored - np.int8(cls.format.sub_scale_offset), dtype=np.int8)
 
     @classmethod
     def quantize_blocks(cls, blocks: Weights) -> Blocks:
-        """The absmax encoder with two levels of scales: float32 [n, 256] to uint8 [n, 142].
+        """The absmax encoder with scales of two levels: float32 [n, 256] to uint8 [n, 142].
 
-        The largest maximum gets the block scale -32, which has no positive counterpart. A superblock with a NaN or an
-        infinity gets the scale NaN, which validation refuses.
+        The largest maximum gets the sub-block scale -32, which has no positive counterpart. A superblock with a NaN or
+        an infinity gets the scale NaN, which validation refuses.
         """
+        fmt = cls.format
+        offset, (numerator, denominator) = fmt.sub_scale_offset, fmt.unit
         with np.errstate(over="ignore"):
-            d = stored_scale(signed_maximum(blocks) * np.float32(-4096 / (32 * LEVEL_SCALE)))
-        unit = d.astype(np.float32) * cls.UNIT
-        small = blocks.reshape(-1, cls.BLOCK)
+            d = stored_scale(signed_maximum(blocks) * np.float32(-denominator / (numerator * offset * LEVEL_SCALE)))
+        unit = d.astype(np.float32) * cls.unit
+        small = blocks.reshape(-1, fmt.sub_block_size)
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            maxima = signed_maximum(small).reshape(-1, 16)
-            scales = np.clip(np.rint(maxima / (unit * np.float32(LEVEL_SCALE))), -32, 31)
+            maxima = signed_maximum(small).reshape(-1, fmt.n_sub_blocks)
+            scales = np.clip(np.rint(maxima / (unit * np.float32(LEVEL_SCALE))), -offset, offset - 1)
             scales = np.where(np.abs(unit) > 0, scales, 0).astype(np.int8)
-            worth = (unit * scales.astype(np.float32)).reshape(-1, 1)
-        codes = nearest_codes(small, worth, cls.format).reshape(-1, 2, 2, 64)
-        qs = (codes[:, :, 0] | codes[:, :, 1] << np.uint8(4)).reshape(-1, 128)
+            units = (unit * scales.astype(np.float32)).reshape(-1, 1)
+        codes = nearest_codes(small, units, fmt).reshape(-1, fmt.block_size // cls._CHUNK, 2, cls._CHUNK // 2)
+        qs = (codes[:, :, 0] | codes[:, :, 1] << np.uint8(4)).reshape(-1, fmt.block_size // 2)
         return np.concatenate([d.view(np.uint8), cls.pack_scales(scales), qs], axis=1)
 
     @classmethod
     def dequantize_blocks(cls, blocks: Blocks) -> Weights:
-        """uint8 [n, 142] to float32 [n, 256]; exact: 11 bits of d, 5 of a block scale and 7 of a level."""
-        d = blocks[:, :2].copy().view(np.float16).astype(np.float32) * cls.UNIT
-        qs = blocks[:, 14:].reshape(-1, 2, 1, 64)
-        codes = np.concatenate([qs & np.uint8(15), qs >> np.uint8(4)], axis=2).reshape(-1, 16, cls.BLOCK)
+        """uint8 [n, 142] to float32 [n, 256]; exact: 11 bits of the scale, 5 of a sub-block scale, 7 of a level."""
+        fmt = cls.format
+        qs = blocks[:, fmt.codes_at :].reshape(-1, fmt.block_size // cls._CHUNK, 1, cls._CHUNK // 2)
+        codes = np.concatenate([qs & np.uint8(15), qs >> np.uint8(4)], axis=2)
+        codes = codes.reshape(-1, fmt.n_sub_blocks, fmt.sub_block_size)
+        scales = cls.unpack_scales(blocks[:, SCALE_BYTES : fmt.codes_at])
         with np.errstate(invalid="ignore"):
-            unit = d * cls.unpack_scales(blocks[:, 2:14]).astype(np.float32)
-            return (unit[:, :, None] * cls.levels[codes]).reshape(-1, 256)  # type: ignore[no-any-return]
+            unit = cls.stored_scales(blocks) * cls.unit * scales.astype(np.float32)
+            return np.asarray((unit[:, :, None] * cls.levels[codes]).reshape(-1, fmt.block_size))
 
 
-REFERENCES: dict[int, type[BOF4_S] | type[BOF4_K]] = {FORMAT_S.type_id: BOF4_S, FORMAT_K.type_id: BOF4_K}
+REFERENCES: dict[int, type[Reference]] = {cls.format.type_id: cls for cls in Reference.__subclasses__()}
 """The reference class of each type number."""

@@ -1,1 +1,1 @@
-"""GGUF files: reading them, one or several parts, and teaching the gguf package this project's types."""
+"""GGUF files: registration of the types with the gguf package, reading, and models of one or several parts."""

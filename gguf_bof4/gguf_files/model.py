@@ -1,10 +1,9 @@
-"""Open GGUF files, one or in parts, and read tensors without holding the file in memory."""
+"""Models of one or several GGUF files: opening them, and reading their tensors in runs of rows."""
 
 from __future__ import annotations
 
-import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,20 +12,25 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
-from gguf_bof4 import lists as opq
 from gguf_bof4.errors import UserError
 from gguf_bof4.formats import FORMAT_VERSION, FORMATS
+from gguf_bof4.gguf_files.parts import part_paths
 from gguf_bof4.gguf_files.reader import Reader
+from gguf_bof4.lists import SUFFIX, OutlierList, check_weight, decode, parse
 
-_PART_NAME = re.compile(r"^(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
+
+def bits_per_weight(nbytes: float, n_weights: int) -> float:
+    """Bits per weight of this many bytes; 0 where there is no weight."""
+    return 8 * nbytes / n_weights if n_weights else 0.0
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor of an open file: where it stands, and what it is.
+    """A tensor of an open file.
 
     Attributes:
         shape: rows before columns, as numpy.
+        path: the file that holds it.
         offset: of its first byte in `path`.
     """
 
@@ -50,9 +54,12 @@ class Tensor:
         return self.nbytes // self.n_rows
 
     def read_rows(self, first: int = 0, count: int | None = None) -> npt.NDArray[np.uint8]:
-        """Encoded rows [count, bytes of a row], counted over all dimensions above the first.
+        """Encoded rows, uint8 [count, bytes of a row]; rows are counted over all dimensions above the first.
 
-        Read, not mapped: a mapping of the whole file would count as memory used.
+        They are read, not mapped: a mapping of the whole file would count as memory used.
+
+        Raises:
+            UserError: the file ends within them.
         """
         count = self.n_rows - first if count is None else count
         data = np.fromfile(
@@ -88,7 +95,7 @@ class Model:
         field = self.readers[0].fields.get(key)
         return default if field is None else field.contents()
 
-    def outliers(self, tensor: Tensor) -> opq.OutlierList | None:
+    def outliers(self, tensor: Tensor) -> OutlierList | None:
         """The list of one of the tensors, read from the file; None where it has none.
 
         Raises:
@@ -98,7 +105,7 @@ class Model:
         return None if companion is None else read_list(companion, tensor.name, tensor.shape)
 
     def n_outliers(self, tensor: Tensor) -> int:
-        """How many outliers the list of one of the tensors has; nothing is read."""
+        """Number of outliers in the list of one of the tensors; nothing is read."""
         companion = self.lists.get(tensor.name)
         return 0 if companion is None else companion.n_weights - tensor.n_rows - 1
 
@@ -107,8 +114,42 @@ class Model:
         companion = self.lists.get(tensor.name)
         return 0 if companion is None else companion.nbytes
 
+    def stored_nbytes(self, tensor: Tensor) -> int:
+        """Bytes of one of the tensors, its list included."""
+        return tensor.nbytes + self.list_nbytes(tensor)
 
-def read_list(companion: Tensor, name: str, shape: tuple[int, ...]) -> opq.OutlierList:
+    def bits_per_weight(self, tensors: Iterable[Tensor] | None = None) -> float:
+        """Of some of the tensors, or of all, their lists included."""
+        counted = list(self.tensors if tensors is None else tensors)
+        return bits_per_weight(sum(self.stored_nbytes(t) for t in counted), sum(t.n_weights for t in counted))
+
+    def read_weights(
+        self,
+        tensor: Tensor,
+        first: int = 0,
+        count: int | None = None,
+        dequantize: Callable[[Any, gguf.GGMLQuantizationType], npt.NDArray[np.float32]] = gguf.dequantize,
+    ) -> npt.NDArray[np.float32]:
+        """Decode rows of one of the tensors, outliers included.
+
+        Args:
+            first: row, counted over all dimensions above the first.
+            count: of rows; None: all that follow.
+            dequantize: gguf.dequantize (numpy) or native.dequantize.
+
+        Returns:
+            float32 [count, n].
+
+        Raises:
+            UserError: the file ends early, or the list is not valid.
+            NotImplementedError, native.NativeError: `dequantize` has no decoder for the type.
+        """
+        rows = tensor.read_rows(first, count)
+        outliers = self.outliers(tensor)
+        return decode(rows, tensor.qtype, None if outliers is None else outliers.part(first, len(rows)), dequantize)
+
+
+def read_list(companion: Tensor, name: str, shape: tuple[int, ...]) -> OutlierList:
     """Read and check the outlier list of the tensor `name` of this shape.
 
     Raises:
@@ -119,20 +160,20 @@ def read_list(companion: Tensor, name: str, shape: tuple[int, ...]) -> opq.Outli
     if is_list and companion.n_weights > 0:
         numbers = companion.read_rows().reshape(-1).view(np.int32)
     try:
-        return opq.parse(numbers, name, shape)
+        return parse(numbers, name, shape)
     except UserError as error:
         raise UserError(f"{companion.path}: {error}") from error
 
 
 def _without_lists(tensors: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
     """The ordinary tensors, and the lists, checked, by the names of their weights."""
-    ordinary = tuple(t for t in tensors if not t.name.endswith(opq.SUFFIX))
+    ordinary = tuple(t for t in tensors if not t.name.endswith(SUFFIX))
     weights = {t.name: t for t in ordinary}
-    lists = {t.name.removesuffix(opq.SUFFIX): t for t in tensors if t.name.endswith(opq.SUFFIX)}
+    lists = {t.name.removesuffix(SUFFIX): t for t in tensors if t.name.endswith(SUFFIX)}
     for name, companion in lists.items():
         weight = weights.get(name)
         try:
-            opq.check_weight(name, None if weight is None else weight.qtype)
+            check_weight(name, None if weight is None else weight.qtype)
         except UserError as error:
             raise UserError(f"{companion.path}: {error}") from error
         if weight is not None:
@@ -196,25 +237,6 @@ def _check_metadata(path: Path, reader: gguf.GGUFReader) -> None:
                 f"{path}: {fmt.levels_key} is {list(levels)}, but {fmt.name} has the levels {list(fmt.levels)}: "
                 "the file is damaged or was not written by this project"
             )
-
-
-def part_paths(path: Path) -> list[Path]:
-    """All parts of a model, given its first: name-00001-of-00003.gguf and so on.
-
-    Raises:
-        UserError: `path` is a later part, or a part is missing.
-    """
-    match = _PART_NAME.match(path.name)
-    if match is None:
-        return [path]
-    count = int(match["count"])
-    if int(match["number"]) != 1:
-        first = path.with_name(f"{match['stem']}-00001-of-{match['count']}.gguf")
-        raise UserError(f"{path} is a later part of a split model: give the first one, {first}")
-    parts = [path.with_name(f"{match['stem']}-{i + 1:05d}-of-{count:05d}.gguf") for i in range(count)]
-    if missing := [p.name for p in parts if not p.is_file()]:
-        raise UserError(f"{path}: parts of the split model are missing: {', '.join(missing)}")
-    return parts
 
 
 def open_model(path: Path) -> Model:

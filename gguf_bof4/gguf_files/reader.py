@@ -1,4 +1,4 @@
-"""gguf's reader, made fit for large vocabularies.
+"""GGUFReader without its cost for large vocabularies.
 
 GGUFReader makes three mapped arrays for each element of a metadata array: for a vocabulary of 260 000 tokens
 and as many merges that takes 20 seconds and more than a gigabyte.
@@ -18,7 +18,7 @@ _Arrays = list[npt.NDArray[Any]]
 
 
 class Reader(gguf.GGUFReader):
-    """GGUFReader whose metadata arrays are a few plain arrays over the same mapping.
+    """GGUFReader whose metadata arrays are views of the mapped file: one of a numeric array, one of each string.
 
     Attributes:
         metadata_end: offset of the first byte behind the metadata.

@@ -1,4 +1,4 @@
-"""Teach the gguf package the types, at run time: enum members, sizes, file types.
+"""Registers this project's types with the gguf package at run time: enum members, sizes and file types.
 
 gguf has no hook for this, so enum members are made the way the enum module makes them.
 """
