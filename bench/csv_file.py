@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gguf_bof4.errors import UserError
+from gguf_bof4.paths import atomic_path
 
 _Row = TypeVar("_Row")
 _NUMBERS = {"int": int, "float": float}
@@ -54,14 +55,11 @@ def write_table(path: Path, kind: type[_Row], rows: Iterable[_Row]) -> None:
         UserError: the file cannot be written.
     """
     names = [f.name for f in _fields(kind)]
-    partial = path.with_name(f".{path.name}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", newline="", encoding="utf-8") as file:
+        with atomic_path(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(names)
             writer.writerows([_text(getattr(row, name)) for name in names] for row in rows)
-        partial.replace(path)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}. Give another --output.") from error
 

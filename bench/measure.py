@@ -100,9 +100,7 @@ def block_matrices(model: Model) -> list[Tensor]:
 
 def bits_per_weight(model: Model) -> float:
     """Of the matrices of the blocks, with their outlier lists, as they are in the file."""
-    matrices = block_matrices(model)
-    nbytes = sum(t.nbytes + model.list_nbytes(t) for t in matrices)
-    return 8 * nbytes / sum(t.n_weights for t in matrices)
+    return model.bits_per_weight(block_matrices(model))
 
 
 def fallbacks(model: Model, wanted: str) -> dict[str, int]:

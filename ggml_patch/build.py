@@ -25,8 +25,10 @@ from pathlib import Path
 from gguf_bof4.errors import UserError
 from gguf_bof4.ggml_patch import LOCK, PATCHES, SOURCES, cuda
 from gguf_bof4.ggml_patch.apply import SOURCES_IN_TREE, patch_tree
-from gguf_bof4.ggml_patch.source import cache_root, fetch_archive, unpack_tree
-from gguf_bof4.ggml_patch.toolchain import BuildError, Progress, find_compiler, find_tools
+from gguf_bof4.ggml_patch.source import fetch_archive, unpack_tree
+from gguf_bof4.ggml_patch.toolchain import BuildError, find_compiler, find_tools
+from gguf_bof4.paths import cache_root, write_text
+from gguf_bof4.progress import Progress, no_progress
 
 PROGRAMS = (
     "bof4", "llama-cli", "llama-completion", "llama-server", "llama-quantize", "llama-perplexity",
@@ -118,9 +120,7 @@ def choose(cmake_args: tuple[str, ...]) -> None:
 
     The arguments are kept, not the folder: after an upgrade of this package the choice still holds.
     """
-    partial = _choice().with_suffix(f".{os.getpid()}")
-    partial.write_text(json.dumps({"cmake_args": cmake_args}))
-    partial.replace(_choice())
+    write_text(_choice(), json.dumps({"cmake_args": cmake_args}))
 
 
 def installed_build() -> Build:
@@ -226,7 +226,7 @@ def build(
     targets: tuple[str, ...] = PROGRAMS,
     cmake_args: tuple[str, ...] = (),
     jobs: int = 0,
-    report: Progress = lambda what, done, total: None,
+    report: Progress = no_progress,
 ) -> Build:
     """Build `targets` of the patched llama.cpp, unless they are built already.
 
@@ -269,7 +269,5 @@ def build(
             if toolkit and (known := cuda.remedy(toolkit, log.read_text(errors="replace")[before:])):
                 raise BuildError(f"{error}\n{known}") from error
             raise
-        partial = result.marker.with_suffix(".part")
-        partial.write_text(json.dumps({"targets": sorted(result.targets() | set(targets))}))
-        partial.replace(result.marker)
+        write_text(result.marker, json.dumps({"targets": sorted(result.targets() | set(targets))}))
     return result

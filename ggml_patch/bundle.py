@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import os
 import re
 import tarfile
 import tempfile
@@ -16,8 +15,9 @@ from gguf_bof4.errors import UserError
 from gguf_bof4.ggml_patch.apply import patch_tree
 from gguf_bof4.ggml_patch.build import CMAKE_OPTIONS, PROGRAMS, TESTS
 from gguf_bof4.ggml_patch.cuda import TARGETS as CUDA_TARGETS
-from gguf_bof4.ggml_patch.source import cache_root, fetch_archive, snapshot, unpack_tree
-from gguf_bof4.ggml_patch.toolchain import Progress
+from gguf_bof4.ggml_patch.source import fetch_archive, snapshot, unpack_tree
+from gguf_bof4.paths import atomic_path, cache_root
+from gguf_bof4.progress import Progress, no_progress
 
 FOLDER = "llama.cpp-bof4"
 """The folder that the bundle unpacks to."""
@@ -74,7 +74,7 @@ On one's own machine, with the Python package gguf-bof4: export BOF4_BIN="$PWD/b
 """
 
 
-def write_bundle(target: Path, force: bool, report: Progress = lambda what, done, total: None) -> int:
+def write_bundle(target: Path, force: bool, report: Progress = no_progress) -> int:
     """Write the patched tree as a .tar.gz; returns its size. The same sources give the same bytes.
 
     Args:
@@ -94,7 +94,6 @@ def write_bundle(target: Path, force: bool, report: Progress = lambda what, done
         raise UserError(f"{target.parent} is no folder")
     report("fetching llama.cpp", 0, 0)
     archive = fetch_archive()
-    partial = target.with_name(f"{target.name}.{os.getpid()}.part")
     with tempfile.TemporaryDirectory(dir=cache_root(), prefix="bundle-") as folder:
         tree = Path(folder) / "llama.cpp"
         report("unpacking and patching", 0, 0)
@@ -102,13 +101,10 @@ def write_bundle(target: Path, force: bool, report: Progress = lambda what, done
         patch_tree(tree)
         report("packing", 0, 0)
         try:
-            with partial.open("wb") as file:
+            with atomic_path(target) as partial, partial.open("wb") as file:
                 _pack(tree, file)
-            partial.replace(target)
         except OSError as error:
             raise UserError(f"{target} cannot be written: {error.strerror}") from error
-        finally:
-            partial.unlink(missing_ok=True)
     return target.stat().st_size
 
 

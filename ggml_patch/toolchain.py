@@ -6,13 +6,10 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 
 from gguf_bof4.errors import UserError
-from gguf_bof4.ggml_patch.source import cache_root
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, steps done and steps in all (0: unknown)."""
+from gguf_bof4.paths import cache_root
+from gguf_bof4.progress import Progress
 
 
 class BuildError(UserError):

@@ -9,6 +9,7 @@ import functools
 import re
 import sys
 from collections.abc import Sequence
+from enum import IntEnum
 from typing import Any
 
 import cffi
@@ -28,6 +29,13 @@ TensorType = gguf.GGMLQuantizationType
 _HEADERS = ("bof4-bindings.h", "bof4-timing.h")
 _LIBRARY_NAMES = {"darwin": "libbof4.dylib", "win32": "bof4.dll"}
 _BF16 = gguf.GGMLQuantizationType.BF16
+
+
+class BlockEncoder(IntEnum):
+    """How blocks of this project's types are encoded; the numbers are those of the C interface."""
+
+    ABSMAX = 0
+    SEARCH = 1
 
 
 class NativeError(UserError):
@@ -120,7 +128,7 @@ def quantize(
     qtype: TensorType,
     imatrix: Floats | None = None,
     threads: int = 0,
-    encoder: str = "absmax",
+    encoder: BlockEncoder = BlockEncoder.ABSMAX,
     outliers: OutlierList | None = None,
 ) -> Bytes:
     """Encode weights with the patched ggml, on all cores unless `threads` says otherwise.
@@ -129,7 +137,7 @@ def quantize(
         weights: [..., n] numpy or torch floats. bfloat16 given as numpy must be a torch tensor instead.
         qtype: any type that ggml can write.
         imatrix: float32 [n], importance of each column.
-        encoder: "absmax", the paper's, or "search"; other types than ours have one encoder only.
+        encoder: of this project's types; every other type has one encoder only.
         outliers: weights that are zero to the encoder; rows counted over all dimensions above the first.
 
     Returns:
@@ -149,7 +157,7 @@ def quantize_raw(
     qtype: TensorType,
     imatrix: Floats | None = None,
     threads: int = 0,
-    encoder: str = "absmax",
+    encoder: BlockEncoder = BlockEncoder.ABSMAX,
     outliers: OutlierList | None = None,
 ) -> Bytes:
     """`quantize` for an array whose elements are F32, F16 or BF16 (as uint16) as `source` says."""
@@ -169,7 +177,7 @@ def quantize_raw(
         int(
             lib.bof4_quantize(
                 int(qtype), int(source), _address(array), _address(out), array.size // n, n,
-                encoder.encode(), importance, pointers, entries, threads,
+                encoder.name.lower().encode(), importance, pointers, entries, threads,
             )
         )
     )  # fmt: skip

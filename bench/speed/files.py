@@ -17,7 +17,7 @@ from gguf_bof4.bench.variants import NO_LISTS, OUR_TYPES, Variant
 from gguf_bof4.convert import convert
 from gguf_bof4.errors import UserError
 from gguf_bof4.gguf_files.model import Model, open_model
-from gguf_bof4.packaged_models import partial_path
+from gguf_bof4.paths import atomic_path
 
 TABLES = "Q6_K"
 """Token embeddings and output matrix, in all files alike: what llama-quantize and `bof4 convert` make of them."""
@@ -128,7 +128,7 @@ class Files:
         """
         path = self.folder / _name(self.source, variant)
         if not path.exists():
-            with partial_path(path) as partial:
+            with atomic_path(path) as partial:
                 _make(self.source, variant, partial, self.threads)
         model = open_model(path)
         tables = _tables(model)

@@ -12,7 +12,7 @@ import gguf
 import numpy as np
 
 from gguf_bof4.bench.disk import check_disk
-from gguf_bof4.packaged_models import models_folder, partial_path
+from gguf_bof4.paths import atomic_path, models_folder
 
 RECIPE = 1
 """Part of the cache's key: to be raised with every change of what this module writes."""
@@ -138,6 +138,6 @@ def synthetic_model(size: str) -> Path:
     if not target.exists():
         needed = 2.01 * shape.n_weights
         check_disk(target.parent, needed, "a model of random weights", "set BOF4_CACHE to another folder")
-        with partial_path(target) as partial:
+        with atomic_path(target) as partial:
             write_synthetic(shape, partial)
     return target

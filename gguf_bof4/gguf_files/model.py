@@ -126,27 +126,21 @@ class Model:
     def read_weights(
         self,
         tensor: Tensor,
-        first: int = 0,
-        count: int | None = None,
         dequantize: Callable[[Any, gguf.GGMLQuantizationType], npt.NDArray[np.float32]] = gguf.dequantize,
     ) -> npt.NDArray[np.float32]:
-        """Decode rows of one of the tensors, outliers included.
+        """Decode one of the tensors, outliers included.
 
         Args:
-            first: row, counted over all dimensions above the first.
-            count: of rows; None: all that follow.
             dequantize: gguf.dequantize (numpy) or native.dequantize.
 
         Returns:
-            float32 [count, n].
+            float32 [rows, n], rows counted over all dimensions above the first.
 
         Raises:
             UserError: the file ends early, or the list is not valid.
             NotImplementedError, native.NativeError: `dequantize` has no decoder for the type.
         """
-        rows = tensor.read_rows(first, count)
-        outliers = self.outliers(tensor)
-        return decode(rows, tensor.qtype, None if outliers is None else outliers.part(first, len(rows)), dequantize)
+        return decode(tensor.read_rows(), tensor.qtype, self.outliers(tensor), dequantize)
 
 
 def read_list(companion: Tensor, name: str, shape: tuple[int, ...]) -> OutlierList:

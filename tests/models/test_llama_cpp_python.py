@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gguf_bof4.ggml_patch.source import cache_root, fetch_archive, snapshot
-from gguf_bof4.packaged_models import partial_path
+from gguf_bof4.paths import atomic_path
 
 SCRIPT = """
 import sys
@@ -29,7 +29,7 @@ def bindings() -> Path:
     """A folder with llama-cpp-python alone, without a llama.cpp of its own; installed once, into the cache."""
     target = cache_root() / f"{snapshot().package}-{snapshot().version}"
     if not target.is_dir():
-        with partial_path(target) as partial:
+        with atomic_path(target) as partial:
             subprocess.run(
                 [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", partial, fetch_archive(),
                  "diskcache==5.6.3"],

@@ -103,13 +103,13 @@ def test_each_patch_has_one_purpose_stated_and_touches_little() -> None:
 
 
 def test_an_archive_with_another_hash_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from gguf_bof4.ggml_patch import source
+    from gguf_bof4.download import FetchError
 
     real = fetch_archive()
     assert sha256_of(real) == snapshot().sha256
     monkeypatch.setenv("BOF4_CACHE", str(tmp_path))
     assert cache_root() == tmp_path
     small = Snapshot("wheel", "0.45.1", "wheel-0.45.1.tar.gz", "0" * 64, "wheel-0.45.1", "")
-    with pytest.raises(source.FetchError, match="not the pinned file"):
+    with pytest.raises(FetchError, match="not the pinned file"):
         fetch_archive(small)
     assert list(tmp_path.iterdir()) == []

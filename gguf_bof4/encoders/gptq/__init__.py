@@ -1,5 +1,32 @@
-"""The gptq encoder: a model is run layer by layer, and each layer is quantized for the inputs that it gets."""
+"""The encoder gptq: runs the model layer by layer and quantizes each layer for the inputs that it gets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from gguf_bof4.encoders.encoder import Calibration, Encoder, Finished
+from gguf_bof4.errors import require
+from gguf_bof4.formats import Kernels
+from gguf_bof4.native import BlockEncoder
 
 RECIPE = 4
-"""To be raised with every change of what this package makes, by itself or by its defaults: interrupted work of another
-recipe is not gone on with, and what was measured of one is measured again."""
+
+
+def _calibrate(job: Calibration) -> Mapping[str, Finished]:
+    require("hf", "--encoder gptq", "torch", "transformers", "safetensors")
+    from gguf_bof4.encoders.gptq.driver import calibrate
+    from gguf_bof4.encoders.gptq.weights import FolderWeights, GgufWeights
+
+    weights = FolderWeights(job.source, job.files) if job.model is None else GgufWeights(job.model)
+    return calibrate(job, weights, RECIPE)
+
+
+ENCODER = Encoder(
+    name="gptq",
+    help="errors compensated for the inputs of each layer, which runs the model on the text of --calibration",
+    block_encoder=BlockEncoder.SEARCH,
+    takes_imatrix=True,
+    kernels=Kernels.GPTQ,
+    calibrate=_calibrate,
+    recipe=RECIPE,
+)

@@ -1,7 +1,7 @@
-"""Finished layers beside the output, so that interrupted work goes on where it stopped.
+"""Finished layers beside the output, from which an interrupted job resumes.
 
-The folder `.NAME.gptq` holds job.json, which says what the work is; of each finished decoder layer a file with its
-encoded tensors; and the activations behind the last of them. A file gets its name when it is whole.
+The folder `.NAME.gptq` has job.json, which holds everything that the result depends on; a file with the encoded tensors
+of each finished decoder layer; and the activations after the last of them. A file gets its name when it is complete.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from safetensors.numpy import save_file
 from safetensors.torch import load_file
 from safetensors.torch import save_file as save_torch
 
-from gguf_bof4 import lists as opq
-from gguf_bof4.encoders.gptq.encoded import Encoded
+from gguf_bof4.encoders.encoder import Encoded
 from gguf_bof4.errors import UserError
+from gguf_bof4.lists import OutlierList, list_name
+from gguf_bof4.paths import atomic_path, write_text
 
 _JOB = "job.json"
 
@@ -38,11 +39,11 @@ class Checkpoint:
 
     Args:
         folder: is made where it is missing.
-        job: everything that the result depends on.
-        restart: give up work of another job.
+        job: everything that the result depends on, as JSON.
+        restart: discard finished layers of another job.
 
     Raises:
-        UserError: the folder holds work of another job, or cannot be written to.
+        UserError: the folder holds layers of another job, or cannot be written to.
     """
 
     def __init__(self, folder: Path, job: Mapping[str, Any], restart: bool) -> None:
@@ -64,14 +65,12 @@ class Checkpoint:
             if not restart:
                 differ = ", ".join(sorted(k for k in {*old, *job} if old.get(k) != job.get(k)))
                 raise UserError(
-                    f"{self.folder} holds interrupted work that does not fit this command: {differ} differ. Repeat the "
-                    "command that was interrupted, or give up that work: remove the folder, or use --force"
+                    f"{self.folder} holds layers of an interrupted job with other options: {differ} differ. Repeat the "
+                    "command that was interrupted to resume it, or discard its layers: remove the folder, or use --force"
                 )
             shutil.rmtree(self.folder)
         self.folder.mkdir(exist_ok=True)
-        partial = place.with_suffix(".part")
-        partial.write_text(json.dumps(job, indent=1), encoding="utf-8")
-        partial.replace(place)
+        write_text(place, json.dumps(job, indent=1))
 
     def _layer(self, layer: int) -> Path:
         return self.folder / f"layer-{layer:05d}.safetensors"
@@ -80,21 +79,27 @@ class Checkpoint:
         return self.folder / f"activations-{layer:05d}.safetensors"
 
     def finished(self) -> int:
-        """How many layers are done, from the first on."""
+        """Number of finished layers, from the first on."""
         done = 0
         while self._layer(done).is_file():
             done += 1
         return done
 
     def activations(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """What comes out of the last finished layer: float32 [samples, tokens, width], quantized and not."""
+        """Outputs of the last finished layer in the quantized and the unquantized model: float32 [samples, tokens, width].
+        """
         stored = load_file(self._activations(layer))
         return stored["quantized"], stored["unquantized"]
 
     def save(
         self, layer: int, tensors: Mapping[str, Encoded], hidden: tuple[torch.Tensor, torch.Tensor] | None
     ) -> None:
-        """Keep a finished layer, and what comes out of it, which the next one starts from, quantized and not.
+        """Keep a finished layer.
+
+        Args:
+            tensors: of the layer, encoded, by name.
+            hidden: its outputs, the inputs of the next layer, in the quantized and the unquantized model, float32
+                [samples, tokens, width]; None for the last layer.
 
         Raises:
             UserError: the disk is full or cannot be written to.
@@ -103,15 +108,13 @@ class Checkpoint:
         about = {name: json.dumps(asdict(_About(len(t.data), t.why_not))) for name, t in tensors.items()}
         for name, t in tensors.items():
             if t.outliers is not None:
-                arrays[opq.list_name(name)] = t.outliers.packed()
+                arrays[list_name(name)] = t.outliers.packed()
         try:
             if hidden is not None:  # first, so that a layer which counts as finished has its activations
-                partial = self.folder / "activations.part"
-                save_torch(dict(zip(("quantized", "unquantized"), hidden, strict=True)), partial)
-                partial.replace(self._activations(layer))
-            partial = self.folder / "layer.part"
-            save_file(arrays, partial, about)
-            partial.replace(self._layer(layer))
+                with atomic_path(self._activations(layer)) as partial:
+                    save_torch(dict(zip(("quantized", "unquantized"), hidden, strict=True)), partial)
+            with atomic_path(self._layer(layer)) as partial:
+                save_file(arrays, partial, about)
             if layer:
                 self._activations(layer - 1).unlink(missing_ok=True)
         except OSError as error:
@@ -122,9 +125,9 @@ class Checkpoint:
         with safe_open(self._layer(layer), framework="numpy") as file:
             about = _About(**json.loads(file.metadata()[name]))
             outliers = None
-            if (companion := opq.list_name(name)) in set(file.keys()):
+            if (companion := list_name(name)) in set(file.keys()):
                 packed = file.get_tensor(companion)
-                outliers = opq.OutlierList(packed[: about.rows + 1], packed[about.rows + 1 :])
+                outliers = OutlierList(packed[: about.rows + 1], packed[about.rows + 1 :])
             return Encoded(file.get_tensor(name), outliers, about.why_not)
 
     def why_not(self, layer: int) -> dict[str, str | None]:

@@ -1,4 +1,4 @@
-"""The second moments of a layer's inputs, factored for the encoder."""
+"""Hessians, X^T X of a layer's inputs, factored for the native encoder."""
 
 from __future__ import annotations
 
@@ -10,87 +10,91 @@ import numpy.typing as npt
 import torch
 
 from gguf_bof4.encoders.gptq.layer import Workers
+from gguf_bof4.formats import FORMAT_OF_TYPE_ID
 from gguf_bof4.native import PANEL
 
 Floats = npt.NDArray[np.float32]
 
-_SUB_BLOCKS = {"BOF4_S": 64, "BOF4_K": 16}
-"""Weights that share the innermost scale."""
-
 _MORE_DAMPING = 10.0
+"""Factor of the damping where the Hessian is not positive definite."""
 
 _ROWS_AT_ONCE = 1024
-"""Of a system of equations that a worker solves. A constant, because roundings follow from it."""
+"""Right-hand sides of one triangular solve. A constant, because rounding errors depend on it."""
 
 
 @dataclass(frozen=True)
 class Factor:
     """H = (I + M) diag(D) (I + M)^T with M strictly upper, rows and columns in the order of processing.
 
-    Then a row w that becomes q loses sum_k D_k (t_k - q_k)^2, with t_k = w_k + sum_{j<k} (w_j - q_j) M[j, k].
+    The error of a row w that becomes q is sum_k D_k (t_k - q_k)^2, with t_k = w_k + sum_{j<k} (w_j - q_j) M[j, k].
 
     Attributes:
         order: int32 [n], the column that is processed k-th.
         feedback: M, float32 [n / 64, n, 64].
         curvature: D, float32 [n].
-        moments: H, damped, float32 [n / 64, n, 64].
-        damping: what it took; larger than what was asked for where H was too near to singular.
+        hessian: H, damped, float32 [n / 64, n, 64].
+        damping: that was applied; more than the argument where H was not positive definite with it.
     """
 
     order: npt.NDArray[np.int32]
     feedback: Floats
     curvature: Floats
-    moments: Floats
+    hessian: Floats
     damping: float
 
 
 def processing_order(diagonal: Floats, qtype: gguf.GGMLQuantizationType, act_order: bool) -> npt.NDArray[np.int32]:
-    """Columns in the order of processing: as they stand, or those with the largest inputs first.
+    """Columns in the order of processing: in order, or those with the largest inputs first.
 
-    Whole blocks are moved, then the blocks inside a superblock, then the columns inside a block, so that columns
-    which share a scale stay together.
+    Blocks are sorted, then the sub-blocks within a block, then the columns within a sub-block, so that columns that
+    share a scale stay together.
 
     Args:
         diagonal: float32 [n], mean squares of the inputs.
+        act_order: sort.
+
+    Returns:
+        int32 [n].
     """
     n = diagonal.size
     if not act_order:
         return np.arange(n, dtype=np.int32)
-    levels = [gguf.GGML_QUANT_SIZES[qtype][0], _SUB_BLOCKS[qtype.name], 1]
-    keys = [np.repeat(-diagonal.reshape(-1, size).sum(axis=1, dtype=np.float64), size) for size in levels]
-    places = [np.arange(n) // size for size in levels]
-    # lexsort's last key counts most; places tell equals apart
-    interleaved = [key for pair in zip(keys, places, strict=True) for key in pair]
-    return np.lexsort(tuple(reversed(interleaved))).astype(np.int32)
+    fmt = FORMAT_OF_TYPE_ID[int(qtype)]
+    sizes = [fmt.block_size, fmt.sub_block_size, 1]
+    keys = [np.repeat(-diagonal.reshape(-1, size).sum(axis=1, dtype=np.float64), size) for size in sizes]
+    places = [np.arange(n) // size for size in sizes]
+    # the last key of lexsort is the primary one; places keep blocks of equal sums apart
+    alternating = [key for pair in zip(keys, places, strict=True) for key in pair]
+    return np.lexsort(tuple(reversed(alternating))).astype(np.int32)
 
 
 def in_panels(matrix: torch.Tensor) -> Floats:
-    """A matrix [n, n] as float32 [n / 64, n, 64]: what the native encoder reads in one run."""
+    """A matrix [n, n] as float32 [n / 64, n, 64], panels of 64 columns, each contiguous for the native encoder."""
     n = matrix.shape[0]
     panels = matrix.reshape(n, n // PANEL, PANEL).transpose(0, 1)
     return np.asarray(panels.to(dtype=torch.float32, device="cpu").contiguous().numpy())
 
 
-def factor(moments: torch.Tensor, qtype: gguf.GGMLQuantizationType, damping: float, act_order: bool) -> Factor:
-    """Factor X^T X.
+def factor(hessian: torch.Tensor, qtype: gguf.GGMLQuantizationType, damping: float, act_order: bool) -> Factor:
+    """Factor a Hessian.
 
     Args:
-        moments: float32 [n, n], symmetric, on any device.
-        qtype: gives the size of blocks.
-        damping: is added to the diagonal, in units of its mean.
+        hessian: float32 [n, n], symmetric, on any device.
+        qtype: one of this project's types.
+        damping: added to the diagonal, as a fraction of its mean.
         act_order: process the columns with the largest inputs first.
     """
-    diagonal = moments.diagonal()
-    if not bool((diagonal > 0).any()):  # an input that is never anything but zero: all columns are alike
-        moments = torch.eye(len(moments), device=moments.device)
-        diagonal = moments.diagonal()
+    diagonal = hessian.diagonal()
+    if not bool((diagonal > 0).any()):  # all inputs are zero: all columns count the same
+        hessian = torch.eye(len(hessian), device=hessian.device)
+        diagonal = hessian.diagonal()
     order = processing_order(diagonal.cpu().numpy(), qtype, act_order)
-    index = torch.from_numpy(order.astype(np.int64)).to(moments.device)
+    index = torch.from_numpy(order.astype(np.int64)).to(hessian.device)
     mean = float(diagonal.double().mean())
     while True:
-        damped = moments.double()[index][:, index]
+        damped = hessian.double()[index][:, index]
         damped.diagonal().add_(damping * mean)
-        # of the flipped matrix a lower factor is an upper one of the matrix
+        # the lower factor of the flipped matrix, flipped, is an upper factor of the matrix
         lower, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
         if not bool(failed.any()):
             break
@@ -103,29 +107,33 @@ def factor(moments: torch.Tensor, qtype: gguf.GGMLQuantizationType, damping: flo
         order=order,
         feedback=in_panels(upper),
         curvature=root.square().float().cpu().numpy(),
-        moments=in_panels(damped),
+        hessian=in_panels(damped),
         damping=damping,
     )
 
 
 @dataclass(frozen=True)
 class Drift:
-    """How far inputs have moved in the quantized model, and what makes up for it.
+    """By how much inputs differ in the quantized model, and the correction of weights for it.
 
     Attributes:
-        moved: the mean of (y - x) x^T, y the inputs in the unquantized model, float32 [n, n].
-        lower: factor of the moments, damped, float64 [n, n]; None where all inputs are zero, or nearly so.
+        moved: the mean of (y - x) x^T, x the inputs in the quantized and y those in the unquantized model, float32
+            [n, n].
+        lower: Cholesky factor of the damped Hessian, float64 [n, n]; None where it has none, as all inputs are zero.
     """
 
     moved: torch.Tensor
     lower: torch.Tensor | None
 
     def correction(self, rows: Floats, workers: Workers) -> Floats:
-        """What to add to rows w so that, on x, they come nearest to what w gives on y: w moved H^-1.
+        """The addend of rows w with which their outputs on x are nearest to those of w on y: w moved H^-1.
 
         Args:
             rows: float32 [rows, n].
-            workers: solve for tiles of rows; the number of them changes nothing.
+            workers: solve for tiles of rows; their number does not change the result.
+
+        Returns:
+            float32 [rows, n].
         """
         if self.lower is None:
             return np.zeros_like(rows)
@@ -139,15 +147,15 @@ class Drift:
         return np.asarray(torch.cat(workers.map(solve, tiles)).numpy())
 
 
-def drift(moments: torch.Tensor, moved: torch.Tensor, damping: float) -> Drift:
-    """Factor what the fit to the unquantized model's outputs needs.
+def drift(hessian: torch.Tensor, moved: torch.Tensor, damping: float) -> Drift:
+    """Factor the Hessian for the fit to the unquantized model's outputs.
 
     Args:
-        moments: H, the mean of x x^T, float32 [n, n].
-        moved: the mean of (y - x) x^T.
-        damping: is added to the diagonal of H, in units of its mean.
+        hessian: H, the mean of x x^T, float32 [n, n].
+        moved: the mean of (y - x) x^T, float32 [n, n].
+        damping: added to the diagonal of H, as a fraction of its mean.
     """
-    damped = moments.double()
-    damped.diagonal().add_(damping * float(moments.diagonal().double().mean()))
+    damped = hessian.double()
+    damped.diagonal().add_(damping * float(hessian.diagonal().double().mean()))
     lower, failed = torch.linalg.cholesky_ex(damped)
     return Drift(moved, None if bool(failed.any()) else lower)

@@ -1,7 +1,7 @@
-"""One decoder layer, run over all samples: which linear modules share an input, and the moments of that input.
+"""One decoder layer, run over all samples: which linear modules share an input, and the Hessian of that input.
 
-Results do not depend on the number of workers: every sample is a run of its own on one thread, and every tile of
-the moments is summed by one worker over the samples in their order.
+Results do not depend on the number of workers: every sample is run on one thread, and every tile of the Hessian is
+summed by one worker over the samples in order.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ import torch
 from torch import nn
 
 _TOKENS_AT_ONCE = 8192
-"""Inputs of a module that are in memory at a time. A constant, because the order of sums follows from it."""
+"""Tokens whose inputs of a module are in memory at a time. A constant, because the order of sums depends on it."""
 
 _TILE = 256
-"""Columns of the moments that a worker sums at a time."""
+"""Columns of the Hessian that a worker sums at a time."""
 
 T = TypeVar("T")
 
 
 class _Reached(Exception):
-    """The inputs that were wanted have been seen."""
+    """Ends the run of a layer once the input of the wanted module is known."""
 
 
 class Workers:
-    """Threads that run torch on one core each; on a GPU one thread, because the device is the same."""
+    """Threads that run torch on one core each; a single thread for a GPU."""
 
     def __init__(self, threads: int, device: torch.device) -> None:
         self.device = device
@@ -42,7 +42,7 @@ class Workers:
         """Results in the order of the items."""
 
         def quietly(item: Any) -> T:
-            with torch.inference_mode():  # holds for one thread only
+            with torch.inference_mode():  # is local to a thread
                 return call(item)
 
         futures = [self._pool.submit(quietly, item) for item in items]
@@ -69,11 +69,11 @@ def to_device(value: Any, device: torch.device) -> Any:
 
 @dataclass
 class Layer:
-    """A decoder layer that has its weights.
+    """A decoder layer with its weights.
 
     Attributes:
-        module: the layer, on the device of the workers.
-        arguments: its keyword arguments.
+        module: of transformers, on the device of the workers.
+        arguments: its keyword arguments, which are the same for all samples.
     """
 
     module: nn.Module
@@ -81,13 +81,13 @@ class Layer:
     workers: Workers
 
     def output(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Run one sample, float32 [1, tokens, width] on the CPU, to the end."""
+        """Outputs for one sample: float32 [1, tokens, width] on the CPU, from inputs of the same shape."""
         made = self.module(hidden.to(self.workers.device), **self.arguments)
         output: torch.Tensor = made[0] if isinstance(made, tuple) else made
         return output.cpu()
 
     def advance(self, hidden: torch.Tensor) -> None:
-        """Put what comes out of the layer in the place of what goes in, float32 [samples, tokens, width]."""
+        """Replace inputs of the layer by its outputs, float32 [samples, tokens, width], in place."""
 
         def step(i: int) -> None:
             hidden[i : i + 1] = self.output(hidden[i : i + 1])
@@ -95,7 +95,7 @@ class Layer:
         self.workers.map(step, range(len(hidden)))
 
     def input_of(self, name: str, hidden: torch.Tensor) -> torch.Tensor:
-        """What a module of the layer gets of one sample, float32 [tokens, n]; nothing behind it is run."""
+        """Inputs of a module for one sample, float32 [tokens, n]; modules after it are not run. Needs `watched`."""
         place = _inputs
         place.wanted, place.seen = self.module.get_submodule(name), None
         try:
@@ -120,7 +120,7 @@ class Layer:
                 hook.remove()
 
     def groups(self, names: Iterable[str], hidden: torch.Tensor) -> list[list[str]]:
-        """Modules in the order in which one sample calls them, those that get the same input together."""
+        """Modules in the order in which one sample calls them, those that share an input in one list."""
         calls: list[tuple[str, torch.Tensor]] = []
 
         def note(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
@@ -144,35 +144,36 @@ class Layer:
                 found.append((given, [name]))
         return [names for _, names in found]
 
-    def moments(self, name: str, hidden: torch.Tensor) -> torch.Tensor:
+    def hessian(self, name: str, hidden: torch.Tensor) -> torch.Tensor:
         """Mean over all tokens of x x^T, x the input of a module: float32 [n, n], on the device."""
         with self.watched([name]):
             batches = ((x, None) for x in self._batches(name, hidden))
             total, _ = self._summed(hidden, batches)
         return total
 
-    def moments_and_drift(
+    def hessian_and_drift(
         self, name: str, hidden: torch.Tensor, original: Layer, unquantized: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Means over all tokens of x x^T and of (y - x) x^T, x the input of a module, y that in the unquantized model.
 
         Args:
-            original: the layer with its own weights.
-            unquantized: what the layer gets in the unquantized model.
+            hidden: inputs of the layer in the quantized model, float32 [samples, tokens, width].
+            original: the layer with unquantized weights.
+            unquantized: its inputs in the unquantized model, float32 [samples, tokens, width].
 
         Returns:
-            Twice float32 [n, n], on the device.
+            Two float32 [n, n], on the device.
         """
         with self.watched([name]), original.watched([name]):
             batches = zip(self._batches(name, hidden), original._batches(name, unquantized), strict=True)
-            # not in place: the input of a module may be the layer's own
+            # not in place: the input of a module may be that of the layer, which is needed again
             moved = ((inputs, [y - x for x, y in zip(inputs, own, strict=True)]) for inputs, own in batches)
             total, drift = self._summed(hidden, moved)
         assert drift is not None
         return total, drift
 
     def _batches(self, name: str, hidden: torch.Tensor) -> Iterator[list[torch.Tensor]]:
-        """Inputs of a module, of as many samples as are in memory at a time."""
+        """Inputs of a module, for as many samples as are in memory at a time."""
         at_once = max(1, _TOKENS_AT_ONCE // hidden.shape[1])
         for start in range(0, len(hidden), at_once):
             rows = [h[None] for h in hidden[start : start + at_once]]
@@ -181,27 +182,27 @@ class Layer:
     def _summed(
         self, hidden: torch.Tensor, batches: Iterable[tuple[list[torch.Tensor], list[torch.Tensor] | None]]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Means over all tokens of x x^T and, where differences d stand beside the inputs, of d x^T."""
+        """Means over all tokens of x x^T and, where there are differences d, of d x^T."""
         totals: list[torch.Tensor] = []
         for inputs, differences in batches:
             n = inputs[0].shape[1]
             if not totals:
                 totals = [torch.zeros(n, n, device=self.workers.device) for _ in range(1 if differences is None else 2)]
             tile = partial(_add_tile, totals, inputs, differences)
-            # the largest first, so that no worker is left alone with it
+            # the largest first, so that none of them is the last to start
             self.workers.map(tile, reversed(range(0, n, _TILE)))
         for total in totals:
             total.div_(hidden.shape[0] * hidden.shape[1])
         # only tiles on and above the diagonal were summed
-        moments = totals[0].triu_()
-        moments += moments.triu(1).T
-        return moments, totals[1] if len(totals) > 1 else None
+        hessian = totals[0].triu_()
+        hessian += hessian.triu(1).T
+        return hessian, totals[1] if len(totals) > 1 else None
 
 
 def _add_tile(
     totals: list[torch.Tensor], inputs: list[torch.Tensor], differences: list[torch.Tensor] | None, first: int
 ) -> None:
-    """Add a tile of columns, of the moments its part above the diagonal."""
+    """Add a tile of columns; of the Hessian only its part above the diagonal."""
     last = min(first + _TILE, len(totals[0]))
     for x in inputs:
         totals[0][:last, first:last].addmm_(x[:, :last].T, x[:, first:last])
@@ -210,7 +211,7 @@ def _add_tile(
 
 
 class _Inputs(threading.local):
-    """Of the sample that this thread runs: the module whose input is wanted, and that input."""
+    """The module whose input is wanted, and that input, for the sample that this thread runs."""
 
     wanted: nn.Module | None = None
     seen: torch.Tensor | None = None

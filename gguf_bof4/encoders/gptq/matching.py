@@ -1,7 +1,7 @@
-"""Is a tensor of the output the weight of a module? Names suggest it, the rows decide.
+"""Whether a tensor of the output is the weight of a module: names suggest it, equal rows prove it.
 
-Converters reorder rows (of queries and keys, for the rotary embedding), which does not matter to GPTQ, as rows are
-independent; what is quantized must only find its way back to the right rows of the module.
+Converters reorder rows (of queries and keys, for the rotary embedding). GPTQ treats rows independently, so only the
+quantized rows have to be put back in the module's order.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A language model without its weights, as transformers runs it, and what its first decoder layer gets."""
+"""A language model of transformers without its weights, and the inputs of its first decoder layer."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _parameters_on_meta() -> Iterator[None]:
             param = nn.Parameter(param.to("meta"), requires_grad=False)
         register(self, name, param)
 
-    patched: Any = nn.Module  # torch has no context of its own that leaves buffers alone
+    patched: Any = nn.Module  # torch.device("meta") would also apply to buffers
     patched.register_parameter = register_meta
     try:
         yield
@@ -35,7 +35,7 @@ def _parameters_on_meta() -> Iterator[None]:
 
 
 def release(module: nn.Module) -> None:
-    """Give up the storage of all parameters of a module."""
+    """Free the storage of all parameters of a module."""
     for part in module.modules():
         for name, parameter in part._parameters.items():
             if parameter is not None and not parameter.is_meta:
@@ -43,7 +43,7 @@ def release(module: nn.Module) -> None:
 
 
 def assign(model: nn.Module, name: str, values: torch.Tensor) -> None:
-    """Give a parameter its values, in float32.
+    """Set a parameter, in float32.
 
     Raises:
         UserError: they are of another shape.
@@ -117,7 +117,7 @@ def make_skeleton(config: Any, path: Path) -> Skeleton:
 
 
 class _Recorder(nn.Module):
-    """Stands in for a decoder layer: notes what it is called with, and passes the hidden states on."""
+    """Replaces a decoder layer: records its arguments and returns the hidden states unchanged."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -138,10 +138,10 @@ class _Recorder(nn.Module):
 
 @dataclass
 class LayerInputs:
-    """What the decoder layers are called with.
+    """Arguments of the decoder layers.
 
     Attributes:
-        hidden: float32 [samples, tokens, width], what the first layer gets.
+        hidden: inputs of the first layer, float32 [samples, tokens, width].
         arguments: of each layer, its keyword arguments, which are the same for all samples: masks and positions.
     """
 
@@ -170,10 +170,10 @@ def _same(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> bool:
 
 
 def first_inputs(skeleton: Skeleton, fill: Callable[[list[str]], None], tokens: torch.Tensor) -> LayerInputs:
-    """Run everything before the decoder layers.
+    """Run the part of the model before its decoder layers.
 
     Args:
-        fill: gives the parameters of these names their values; they are released here.
+        fill: sets the parameters of these names; they are freed afterwards.
         tokens: int64 [samples, length].
 
     Raises:

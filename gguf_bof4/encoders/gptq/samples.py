@@ -1,4 +1,4 @@
-"""Windows of a text, tokenized as the model does it."""
+"""Samples: windows of a calibration text, tokenized by the tokenizer of the model."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import torch
 from gguf_bof4.errors import UserError
 
 STEP = 32
-"""The number of samples is a multiple of this, unless it is asked for."""
+"""The default number of samples is a multiple of this."""
 
 TOKENS_PER_INPUT = 3
-"""As many, at least, are read for each input of the widest layer: of fewer, its moments are noise (bench/NOTES.md)."""
+"""Tokens per input of the widest layer, at least, by default: with fewer its Hessian is noise (bench/NOTES.md)."""
 
 
 @dataclass(frozen=True)
 class Samples:
-    """What the model reads.
+    """The tokens that the model reads.
 
     Attributes:
         tokens: int64 [samples, length].
-        wanted: how many samples were asked for; a short text has fewer.
+        wanted: the number of samples that was asked for; a short text has fewer.
     """
 
     tokens: torch.Tensor
@@ -36,7 +36,7 @@ class Samples:
 
 
 def read_text(path: Path) -> str:
-    """A calibration text.
+    """Read a calibration text.
 
     Raises:
         UserError: it cannot be read, or is no UTF-8 text.
@@ -50,7 +50,7 @@ def read_text(path: Path) -> str:
 
 
 def _beginning(tokenizer: Any) -> list[int]:
-    """What the tokenizer puts before every text: BOS, or nothing."""
+    """The tokens that the tokenizer puts before every text: BOS, or none."""
     bare, whole = tokenizer("a", add_special_tokens=False).input_ids, tokenizer("a").input_ids
     for i in range(len(whole) - len(bare) + 1):
         if whole[i : i + len(bare)] == bare:
@@ -59,7 +59,7 @@ def _beginning(tokenizer: Any) -> list[int]:
 
 
 def enough_samples(inputs: int, length: int) -> int:
-    """How many samples a model reads by default.
+    """The default number of samples.
 
     Args:
         inputs: of its widest layer.

@@ -1,4 +1,4 @@
-"""Where the parameters of a model come from: a Hugging Face folder or a GGUF file, some of them at a time."""
+"""Parameters of a model, read some at a time from a Hugging Face folder or a GGUF file."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class FolderWeights:
         _check_filled(skeleton, names)
 
     def _convert(self, skeleton: Skeleton, names: Sequence[str]) -> None:
-        """Have transformers rename and merge what it stores in another form than it runs, experts for example."""
+        """Have transformers rename and merge parameters that are stored in another form than they are run, such as experts."""
         try:
             from transformers.conversion_mapping import get_model_conversion_mapping
             from transformers.core_model_loading import convert_and_load_state_dict_in_model
@@ -116,12 +116,12 @@ class FolderWeights:
 
 
 def _lazy_state(path: Path) -> dict[str, Any]:
-    """Tensors of a file, or what becomes one when it is indexed with [:]."""
+    """Tensors of a file, or objects that give the tensor when they are indexed with [:]."""
     if path.suffix == ".safetensors":
         from safetensors import safe_open
 
         file: Any = safe_open(path, framework="pt")
-        return {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  no dictionary
+        return {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (it is no mapping)
     return dict(torch.load(path, map_location="cpu", mmap=True, weights_only=True))
 
 
@@ -150,18 +150,11 @@ class GgufWeights:
             ) from error
         head = self._model.value(f"{self._architecture}.attention.key_length")
         if head is not None and getattr(config, "head_dim", None) is not None:
-            config.head_dim = head  # which transformers takes from the file for some architectures only
+            config.head_dim = head  # transformers takes it from the file for some architectures only
         return config
 
     def tokenizer(self) -> Any:
         return _tokenizer(self._model.path.parent, gguf_file=self._model.path.name)
-
-    def _floats(self, tensor: Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:
-        rows = tensor.read_rows()
-        floats = native.dequantize(rows, tensor.qtype).reshape(tensor.shape)
-        if (outliers := self._model.outliers(tensor)) is not None:
-            outliers.add_to(floats.reshape(-1, tensor.shape[-1]))
-        return floats
 
     def fill(self, skeleton: Skeleton, names: Sequence[str]) -> None:
         from transformers.modeling_gguf_pytorch_utils import (
@@ -183,8 +176,9 @@ class GgufWeights:
         for name in names:
             stacked: dict[str, dict[str, torch.Tensor]] = {"tensors": {}}
             for tensor in self._names.get(name, []):
+                weights = self._model.read_weights(tensor, native.dequantize).reshape(tensor.shape)
                 made = processor.process(
-                    weights=self._floats(tensor), name=tensor.name, tensor_key_mapping=keys, parsed_parameters=stacked
+                    weights=weights, name=tensor.name, tensor_key_mapping=keys, parsed_parameters=stacked
                 )
                 if made.name is not None:
                     assign(skeleton.model, name, torch.from_numpy(np.ascontiguousarray(made.weights)))
@@ -194,7 +188,7 @@ class GgufWeights:
 
 
 def tensor_names(skeleton: Skeleton, layer: int, architecture: str) -> dict[str, str]:
-    """The GGUF tensors that linear modules of a decoder layer should be, by the modules' names within the layer.
+    """Names of the GGUF tensors of a decoder layer's linear modules, by the modules' names within the layer.
 
     Args:
         architecture: general.architecture.

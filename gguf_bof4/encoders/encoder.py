@@ -1,0 +1,156 @@
+"""What an encoder is: its record, and what it exchanges with the converter when it runs the model. Imports no torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+
+from gguf_bof4.formats import Kernels
+from gguf_bof4.gguf_files.model import Model
+from gguf_bof4.lists import OutlierList
+from gguf_bof4.native import BlockEncoder
+from gguf_bof4.progress import Progress
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A tensor that is ready to be written.
+
+    Attributes:
+        data: uint8 [rows, bytes of a row], rows counted over all dimensions above the first.
+        outliers: None where it has no list.
+        why_not: why errors were not compensated in it; None where they were.
+    """
+
+    data: npt.NDArray[np.uint8]
+    outliers: OutlierList | None
+    why_not: str | None = None
+
+
+@dataclass(frozen=True)
+class Target:
+    """A tensor of the output that is to be encoded in one of this project's types.
+
+    Attributes:
+        shape: rows before columns.
+        quantile: of its outliers; None where it gets no list.
+        read: gives its weights, float32 [rows, n], all finite.
+        encode_blocks: encodes it by the block encoder, weighted by an importance of float32 [n], or by nothing.
+    """
+
+    name: str
+    qtype: gguf.GGMLQuantizationType
+    shape: tuple[int, ...]
+    quantile: float | None
+    read: Callable[[], Floats]
+    encode_blocks: Callable[[Floats | None], tuple[npt.NDArray[np.uint8], OutlierList | None]]
+
+    @property
+    def n_weights(self) -> int:
+        """Weights of the tensor."""
+        return prod(self.shape)
+
+    @property
+    def layer(self) -> int | None:
+        """The decoder layer that it belongs to."""
+        match = re.match(r"blk\.(\d+)\.", self.name)
+        return None if match is None else int(match[1])
+
+
+@dataclass(frozen=True)
+class CalibrationSettings:
+    """How the model reads the calibration text.
+
+    Attributes:
+        text: path of the calibration text.
+        samples: number of windows of it; None: as many as the widest layer needs.
+        length: tokens in each window.
+        damping: added to the diagonal of the Hessian, as a fraction of the mean diagonal.
+        act_order: blocks of columns with large inputs are quantized first.
+        device: as torch names it.
+        threads: 0 means all cores.
+    """
+
+    text: Path
+    samples: int | None
+    length: int
+    damping: float
+    act_order: bool
+    device: str
+    threads: int = 0
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A model to run on a calibration text, and the tensors to encode.
+
+    Attributes:
+        source: the GGUF file (the first of its parts) or the Hugging Face folder.
+        files: that hold its weights.
+        model: the open GGUF model; None for a folder.
+        architecture: general.architecture.
+        folder: where finished layers are kept until the output is complete.
+        restart: discard finished layers of a job with other options.
+        progress: called with the current step, weights done and weights in all.
+    """
+
+    source: Path
+    files: Sequence[Path]
+    model: Model | None
+    architecture: str
+    targets: Sequence[Target]
+    settings: CalibrationSettings
+    folder: Path
+    restart: bool
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A tensor that calibration has encoded.
+
+    Attributes:
+        read: gives it.
+        why_not: why errors were not compensated in it; None where they were.
+    """
+
+    read: Callable[[], Encoded]
+    why_not: str | None
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """One way to encode tensors in this project's types.
+
+    Attributes:
+        name: as --encoder takes it.
+        help: what it does, for --help: a clause without a full stop.
+        block_encoder: native encoder of tensors that `calibrate` does not encode.
+        takes_imatrix: it weights errors by an importance matrix where one is given.
+        kernels: what has to be implemented for a type; None: nothing beyond portable code.
+        calibrate: runs the model on a calibration text and returns the tensors that it has encoded, by name; None
+            where the encoder needs no text. Raises UserError.
+        recipe: to be raised with every change of its results: interrupted jobs of another recipe are not resumed, and
+            rows of the benches of another recipe are measured again. None where results do not change.
+    """
+
+    name: str
+    help: str
+    block_encoder: BlockEncoder
+    takes_imatrix: bool = False
+    kernels: Kernels | None = None
+    calibrate: Callable[[Calibration], Mapping[str, Finished]] | None = None
+    recipe: int | None = None
+
+    def work_folder(self, output: Path) -> Path:
+        """Where finished layers are kept until `output` is complete."""
+        return output.with_name(f".{output.name}.{self.name}")
