@@ -25,9 +25,9 @@ from gguf_bof4.bench.nf4 import BITS_PER_WEIGHT as NF4_BITS
 from gguf_bof4.bench.nf4 import NF4, make_nf4
 from gguf_bof4.bench.peers import IMATRIX_CHUNKS, PEERS, make_peer
 from gguf_bof4.bench.results import Key, Row, add_row
-from gguf_bof4.bench.variants import Variant
-from gguf_bof4.convert import Options, convert, random_tokens
-from gguf_bof4.convert.options import ENCODERS
+from gguf_bof4.bench.variants import WEIGHTED, Variant
+from gguf_bof4.convert import convert, random_tokens
+from gguf_bof4.encoders import ENCODERS, encoder_of
 from gguf_bof4.errors import UserError
 from gguf_bof4.ggml_patch.programs import make_imatrix
 from gguf_bof4.gguf_files.model import Model, open_model
@@ -36,9 +36,6 @@ from gguf_bof4.reference_texts import calibration_text, evaluation_text, held_ou
 
 TEXTS: Mapping[str, Callable[[], Path]] = {"test": evaluation_text, "held-out": held_out_text}
 """Nothing is tuned on the second; calibration has a text of its own."""
-
-WEIGHTED = ("random", "imatrix")
-"""Encoders that take an importance matrix."""
 
 SMALL_MODELS = tuple(name for name in REFERENCE_MODELS if name != "qwen")
 
@@ -123,18 +120,11 @@ def make_plan(
 
 def check(plan: Plan) -> None:
     """Raise UserError for an encoder that the converter does not have, before hours are spent on the others."""
-    fields = {f.name for f in dataclasses.fields(Options)}
     for variant in dict.fromkeys(step.variant for step in plan.steps if step.variant.ours):
-        needed = {"random": {"imatrix"}, "imatrix": {"imatrix"}, "gptq": {"calibration"}}.get(variant.encoder, set())
-        if _converter_name(variant) not in ENCODERS or not needed <= fields:
+        if variant.converter_encoder not in {encoder.name for encoder in ENCODERS}:
             raise UserError(
                 f"this gguf-bof4 cannot encode {variant.type} with {variant.encoder}: name the others with --encoders"
             )
-
-
-def _converter_name(variant: Variant) -> str:
-    """What the converter calls the encoder."""
-    return "search" if variant.encoder in WEIGHTED else variant.encoder
 
 
 def our_options(variant: Variant, imatrix: Path) -> dict[str, Any]:
@@ -144,12 +134,12 @@ def our_options(variant: Variant, imatrix: Path) -> dict[str, Any]:
         imatrix: the importance matrix, where it is needed.
     """
     options: dict[str, Any] = {
-        "type": variant.type, "encoder": _converter_name(variant), "opq": (variant.opq,),
+        "type": variant.type, "encoder": variant.converter_encoder, "opq": (variant.opq,),
         "token_embedding_type": "F16", "output_tensor_type": "F16",
     }  # fmt: skip
     if variant.encoder in WEIGHTED:
         options["imatrix"] = str(imatrix)
-    if variant.encoder == "gptq":
+    if encoder_of(variant.converter_encoder).calibrate is not None:
         options["calibration"] = str(calibration_text())
     return options
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from gguf_bof4.bench.nf4 import NF4
 from gguf_bof4.bench.peers import IMATRIX_CHUNKS, PEERS
 from gguf_bof4.convert.options import DEFAULT_OPQ
-from gguf_bof4.encoders.gptq import RECIPE as GPTQ_RECIPE
+from gguf_bof4.encoders import DEFAULT, encoder_of
+from gguf_bof4.encoders import ENCODERS as CONVERTER_ENCODERS
 from gguf_bof4.errors import UserError
 from gguf_bof4.formats import FORMATS
 
@@ -17,8 +18,12 @@ RECIPE = 2
 
 NO_LISTS = "off"
 OUR_TYPES = tuple(f.name for f in FORMATS)
-OUR_ENCODERS = ("absmax", "search", "random", "imatrix", "gptq")
-"""`random` and `imatrix` are search weighted with an importance matrix, made from random tokens or from a text."""
+WEIGHTED = ("random", "imatrix")
+"""The default encoder with an importance matrix, made from random tokens or from a text."""
+
+OUR_ENCODERS = tuple(
+    name for encoder in CONVERTER_ENCODERS for name in (encoder.name, *(WEIGHTED if encoder is DEFAULT else ()))
+)
 
 PEER_ENCODERS = ("none", "imatrix")
 ENCODERS = ("none", *OUR_ENCODERS)
@@ -47,8 +52,15 @@ class Variant:
     @property
     def recipe(self) -> str:
         """How its rows are measured, as far as the variant does not say so itself."""
-        own = {"imatrix": f" imatrix:{IMATRIX_CHUNKS}", "gptq": f" gptq:{GPTQ_RECIPE}"}
-        return f"{RECIPE}{own.get(self.encoder, '')}"
+        if self.encoder == "imatrix":
+            return f"{RECIPE} imatrix:{IMATRIX_CHUNKS}"
+        own = encoder_of(self.converter_encoder).recipe if self.ours else None
+        return f"{RECIPE}" if own is None else f"{RECIPE} {self.encoder}:{own}"
+
+    @property
+    def converter_encoder(self) -> str:
+        """The name of the encoder for the converter."""
+        return DEFAULT.name if self.encoder in WEIGHTED else self.encoder
 
     def __str__(self) -> str:
         lists = "" if self.opq == NO_LISTS else f", lists {self.opq}"

@@ -1,4 +1,4 @@
-"""Convert a model to a GGUF file of this project's types."""
+"""Converts a model to a GGUF file of this project's types."""
 
 from __future__ import annotations
 
@@ -11,47 +11,35 @@ import gguf
 
 from gguf_bof4.convert import from_gguf, from_huggingface, pipeline
 from gguf_bof4.convert.huggingface_folder import check_folder
-from gguf_bof4.convert.imatrix import chosen as importance
 from gguf_bof4.convert.options import Options
 from gguf_bof4.convert.output import publish, refuse_existing, refuse_source, staging
+from gguf_bof4.convert.pipeline import Converted
 from gguf_bof4.convert.random_tokens import with_importance
-from gguf_bof4.convert.report import ConversionReport, Progress, TensorReport, no_progress
-from gguf_bof4.encoders.gptq.encoded import work_folder
+from gguf_bof4.convert.report import ConversionReport, TensorReport
+from gguf_bof4.encoders import ENCODERS
 from gguf_bof4.errors import UserError
 from gguf_bof4.ggml_patch.build import installed_bin
-from gguf_bof4.gguf_files.model import part_paths
+from gguf_bof4.gguf_files.parts import part_paths
+from gguf_bof4.progress import Progress, no_progress
 
 __all__ = ["ConversionReport", "Options", "TensorReport", "convert"]
 
 
-def _from_file(
-    source: Path, output: Path, folder: Path | None, options: Options, progress: Progress
-) -> tuple[str, tuple[Path, ...], tuple[TensorReport, ...]]:
-    model, architecture = from_gguf.open_source(source)
-    imatrix = importance(options)
-    tensors = pipeline.plan(architecture, model.tensors, options, lists=model.lists, imatrix=imatrix)
-    if options.encoder == "gptq" and folder is not None:
-        # torch and transformers take seconds to import, and the other encoders need neither
-        from gguf_bof4.convert.calibrated import calibrated
-        from gguf_bof4.encoders.gptq.weights import GgufWeights
-
-        files = part_paths(source)
-        tensors = calibrated(tensors, GgufWeights(model), source, files, architecture, options, output, progress)
-    writer = from_gguf.make_writer(model, architecture, options)
-    outputs = pipeline.run(writer, tensors, options, output, folder, progress, imatrix)
-    return architecture, outputs, pipeline.reports(tensors, imatrix)
+def _convert_file(source: Path, output: Path, staging: Path | None, options: Options, progress: Progress) -> Converted:
+    return pipeline.run(from_gguf.open_source(source, options), options, output, staging, progress)
 
 
 def convert(source: Path, output: Path, *, progress: Progress = no_progress, **options: Any) -> ConversionReport:
     """Convert a model.
 
-    The output appears under its name when it is complete; whatever goes wrong before leaves nothing.
+    The output appears under its name when it is complete; an exception leaves nothing, except for finished layers of an
+    encoder that runs the model.
 
     Args:
         source: a Hugging Face folder, or a GGUF file (the first of its parts).
         output: the file to write; "{ftype}" in its name is replaced by the type, and with
             `split_max_size` parts get numbered names.
-        progress: called while tensors are written.
+        progress: called with the current step, weights done and weights in all.
         options: the fields of `Options`, such as type="BOF4_S", threads=4, force=True.
 
     Raises:
@@ -61,7 +49,7 @@ def convert(source: Path, output: Path, *, progress: Progress = no_progress, **o
     started = time.monotonic()
     chosen = Options(**options)
     chosen.check()
-    installed_bin()  # not after an hour of reading
+    installed_bin()  # fails now rather than after an hour of reading
     if not source.exists():
         raise UserError(f"{source} does not exist")
     output = output.with_name(gguf.fill_templated_filename(output.name, chosen.format.name))
@@ -69,22 +57,25 @@ def convert(source: Path, output: Path, *, progress: Progress = no_progress, **o
     refuse_source(output, [p for p in source.iterdir() if p.suffix != ".gguf"] if source.is_dir() else source_files)
     if chosen.split_bytes == 0:
         refuse_existing([output], chosen.force)
-    run = from_huggingface.convert_folder if source.is_dir() else _from_file
+    run = from_huggingface.convert_folder if source.is_dir() else _convert_file
     if chosen.dry_run:
         with with_importance(chosen, source, progress) as options_of_run:
-            architecture, outputs, tensors = run(source, output, None, options_of_run, progress)
-        after = sum(t.nbytes for t in tensors)
+            converted = run(source, output, None, options_of_run, progress)
+        outputs = converted.outputs
+        after = sum(t.nbytes for t in converted.tensors)
     else:
         with staging(output) as folder, with_importance(chosen, source, progress) as options_of_run:
-            architecture, outputs, tensors = run(source, output, folder, options_of_run, progress)
+            converted = run(source, output, folder, options_of_run, progress)
             outputs = publish(folder, output, chosen.force)
-        shutil.rmtree(work_folder(output), ignore_errors=True)
+        for encoder in ENCODERS:
+            if encoder.calibrate is not None:
+                shutil.rmtree(encoder.work_folder(output), ignore_errors=True)
         after = sum(p.stat().st_size for p in outputs)
     return ConversionReport(
         source=source,
         outputs=outputs,
-        architecture=architecture,
-        tensors=tensors,
+        architecture=converted.architecture,
+        tensors=converted.tensors,
         bytes_before=sum(p.stat().st_size for p in source_files),
         bytes_after=after,
         seconds=time.monotonic() - started,

@@ -1,9 +1,10 @@
-"""From a source to the bytes of a target type, in runs of rows, on all cores."""
+"""Encodes the rows of a source in another type, a run of rows at a time, on all cores."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import gguf
@@ -11,15 +12,16 @@ import numpy as np
 import numpy.typing as npt
 from gguf import GGMLQuantizationType as TensorType
 
-from gguf_bof4 import lists as opq
 from gguf_bof4 import native
-from gguf_bof4.convert.planned_lists import PlannedList
+from gguf_bof4.convert.output_lists import PlannedList
 from gguf_bof4.convert.policy import FLOATS
 from gguf_bof4.convert.sources import Bytes, Source, n_rows
 from gguf_bof4.errors import UserError
+from gguf_bof4.lists import OutlierList, decode
+from gguf_bof4.native import BlockEncoder
 
 RUN_WEIGHTS = 1 << 23
-"""Weights in memory at a time: 32 MiB of floats, which keeps many cores busy for some milliseconds."""
+"""Weights in a run: 32 MiB of floats, some milliseconds of work for many cores."""
 
 _ELEMENTS = {TensorType.F32: np.float32, TensorType.F16: np.float16, TensorType.BF16: np.uint16}
 _EXPONENTS = {TensorType.F32: 0x7F800000, TensorType.F16: 0x7C00, TensorType.BF16: 0x7F80}
@@ -30,19 +32,19 @@ class Job:
     """How a tensor is encoded.
 
     Attributes:
-        target: the type that it gets.
+        target: its type in the output.
         encoder: of this project's types.
-        planned: the list that it gets, filled here.
-        outliers: the list that the source has.
+        planned: its list in the output, filled here.
+        outliers: its list in the source.
         threads: 0 means all cores.
-        importance: of each column, float32 [n], or of each column of each matrix (expert), [matrices, n]; None: all
-            the same.
+        importance: of each column, float32 [n], or of each column of each matrix (expert), [matrices, n]; None: the
+            same for all.
     """
 
     target: TensorType
-    encoder: str = "search"
+    encoder: BlockEncoder = BlockEncoder.SEARCH
     planned: PlannedList | None = None
-    outliers: opq.OutlierList | None = None
+    outliers: OutlierList | None = None
     threads: int = 0
     importance: npt.NDArray[np.float32] | None = None
 
@@ -54,7 +56,7 @@ def nbytes(shape: tuple[int, ...], qtype: TensorType) -> int:
 
 
 def _first_nonfinite(rows: npt.NDArray[Any], qtype: TensorType) -> int | None:
-    """Index of the first NaN or infinity; without arithmetic, so that subnormals stay as they are."""
+    """Index of the first NaN or infinity, None without one; from the bits, so that subnormals stay as they are."""
     bits: npt.NDArray[Any] = rows.reshape(-1).view(np.uint32 if qtype == TensorType.F32 else np.uint16)
     mask = _EXPONENTS[qtype]
     bad = (bits & mask) == mask
@@ -76,8 +78,8 @@ def _not_finite(source: Source, first_row: int, index: int) -> UserError:
 
 def _select(
     source: Source, first_row: int, floats: npt.NDArray[Any], origin: TensorType, job: Job
-) -> opq.OutlierList | None:
-    """Put the outliers of a run of rows into the planned list, and return them; None where no list is planned."""
+) -> OutlierList | None:
+    """Add the outliers of a run of rows to the planned list, and return them; None where no list is planned."""
     if job.planned is None or job.planned.quantile is None:
         return None
     found = native.select_outliers_raw(floats, origin, job.planned.quantile, job.threads)
@@ -117,9 +119,7 @@ def _encode_floats(source: Source, first_row: int, rows: Bytes, origin: TensorTy
 
 
 def _runs(source: Source, job: Job) -> Iterator[tuple[int, int, Job]]:
-    """First row and number of rows of each run, none of which is of two matrices that differ in importance, and its
-    own job.
-    """
+    """First row, number of rows and job of each run; no run has rows of two matrices of different importance."""
     matrices = [None] if job.importance is None else list(np.atleast_2d(job.importance))
     rows = n_rows(source) // len(matrices)
     step = max(1, RUN_WEIGHTS // source.shape[-1])
@@ -130,10 +130,13 @@ def _runs(source: Source, job: Job) -> Iterator[tuple[int, int, Job]]:
 
 
 def encode(source: Source, job: Job) -> Iterator[Bytes]:
-    """The rows of `source` in the type that it gets, a run at a time; the list that it gets is filled meanwhile.
+    """Encode the rows of a source, and fill the planned list.
 
-    A tensor that has the type already is copied, bit by bit, and so is its list; one of a block type is decoded
-    first, outliers included.
+    A tensor that has the target type is copied, and so is its list; one of another block type is decoded first,
+    outliers included.
+
+    Yields:
+        uint8 [rows, bytes of a row] of one run after another.
 
     Raises:
         UserError: the source cannot be read, or a weight is NaN, infinite or too large for the target; the
@@ -148,16 +151,16 @@ def encode(source: Source, job: Job) -> Iterator[Bytes]:
             yield _encode_floats(source, first, rows, source.qtype, run)
             continue
         if gguf.GGML_QUANT_SIZES[source.qtype][0] == 1:
-            yield rows  # a table of integers or doubles, which the rules never change
+            yield rows  # integers or doubles, which always keep their type
             continue
+        copied = source.qtype == job.target
+        part = None if job.outliers is None else job.outliers.part(first, len(rows))
+        dequantize = partial(native.dequantize, threads=job.threads)
         try:
-            floats = native.dequantize(rows, source.qtype, job.threads)
+            floats = decode(rows, source.qtype, None if copied else part, dequantize)
         except native.NativeError as error:
             raise UserError(f"{source.path}: tensor {source.name} ({source.qtype.name}): {error}") from error
-        part = None if job.outliers is None else job.outliers.part(first, len(rows))
-        if source.qtype != job.target:
-            if part is not None:
-                part.add_to(floats)
+        if not copied:
             yield _encode_floats(source, first, floats.view(np.uint8), TensorType.F32, run)
             continue
         if (bad := _first_nonfinite(floats, TensorType.F32)) is not None:
@@ -168,7 +171,7 @@ def encode(source: Source, job: Job) -> Iterator[Bytes]:
 
 
 def read_floats(source: Source, job: Job) -> npt.NDArray[np.float32]:
-    """All rows of `source` as float32 [rows, n], the outliers that it has applied.
+    """Decode a source: float32 [rows, n], its outliers included.
 
     Raises:
         UserError: the source cannot be read, or a weight is NaN or infinite.

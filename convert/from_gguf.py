@@ -6,19 +6,25 @@ from pathlib import Path
 
 import gguf
 
+from gguf_bof4.convert.opened import OpenedModel
 from gguf_bof4.convert.options import Options
 from gguf_bof4.convert.output import RawValue, Writer
 from gguf_bof4.errors import UserError
 from gguf_bof4.gguf_files.model import Model, open_model
+from gguf_bof4.gguf_files.parts import part_paths
 
 _REPLACED = ("GGUF.", "split.", "bof4.")
 _REPLACED_KEYS = ("general.architecture", "general.file_type", "general.quantization_version")
 _OF_COPIES = ("bof4.encoder", "bof4.opq.quantile")
-"""How the tensors of this project's types were made: still true of a file where all of them are copied."""
+"""How tensors of this project's types were encoded: kept, as it is still true where all of them are copied."""
 
 
-def open_source(path: Path) -> tuple[Model, str]:
-    """Open a model to convert; returns it and its architecture.
+def open_source(path: Path, options: Options) -> OpenedModel:
+    """Open a model to convert.
+
+    Args:
+        path: a GGUF file, or the first of its parts.
+        options: give the name of the model.
 
     Raises:
         UserError: it cannot be read, or holds no model.
@@ -33,11 +39,12 @@ def open_source(path: Path) -> tuple[Model, str]:
         raise UserError(f"{path} holds no tensors: a vocabulary alone cannot be converted")
     if empty := [t.name for t in model.tensors if t.n_weights == 0]:
         raise UserError(f"{path} is damaged: tensor {empty[0]} has no weights")
-    return model, architecture
+    writer = _make_writer(model, architecture, options)
+    return OpenedModel(path, part_paths(path), architecture, model.tensors, writer, lists=model.lists, model=model)
 
 
 def _metadata(model: Model) -> dict[str, RawValue]:
-    """Metadata as it stands in the first part, byte for byte: arrays of arrays and odd strings survive."""
+    """Metadata of the first part, byte for byte, so that arrays of arrays and strings that are not UTF-8 are kept."""
     reader = model.readers[0]
     fields = [field for name, field in reader.fields.items() if not name.startswith("GGUF.")]
     ends = [*(field.offset for field in fields[1:]), reader.metadata_end]
@@ -50,16 +57,12 @@ def _metadata(model: Model) -> dict[str, RawValue]:
     return values
 
 
-def make_writer(model: Model, architecture: str, options: Options) -> Writer:
-    """A writer that holds the model's metadata, less what belongs to the old file.
-
-    Args:
-        options: give the name of the model.
-    """
+def _make_writer(model: Model, architecture: str, options: Options) -> Writer:
+    """A writer with the model's metadata, without keys that describe the source file."""
     writer = Writer(path=None, arch=architecture)
     for key, value in _metadata(model).items():
         if key in _OF_COPIES or not (key.startswith(_REPLACED) or key in _REPLACED_KEYS):
-            # the type given here is not looked at: it is part of the raw value
+            # the type given here is not used: it is part of the raw value
             writer.add_key_value(key, value, gguf.GGUFValueType.ARRAY)
     if (alignment := model.value("general.alignment")) is not None:
         writer.data_alignment = alignment

@@ -1,4 +1,4 @@
-"""A Hugging Face folder as the source of a conversion: checked here, converted by a child process (`upstream`)."""
+"""A Hugging Face folder as the source of a conversion, which a child process converts (`upstream`)."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from gguf_bof4.convert.options import Options
-from gguf_bof4.convert.report import Progress, TensorReport
-from gguf_bof4.errors import UserError
+from gguf_bof4.convert.pipeline import Converted
+from gguf_bof4.convert.report import TensorReport
+from gguf_bof4.errors import UserError, require
 from gguf_bof4.ggml_patch.build import source_tree
+from gguf_bof4.progress import Progress
 
-# not `python -m`: that puts the user's current folder, whatever it holds, before the pinned tree
+# not `python -m`, which puts the user's current folder before the pinned tree
 _START = (
     "import sys; sys.path[:] = sys.argv[1:3] + [p for p in sys.path if p]; "
     "from gguf_bof4.convert.upstream import main; main(sys.argv[3])"
@@ -27,10 +29,10 @@ _START = (
 
 @contextmanager
 def _child(job: dict[str, Any], stderr: IO[bytes] | None) -> Iterator[subprocess.Popen[str]]:
-    """The running child; ended, whatever happens here."""
+    """The running child process, which is terminated when the block ends, also after an exception."""
     tree = source_tree()
     command = [sys.executable, "-c", _START, str(tree / "gguf-py"), str(tree), json.dumps(job)]
-    # a local folder is all it needs: without this, transformers may wait for a network that is not there
+    # the folder is local: without this, transformers may wait for a network that is missing
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     child = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, text=True, encoding="utf-8",
@@ -60,19 +62,18 @@ def _failure(source: Path, code: int, stderr: IO[bytes] | None) -> Exception:
 
 def convert_folder(
     source: Path, output: Path, staging: Path | None, options: Options, progress: Progress
-) -> tuple[str, tuple[Path, ...], tuple[TensorReport, ...]]:
+) -> Converted:
     """Convert a checked folder in a child process.
 
     Args:
-        output: the name that the file is to have, or the parts before they are numbered.
+        output: the name of the file, or of the parts before they are numbered.
         staging: the folder to write into; None writes nothing.
 
-    Returns:
-        The architecture, the names that the files are to have, and a report of each tensor.
-
     Raises:
-        UserError: as `pipeline.run`, or upstream's converter cannot convert the folder.
+        UserError: as `pipeline.run`, upstream's converter cannot convert the folder, or a package of the extra "hf" is
+            missing.
     """
+    require("hf", "converting a Hugging Face folder", "torch", "transformers", "safetensors")
     job = {
         "source": str(source.resolve()),
         "output": str(output),
@@ -92,7 +93,7 @@ def convert_folder(
                     raise UserError(message["error"])
                 else:
                     child.wait()
-                    return (
+                    return Converted(
                         message["architecture"],
                         tuple(Path(p) for p in message["outputs"]),
                         tuple(TensorReport(**{**t, "shape": tuple(t["shape"])}) for t in message["tensors"]),

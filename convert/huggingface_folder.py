@@ -1,19 +1,18 @@
-"""A Hugging Face folder, looked over before upstream's converter is started on it.
+"""Checks of a Hugging Face folder before upstream's converter is started on it.
 
-Upstream's own messages for these mistakes are tracebacks, and some of them it does not notice.
+Upstream reports these mistakes by tracebacks, or not at all.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 from gguf_bof4.errors import UserError
+from gguf_bof4.gguf_files.parts import parse_part_name
 
 _INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-_NUMBERED = re.compile(r"^(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.safetensors|\.bin)$")
 _TOKENIZERS = ("tokenizer.*", "vocab.*", "*.model", "*.tiktoken", "tekken.json", "*vocab*", "tokenization_*.py")
 _GIT_LFS = b"version https://git-lfs"
 
@@ -36,17 +35,16 @@ def _names_from_index(index: Path) -> set[str]:
 
 
 def _numbered_names(names: set[str]) -> set[str]:
-    """The names, and those of the shards which their numbers promise."""
-    promised = set(names)
+    """The names, and those of all other parts of the same models."""
+    found = set(names)
     for name in names:
-        if match := _NUMBERED.match(name):
-            stem, count, suffix = match["stem"], match["count"], match["suffix"]
-            promised |= {f"{stem}-{i + 1:05d}-of-{count}{suffix}" for i in range(int(count))}
-    return promised
+        if part := parse_part_name(name):
+            found |= set(part.all())
+    return found
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that hold the weights: the ones which upstream's converter takes.
+    """The files that hold the weights, those that upstream's converter reads.
 
     Raises:
         UserError: there are none, or a shard is missing.
@@ -68,7 +66,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def check_safetensors(path: Path) -> None:
-    """Refuse a file that is not whole, before it is mapped.
+    """Check that a file is complete, before it is mapped.
 
     Raises:
         UserError: it cannot be read, is no safetensors file, or ends early.
@@ -95,7 +93,7 @@ def check_safetensors(path: Path) -> None:
 
 
 def check_folder(folder: Path) -> list[Path]:
-    """Refuse a folder that cannot be converted for a reason that can be seen from outside.
+    """Check that a folder has what a conversion needs.
 
     Returns:
         The files that hold the weights.

@@ -1,7 +1,7 @@
-"""Importance matrices of llama-imatrix: which columns of a matrix meet large inputs, so which errors cost most.
+"""Importance matrices of llama-imatrix: the mean squared input of each column, by which errors are weighted.
 
-Both forms are read as llama-quantize reads them: GGUF, with sums of squared inputs and how often each matrix was
-used; and the older .dat, which holds means times the number of chunks.
+Both forms are read as llama-quantize reads them: GGUF, with sums of squared inputs and the number of uses of each
+matrix; and the older .dat, which has means times the number of chunks.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Floats = npt.NDArray[np.float32]
 
 _SUMS, _COUNTS = ".in_sum2", ".counts"
 RANDOM_TOKENS_FILE = "random tokens"
-"""The dataset of a matrix made for one conversion, whose own path says nothing."""
+"""The dataset of a matrix that is made for one conversion in a temporary folder."""
 
 _REMEDY = "make it again with llama-imatrix"
 
@@ -45,7 +45,7 @@ class Imatrix:
     chunks: int
 
     def of(self, name: str, shape: tuple[int, ...]) -> Floats | None:
-        """Importance of each column of each matrix of a tensor, float32 [matrices, n]; None where nothing is known.
+        """Importance of each column of each matrix of a tensor, float32 [matrices, n]; None where it has none.
 
         Args:
             shape: rows before columns; experts, where there are some, in front.
@@ -69,7 +69,7 @@ class Imatrix:
         )
 
     def metadata(self) -> dict[str, str | int]:
-        """What llama-quantize notes of it in the file that it makes."""
+        """The metadata that llama-quantize adds to a file made with it."""
         temporary = self.dataset == RANDOM_TOKENS_FILE
         found: dict[str, str | int] = {"quantize.imatrix.file": self.path.name if temporary else str(self.path)}
         if self.dataset is not None:
@@ -98,7 +98,7 @@ def _read_values(tensor: Tensor) -> Floats:
 
 
 def _means(path: Path, name: str, sums: Floats, counts: Floats) -> Floats:
-    """Means of matrices used as often as `counts` says; 1 for all columns of one that never was."""
+    """Mean squared inputs from sums and numbers of uses; 1 for all columns of a matrix that was never used."""
     _checked(path, name, sums)
     uses = np.floor(_checked(path, name, counts) + np.float32(0.5))
     if sums.size % uses.size:
@@ -133,7 +133,7 @@ def _from_gguf(path: Path, model: Model) -> Imatrix:
 
 
 class _Bytes:
-    """The bytes of a .dat file, taken from the front.
+    """The bytes of a .dat file, read in order.
 
     Raises:
         UserError: they end too early.
@@ -172,7 +172,7 @@ def _from_dat(path: Path) -> Imatrix:
             raise UserError(f"{path}: tensor {name} has {size} columns there: the file is damaged, {_REMEDY}")
         values = np.frombuffer(data.take(4 * size, where), dtype="<f4").astype(np.float32)
         entries[name] = _checked(path, name, values / np.float32(calls) if calls > 0 else values)
-    # what follows came later than the format
+    # older files end here
     chunks = data.integer("the number of chunks") if data.left else 0
     dataset = data.take(data.integer("the dataset"), "the dataset").decode(errors="replace") if data.left else ""
     return Imatrix(path, entries, dataset or None, chunks)

@@ -1,9 +1,9 @@
 """Upstream's lazy tensors as sources.
 
-Upstream's converter describes every tensor as a graph of torch operations. Most graphs are trivial: a
-tensor of a safetensors file, or that and a cast of bfloat16 to float32, or a stack of such (the experts of
-a layer). Those are read from the file in runs of rows, in their own precision; the cast is exact, so
-nothing changes but the memory that it takes. Every other graph is computed, when it is the tensor's turn.
+In upstream's converter every tensor is a graph of torch operations. Most graphs are trivial: a tensor of a safetensors
+file, that tensor cast from bfloat16 to float32, or a stack of such tensors (the experts of a layer). These are read
+from the file in runs of rows, in their own precision; the cast is exact, so only memory use differs. Every other graph
+is computed when the tensor is read.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from gguf_bof4.errors import UserError
 from gguf_bof4.gguf_files.model import Tensor
 
 _PINNED: Any = gguf
-"""The pinned tree's gguf, which has more in it than the installed one."""
+"""The pinned tree's gguf package, which has names that the installed one lacks."""
 
 _SAFETENSORS_TYPES = {"F32": TensorType.F32, "F16": TensorType.F16, "BF16": TensorType.BF16}
 
@@ -41,8 +41,8 @@ def _lazy_in(value: Any) -> Iterator[Any]:
 def evaluate(root: Any) -> Any:
     """The value of a lazy tensor; an array that is not lazy is its own value.
 
-    Unlike upstream's to_eager, every intermediate result is given up as soon as nothing needs it, and the
-    graph stays as it is, so that a later tensor which shares a part of it computes that part again.
+    Unlike upstream's to_eager, it frees every intermediate result after its last use and stores none in the graph; a
+    later tensor that shares a part of the graph computes that part again.
     """
     if not isinstance(root, _PINNED.LazyBase):
         return root
@@ -147,7 +147,7 @@ def _computed(name: str, lazy: Any, path: Path) -> Source:
 
 
 def source_of(name: str, data: Any, path: Path) -> Source:
-    """A source for whatever upstream's converter hands to its writer as floats or integers.
+    """A source for floats or integers that upstream's converter gives to its writer.
 
     Args:
         data: numpy array, gguf.LazyNumpyTensor or gguf.LazyChunkedTensor.

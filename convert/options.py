@@ -1,4 +1,4 @@
-"""The options of a conversion, in the words of llama-quantize and convert_hf_to_gguf.py."""
+"""The options of a conversion, named as those of llama-quantize and convert_hf_to_gguf.py."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from dataclasses import dataclass
 
 import gguf
 
-from gguf_bof4.convert.planned_lists import ListRules, parse_rules
+from gguf_bof4.convert.list_rules import ListRules, parse_rules
 from gguf_bof4.convert.policy import Rules, parse_pattern, parse_type
+from gguf_bof4.encoders import DEFAULT as DEFAULT_ENCODER
+from gguf_bof4.encoders import encoder_of
+from gguf_bof4.encoders.encoder import Encoder
 from gguf_bof4.errors import UserError
 from gguf_bof4.formats import FORMATS, Format
 
 DEFAULT_OPQ = "0.95"
-"""The quantile of outlier lists, or "off", where the user says nothing.
+"""The default quantile of outlier lists.
 
-0.95, the paper's: on the reference models it lowers the KL divergence by 14 % for 0.1 bits (bench/opq.csv).
+It is the paper's; on the reference models it lowers the KL divergence by 14 % for 0.1 bits (bench/opq.csv).
 """
 
 RANDOM_TOKENS = "random"
-"""The imatrix option that stands for running the model on random tokens."""
-
-ENCODERS = ("absmax", "search", "gptq")
-"""How this project's types can be encoded."""
+"""The value of --imatrix that makes an importance matrix by running the model on random tokens."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the user asked for, as text and numbers, so that it can be sent to another process.
+    """The options as text and numbers, so that they can be sent to another process.
 
     Attributes:
         type: name of one of this project's types.
@@ -36,16 +36,16 @@ class Options:
         tensor_types: PATTERN=TYPE, the first match counts.
         opq: quantiles of outlier lists: "Q" or "off" for all tensors, PATTERN=Q or PATTERN=off for those whose name
             the regular expression is found in; the first match counts.
-        encoder: "absmax", the paper's, "search", or "gptq", which runs the model on a text.
+        encoder: name of one of the encoders.
         imatrix: path of an importance matrix of llama-imatrix; RANDOM_TOKENS makes one.
-        calibration: path of the text for gptq.
-        samples: windows of that text that the model reads; None: enough for its widest layer.
+        calibration: path of the calibration text of an encoder that runs the model.
+        samples: number of windows of that text; None: as many as the widest layer needs.
         sample_length: tokens in each.
-        damping: of gptq, in units of the mean square of a layer's inputs.
-        act_order: gptq begins with the columns that have the largest inputs.
-        device: that gptq runs the model on, as torch names it.
+        damping: Hessian damping, as a fraction of the mean diagonal.
+        act_order: columns with the largest inputs are quantized first.
+        device: that runs the model, as torch names it.
         pure: embeddings and output get `type`, too.
-        leave_output_tensor: output.weight stays as it is.
+        leave_output_tensor: output.weight keeps its type.
         split_max_size: bytes of tensor data in a part, "N", "NK", "NM" or "NG"; 0 means one file.
         model_name: general.name.
         threads: 0 means all cores.
@@ -59,7 +59,7 @@ class Options:
     output_tensor_type: str | None = None
     tensor_types: tuple[str, ...] = ()
     opq: tuple[str, ...] = ()
-    encoder: str = "search"
+    encoder: str = DEFAULT_ENCODER.name
     imatrix: str | None = None
     calibration: str | None = None
     samples: int | None = None
@@ -78,10 +78,10 @@ class Options:
 
     @property
     def format(self) -> Format:
-        """The format that `type` names.
+        """The type that `type` names.
 
         Raises:
-            UserError: there is no such format.
+            UserError: there is no such type.
         """
         for fmt in FORMATS:
             if fmt.name == self.type.upper():
@@ -89,6 +89,15 @@ class Options:
         raise UserError(
             f"there is no type {self.type!r} to convert to; --type takes {', '.join(f.name for f in FORMATS)}"
         )
+
+    @property
+    def chosen_encoder(self) -> Encoder:
+        """The encoder that `encoder` names.
+
+        Raises:
+            UserError: there is none.
+        """
+        return encoder_of(self.encoder)
 
     @property
     def rules(self) -> Rules:
@@ -134,19 +143,23 @@ class Options:
     def check(self) -> None:
         """Raise UserError where an option is wrong, before anything is read."""
         _ = self.rules, self.list_rules, self.split_bytes
-        if self.encoder not in ENCODERS:
-            raise UserError(f"there is no encoder {self.encoder!r}; --encoder takes {' or '.join(ENCODERS)}")
-        if self.encoder == "absmax" and self.imatrix is not None:
-            raise UserError("--encoder absmax weighs nothing: use --imatrix with --encoder search")
-        self._check_calibration()
+        encoder, fmt = self.chosen_encoder, self.format
+        if self.imatrix is not None and not encoder.takes_imatrix:
+            raise UserError(
+                f"--encoder {encoder.name} uses no importance matrix: use --imatrix with --encoder "
+                f"{DEFAULT_ENCODER.name}"
+            )
+        if encoder.kernels is not None and encoder.kernels not in fmt.kernels:
+            raise UserError(f"--encoder {encoder.name} is not implemented for {fmt.name}: choose another encoder")
+        self._check_calibration(encoder)
 
-    def _check_calibration(self) -> None:
-        if self.encoder != "gptq":
+    def _check_calibration(self, encoder: Encoder) -> None:
+        if encoder.calibrate is None:
             if self.calibration is not None:
-                raise UserError(f"--calibration is for --encoder gptq: {self.encoder} runs no model")
+                raise UserError(f"--encoder {encoder.name} runs no model, so it takes no --calibration")
             return
         if self.calibration is None:
-            raise UserError("--encoder gptq runs the model on a text: give one with --calibration FILE")
+            raise UserError(f"--encoder {encoder.name} runs the model on a text: give one with --calibration FILE")
         if (self.samples is not None and self.samples < 1) or self.sample_length < 2:
             raise UserError("--calibration-samples must be 1 or more, --calibration-length 2 or more")
         if not 0.0 <= self.damping < 1.0:

@@ -1,4 +1,4 @@
-"""Write a GGUF file, whole or in parts, that appears under its name only when it is complete."""
+"""Writes a GGUF file of one or several parts, which appears under its name only when it is complete."""
 
 from __future__ import annotations
 
@@ -21,35 +21,37 @@ import numpy.typing as npt
 from gguf_bof4.convert.encoding import Job, encode, nbytes
 from gguf_bof4.convert.imatrix import Imatrix
 from gguf_bof4.convert.options import Options
-from gguf_bof4.convert.planned_lists import PlannedList, finish
+from gguf_bof4.convert.output_lists import PlannedList, finish
 from gguf_bof4.convert.policy import Decision
-from gguf_bof4.convert.report import Progress, size_text
+from gguf_bof4.convert.report import size_text
 from gguf_bof4.convert.sources import Bytes, Source
-from gguf_bof4.encoders.gptq.encoded import Encoded
+from gguf_bof4.encoders.encoder import Encoded
 from gguf_bof4.errors import UserError
 from gguf_bof4.formats import FORMAT_VERSION, FORMATS
 from gguf_bof4.gguf_files.model import Tensor, read_list
+from gguf_bof4.progress import Progress
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @dataclass(frozen=True)
 class RawValue:
-    """A metadata value as it stands in a file: its type and its bytes."""
+    """A metadata value as the bytes of a file: its type and its value."""
 
     data: bytes
 
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """A tensor of the output: where its rows come from, and what they become.
+    """A tensor of the output.
 
     Attributes:
-        planned_list: the outlier list that it gets unless it turns out to have no outlier.
-        source_list: the outlier list that the source has.
+        source: gives its rows.
+        planned_list: its outlier list in the output; it gets none where it has no outlier.
+        source_list: its outlier list in the source.
         no_list: why it gets no outlier list although one was asked for.
-        ready: gives the tensor where the gptq encoder has made it already.
-        not_compensated: why that was without compensation of errors.
+        ready: gives the encoded tensor where calibration has made it.
+        not_compensated: why errors were not compensated in that.
         importance: of each column of each matrix, float32 [matrices, n], where it is known.
     """
 
@@ -68,22 +70,22 @@ class PlannedTensor:
 
     @property
     def copied(self) -> bool:
-        """It has its type already."""
+        """The source has the type of the output."""
         return self.source.qtype == self.decision.qtype
 
     def job(self, options: Options) -> Job:
-        """How it is encoded; its source's list is read here.
+        """How it is encoded; reads the source's list.
 
         Raises:
             UserError: that list is not valid.
         """
         source, listed = self.source, self.source_list
         outliers = None if listed is None else read_list(listed, source.name, source.shape)
-        encoder = "search" if options.encoder == "gptq" else options.encoder  # of what no decoder layer has
+        encoder = options.chosen_encoder.block_encoder
         return Job(self.decision.qtype, encoder, self.planned_list, outliers, options.threads, self.importance)
 
     def encoded(self, options: Options) -> Iterator[Bytes]:
-        """The tensor in its type, a run of rows at a time; the list that it gets is filled meanwhile."""
+        """Encode the tensor, a run of rows at a time, and fill its list."""
         if self.ready is None:
             yield from encode(self.source, self.job(options))
             return
@@ -94,7 +96,7 @@ class PlannedTensor:
 
 
 class _EncodedTensor:
-    """What GGUFWriter takes for an array of uint8: encoded while it is written, a run of rows at a time."""
+    """An array of uint8 to GGUFWriter, encoded while it is written, a run of rows at a time."""
 
     dtype = np.dtype(np.uint8)
 
@@ -111,13 +113,13 @@ class _EncodedTensor:
         """Append the tensor's bytes."""
         source = self._planned.source
         for encoded in self._planned.encoded(self._options):
-            # not ndarray.tofile: that hides why a write failed
+            # not ndarray.tofile, which hides why a write failed
             file.write(np.ascontiguousarray(encoded).data)
             self._written(source.name, encoded.shape[0] * source.shape[-1])
 
 
 class Writer(gguf.GGUFWriter):
-    """gguf's writer, which also takes metadata values as raw bytes."""
+    """GGUFWriter that also takes metadata values as raw bytes."""
 
     def _pack_val(self, val: Any, *args: Any, **kwargs: Any) -> bytes:
         if isinstance(val, RawValue):
@@ -163,10 +165,10 @@ def add_format_metadata(
 
 
 def refuse_source(output: Path, sources: Sequence[Path]) -> None:
-    """Refuse an output that is one of the files it is made from.
+    """Refuse an output that is a file of the source.
 
     Raises:
-        UserError: it is, whatever --force says.
+        UserError: it is; --force does not change that.
     """
     for source in sources:
         if output.exists() and source.exists() and output.samefile(source):
@@ -202,7 +204,7 @@ def _terminate(signum: int, frame: FrameType | None) -> None:
 
 @contextlib.contextmanager
 def _sigterm_unwinds() -> Iterator[None]:
-    """SIGTERM raises SystemExit, so that it cleans up as Ctrl-C does."""
+    """SIGTERM raises SystemExit, so that temporary files are removed as after Ctrl-C."""
     if (
         threading.current_thread() is not threading.main_thread()
         or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
@@ -218,7 +220,7 @@ def _sigterm_unwinds() -> Iterator[None]:
 
 @contextlib.contextmanager
 def staging(output: Path) -> Iterator[Path]:
-    """A hidden folder beside `output` to write into; removed at the end, whatever ends it.
+    """A hidden folder beside `output` to write into, removed in the end, also after an exception.
 
     Raises:
         UserError: the folder of the output is missing or cannot be written to.
@@ -245,7 +247,7 @@ def publish(folder: Path, output: Path, force: bool) -> tuple[Path, ...]:
     """
     staged = sorted(folder.iterdir())
     finals = [output.with_name(p.name) for p in staged]
-    refuse_existing(finals, force)  # again: hours may have passed
+    refuse_existing(finals, force)  # again, because encoding may have taken hours
     moved: list[Path] = []
     try:
         for path, final in zip(staged, finals, strict=True):
@@ -261,12 +263,12 @@ def publish(folder: Path, output: Path, force: bool) -> tuple[Path, ...]:
 
 
 def part_names(writer: gguf.GGUFWriter, output: Path) -> tuple[Path, ...]:
-    """The files that a filled writer will make: one, or one a part."""
+    """The files of a filled writer, one per part."""
     return tuple(writer.format_shard_names(output))
 
 
 def fill(writer: Writer, tensors: Sequence[PlannedTensor], options: Options, progress: Progress) -> None:
-    """Give the planned tensors to the writer, each list behind its weight; nothing is read yet."""
+    """Add the planned tensors to the writer, each list after its weight; nothing is read yet."""
     total = sum(int(np.prod(t.source.shape, dtype=np.int64)) for t in tensors)
     done = 0
 
@@ -279,12 +281,12 @@ def fill(writer: Writer, tensors: Sequence[PlannedTensor], options: Options, pro
     for planned in tensors:
         outliers = planned.planned_list
         room = planned.nbytes + (outliers.room if outliers else 0)
-        # GGUFWriter has the same rule, but might put a list into another part than its weight
+        # the rule of GGUFWriter, which could put a list into another part than its weight
         if limit and writer.tensors[-1] and taken + room > limit:
             writer.tensors.append({})
             taken = 0
         taken += room
-        tensor: Any = _EncodedTensor(planned, options, written)  # as much of an array as the writer needs
+        tensor: Any = _EncodedTensor(planned, options, written)  # has what the writer needs of an array
         writer.add_tensor(planned.source.name, tensor, raw_dtype=planned.decision.qtype)
         if outliers:
             array: Any = outliers
@@ -296,7 +298,7 @@ def write(writer: Writer, folder: Path, output: Path, lists: Sequence[PlannedLis
     """Encode and write everything that was given to the writer, as `folder / output.name`.
 
     Args:
-        lists: all that the writer was given.
+        lists: all lists of the writer.
 
     Raises:
         UserError: the disk is full or cannot be written to, a tensor cannot be encoded, or lists are so long that

@@ -1,21 +1,23 @@
-"""From a list of sources and a writer with the metadata to the finished files: what both routes share."""
+"""From an open model to the finished files: plan, calibrate, encode. The same for GGUF files and folders."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import gguf
 import numpy as np
 import numpy.typing as npt
 
-from gguf_bof4 import lists as opq
 from gguf_bof4 import native
+from gguf_bof4.convert.calibrated import calibrated
 from gguf_bof4.convert.imatrix import Imatrix
+from gguf_bof4.convert.imatrix import chosen as chosen_imatrix
+from gguf_bof4.convert.opened import OpenedModel
 from gguf_bof4.convert.options import Options
 from gguf_bof4.convert.output import (
     PlannedTensor,
-    Writer,
     add_format_metadata,
     fill,
     part_names,
@@ -23,32 +25,49 @@ from gguf_bof4.convert.output import (
     refuse_source,
     write,
 )
-from gguf_bof4.convert.planned_lists import PlannedList, ample_nbytes
+from gguf_bof4.convert.output_lists import PlannedList, list_room
 from gguf_bof4.convert.policy import NEED_IMATRIX, OUTPUT, Decision, decide
-from gguf_bof4.convert.report import Progress, TensorReport
+from gguf_bof4.convert.report import TensorReport
 from gguf_bof4.convert.sources import Source
 from gguf_bof4.errors import UserError
 from gguf_bof4.gguf_files.model import Tensor
+from gguf_bof4.lists import LISTED_TYPES, LONGEST_ROW
+from gguf_bof4.progress import Progress
+
+
+@dataclass(frozen=True)
+class Converted:
+    """The result of a conversion.
+
+    Attributes:
+        architecture: general.architecture.
+        outputs: the final names of the files.
+        tensors: a report of each tensor.
+    """
+
+    architecture: str
+    outputs: tuple[Path, ...]
+    tensors: tuple[TensorReport, ...]
 
 
 def _plan_list(
     source: Source, decision: Decision, quantile: float | None, source_list: Tensor | None
 ) -> tuple[PlannedList | None, str | None]:
-    """The list that a tensor gets, and why it gets none where one was asked for."""
-    if decision.qtype not in opq.LISTED_TYPES:
+    """The list of a tensor, and why it gets none where one was asked for."""
+    if decision.qtype not in LISTED_TYPES:
         return None, None
     if source.qtype == decision.qtype:
         copied = None if source_list is None else PlannedList(source.name, None, source_list.nbytes)
         return copied, None
     if quantile is None:
         return None, None
-    if source.shape[-1] > opq.LONGEST_ROW:
-        return None, f"rows of {source.shape[-1]} are longer than {opq.LONGEST_ROW}"
-    return PlannedList(source.name, quantile, ample_nbytes(source.shape, quantile)), None
+    if source.shape[-1] > LONGEST_ROW:
+        return None, f"rows of {source.shape[-1]} are longer than {LONGEST_ROW}"
+    return PlannedList(source.name, quantile, list_room(source.shape, quantile)), None
 
 
 def _importance(source: Source, decision: Decision, imatrix: Imatrix | None) -> npt.NDArray[np.float32] | None:
-    """What the importance matrix says of a tensor that is encoded in blocks."""
+    """The importance of the columns of a tensor that is encoded in blocks."""
     if imatrix is None or source.qtype == decision.qtype or gguf.GGML_QUANT_SIZES[decision.qtype][0] == 1:
         return None
     found = imatrix.of(source.name, source.shape)
@@ -60,29 +79,17 @@ def _importance(source: Source, decision: Decision, imatrix: Imatrix | None) -> 
     return found
 
 
-def plan(
-    architecture: str,
-    sources: Sequence[Source],
-    options: Options,
-    fixed: Mapping[str, gguf.GGMLQuantizationType] | None = None,
-    lists: Mapping[str, Tensor] | None = None,
-    imatrix: Imatrix | None = None,
-) -> list[PlannedTensor]:
-    """Decide the type of every tensor, whether it gets an outlier list, and what is known of its columns.
-
-    Args:
-        architecture: general.architecture.
-        fixed: types that are not up to the rules, by name.
-        lists: outlier lists of the sources, by the names of their weights.
+def plan(opened: OpenedModel, options: Options, imatrix: Imatrix | None = None) -> list[PlannedTensor]:
+    """Decide the type of every tensor, whether it gets an outlier list, and the importance of its columns.
 
     Raises:
         UserError: llama.cpp does not know the architecture, or the importance matrix is of another model.
     """
-    rules, list_rules, fixed, lists = options.rules, options.list_rules, fixed or {}, lists or {}
-    tied = all(source.name != OUTPUT for source in sources)
+    rules, list_rules, architecture, lists = options.rules, options.list_rules, opened.architecture, opened.lists
+    tied = all(source.name != OUTPUT for source in opened.sources)
     planned = []
-    for source in sources:
-        if (qtype := fixed.get(source.name)) is not None:
+    for source in opened.sources:
+        if (qtype := opened.fixed.get(source.name)) is not None:
             decision = Decision(qtype)
         else:
             try:
@@ -99,45 +106,14 @@ def plan(
     return planned
 
 
-def run(
-    writer: Writer,
-    tensors: Sequence[PlannedTensor],
-    options: Options,
-    output: Path,
-    folder: Path | None,
-    progress: Progress,
-    imatrix: Imatrix | None = None,
-) -> tuple[Path, ...]:
-    """Write the tensors and the writer's metadata into `folder`; returns the names that the files are to have.
-
-    Args:
-        writer: holds the metadata, and no tensors yet.
-        output: the name of the file, or of the parts before they are numbered.
-        folder: a staging folder; None writes nothing.
-
-    Raises:
-        UserError: an output exists or is a source, the disk is full, or a tensor cannot be encoded, or lists are so
-            long that a part gets too large.
-    """
-    add_format_metadata(writer, options, tensors, imatrix)
-    fill(writer, tensors, options, progress)
-    outputs = part_names(writer, output)
-    for path in outputs:
-        refuse_source(path, [t.source.path for t in tensors])
-    refuse_existing(outputs, options.force)
-    if folder is not None:
-        write(writer, folder, output, [t.planned_list for t in tensors if t.planned_list])
-    return outputs
-
-
 def _unweighted(planned: PlannedTensor, imatrix: Imatrix | None) -> bool:
-    """Was the tensor encoded in blocks without the importance that the others have?"""
+    """Was the tensor encoded without weights on errors although there is an importance matrix?"""
     in_blocks = gguf.GGML_QUANT_SIZES[planned.decision.qtype][0] > 1 and not planned.copied
     return imatrix is not None and in_blocks and planned.importance is None and planned.ready is None
 
 
-def reports(tensors: Sequence[PlannedTensor], imatrix: Imatrix | None = None) -> tuple[TensorReport, ...]:
-    """What became of each tensor."""
+def _reports(tensors: Sequence[PlannedTensor], imatrix: Imatrix | None) -> tuple[TensorReport, ...]:
+    """A report of each tensor, after it was written."""
     return tuple(
         TensorReport(
             name=t.source.name,
@@ -155,3 +131,31 @@ def reports(tensors: Sequence[PlannedTensor], imatrix: Imatrix | None = None) ->
         )
         for t in tensors
     )
+
+
+def run(opened: OpenedModel, options: Options, output: Path, folder: Path | None, progress: Progress) -> Converted:
+    """Plan the tensors of an open model, encode them, and write them and the metadata into a folder.
+
+    Args:
+        opened: its writer is filled here.
+        output: the name of the file, or of the parts before they are numbered.
+        folder: a staging folder; None writes nothing, and runs no model.
+        progress: called with the current step, weights done and weights in all.
+
+    Raises:
+        UserError: llama.cpp does not know the architecture, an output exists or is a source, the disk is full, a tensor
+            cannot be encoded, the model cannot be calibrated, or lists are so long that a part gets too large.
+    """
+    writer, imatrix = opened.writer, chosen_imatrix(options)
+    tensors = plan(opened, options, imatrix)
+    if folder is not None:
+        tensors = calibrated(tensors, opened, options, output, progress)
+    add_format_metadata(writer, options, tensors, imatrix)
+    fill(writer, tensors, options, progress)
+    outputs = part_names(writer, output)
+    for path in outputs:
+        refuse_source(path, [t.source.path for t in tensors])
+    refuse_existing(outputs, options.force)
+    if folder is not None:
+        write(writer, folder, output, [t.planned_list for t in tensors if t.planned_list])
+    return Converted(opened.architecture, outputs, _reports(tensors, imatrix))

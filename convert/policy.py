@@ -1,7 +1,6 @@
-"""Which type a tensor gets: llama-quantize's rules, as pure functions.
+"""The type of each tensor: llama-quantize's rules, as pure functions.
 
-Whether a tensor is quantized at all is not decided here but asked of llama.cpp itself
-(`native.allows_quantization`).
+Whether a tensor is quantized at all is decided by llama.cpp (`native.allows_quantization`).
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from gguf import GGMLQuantizationType as TensorType
 
 from gguf_bof4 import native
 from gguf_bof4.errors import UserError
+from gguf_bof4.formats import FORMATS
 
 FLOATS = (TensorType.F32, TensorType.F16, TensorType.BF16)
 
@@ -24,10 +24,9 @@ OUTPUT = "output.weight"
 _NOT_WRITTEN = {"Q8_1", "Q8_K", "F64", "I8", "I16", "I32", "I64"}
 NEED_IMATRIX = {"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS"}
 
-# llama-quantize's tensor_type_fallback; whatever is not named here becomes F16
+# llama-quantize's tensor_type_fallback; every type that is not a key becomes F16
 _FALLBACK = {
-    "BOF4_K": "BOF4_S",
-    "BOF4_S": "Q8_0",
+    **{fmt.name: "Q8_0" if fmt.fallback is None else fmt.fallback.name for fmt in FORMATS},
     **dict.fromkeys(("Q6_K", "NVFP4"), "Q8_0"),
     **dict.fromkeys(("Q2_0", "Q2_K", "Q3_K", "TQ1_0", "TQ2_0"), "Q4_0"),
     **dict.fromkeys(("IQ3_S", "IQ4_XS"), "IQ4_NL"),
@@ -90,7 +89,7 @@ def parse_pattern(text: str, importance: bool = False) -> tuple[str, TensorType]
 
 @dataclass(frozen=True)
 class Rules:
-    """What the user asked for; the fields are llama-quantize's options.
+    """Options that decide types; the fields are those of llama-quantize.
 
     Attributes:
         base: the type of matrices.
@@ -98,7 +97,7 @@ class Rules:
         output_tensor: of output.weight, where given; of tied token embeddings, too.
         patterns: (regular expression, type); the first that is found in a tensor's name counts.
         pure: embeddings and output get the base type, too.
-        leave_output: output.weight stays as it is.
+        leave_output: output.weight keeps its type.
     """
 
     base: TensorType
@@ -127,7 +126,7 @@ def fits(qtype: TensorType, n_per_row: int) -> bool:
 
 
 def with_fallback(wanted: TensorType, n_per_row: int) -> Decision:
-    """`wanted`, or the type that takes its place where rows do not divide into its blocks."""
+    """`wanted`, or its fallback type where rows do not divide into its blocks."""
     if fits(wanted, n_per_row):
         return Decision(wanted)
     block = gguf.GGML_QUANT_SIZES[wanted][0]
@@ -144,7 +143,7 @@ def kept(source: TensorType) -> TensorType:
 
 
 def wanted_type(name: str, rules: Rules, tied: bool) -> TensorType:
-    """The type of a tensor that may be quantized, before its shape is looked at.
+    """The type of a tensor that may be quantized, without regard to its shape.
 
     Args:
         tied: the model has no output.weight, so its token embeddings are its output, too.
@@ -167,12 +166,12 @@ def wanted_type(name: str, rules: Rules, tied: bool) -> TensorType:
 def decide(
     architecture: str, name: str, shape: tuple[int, ...], source: TensorType, rules: Rules, tied: bool
 ) -> Decision:
-    """The type that a tensor gets.
+    """The type of a tensor of the output.
 
     Args:
         architecture: general.architecture.
         shape: rows before columns.
-        source: the type it comes in.
+        source: its type in the source.
         tied: the model has no output.weight.
 
     Raises:
@@ -180,7 +179,7 @@ def decide(
     """
     if rules.leave_output and name == OUTPUT:
         return Decision(source)
-    # integers and doubles are tables, not weights
+    # integers and doubles are not weights
     is_table = source.name in _NOT_WRITTEN and gguf.GGML_QUANT_SIZES[source][0] == 1
     if is_table or not native.allows_quantization(architecture, name, shape):
         return Decision(kept(source))

@@ -1,7 +1,7 @@
-"""An importance matrix without a text: what the inputs of each matrix look like when the model reads random tokens.
+"""An importance matrix without a text, from the inputs of each matrix when the model reads random tokens.
 
-Which columns meet large inputs is mostly the model's own doing, not the text's, so random words of its vocabulary show
-much of what a text would show (bench/NOTES.md). No text has to be chosen, and none can be favoured.
+Which columns have large inputs depends mostly on the model and little on the text, so random tokens of its vocabulary
+give most of what a text gives (bench/NOTES.md). No text has to be chosen, and none can be favoured.
 """
 
 from __future__ import annotations
@@ -15,30 +15,30 @@ from pathlib import Path
 
 from gguf_bof4.convert.imatrix import RANDOM_TOKENS_FILE
 from gguf_bof4.convert.options import RANDOM_TOKENS, Options
-from gguf_bof4.convert.report import Progress
 from gguf_bof4.errors import UserError
 from gguf_bof4.ggml_patch.programs import make_imatrix
 from gguf_bof4.gguf_files.model import Model, open_model
+from gguf_bof4.progress import Progress
 
 CHUNKS = 8
-"""Of 512 tokens: the mean square of an input is then known to a few percent."""
+"""Chunks of 512 tokens: the mean square of an input is then known to a few percent."""
 
 _NORMAL = 1
 _SEED = 2505
 
 
 def _bytes_of_letters() -> dict[str, int]:
-    """The letters that vocabularies of bytes are written in (GPT-2's): printable bytes stand for themselves."""
+    """The letters of byte-level vocabularies (GPT-2), and the bytes they stand for; printable bytes are themselves."""
     plain = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)]
     others = [byte for byte in range(256) if byte not in plain]
     return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(others)}
 
 
 def words(model: Model) -> list[str]:
-    """Ordinary tokens of a model's vocabulary as text, those that are printable.
+    """The printable ones of the ordinary tokens of a model's vocabulary, as text.
 
     Raises:
-        UserError: the file has no vocabulary that texts could be made of.
+        UserError: the file has no vocabulary, or no printable token in it.
     """
     tokens, kinds = model.value("tokenizer.ggml.tokens"), model.value("tokenizer.ggml.token_type")
     if not tokens:
@@ -67,9 +67,9 @@ def random_imatrix(source: Path, folder: Path, threads: int) -> Path:
     Raises:
         UserError: the file has no vocabulary, or llama-imatrix cannot run it.
     """
-    # half as many again as needed: neighbours may come out as one token
+    # 1.5 times as many as needed, because adjacent ones may be tokenized as one
     vocabulary, generator = words(open_model(source)), random.Random(_SEED)
-    text = folder / RANDOM_TOKENS_FILE  # llama-imatrix notes the name as the dataset
+    text = folder / RANDOM_TOKENS_FILE  # llama-imatrix records the name as the dataset
     text.write_text("".join(generator.choices(vocabulary, k=CHUNKS * 512 * 3 // 2)), encoding="utf-8")
     target = folder / "random-tokens.gguf"
     make_imatrix(
@@ -81,7 +81,7 @@ def random_imatrix(source: Path, folder: Path, threads: int) -> Path:
 
 @contextlib.contextmanager
 def with_importance(options: Options, source: Path, progress: Progress) -> Iterator[Options]:
-    """The options, with a file in the place of "random".
+    """The options, with the path of an importance matrix instead of "random".
 
     Raises:
         UserError: the source is a folder, which llama-imatrix cannot run, or the run failed.

@@ -1,25 +1,18 @@
-"""What a conversion did."""
+"""The report of a conversion."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
 from gguf_bof4.formats import FORMATS
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, weights done and weights in all (0: unknown)."""
-
-
-def no_progress(what: str, done: int, total: int) -> None:
-    """A Progress that shows nothing."""
+from gguf_bof4.gguf_files.model import bits_per_weight
 
 
 def size_text(nbytes: int) -> str:
-    """A number of bytes for people."""
+    """A number of bytes in a decimal unit."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if nbytes >= scale:
             return f"{nbytes / scale:.2f} {unit}"
@@ -28,20 +21,20 @@ def size_text(nbytes: int) -> str:
 
 @dataclass(frozen=True)
 class TensorReport:
-    """One tensor: what it was and what it became.
+    """One tensor of a conversion.
 
     Attributes:
         shape: rows before columns.
-        source_type: name of the ggml type it came in.
-        qtype: name of the ggml type it was given.
+        source_type: name of its ggml type in the source.
+        qtype: name of its ggml type in the output.
         nbytes: without its outlier list.
         outliers: in its list, 0 where it has none; None where a dry run cannot tell.
         list_nbytes: of its list.
         no_list: why it has no list although one was asked for.
         fallback: why it did not get the type that it should have.
-        decoded: it came in a block type and was converted again.
-        not_compensated: why the gptq encoder could not compensate errors in it, and what was done instead.
-        unweighted: the importance matrix that was given says nothing about it.
+        decoded: it was quantized in the source and is quantized again.
+        not_compensated: why the encoder could not compensate errors in it, and how it was encoded instead.
+        unweighted: it is not in the importance matrix that was given.
     """
 
     name: str
@@ -89,7 +82,7 @@ class ConversionReport:
     @property
     def bits_per_weight(self) -> float:
         """Of all tensors, with their outlier lists; metadata is not counted."""
-        return 8 * sum(t.nbytes + t.list_nbytes for t in self.tensors) / self.n_weights
+        return bits_per_weight(sum(t.nbytes + t.list_nbytes for t in self.tensors), self.n_weights)
 
     @property
     def listed(self) -> tuple[TensorReport, ...]:
@@ -108,26 +101,26 @@ class ConversionReport:
 
     @property
     def not_compensated(self) -> tuple[TensorReport, ...]:
-        """Tensors of decoder layers that the gptq encoder could not reach."""
+        """Tensors of decoder layers in which the encoder gptq could not compensate errors."""
         return tuple(t for t in self.tensors if t.not_compensated)
 
     @property
     def unweighted(self) -> tuple[TensorReport, ...]:
-        """Tensors that were encoded as if all their columns were alike, although an importance matrix was given."""
+        """Tensors that were encoded without weights on errors although an importance matrix was given."""
         return tuple(t for t in self.tensors if t.unweighted)
 
     @property
     def decoded_types(self) -> dict[str, int]:
-        """Block types that were converted a second time, and how many tensors of each."""
+        """Block types that were quantized a second time, and the number of tensors of each."""
         return dict(Counter(t.source_type for t in self.tensors if t.decoded))
 
     @property
     def copied(self) -> dict[str, int]:
-        """Types of this project that tensors had already, and how many of each: these are as they were, lists too."""
+        """Types of this project that tensors had already, and the number of each: these are copied, lists too."""
         names = {f.name for f in FORMATS}
         return dict(Counter(t.qtype for t in self.tensors if t.source_type == t.qtype and t.qtype in names))
 
     @property
     def types(self) -> dict[str, int]:
-        """Types of the output, and how many tensors of each."""
+        """Types of the output, and the number of tensors of each."""
         return dict(Counter(t.qtype for t in self.tensors))

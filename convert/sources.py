@@ -1,7 +1,6 @@
-"""Where the rows of a tensor come from: a range of a file, an array that is computed when it is its turn,
-or several of these on top of each other.
+"""Sources of the rows of a tensor: a range of a file, an array that is computed when it is read, or a stack of these.
 
-`gguf_bof4.gguf_files.model.Tensor` is the range of a file, of a GGUF and of a safetensors file alike.
+`gguf_bof4.gguf_files.model.Tensor` is a range of a GGUF or safetensors file.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ def n_rows(source: Source) -> int:
 
 @dataclass
 class Computed:
-    """An array that `compute` makes at the first read; it is given up after the last row was read.
+    """An array that is computed at the first read and freed after the last row was read.
 
     Attributes:
         compute: returns [..., n] floats or integers, or uint8 [..., bytes of a row] of a block type.
@@ -80,7 +79,7 @@ class Computed:
 
 
 def type_of(array: npt.NDArray[Any]) -> gguf.GGMLQuantizationType:
-    """The ggml type of the elements of an array, or of a lazy one.
+    """The ggml type of the elements of an array, lazy or not.
 
     Raises:
         ValueError: ggml has no such type.

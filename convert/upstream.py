@@ -1,17 +1,16 @@
-"""Upstream's converter, driven in this process: the child that `from_huggingface` starts.
+"""A Hugging Face folder opened by upstream's converter, in the child process that `from_huggingface` starts.
 
-Upstream's `write()` asks a model class for its tensors one by one, casts each with gguf.quants.quantize and
-hands it to a gguf.GGUFWriter; then it hands over the metadata and has the writer write. Here the last two
-are replaced: quantize only notes which type upstream wants, the writer only collects. Nothing has been read
-by then but headers. What was collected goes through the same rules, encoder and writer as a GGUF file
-(`pipeline`), so the two routes cannot differ.
+Upstream's `write()` takes the tensors of a model class one by one, casts each with gguf.quants.quantize and adds it to
+a gguf.GGUFWriter; then it adds the metadata and lets the writer write. Both are replaced here: quantize only records
+the type that upstream wants, the writer only collects. Only headers have been read by then. The result goes through
+the same `pipeline` as a GGUF file.
 
-What upstream wants counts where it is a float type that upstream forces: norms, vectors, routers and what a
-model class says it needs in F32 or F16. The type of ordinary matrices is up to the rules, and so is that of
-matrices which upstream would write as Q8_0, MXFP4 or NVFP4 because the folder has them in 8 or 4 bits.
+The type that upstream wants counts where it is a float type that upstream forces: of norms, vectors, routers and
+tensors that a model class needs in F32 or F16. The rules decide about ordinary matrices, also about those that upstream
+would write as Q8_0, MXFP4 or NVFP4 because the folder has them in 8 or 4 bits.
 
-The pinned tree has a gguf package of its own, with more architectures than the installed one, and only one
-`gguf` can live in a process: that is why this is a process of its own.
+The pinned tree has its own gguf package, with more architectures than the installed one, and a process can import only
+one package of that name: hence a child process.
 """
 
 from __future__ import annotations
@@ -33,8 +32,8 @@ from gguf import GGMLQuantizationType as TensorType
 
 from gguf_bof4.convert import pipeline
 from gguf_bof4.convert.huggingface_folder import weight_files
-from gguf_bof4.convert.imatrix import chosen as importance
 from gguf_bof4.convert.lazy import evaluate, source_of
+from gguf_bof4.convert.opened import OpenedModel
 from gguf_bof4.convert.options import Options
 from gguf_bof4.convert.output import Writer
 from gguf_bof4.convert.policy import FLOATS
@@ -42,7 +41,7 @@ from gguf_bof4.convert.sources import Computed, Source
 from gguf_bof4.errors import UserError
 
 _PINNED: Any = gguf
-"""The pinned tree's gguf, which has more in it than the installed one."""
+"""The pinned tree's gguf package, which has names that the installed one lacks."""
 
 _FREE_TYPES = {
     gguf.LlamaFileType.MOSTLY_F16: TensorType.F16,
@@ -51,7 +50,7 @@ _FREE_TYPES = {
 
 
 class Wanted:
-    """A tensor and the type that upstream wants it in; looks like an array to upstream."""
+    """A tensor and the type that upstream wants for it; an array to upstream."""
 
     dtype = np.dtype(np.float32)
 
@@ -62,7 +61,7 @@ class Wanted:
 
 
 class Collector(Writer):
-    """Takes the place of gguf.GGUFWriter: keeps what it is given and writes nothing.
+    """Replaces gguf.GGUFWriter: collects tensors and metadata and writes nothing.
 
     Attributes:
         written: the collectors that upstream wanted written, in order.
@@ -71,7 +70,7 @@ class Collector(Writer):
         wanted: the types that upstream wants, by name.
     """
 
-    written: list[Collector] = []  # noqa: RUF012  upstream makes the instances, so they meet here
+    written: list[Collector] = []  # noqa: RUF012  (upstream makes the instances, so they are registered here)
     folder = Path()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -82,7 +81,7 @@ class Collector(Writer):
     def add_tensor(
         self, name: str, tensor: Any, raw_shape: Any = None, raw_dtype: Any = None, tensor_endianess: Any = None
     ) -> None:
-        """Keep a tensor; its size is noted for the count of parameters."""
+        """Collect a tensor; its size is recorded for the count of parameters."""
         if isinstance(tensor, Wanted):
             self.sources[name] = source_of(name, tensor.data, self.folder)
             self.wanted[name] = tensor.qtype
@@ -97,25 +96,25 @@ class Collector(Writer):
         self.add_tensor_info(name, shape, np.dtype(np.float32), 0, raw_dtype=TensorType.F32)
 
     def write_header_to_file(self, path: Path | None = None) -> None:
-        """Note that this is a file that upstream would write."""
+        """Record that upstream would write this file."""
         self.written.append(self)
 
     def write_kv_data_to_file(self) -> None:
-        """Nothing: `convert_folder` writes."""
+        """Nothing: `pipeline` writes."""
 
     def write_tensors_to_file(self, *, progress: bool = False) -> None:
-        """Nothing: `convert_folder` writes."""
+        """Nothing: `pipeline` writes."""
 
     def close(self) -> None:
         """Nothing was opened."""
 
     def fixed(self, free: TensorType) -> dict[str, TensorType]:
-        """Float types that upstream forces; `free` is the one it gives to what it does not force."""
+        """Float types that upstream forces; `free` is the type of tensors for which it forces none."""
         return {name: qtype for name, qtype in self.wanted.items() if qtype in FLOATS and qtype != free}
 
 
 def _block_source(name: str, data: Any, qtype: TensorType, folder: Path) -> Source:
-    """A tensor that upstream took over in a block type, as uint8 [..., bytes of a row]."""
+    """A tensor that upstream copies in a block type, as uint8 [..., bytes of a row]."""
     shape = tuple(int(n) for n in gguf.quant_shape_from_byte_shape(tuple(data.shape), qtype))
     return Computed(name, qtype, shape, folder, lambda: np.asarray(evaluate(data)))
 
@@ -139,7 +138,7 @@ def _model_class(folder: Path) -> Any:
 
 
 def _collect(folder: Path, options: Options) -> tuple[Collector, TensorType]:
-    """Run upstream's converter; returns what it would have written and the type of what it does not force."""
+    """Run upstream's converter; returns what it would write, and the type of tensors for which it forces none."""
     Collector.folder = folder
     _PINNED.GGUFWriter = Collector
     _PINNED.quants.quantize = Wanted
@@ -152,22 +151,41 @@ def _collect(folder: Path, options: Options) -> tuple[Collector, TensorType]:
     return Collector.written[0], free
 
 
-def _gave_up(folder: Path, error: Exception) -> str:
+def _failure(folder: Path, error: Exception) -> str:
     if isinstance(error, NotImplementedError) and "pre-tokenizer" in str(error):
         return f"{folder}: the pinned llama.cpp does not know the tokenizer of this model, so it cannot convert it"
     place = traceback.extract_tb(error.__traceback__)[-1]
     return (
-        f"{folder}: upstream's converter gave up: {type(error).__name__}: {error} "
+        f"{folder}: upstream's converter failed: {type(error).__name__}: {error} "
         f"({Path(place.filename).name}, line {place.lineno})\n"
-        "Look whether the folder is complete; --verbose shows what upstream did until then"
+        "Check that the folder is complete; --verbose shows the output of upstream's converter"
     )
 
 
+def open_folder(folder: Path, options: Options) -> OpenedModel:
+    """Open a checked folder by upstream's converter; only headers are read.
+
+    Raises:
+        UserError: upstream's converter cannot convert it.
+    """
+    try:
+        collected, free = _collect(folder, options)
+    except UserError:
+        raise
+    except Exception as error:
+        traceback.print_exc()
+        raise UserError(_failure(folder, error)) from error
+    writer = Writer(path=None, arch=collected.arch)
+    writer.kv_data[0].update(collected.kv_data[0])
+    sources = list(collected.sources.values())
+    return OpenedModel(folder, weight_files(folder), collected.arch, sources, writer, collected.fixed(free))
+
+
 def convert_folder(folder: Path, output: Path, staging: Path | None, options: Options, channel: TextIO) -> None:
-    """Convert; progress and the result go to `channel` as lines of JSON.
+    """Convert; progress and the result are written to `channel` as lines of JSON.
 
     Args:
-        output: the name that the file is to have, or the parts before they are numbered.
+        output: the name of the file, or of the parts before they are numbered.
         staging: the folder to write into; None writes nothing.
     """
 
@@ -175,47 +193,27 @@ def convert_folder(folder: Path, output: Path, staging: Path | None, options: Op
         channel.write(json.dumps(message) + "\n")
         channel.flush()
 
+    def progress(step: str, done: int, total: int) -> None:
+        send(progress=[step, done, total])
+
     try:
-        try:
-            collected, free = _collect(folder, options)
-        except UserError:
-            raise
-        except Exception as error:
-            traceback.print_exc()
-            raise UserError(_gave_up(folder, error)) from error
-        writer = Writer(path=None, arch=collected.arch)
-        writer.kv_data[0].update(collected.kv_data[0])
-        imatrix = importance(options)
-        sources, fixed = list(collected.sources.values()), collected.fixed(free)
-        tensors = pipeline.plan(collected.arch, sources, options, fixed, imatrix=imatrix)
-
-        def progress(what: str, done: int, total: int) -> None:
-            send(progress=[what, done, total])
-
-        if options.encoder == "gptq" and staging is not None:
-            from gguf_bof4.convert.calibrated import calibrated
-            from gguf_bof4.encoders.gptq.weights import FolderWeights
-
-            files = weight_files(folder)
-            weights = FolderWeights(folder, files)
-            tensors = calibrated(tensors, weights, folder, files, collected.arch, options, output, progress)
-        outputs = pipeline.run(writer, tensors, options, output, staging, progress, imatrix)
+        converted = pipeline.run(open_folder(folder, options), options, output, staging, progress)
         send(
-            architecture=collected.arch,
-            outputs=[str(path) for path in outputs],
-            tensors=[asdict(report) for report in pipeline.reports(tensors, imatrix)],
+            architecture=converted.architecture,
+            outputs=[str(path) for path in converted.outputs],
+            tensors=[asdict(report) for report in converted.tensors],
         )
     except UserError as error:
         send(error=str(error))
 
 
 def main(job: str) -> None:
-    """Entry point of the child.
+    """Entry point of the child process.
 
     Args:
         job: JSON with source, output, staging and options.
     """
-    # whatever upstream and its libraries print must not get between the lines for the parent
+    # output of upstream and its libraries must not mix with the lines for the parent process
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     content = json.loads(job)

@@ -1,4 +1,4 @@
-"""OPQ, outlier-preserving quantization (arXiv 2505.06653, eq. 9 and appendix E), and outlier lists, which store outliers.
+"""OPQ, outlier-preserving quantization (arXiv 2505.06653, eq. 9 and appendix E), and the lists that store outliers.
 
 A weight whose magnitude exceeds sigma_b * F_M^-1(q) is an outlier: it is stored in bfloat16, in a list beside its
 tensor, and set to zero before its block is encoded. sigma_b is the sample deviation of the 64 weights around it

@@ -130,7 +130,7 @@ class Reference:
         return blocks[:, :SCALE_BYTES].copy().view(np.float16).astype(np.float32)
 
 
-class BOF4_S(Reference, _Quant, qtype=gguf.GGMLQuantizationType(FORMAT_S.type_id)):  # type: ignore[misc,call-arg]
+class BOF4_S(Reference, _Quant, qtype=gguf.GGMLQuantizationType(FORMAT_S.type_id)):  # type: ignore[misc]
     """64 weights in 34 bytes: fp16 signed block maximum, then 32 bytes of codes.
 
     Low nibbles hold weights 0 to 31, high nibbles weights 32 to 63.
@@ -158,10 +158,10 @@ class BOF4_S(Reference, _Quant, qtype=gguf.GGMLQuantizationType(FORMAT_S.type_id
         codes = np.concatenate([qs & np.uint8(15), qs >> np.uint8(4)], axis=1)
         # scale * level is exact (11 + 7 bits), so there is one rounding, and level 127 gives exactly the scale
         with np.errstate(invalid="ignore"):
-            return cls.stored_scales(blocks) * cls.levels[codes] * cls.unit
+            return np.asarray(cls.stored_scales(blocks) * cls.levels[codes] * cls.unit)
 
 
-class BOF4_K(Reference, _Quant, qtype=gguf.GGMLQuantizationType(FORMAT_K.type_id)):  # type: ignore[misc,call-arg]
+class BOF4_K(Reference, _Quant, qtype=gguf.GGMLQuantizationType(FORMAT_K.type_id)):  # type: ignore[misc]
     """256 weights in 142 bytes: fp16 scale of the superblock, 16 signed 6-bit sub-block scales, 256 codes.
 
     Sub-blocks are runs of 16 weights. The format specification has the place of every bit.

@@ -1,6 +1,6 @@
-"""Check a file: every BOF4 tensor decoded twice, in numpy and in C, and multiplied through the CPU backend.
+"""Checks a file: every BOF4 tensor is decoded in numpy and in C, and multiplied by the CPU backend.
 
-Outlier lists are checked when the file is opened, and take part in the products.
+Outlier lists are checked when the file is opened, and are part of the products.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from gguf_bof4 import native
 from gguf_bof4.errors import UserError
-from gguf_bof4.formats import BOF4_K, BOF4_S, FORMATS
+from gguf_bof4.formats import FORMAT_OF_TYPE_ID, FORMATS, SCALE_BYTES
 from gguf_bof4.gguf_files.model import Model, Tensor, open_model
 from gguf_bof4.lists import OutlierList, list_name
 from gguf_bof4.quants import REFERENCES
@@ -24,16 +24,16 @@ from gguf_bof4.quants import REFERENCES
 CHUNK_WEIGHTS = 1 << 23
 """Weights decoded at a time: memory stays small whatever the tensor."""
 
-LARGEST = {BOF4_S.type_id: 2.35, BOF4_K.type_id: 3.04}
-"""Mean magnitude of the largest of those Gaussian activations that get one scale, in standard deviations.
+LARGEST = {32: 2.35, 256: 3.04}
+"""Mean magnitude of the largest of as many Gaussian activations as are rounded with one scale, in standard deviations.
 
-They are rounded to Q8_0, 32 under a scale, to meet BOF4_S, and to Q8_K, 256 under a scale, to meet BOF4_K.
+By their number: Activation.block_size.
 """
 
 
 @dataclass(frozen=True)
 class TensorCheck:
-    """What was found of one tensor.
+    """The result of checking one tensor.
 
     Attributes:
         product_error: largest |product - float64 product| / (|row| |activations|); outliers are part of the row.
@@ -46,36 +46,41 @@ class TensorCheck:
 
 
 def product_tolerance(qtype: gguf.GGMLQuantizationType, n: int) -> float:
-    """Largest |product - exact| / (|row| |activations|) that rows of n weights of one of our types are allowed.
+    """The largest |product - exact| / (|row| |activations|) that is accepted of rows of n weights.
 
-    A step of the rounded activations is LARGEST / 127 of their standard deviation, and an error is uniform over a
-    step: that explains a standard deviation of LARGEST / 127 / sqrt(12) / sqrt(n). 7.5 of those are not reached by
-    chance in any file, and a kernel that mixes up weights misses by 1 / sqrt(n).
+    A step of the rounded activations is LARGEST / 127 of their standard deviation, and a rounding error is uniform over
+    a step: the standard deviation of the quotient is LARGEST / 127 / sqrt(12) / sqrt(n). No file reaches 7.5 of those
+    by chance, while a kernel that takes wrong weights is off by 1 / sqrt(n).
 
-    That holds with outliers in the row, too: kernels multiply them with the same rounded activations, or with the
-    activations themselves. Where one outlier is most of a row, the error is that of one activation, at most half a
-    step, which is half of the tolerance for the largest of the Gaussian activations used here.
+    The same holds with outliers in the row: kernels multiply them by the rounded activations or by the activations
+    themselves. Where one outlier dominates a row, the error is that of one activation, at most half a step, which is
+    half of the tolerance for the largest of the Gaussian activations used here.
+
+    Args:
+        qtype: one of this project's types.
+        n: weights in a row.
     """
-    return 7.5 * LARGEST[int(qtype)] / 127 / math.sqrt(12 * n)
+    largest = LARGEST[FORMAT_OF_TYPE_ID[int(qtype)].activation.block_size]
+    return 7.5 * largest / 127 / math.sqrt(12 * n)
 
 
 def chunks(tensor: Tensor) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
-    """Runs of encoded rows of a tensor, each with the number of its first row."""
+    """The index of the first row, and encoded rows, uint8 [rows, bytes of a row], of one run of rows after another."""
     step = max(1, CHUNK_WEIGHTS // tensor.shape[-1])
     for first in range(0, tensor.n_rows, step):
         yield first, tensor.read_rows(first, min(step, tensor.n_rows - first))
 
 
 def _first_bad_block(rows: npt.NDArray[np.uint8], block_bytes: int) -> int:
-    scales = rows.reshape(-1, block_bytes)[:, :2].copy().view(np.float16)[:, 0]
+    scales = rows.reshape(-1, block_bytes)[:, :SCALE_BYTES].copy().view(np.float16)[:, 0]
     return int(np.flatnonzero(~np.isfinite(scales))[0])
 
 
 def _check_zeros(tensor: Tensor, first: int, decoded: npt.NDArray[np.float32], outliers: OutlierList) -> None:
-    """Below an outlier, the format has the level 0."""
-    below = decoded[outliers.rows, outliers.columns]
-    if below.any():
-        at = int(np.flatnonzero(below)[0])
+    """A weight that is an outlier is 0 in its block."""
+    in_blocks = decoded[outliers.rows, outliers.columns]
+    if in_blocks.any():
+        at = int(np.flatnonzero(in_blocks)[0])
         raise UserError(
             f"{tensor.path}: tensor {tensor.name}: the weight at row {first + outliers.rows[at]}, column "
             f"{outliers.columns[at]} is in {list_name(tensor.name)}, but not 0 in its block: the list belongs to other "
@@ -84,7 +89,7 @@ def _check_zeros(tensor: Tensor, first: int, decoded: npt.NDArray[np.float32], o
 
 
 def check_tensor(tensor: Tensor, outliers: OutlierList | None = None) -> TensorCheck:
-    """Decode in numpy and in C and demand equal bits; check products against float64.
+    """Decode in numpy and in C, compare the bits, and check products against float64.
 
     Args:
         outliers: the list of the tensor, where it has one.
@@ -137,12 +142,12 @@ def check_tensor(tensor: Tensor, outliers: OutlierList | None = None) -> TensorC
 
 
 def bof4_tensors(model: Model) -> list[Tensor]:
-    """The tensors of our types, in file order."""
+    """The tensors of this project's types, in file order."""
     return [t for t in model.tensors if int(t.qtype) in REFERENCES]
 
 
 def check_metadata(model: Model) -> None:
-    """A file with our tensors must say which version and which levels they have.
+    """Check that a file with tensors of this project's types has their version and levels in its metadata.
 
     Raises:
         UserError: a key is missing. (Wrong values are refused when the file is opened.)

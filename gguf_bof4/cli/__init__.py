@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from typing import Annotated
 
 import typer
 
@@ -17,19 +18,34 @@ def make_app() -> typer.Typer:
     """The whole command line."""
     app = typer.Typer(
         name="bof4",
-        help="4-bit BOF4-S tensor types for GGUF: convert models, build the patched llama.cpp, check and run.",
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
+    app.callback()(options)
     for name in COMMANDS:
         importlib.import_module(f"gguf_bof4.cli.{name}").register(app)
     return app
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from gguf_bof4 import __version__
+
+        print(f"bof4 {__version__}")
+        raise typer.Exit
+
+
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """4-bit BOF4 tensor types for GGUF: convert models, build the patched llama.cpp, check and run."""
+
+
 def main() -> None:
-    """Entry point of the `bof4` program: exit code 1 for what the user can mend, 2 for wrong usage."""
+    """Entry point of the `bof4` program: exit code 1 for errors caused by user input, 2 for wrong usage."""
     try:
         make_app()()
     except UserError as error:

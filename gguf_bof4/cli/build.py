@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from gguf_bof4.ggml_patch import build as building
 from gguf_bof4.ggml_patch import cuda as gpu
 from gguf_bof4.ggml_patch.bundle import write_bundle
-from gguf_bof4.ggml_patch.toolchain import Progress as Report
+from gguf_bof4.progress import progress_bar
 
 
 def build(
@@ -69,7 +66,7 @@ def build(
         raise typer.BadParameter("--force goes with --bundle")
     console = Console(stderr=True)
     if bundle is not None:
-        with _progress(console) as report:
+        with progress_bar("checking the cache", steps_of="bof4 build") as report:
             size = write_bundle(bundle, force, report)
         console.print(f"bof4 build: {bundle} has {size / 1e6:.1f} MB; BUILD.txt inside says how to build it")
         return
@@ -79,7 +76,7 @@ def build(
 
     targets = building.PROGRAMS + (building.TESTS if tests else ()) + (gpu.TARGETS if cuda else ())
     cmake_args = _cuda_arguments(console, cuda_architectures, flash_attention) if cuda else ()
-    with _progress(console) as report:
+    with progress_bar("checking the cache", steps_of="bof4 build") as report:
         result = building.build(targets, cmake_args, jobs, report)
     building.choose(cmake_args)
     console.print("bof4 build: the programs are in")
@@ -115,26 +112,6 @@ def _cuda_bin(architectures: str, flash_attention: bool | None) -> Path:
     if not build.targets() >= {*building.PROGRAMS, *gpu.TARGETS}:
         raise building.NotBuiltError("there is no CUDA build with these options yet: run `bof4 build --cuda` with them")
     return build.bin
-
-
-@contextmanager
-def _progress(console: Console) -> Iterator[Report]:
-    """A progress bar, and a line for each new step."""
-    with Progress(
-        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-        console=console, transient=True,
-    ) as progress:  # fmt: skip
-        task = progress.add_task("looking", total=None)
-        announced = ""
-
-        def report(what: str, done: int, total: int) -> None:
-            nonlocal announced
-            progress.update(task, description=what, completed=done, total=total or None)
-            if what != announced:
-                announced = what
-                console.print(f"bof4 build: {what}")
-
-        yield report
 
 
 def register(app: typer.Typer) -> None:

@@ -1,40 +1,26 @@
-"""bof4 convert: a Hugging Face folder or a GGUF file becomes a GGUF file of BOF4 types."""
+"""bof4 convert: converts a Hugging Face folder or a GGUF file to a GGUF file of BOF4 types."""
 
 from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from gguf_bof4.convert.options import DEFAULT_OPQ, ENCODERS, Options
+from gguf_bof4.convert.options import DEFAULT_OPQ, Options
 from gguf_bof4.convert.report import size_text
+from gguf_bof4.encoders import ENCODERS, encoder_of
 from gguf_bof4.formats import FORMATS
+from gguf_bof4.gguf_files.model import bits_per_weight
+from gguf_bof4.progress import progress_bar
 
 if TYPE_CHECKING:
     from gguf_bof4.convert.report import ConversionReport
-    from gguf_bof4.convert.report import Progress as Report
 
-
-@contextmanager
-def _progress_bar() -> Iterator[Report]:
-    console = Console(stderr=True)
-    with Progress(
-        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn(),
-        console=console, transient=True, disable=not console.is_terminal,
-    ) as progress:  # fmt: skip
-        task = progress.add_task("looking at the model", total=None)
-
-        def report(what: str, done: int, total: int) -> None:
-            progress.update(task, description=what, completed=done, total=total or None)
-
-        yield report
+_ENCODER_HELP = "; ".join(f"{e.name}: {e.help}" for e in ENCODERS)
+_CALIBRATED = ", ".join(e.name for e in ENCODERS if e.calibrate is not None)
 
 
 def _print_tensors(report: ConversionReport) -> None:
@@ -46,21 +32,21 @@ def _print_tensors(report: ConversionReport) -> None:
 
 
 def _print_exceptions(report: ConversionReport) -> None:
-    """Tensors that did not get what was asked for."""
+    """Tensors that are not as the options say, and why."""
     if report.fallbacks:
         print(f"fallbacks:     {len(report.fallbacks)}, because their rows do not divide into blocks")
         for t in report.fallbacks:
             print(f"    {t.name}: {t.fallback}")
     if report.without_list:
-        print(f"no list:       {len(report.without_list)} tensors, whose outliers are not kept")
+        print(f"no list:       {len(report.without_list)} tensors, whose outliers are quantized like other weights")
         for t in report.without_list:
             print(f"    {t.name}: {t.no_list}")
     if report.unweighted:
-        print(f"unweighted:    {len(report.unweighted)} tensors, of which the importance matrix says nothing")
+        print(f"unweighted:    {len(report.unweighted)} tensors, which are not in the importance matrix")
         for t in report.unweighted:
             print(f"    {t.name}")
     if report.not_compensated:
-        print(f"not by gptq:   {len(report.not_compensated)} tensors, which it cannot reach")
+        print(f"uncompensated: {len(report.not_compensated)} tensors, in which errors are not compensated")
         for t in report.not_compensated:
             print(f"    {t.name}: {t.not_compensated}")
 
@@ -78,7 +64,7 @@ def _print_summary(report: ConversionReport) -> None:
         outliers, nbytes = sum(t.outliers or 0 for t in report.listed), sum(t.list_nbytes for t in report.listed)
         print(
             f"outliers:      {outliers:,} in {len(report.listed)} lists: {100 * outliers / n_weights:.2g} % of the "
-            f"weights there, {8 * nbytes / n_weights:.2g} bits per weight"
+            f"weights there, {bits_per_weight(nbytes, n_weights):.2g} bits per weight"
         )
     print(f"time:          {report.seconds:.1f} s")
     _print_exceptions(report)
@@ -86,11 +72,11 @@ def _print_summary(report: ConversionReport) -> None:
         print(f"copied:        {count} tensors were {name} already; --opq and --encoder change nothing in them")
     for name, count in report.decoded_types.items():
         print(
-            f"warning: {count} tensors were {name} already; converting them again adds a second loss. "
+            f"warning: {count} tensors were {name} already; converting them again adds a second error. "
             "Convert from F32, F16 or BF16 where you can."
         )
     if any(t.outliers is None for t in report.tensors):
-        print("outliers:      not counted here, as only reading the weights tells their length")
+        print("outliers:      not counted in a dry run, which reads no weights")
     print("a dry run; it would write:" if report.dry_run else "written:")
     for path in report.outputs:
         print(f"    {path}")
@@ -141,44 +127,47 @@ def convert(
         ),
     ] = None,
     encoder: Annotated[
-        str, typer.Option(metavar="NAME", help=f"Encoder of the BOF4 types: {', '.join(ENCODERS)}.")
+        str, typer.Option(metavar="NAME", help=f"Encoder of the BOF4 types. {_ENCODER_HELP}.")
     ] = Options.encoder,
     imatrix: Annotated[
         str | None,
         typer.Option(
             metavar="FILE|random",
-            help="An importance matrix of llama-imatrix, GGUF or .dat: errors count where inputs are large. "
-            "random: run the model (a GGUF file) on random tokens and make one; no text is needed.",
+            help="An importance matrix of llama-imatrix, GGUF or .dat, by which errors are weighted. "
+            "random: make one by running the model (a GGUF file) on random tokens; no text is needed.",
         ),
     ] = None,
     calibration: Annotated[
         Path | None,
-        typer.Option(metavar="TEXT", help="gptq: a text file like what the model will read, some 100 kB or more."),
+        typer.Option(
+            metavar="TEXT",
+            help=f"{_CALIBRATED}: the calibration text, like the texts that the model will read; 100 kB or more.",
+        ),
     ] = None,
     samples: Annotated[
         int | None,
         typer.Option(
             "--calibration-samples",
             min=1,
-            help="gptq: windows of the text that the model reads.",
+            help=f"{_CALIBRATED}: windows of the calibration text that the model reads.",
             show_default="32, or more for wide layers",
         ),
     ] = Options.samples,
     sample_length: Annotated[
-        int, typer.Option("--calibration-length", min=2, help="gptq: tokens in each window.")
+        int, typer.Option("--calibration-length", min=2, help=f"{_CALIBRATED}: tokens in each window.")
     ] = Options.sample_length,
     damping: Annotated[
-        float, typer.Option(help="gptq: how much to distrust the samples, in units of a layer's mean squared input.")
+        float, typer.Option(help=f"{_CALIBRATED}: Hessian damping, as a fraction of the mean diagonal.")
     ] = Options.damping,
     act_order: Annotated[
-        bool, typer.Option(help="gptq: begin with the columns that have the largest inputs.")
+        bool, typer.Option(help=f"{_CALIBRATED}: quantize the columns with the largest inputs first.")
     ] = Options.act_order,
     device: Annotated[
-        str, typer.Option(metavar="DEVICE", help="gptq: where the model runs: cpu, cuda, cuda:1.")
+        str, typer.Option(metavar="DEVICE", help=f"{_CALIBRATED}: device that runs the model: cpu, cuda, cuda:1.")
     ] = Options.device,
     pure: Annotated[bool, typer.Option("--pure", help="Embeddings and output get --type, too.")] = False,
     leave_output_tensor: Annotated[
-        bool, typer.Option("--leave-output-tensor", help="Leave output.weight as it is.")
+        bool, typer.Option("--leave-output-tensor", help="Keep the type of output.weight.")
     ] = False,
     split_max_size: Annotated[
         str, typer.Option(metavar="N(K|M|G)", help="Write parts of at most this many bytes of tensors; 0: one file.")
@@ -202,15 +191,14 @@ def convert(
     divide into blocks of their type get the next type that fits: of
     BOF4_K, BOF4_S, Q8_0, F16; the summary lists them.
 
-    OUT appears when it is complete. Whatever goes wrong before, or
-    Ctrl-C, leaves nothing behind, except that --encoder gptq keeps the
-    layers it has finished, in a hidden folder beside OUT: the same
-    command goes on from there.
+    OUT appears when it is complete. An error or Ctrl-C leaves nothing
+    behind, except that --encoder gptq keeps finished layers in a hidden
+    folder beside OUT: the same command resumes from them.
     """
     from gguf_bof4.convert import convert as run
 
     try:
-        with _progress_bar() as progress:
+        with progress_bar("reading the model") as progress:
             report = run(
                 source,
                 output,
@@ -238,7 +226,8 @@ def convert(
                 verbose=verbose,
             )
     except KeyboardInterrupt:
-        kept = "; finished layers are kept: the same command goes on from there" if encoder == "gptq" else ""
+        calibrated = encoder_of(encoder).calibrate is not None
+        kept = "; finished layers are kept: the same command resumes from them" if calibrated else ""
         print(f"bof4: interrupted; nothing was written{kept}", file=sys.stderr)
         raise typer.Exit(128 + signal.SIGINT) from None
     if verbose or dry_run:

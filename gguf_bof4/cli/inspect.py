@@ -1,4 +1,4 @@
-"""bof4 inspect: what is in a file."""
+"""bof4 inspect: the contents of a GGUF file."""
 
 from __future__ import annotations
 
@@ -18,20 +18,22 @@ LONGEST_VALUE = 60
 
 
 def summary(model: Model) -> dict[str, Any]:
-    """Everything that --json prints: file, metadata, tensors and totals.
+    """The object that --json prints: file, metadata, tensors and totals.
 
-    Outlier lists are part of their tensors: bytes and bits per weight include them; list_bytes, list_bits_per_weight
-    and outlier_share are theirs alone.
+    Bytes and bits per weight of a tensor include its outlier list; list_bytes, list_bits_per_weight and outlier_share
+    are those of the list alone.
     """
+    from gguf_bof4.gguf_files.model import bits_per_weight
+
     weights = sum(t.n_weights for t in model.tensors)
-    nbytes = sum(t.nbytes + model.list_nbytes(t) for t in model.tensors)
+    nbytes = sum(model.stored_nbytes(t) for t in model.tensors)
     by_type: Counter[str] = Counter()
     bytes_by_type: Counter[str] = Counter()
     count_by_type: Counter[str] = Counter()
     outliers_by_type: Counter[str] = Counter()
     for t in model.tensors:
         by_type[t.qtype.name] += t.n_weights
-        bytes_by_type[t.qtype.name] += t.nbytes + model.list_nbytes(t)
+        bytes_by_type[t.qtype.name] += model.stored_nbytes(t)
         count_by_type[t.qtype.name] += 1
         outliers_by_type[t.qtype.name] += model.n_outliers(t)
     return {
@@ -40,7 +42,7 @@ def summary(model: Model) -> dict[str, Any]:
         "bytes": sum(Path(p).stat().st_size for p in dict.fromkeys(t.path for t in model.tensors)),
         "weights": weights,
         "tensor_bytes": nbytes,
-        "bits_per_weight": 8 * nbytes / weights if weights else 0.0,
+        "bits_per_weight": bits_per_weight(nbytes, weights),
         "outliers": outliers_by_type.total(),
         "list_bytes": sum(model.list_nbytes(t) for t in model.tensors),
         "types": {
@@ -48,7 +50,7 @@ def summary(model: Model) -> dict[str, Any]:
                 "tensors": count_by_type[name],
                 "weights": n,
                 "bytes": bytes_by_type[name],
-                "bits_per_weight": 8 * bytes_by_type[name] / n,
+                "bits_per_weight": bits_per_weight(bytes_by_type[name], n),
                 "outliers": outliers_by_type[name],
             }
             for name, n in by_type.most_common()
@@ -59,12 +61,12 @@ def summary(model: Model) -> dict[str, Any]:
                 "name": t.name,
                 "type": t.qtype.name,
                 "shape": list(t.shape),
-                "bytes": t.nbytes + model.list_nbytes(t),
-                "bits_per_weight": 8 * (t.nbytes + model.list_nbytes(t)) / t.n_weights,
+                "bytes": model.stored_nbytes(t),
+                "bits_per_weight": model.bits_per_weight([t]),
                 "outliers": model.n_outliers(t),
                 "outlier_share": model.n_outliers(t) / t.n_weights,
                 "list_bytes": model.list_nbytes(t),
-                "list_bits_per_weight": 8 * model.list_nbytes(t) / t.n_weights,
+                "list_bits_per_weight": bits_per_weight(model.list_nbytes(t), t.n_weights),
             }
             for t in model.tensors
         ],

@@ -31,10 +31,9 @@ class Program(str, Enum):
 
 
 def command_line(program: Program, file: Path, arguments: list[str], at_terminal: bool) -> list[str]:
-    """The command that `bof4 run` becomes: the arguments stand in it as they were given.
+    """The command that `bof4 run` executes, with the arguments unchanged.
 
-    llama-cli goes on to chat after it has answered a prompt. Where nobody is there to chat, because standard
-    input is no terminal, it is told to stop.
+    llama-cli starts a chat after it has answered a prompt. Where standard input is no terminal, it gets --single-turn.
     """
     if arguments[:1] == ["--"]:
         arguments = arguments[1:]
@@ -48,13 +47,13 @@ def run(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A GGUF file.", show_default=False)],
     arguments: Annotated[
         list[str] | None,
-        typer.Argument(metavar="ARGUMENTS", help="Passed on as they are.", show_default=False),
+        typer.Argument(metavar="ARGUMENTS", help="Of the program, passed on unchanged.", show_default=False),
     ] = None,
     program: Annotated[Program, typer.Option("--program", help="The program to run.")] = Program.CLI,
 ) -> None:
     """Run a GGUF file with the patched llama.cpp: chat, or answer one prompt with -p.
 
-    Everything after FILE goes to the program as it stands:
+    Everything after FILE is passed to the program unchanged:
 
         bof4 run model.gguf -p "hello" -n 64 -t 2
 
@@ -71,5 +70,5 @@ def run(
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    # what follows FILE is not ours, even where it looks like an option of ours
+    # arguments after FILE belong to the program, also those that are options of this command
     app.command("run", context_settings={"allow_interspersed_args": False})(run)

@@ -1,4 +1,4 @@
-"""bof4 verify: check a file."""
+"""bof4 verify: checks the tensors of a file."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from gguf_bof4.errors import UserError
 def verify(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A GGUF file, or the first of its parts.")],
 ) -> None:
-    """Decode every BOF4 tensor in Python and in C, demand equal bits, and check products against float64.
+    """Decode every BOF4 tensor in Python and in C, compare the bits, and check products against float64.
 
-    Outlier lists are checked, too, and take part in the products.
+    Outlier lists are checked, too, and are part of the products.
     """
     from gguf_bof4 import verify as checking
     from gguf_bof4.gguf_files.model import open_model

@@ -1,4 +1,4 @@
-"""The weights of a model file, to solve for the codebook that fits them."""
+"""The matrices of a model file, as samples for the codebook solver."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 import numpy.typing as npt
 
-from gguf_bof4.errors import UserError
+from gguf_bof4.errors import UserError, require
 from gguf_bof4.gguf_files.model import open_model
+from gguf_bof4.lists import decode
 
 ROWS = 1024
 """Rows of a GGUF tensor decoded at a time."""
@@ -48,6 +48,7 @@ def _npy(path: Path) -> Iterator[npt.ArrayLike]:
 
 
 def _safetensors(path: Path) -> Iterator[npt.ArrayLike]:
+    require("hf", f"reading {path}", "safetensors", "torch")
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -72,9 +73,6 @@ def _gguf(path: Path) -> Iterator[npt.ArrayLike]:
             first, count = part * step, min(step, tensor.n_rows - part * step)
             rows = tensor.read_rows(first, count)
             try:
-                decoded = gguf.dequantize(rows, tensor.qtype)
+                yield decode(rows, tensor.qtype, None if outliers is None else outliers.part(first, count))
             except NotImplementedError as error:
                 raise UserError(f"{path}: tensor {tensor.name} of type {tensor.qtype.name} has no decoder") from error
-            if outliers is not None:
-                outliers.part(first, count).add_to(decoded)
-            yield decoded

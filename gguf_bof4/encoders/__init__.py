@@ -1,4 +1,7 @@
-"""The encoders of this project's types: a registry of records. A new encoder is one file here and a line in ENCODERS."""
+"""The encoders of this project's types: a registry of records.
+
+A new encoder is one file here, a line in ENCODERS and, where it has native code, one case in C.
+"""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ class Checkpoint:
                 differ = ", ".join(sorted(k for k in {*old, *job} if old.get(k) != job.get(k)))
                 raise UserError(
                     f"{self.folder} holds layers of an interrupted job with other options: {differ} differ. Repeat the "
-                    "command that was interrupted to resume it, or discard its layers: remove the folder, or use --force"
+                    "interrupted command to resume it, or discard its layers: remove the folder, or use --force"
                 )
             shutil.rmtree(self.folder)
         self.folder.mkdir(exist_ok=True)
@@ -86,8 +86,7 @@ class Checkpoint:
         return done
 
     def activations(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Outputs of the last finished layer in the quantized and the unquantized model: float32 [samples, tokens, width].
-        """
+        """Outputs of a finished layer in the quantized and the unquantized model, float32 [samples, tokens, width]."""
         stored = load_file(self._activations(layer))
         return stored["quantized"], stored["unquantized"]
 

@@ -152,7 +152,8 @@ class _Encoder:
             places = find_rows(rows, weight.cpu().numpy())
             if places is None:
                 importance = hessian.diagonal().cpu().numpy().copy() if rows.shape[1] == len(hessian) else None
-                found[target.name] = _block_encoded(target, importance, f"its rows are not those of {name} in transformers")
+                why_not = f"its rows are not those of {name} in transformers"
+                found[target.name] = _block_encoded(target, importance, why_not)
             else:
                 if target.qtype not in factors:
                     make = partial(factor, hessian, damping=self.settings.damping, act_order=self.settings.act_order)

@@ -94,7 +94,7 @@ class FolderWeights:
         _check_filled(skeleton, names)
 
     def _convert(self, skeleton: Skeleton, names: Sequence[str]) -> None:
-        """Have transformers rename and merge parameters that are stored in another form than they are run, such as experts."""
+        """Have transformers rename and merge parameters that it stores in another form than it runs (experts)."""
         try:
             from transformers.conversion_mapping import get_model_conversion_mapping
             from transformers.core_model_loading import convert_and_load_state_dict_in_model
