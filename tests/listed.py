@@ -15,8 +15,8 @@ import numpy.typing as npt
 from gguf import GGMLQuantizationType as T
 from llama import THREADS, succeed
 
-from gguf_bof4 import lists as opq
 from gguf_bof4.formats import BOF4_S
+from gguf_bof4.lists import SUFFIX, list_name, read_tensor, select, without
 
 Floats = npt.NDArray[np.float32]
 Encoded = tuple[npt.NDArray[Any], T]
@@ -74,10 +74,10 @@ def quantized(name: str, weights: Floats, quantile: float | None = QUANTILE) -> 
         yield name, (gguf.quantize(weights, T.BOF4_S), T.BOF4_S)
         return
     rows = weights.reshape(-1, weights.shape[-1])
-    outliers = opq.select(rows, quantile)
-    rest = opq.without(rows, outliers).reshape(weights.shape)
+    outliers = select(rows, quantile)
+    rest = without(rows, outliers).reshape(weights.shape)
     yield name, (gguf.quantize(rest, T.BOF4_S), T.BOF4_S)
-    yield opq.list_name(name), (outliers.packed(), T.I32)
+    yield list_name(name), (outliers.packed(), T.I32)
 
 
 def write_listed(
@@ -102,8 +102,8 @@ def write_listed(
 def write_decoded(source: Path, target: Path) -> Path:
     """The same weights in F32, as Python decodes them, outliers applied; no lists."""
     reader = gguf.GGUFReader(source)
-    names = [t.name for t in reader.tensors if not t.name.endswith(opq.SUFFIX)]
-    return write(target, reader, ((name, (opq.read_tensor(reader, name), T.F32)) for name in names))
+    names = [t.name for t in reader.tensors if not t.name.endswith(SUFFIX)]
+    return write(target, reader, ((name, (read_tensor(reader, name), T.F32)) for name in names))
 
 
 def write_changed(source: Path, target: Path, changes: Mapping[str, Encoded | None]) -> Path:
@@ -114,7 +114,7 @@ def write_changed(source: Path, target: Path, changes: Mapping[str, Encoded | No
 
 def write_without_lists(source: Path, target: Path) -> Path:
     """A copy whose weights have lost their outliers."""
-    return write_changed(source, target, {name: None for name in tensors_of(source) if name.endswith(opq.SUFFIX)})
+    return write_changed(source, target, {name: None for name in tensors_of(source) if name.endswith(SUFFIX)})
 
 
 def write_mixture(vocabulary_of: Path, target: Path, seed: int = 0) -> Path:

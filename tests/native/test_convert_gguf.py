@@ -79,7 +79,7 @@ def test_from_block_types(tmp_path: Path, name: str) -> None:
         assert shape == t.shape
         if kind == "BOF4_S":
             exact = gguf.dequantize(t.read_rows(), t.qtype).reshape(t.shape)
-            assert data == native.quantize(exact, T.BOF4_S, encoder="search").tobytes(), t.name
+            assert data == native.quantize(exact, T.BOF4_S, encoder=native.BlockEncoder.SEARCH).tobytes(), t.name
     assert [kind for kind, _, _ in after.values()].count("BOF4_S") >= 8
 
 

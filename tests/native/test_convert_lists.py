@@ -16,13 +16,14 @@ from llama import THREADS, llama, succeed
 from program import bof4
 
 import gguf_bof4
-from gguf_bof4 import lists as opq
 from gguf_bof4 import native
 from gguf_bof4.codebook.weights import matrices
 from gguf_bof4.convert import convert
-from gguf_bof4.convert.planned_lists import ListRules, ample_nbytes, parse_rules
+from gguf_bof4.convert.list_rules import ListRules, parse_rules
+from gguf_bof4.convert.output_lists import list_room
 from gguf_bof4.errors import UserError
 from gguf_bof4.gguf_files.model import open_model
+from gguf_bof4.lists import SUFFIX, select, without
 from gguf_bof4.verify import verify
 
 Q = ("0.95",)
@@ -45,7 +46,7 @@ def heavy_gguf(path: Path, qtype: T = T.F32, **replace: np.ndarray) -> Path:
 def read(path: Path) -> dict[str, np.ndarray]:
     """All weights of one file, outliers included."""
     reader = gguf.GGUFReader(path)
-    return {t.name: gguf_bof4.read_tensor(reader, t.name) for t in reader.tensors if not t.name.endswith(opq.SUFFIX)}
+    return {t.name: gguf_bof4.read_tensor(reader, t.name) for t in reader.tensors if not t.name.endswith(SUFFIX)}
 
 
 def expected(x: np.ndarray, quantile: float | None) -> np.ndarray:
@@ -53,8 +54,8 @@ def expected(x: np.ndarray, quantile: float | None) -> np.ndarray:
     rows = x.reshape(-1, x.shape[-1])
     if quantile is None:
         return np.asarray(gguf.dequantize(gguf.quantize(rows, T.BOF4_S), T.BOF4_S)).reshape(x.shape)
-    found = opq.select(rows, quantile)
-    decoded = np.asarray(gguf.dequantize(gguf.quantize(opq.without(rows, found), T.BOF4_S), T.BOF4_S))
+    found = select(rows, quantile)
+    decoded = np.asarray(gguf.dequantize(gguf.quantize(without(rows, found), T.BOF4_S), T.BOF4_S))
     found.add_to(decoded)
     return decoded.reshape(x.shape)
 
@@ -150,8 +151,8 @@ def test_a_folder_and_a_file_give_the_same(tmp_path: Path, encoder: str) -> None
     if encoder == "search":
         for name in model.lists:
             rows = gguf_bof4.read_tensor(before, name)
-            found = opq.select(rows, 0.5 if "attn_k" in name else 0.9)
-            data = native.quantize(rows, T.BOF4_S, encoder="search", outliers=found)
+            found = select(rows, 0.5 if "attn_k" in name else 0.9)
+            data = native.quantize(rows, T.BOF4_S, encoder=native.BlockEncoder.SEARCH, outliers=found)
             tensor = next(t for t in model.tensors if t.name == name)
             assert np.array_equal(tensor.read_rows(), data)
 
@@ -197,7 +198,7 @@ def test_the_room_for_lists_is_enough_for_trained_weights(smol: Path) -> None:
         if t.name.startswith(("blk.0.", "blk.9.")) and len(t.shape) == 2:
             x = t.read_rows().view(np.float32)
             for quantile in (0.9, 0.99):
-                assert native.select_outliers(x, quantile).packed().nbytes < ample_nbytes(t.shape, quantile)
+                assert native.select_outliers(x, quantile).packed().nbytes < list_room(t.shape, quantile)
 
 
 def test_a_second_conversion_copies_lists(tmp_path: Path) -> None:
@@ -245,8 +246,8 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert not model.lists.keys() & {"blk.0.attn_q.weight", "blk.0.attn_k.weight"}
     n_outliers = {t.name: model.n_outliers(t) for t in model.tensors}
     assert f"{sum(n_outliers.values()):,} in {len(model.lists)} lists" in done.stdout
-    assert n_outliers["blk.0.attn_v.weight"] == opq.select(HEAVY["blk.0.attn_v.weight"], 0.5).entries.size
-    assert n_outliers["blk.0.ffn_up.weight"] == opq.select(HEAVY["blk.0.ffn_up.weight"], 0.95).entries.size
+    assert n_outliers["blk.0.attn_v.weight"] == select(HEAVY["blk.0.attn_v.weight"], 0.5).entries.size
+    assert n_outliers["blk.0.ffn_up.weight"] == select(HEAVY["blk.0.ffn_up.weight"], 0.95).entries.size
     assert f"{n_outliers['blk.0.ffn_up.weight']} outliers" in done.stdout
     assert model.value("bof4.encoder") == "search"
 
@@ -354,7 +355,7 @@ def listed_gguf(path: Path, companion: str, packed: np.ndarray, qtype: T = T.BOF
         sub_type=gguf.GGUFValueType.INT8,
     )  # fmt: skip
     name = "blk.0.attn_q.weight"
-    rest = opq.without(HEAVY[name], opq.select(HEAVY[name], 0.9))
+    rest = without(HEAVY[name], select(HEAVY[name], 0.9))
     writer.add_tensor(name, np.asarray(gguf.quantize(rest, qtype)), raw_dtype=qtype)
     writer.add_tensor("blk.0.attn_k.weight", np.asarray(gguf.quantize(SIGNS, T.BOF4_S)), raw_dtype=T.BOF4_S)
     writer.add_tensor(companion, packed)
@@ -366,7 +367,7 @@ def listed_gguf(path: Path, companion: str, packed: np.ndarray, qtype: T = T.BOF
 
 
 def sound() -> np.ndarray:
-    return opq.select(HEAVY["blk.0.attn_q.weight"], 0.9).packed()
+    return select(HEAVY["blk.0.attn_q.weight"], 0.9).packed()
 
 
 def refuse_everywhere(path: Path, message: str) -> None:
@@ -420,7 +421,7 @@ def test_what_is_no_list_of_its_weight_is_refused(
 
 def test_verify_refuses_the_list_of_other_weights(tmp_path: Path) -> None:
     other = np.random.default_rng(99).standard_t(4, (256, 256)).astype(np.float32)
-    path = listed_gguf(tmp_path / "x.gguf", "blk.0.attn_q.weight.opq", opq.select(other, 0.9).packed())
+    path = listed_gguf(tmp_path / "x.gguf", "blk.0.attn_q.weight.opq", select(other, 0.9).packed())
     with pytest.raises(UserError, match=r"blk\.0\.attn_q\.weight: the weight at row \d+, column \d+ is in .*not 0"):
         list(verify(path))
 

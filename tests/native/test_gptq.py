@@ -9,11 +9,11 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType as T
 
-from gguf_bof4 import lists as opq
 from gguf_bof4 import native
 from gguf_bof4.encoders.gptq.factor import Factor, factor, in_panels, processing_order
 from gguf_bof4.encoders.gptq.matching import find_rows
 from gguf_bof4.formats import FORMATS
+from gguf_bof4.lists import OutlierList
 
 Floats = npt.NDArray[np.float32]
 TYPES = [T(f.type_id) for f in FORMATS]
@@ -46,10 +46,10 @@ def dense(panels: Floats) -> npt.NDArray[np.float64]:
 
 
 def encode(
-    weights: Floats, qtype: T, made: Factor, sweeps: int = 0, outliers: opq.OutlierList | None = None, threads: int = 1
-) -> tuple[npt.NDArray[np.uint8], Floats, opq.OutlierList | None, tuple[float, float]]:
+    weights: Floats, qtype: T, made: Factor, sweeps: int = 0, outliers: OutlierList | None = None, threads: int = 1
+) -> tuple[npt.NDArray[np.uint8], Floats, OutlierList | None, tuple[float, float]]:
     return native.gptq(
-        weights, qtype, made.order, made.feedback, made.curvature, made.moments, sweeps, outliers, threads
+        weights, qtype, made.order, made.feedback, made.curvature, made.hessian, sweeps, outliers, threads
     )
 
 
@@ -123,7 +123,7 @@ def test_scales_are_nearly_the_best_for_their_block(weights: Floats, moments: to
 @pytest.mark.parametrize("qtype", TYPES)
 def test_reported_loss_is_the_loss_under_the_moments(weights: Floats, moments: torch.Tensor, qtype: T) -> None:
     made = factor(moments, qtype, 0.01, True)
-    h = dense(made.moments)
+    h = dense(made.hessian)
     for sweeps in (0, 3):
         _, decoded, _, (after_columns, after_sweeps) = encode(weights, qtype, made, sweeps)
         assert after_sweeps == pytest.approx(loss((weights - decoded)[:, made.order], h), rel=1e-4)
@@ -215,7 +215,7 @@ def test_factors_multiply_to_the_damped_moments(moments: torch.Tensor) -> None:
     h = moments.double().numpy()[made.order][:, made.order]
     h += 0.02 * h.diagonal().mean() * np.eye(COLUMNS)
     np.testing.assert_allclose(unit @ np.diag(made.curvature.astype(np.float64)) @ unit.T, h, atol=1e-4 * h.max())
-    np.testing.assert_allclose(dense(made.moments), h, rtol=1e-5, atol=1e-6 * h.max())
+    np.testing.assert_allclose(dense(made.hessian), h, rtol=1e-5, atol=1e-6 * h.max())
 
 
 def test_moments_that_are_singular_are_damped_more(weights: Floats) -> None:
@@ -231,7 +231,7 @@ def test_moments_that_are_singular_are_damped_more(weights: Floats) -> None:
 def test_inputs_that_are_always_zero_count_alike(weights: Floats) -> None:
     made = factor(torch.zeros(COLUMNS, COLUMNS), T.BOF4_S, 0.01, True)
     _, decoded, _, _ = encode(weights, T.BOF4_S, made, 1)
-    plain = native.dequantize(native.quantize(weights, T.BOF4_S, encoder="search"), T.BOF4_S)
+    plain = native.dequantize(native.quantize(weights, T.BOF4_S, encoder=native.BlockEncoder.SEARCH), T.BOF4_S)
     assert np.square(weights - decoded).mean() < 1.05 * np.square(weights - plain).mean()
 
 

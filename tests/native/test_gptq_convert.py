@@ -14,8 +14,9 @@ from convert_models import tensors, types
 
 from gguf_bof4 import native
 from gguf_bof4.convert import ConversionReport, convert
+from gguf_bof4.encoders import gptq as gptq_encoder
+from gguf_bof4.encoders.encoder import Encoded
 from gguf_bof4.encoders.gptq.checkpoint import Checkpoint
-from gguf_bof4.encoders.gptq.encoded import Encoded, work_folder
 from gguf_bof4.encoders.gptq.layer import Layer, Workers
 from gguf_bof4.encoders.gptq.model import Skeleton, first_inputs, make_skeleton, release
 from gguf_bof4.encoders.gptq.samples import enough_samples, make_samples
@@ -134,7 +135,7 @@ def test_layer_by_layer_is_what_transformers_computes(family: str, folders: dict
     torch.testing.assert_close(inputs.hidden, expected[1])
 
 
-def test_moments_and_drift_are_those_of_the_inputs(folders: dict[str, Path]) -> None:
+def test_hessian_and_drift_are_those_of_the_inputs(folders: dict[str, Path]) -> None:
     skeleton, weights = skeleton_of(folders["llama"])
     with torch.inference_mode():
         tokens = torch.arange(5 * 40).reshape(5, 40)
@@ -148,8 +149,8 @@ def test_moments_and_drift_are_those_of_the_inputs(folders: dict[str, Path]) -> 
             names = ["mlp.up_proj", "self_attn.k_proj", "self_attn.q_proj", "mlp.gate_proj"]
             called = [["self_attn.q_proj", "self_attn.k_proj"], ["mlp.gate_proj", "mlp.up_proj"]]
             assert layer.groups(names, inputs.hidden[:1]) == called
-            seen += layer.moments_and_drift("mlp.down_proj", inputs.hidden, layer, 1.5 * inputs.hidden)
-            assert torch.equal(layer.moments("mlp.down_proj", inputs.hidden), seen[-2])
+            seen += layer.hessian_and_drift("mlp.down_proj", inputs.hidden, layer, 1.5 * inputs.hidden)
+            assert torch.equal(layer.hessian("mlp.down_proj", inputs.hidden), seen[-2])
             workers.close()
         given: list[torch.Tensor] = []
         module.mlp.down_proj.register_forward_pre_hook(lambda _, arguments: given.append(arguments[0]))
@@ -193,7 +194,7 @@ def test_interrupted_work_goes_on_and_gives_the_same_file(files: dict[str, Path]
     with pytest.raises(KeyboardInterrupt):
         gptq(files["smollm"], target, progress=interrupt)
     assert not target.exists()
-    assert work_folder(target).is_dir()
+    assert gptq_encoder.ENCODER.work_folder(target).is_dir()
     with pytest.raises(UserError, match="--damping differ"):
         gptq(files["smollm"], target, damping=0.05)
     steps: list[str] = []
@@ -201,11 +202,11 @@ def test_interrupted_work_goes_on_and_gives_the_same_file(files: dict[str, Path]
     assert not any(step.startswith("layer 1 ") for step in steps)
     assert any(step.startswith("layer 2 ") for step in steps)
     assert target.read_bytes() == (tmp_path / "whole.gguf").read_bytes()
-    assert not work_folder(target).exists()
+    assert not gptq_encoder.ENCODER.work_folder(target).exists()
 
 
 def test_force_gives_up_other_work(files: dict[str, Path], tmp_path: Path) -> None:
-    folder = work_folder(tmp_path / "model.gguf")
+    folder = gptq_encoder.ENCODER.work_folder(tmp_path / "model.gguf")
     Checkpoint(folder, {"something": "else"}, False)
     gptq(files["smollm"], tmp_path / "model.gguf", force=True)
     assert not folder.exists()

@@ -8,9 +8,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from gguf_bof4 import lists as opq
 from gguf_bof4 import native
 from gguf_bof4.formats import BOF4_S
+from gguf_bof4.lists import OutlierList, parse, select, threshold, without
 
 TYPE = gguf.GGMLQuantizationType(BOF4_S.type_id)
 
@@ -28,11 +28,11 @@ def student(rows: int, n: int, seed: int = 0) -> np.ndarray:
 def has_ties(x: np.ndarray, quantile: float) -> bool:
     """Is a weight so near its threshold that the order of summation decides?"""
     blocks = np.abs(x.reshape(-1, 64).astype(np.float64))
-    limits = np.std(x.reshape(-1, 64).astype(np.float64), axis=1, ddof=1, keepdims=True) * opq.threshold(quantile)
+    limits = np.std(x.reshape(-1, 64).astype(np.float64), axis=1, ddof=1, keepdims=True) * threshold(quantile)
     return bool(((np.abs(blocks - limits) <= 1e-12 * limits) & (limits > 0)).any())
 
 
-def same(a: opq.OutlierList, b: opq.OutlierList) -> bool:
+def same(a: OutlierList, b: OutlierList) -> bool:
     return np.array_equal(a.row_pointers, b.row_pointers) and np.array_equal(a.entries, b.entries)
 
 
@@ -41,28 +41,28 @@ def same(a: opq.OutlierList, b: opq.OutlierList) -> bool:
 def test_any_weights(x: np.ndarray, quantile: float) -> None:
     assume(not has_ties(x, quantile))
     found = native.select_outliers(x, quantile)
-    assert same(found, opq.select(x, quantile))
-    opq.parse(found.packed(), "w", x.shape)
+    assert same(found, select(x, quantile))
+    parse(found.packed(), "w", x.shape)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("quantile", [0.5, 0.95, 0.99])
 def test_heavy_tails_in_every_source_type(dtype: torch.dtype, quantile: float) -> None:
     x = torch.from_numpy(student(300, 320)).to(dtype)
-    assert same(native.select_outliers(x, quantile), opq.select(x.float().numpy(), quantile))
+    assert same(native.select_outliers(x, quantile), select(x.float().numpy(), quantile))
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 7])
 def test_threads_change_nothing(threads: int) -> None:
     x = student(999, 640, 1)
-    assert same(native.select_outliers(x, 0.95, threads), opq.select(x, 0.95))
+    assert same(native.select_outliers(x, 0.95, threads), select(x, 0.95))
 
 
 @settings(max_examples=100, deadline=None)
 @given(weights, quantiles)
 def test_outliers_are_zero_to_the_encoder(x: np.ndarray, quantile: float) -> None:
     found = native.select_outliers(x, quantile)
-    assert np.array_equal(native.quantize(x, TYPE, outliers=found), gguf.quantize(opq.without(x, found), TYPE))
+    assert np.array_equal(native.quantize(x, TYPE, outliers=found), gguf.quantize(without(x, found), TYPE))
 
 
 @pytest.mark.parametrize("columns", [1, 2, 16, 33])
@@ -88,4 +88,4 @@ def test_what_has_no_list_is_refused() -> None:
     with pytest.raises(ValueError, match="between 0 and 1"):
         native.select_outliers(student(2, 64), 1.0)
     with pytest.raises(native.NativeError, match="list of 2 rows"):
-        native.quantize(student(3, 64), TYPE, outliers=opq.select(student(2, 64), 0.95))
+        native.quantize(student(3, 64), TYPE, outliers=select(student(2, 64), 0.95))
