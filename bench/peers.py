@@ -9,7 +9,7 @@ from gguf_bof4.bench.measure import REMEDY
 from gguf_bof4.ggml_patch.programs import run_program
 
 IMATRIX_CHUNKS = 64
-"""Chunks of 512 tokens for the importance matrix: 32768 tokens settle the mean square of an activation to a percent or
+"""Chunks of 512 tokens for the importance matrix: 32768 tokens give the mean square of an activation to a percent or
 so, and all of the calibration text would take the 1.5B model an hour on two cores."""
 
 

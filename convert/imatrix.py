@@ -128,7 +128,7 @@ def _from_gguf(path: Path, model: Model) -> Imatrix:
             continue
         entries[name] = _means(path, name, _read_values(tensors[name + _SUMS]), _read_values(tensors[name + _COUNTS]))
     if alone:
-        raise UserError(f"{path}: {alone[0]} stands alone, but sums and counts belong together; {_REMEDY}")
+        raise UserError(f"{path}: {alone[0]} is without its counterpart: sums and counts belong together; {_REMEDY}")
     return Imatrix(path, entries, datasets[0] if datasets else None, int(chunks))
 
 

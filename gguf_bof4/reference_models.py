@@ -1,15 +1,13 @@
 """The unquantized models that quality is measured on, made from small quantized ones.
 
-No package holds an unquantized language model, so quantized ones are dequantized. As they are, their weights
-would lie on a few points per block of 32, which favours some formats and punishes others by accident.
-Therefore:
+No package has an unquantized language model, so quantized ones are decoded. Their weights have few values per block of
+32, which favours some formats and penalizes others. Therefore:
 
-- Every input channel is scaled by a random factor in [0.85, 1.17] that the layer before it divides out again
-  (norm weights, up/down, v/output). The function computed is the same to float32 rounding, and no block sits
-  on the old grid any more.
-- The scaling leaves small weights near their old points, which would still favour Q4_K on the 1.5B model,
-  made from Q4_K: that one is dithered, too, with uniform noise of one step of its grid. It is then a slightly
-  worse model, with ordinary weights.
+- Every input channel is scaled by a random factor in [0.85, 1.17] that the layer before it divides out (norm weights,
+  up/down, v/output). The computed function is the same up to float32 rounding, and no block is on the old grid.
+- Scaling leaves small weights near their old values, which would still favour Q4_K on the 1.5B model, made from Q4_K:
+  that one is also dithered with uniform noise of one step of its grid. It is then a slightly worse model, with ordinary
+  weights.
 """
 
 from __future__ import annotations

@@ -12,15 +12,16 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from gguf_bof4.errors import require
+
 if TYPE_CHECKING:
     from gguf_bof4.codebook import Law
 
 DRAWN = 2**24
-"""Samples drawn unless --samples says otherwise: 16 levels then settle to about 0.001."""
-
+"""Default number of samples: 16 levels are then accurate to about 0.001."""
 
 SEARCHED = 2**19
-"""Samples drawn for --scale-search, which takes half a minute on them; levels then settle to about 0.005."""
+"""Default number of samples for --scale-search, which takes half a minute; levels are accurate to about 0.005."""
 
 
 class Normalization(str, Enum):
@@ -85,16 +86,17 @@ def codebook(
     scale_search: Annotated[
         bool,
         typer.Option(
-            "--scale-search", help="Give each block the scale that serves the levels best, not its largest element."
+            "--scale-search", help="Give each block the scale with the least error instead of its largest element."
         ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Solve for the levels that lose least when weights are quantized block by block.
+    """Solve for the levels with the least error when weights are quantized block by block.
 
     The defaults give BOF4-S (MSE), the levels of the type BOF4_S. BOF4 is --normalization absolute --fixed -1,0,1.
     The levels of BOF4_K come from --block 16 --scale-search.
     """
+    require("codebook", "bof4 codebook", "scipy")
     from gguf_bof4.codebook import check_levels, expected_error, int8_levels, solve
     from gguf_bof4.codebook.scale_search import blocks_of, searched_error, solve_searched
 
@@ -150,7 +152,7 @@ def parse_fixed(text: str) -> tuple[float, ...]:
 
 
 def parse_distribution(text: str) -> Any:
-    """The frozen distribution of scipy.stats that "name" or "name:parameter,parameter" stands for.
+    """The frozen distribution of scipy.stats named by "name" or "name:parameter,parameter".
 
     Raises:
         ValueError: no continuous distribution of that name, or parameters it does not take.
@@ -164,7 +166,7 @@ def parse_distribution(text: str) -> Any:
         raise ValueError(f"--distribution {text!r}: scipy.stats has no continuous distribution {name!r}")
     try:
         frozen = family(*(float(part) for part in parameters.split(",") if part))
-        valid = bool(np.isfinite(frozen.cdf(0.0)))  # NaN says that a parameter is out of range
+        valid = bool(np.isfinite(frozen.cdf(0.0)))  # NaN where a parameter is out of range
     except (TypeError, ValueError):
         valid = False
     if not valid:
@@ -183,7 +185,7 @@ def choose_law(
     seed: int,
     weights: Path | None,
 ) -> tuple[Law, str]:
-    """The law of the weights that the options ask for, and its description.
+    """The law of the weights given by the options, and its description.
 
     Raises:
         ValueError: options that contradict each other, or a value out of range.
@@ -203,7 +205,7 @@ def choose_law(
 def choose_samples(
     block: int, distribution: str | None, samples: int | None, seed: int, weights: Path | None
 ) -> tuple[Iterator[Any], str]:
-    """The samples that the options ask for, and their description.
+    """The samples given by the options, and their description.
 
     Raises:
         ValueError: options that contradict each other, or a distribution that is none.
@@ -214,7 +216,7 @@ def choose_samples(
 
     if weights is not None:
         if distribution is not None or samples is not None:
-            raise ValueError("--weights leaves nothing to draw: drop it, or --distribution and --samples")
+            raise ValueError("--weights excludes --distribution and --samples: drop it, or them")
         return matrices(weights), f"weights of {weights}"
     name = distribution or "norm"
     count = samples or DRAWN
@@ -224,7 +226,7 @@ def choose_samples(
 def check_searched(
     normalization: Normalization, metric: Metric, method: Method | None, fixed: tuple[float, ...]
 ) -> None:
-    """Refuse what --scale-search does not go with.
+    """Check the options that --scale-search excludes.
 
     Raises:
         ValueError: another normalization, metric, method or other fixed levels.

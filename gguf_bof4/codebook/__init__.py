@@ -102,7 +102,7 @@ def solve_samples(
 def solve_scale_search(
     weights: npt.ArrayLike | Iterator[npt.ArrayLike], block_size: int, levels: int = 16
 ) -> Array:
-    """The optimal codebook for given weights where each block has the scale that serves it best, of either sign.
+    """The optimal codebook for given weights where each block has the scale with the least error, of either sign.
 
     With blocks of 16 and Gaussian weights these are the levels of BOF4_K, within one part in 127 for a million
     weights; the error is flat around them.
@@ -140,8 +140,7 @@ def distance_db(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
 
     The paper reports -56.3 dB for its theoretical and sampled BOF4 levels of Table 8. The levels as
     printed (Table 6 against Table 8) are -78.5 dB apart by this formula, so the paper's figure
-    contains something that this reading does not; -50 dB by this formula is a level error of some
-    0.3 % all over.
+    must be defined differently; -50 dB by this formula is an error of some 0.3 % in every level.
 
     Args:
         a: a codebook, shape (L,).

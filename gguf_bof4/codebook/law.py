@@ -1,9 +1,8 @@
 """Probability law of block-normalized weights.
 
-Which quantizer is best depends on the weights only through the law of x = w/m, each x weighed by
-|m|^p: m is the maximum of its block, p is 2 for the mean squared error and 1 for the mean absolute
-error. Seen through that weight, block-wise quantization is the textbook problem of one scalar
-quantizer for one density, which is what lloyd.py solves.
+The best quantizer depends on the weights only through the law of x = w/m, each x weighted by |m|^p: m is the maximum of
+its block, p is 2 for the mean squared error and 1 for the mean absolute error. With these weights, block-wise
+quantization is the problem of one scalar quantizer for one density, which lloyd.py solves.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ POWERS = {"mse": 2, "mae": 1}
 BLOCK_SIZES = range(8, 4096 + 1)
 
 BELOW_ONE = float(np.nextafter(1.0, 0.0))
-"""The last place before the point mass at +1."""
+"""The largest double below the point mass at +1."""
 
 
 class Law(Protocol):
-    """The weighed law of normalized weights on [-1, 1]."""
+    """The weighted law of normalized weights on [-1, 1]."""
 
     @property
     def power(self) -> int:
@@ -59,7 +58,7 @@ class Law(Protocol):
 
 
 class Distribution(Protocol):
-    """What a weight distribution must offer: a frozen continuous distribution of scipy.stats does."""
+    """A distribution of weights, such as a frozen continuous distribution of scipy.stats."""
 
     def pdf(self, x: Any, /) -> Any:
         """Density at x."""
@@ -72,7 +71,7 @@ class Distribution(Protocol):
 
 
 def check_problem(block_size: int, normalization: str, metric: str) -> None:
-    """Refuse what no law is defined for.
+    """Check the arguments of a law.
 
     Raises:
         ValueError: block size outside 8 to 4096, or an unknown normalization or metric.

@@ -17,19 +17,19 @@ FIXABLE = (-1.0, 0.0, 1.0)
 LEVEL_COUNTS = range(2, 256 + 1)
 
 FLAT = 1e-13
-"""An expected error that shrinks by less than this share has arrived."""
+"""Relative decrease of the expected error below which the iteration has converged."""
 
 COUPLINGS = (1.0, 0.99, 0.9)
 """The Newton steps tried, see _newton_guess()."""
 
 MOST_STEPS = 20_000
-"""More than any law has been seen to need: some tens as a rule."""
+"""Limit of steps; usually some tens are needed."""
 
 EMPTY = 1e-13
-"""A region with less than this share of all mass is empty: the rest is rounding."""
+"""A region with less than this fraction of all mass is empty up to rounding errors."""
 
 START_CELLS = 2048
-"""Cells of the histogram from which the start is made."""
+"""Cells of the histogram that gives the starting levels."""
 
 
 def check_levels(levels: int, fixed: Iterable[float]) -> tuple[float, ...]:
@@ -56,7 +56,7 @@ class Regions(NamedTuple):
         edges: shape (L + 1,), from -inf to inf.
         at_edges: law.cumulative(edges), shape (3, L + 1).
         mass: shape (L,).
-        filled: boolean, shape (L,); False where no mass is, whose level nothing can move.
+        filled: boolean, shape (L,); False where there is no mass, so that the level stays.
     """
 
     edges: Array
@@ -99,7 +99,7 @@ def expected_error(levels: npt.ArrayLike, law: Law) -> float:
 def lloyd_step(levels: npt.ArrayLike, law: Law, fixed: Iterable[float] = (0.0, 1.0)) -> Array:
     """One iteration: regions by nearest neighbour, then each free level to its region's centroid.
 
-    The centroid is the mean weighed by m^2 (eqs. 6 and 35 to 42) or the median weighed by |m|
+    The centroid is the mean weighted by m^2 (eqs. 6 and 35 to 42) or the median weighted by |m|
     (eqs. 8 and 59). Levels of empty regions stay. No step raises expected_error().
 
     Args:
@@ -120,7 +120,7 @@ def _centroids(levels: Array, parts: Regions, law: Law, held: npt.NDArray[np.boo
         centroid = np.divide(first, parts.mass, out=levels.copy(), where=parts.filled)
     else:
         centroid = law.quantile((parts.at_edges[0, :-1] + parts.at_edges[0, 1:]) / 2)
-    # A nearly empty region's centroid is rounding noise; the clip keeps the order of the levels.
+    # the centroid of a nearly empty region is a rounding error; clipping keeps the order of the levels
     centroid = np.clip(centroid, np.maximum(parts.edges[:-1], -1.0), np.minimum(parts.edges[1:], 1.0))
     return np.where(parts.filled & ~held, centroid, levels)
 
@@ -134,8 +134,8 @@ def solve(law: Law, levels: int = 16, fixed: Iterable[float] = (0.0, 1.0)) -> Ar
     Args:
         law: from theoretical_law() or sampled_law().
         levels: L, how many levels, 2 to 256, the fixed ones included.
-        fixed: any of -1, 0 and 1. The free levels are shared out between the two sides of a fixed 0
-            by the law's spread; evenly if it is nearly symmetric, an odd one going to the right.
+        fixed: any of -1, 0 and 1. The free levels are divided between the two sides of a fixed 0 by the
+            law's spread; evenly if it is nearly symmetric, with an odd one on the right.
 
     Returns:
         float64, shape (levels,), ascending, in [-1, 1].
@@ -190,8 +190,8 @@ def _newton_guess(
 ) -> Array:
     """The levels after Newton's step for the least error, or `target` where that step is unsafe.
 
-    share: of the coupling between neighbours that is taken into account. With none, Newton's step
-    is Lloyd's; with a little less than all, it gets along valleys and away from saddle points.
+    share: fraction of the coupling between neighbours that is taken into account. With 0, Newton's step
+    is Lloyd's; slightly below 1, it follows valleys and leaves saddle points.
 
     Half the error's gradient is mass * (level - mean of the region) for MSE and, for MAE, the mass
     of the region below the level minus that above, halved. A level moves only the two edges of its
@@ -207,7 +207,7 @@ def _newton_guess(
         mass = parts.at_edges[0]
         gradient = law.cumulative(levels)[0] - (mass[:-1] + mass[1:]) / 2
         curvature, coupling = law.density(levels, ends[:-1], ends[1:]), at_edge / 4
-    # Levels that have arrived at a point mass have no gradient: they go where Lloyd's step goes.
+    # levels at a point mass have no gradient: they take Lloyd's step
     free = parts.filled & ~held & (np.abs(target) < 1)
     coupling *= share
     curvature[:-1] -= coupling
@@ -224,7 +224,7 @@ def _newton_guess(
 
 
 def starting_levels(law: Law, levels: int, fixed: tuple[float, ...]) -> Array:
-    """Levels spread as a companding quantizer spreads them, the best start that needs no iteration.
+    """The levels of a companding quantizer, the best start that needs no iteration.
 
     Their density is proportional to that of x to the power 1/(1+p).
     """
@@ -244,14 +244,14 @@ def starting_levels(law: Law, levels: int, fixed: tuple[float, ...]) -> Array:
             ]
         )
     else:
-        # Off the middle, because an exactly symmetric start can end on a saddle point.
+        # not symmetric, because an exactly symmetric start can end at a saddle point
         places = spread[-1] * (_midpoints(free) + 0.01 / max(free, 1))
     return np.sort(np.concatenate([np.interp(places, spread, grid), fixed]))
 
 
 def _negative_levels(free: int, share: float) -> int:
-    """How many of the free levels lie left of a fixed zero, where `share` of the spread is."""
-    if abs(share - 0.5) < 0.05:  # else noise would decide for a symmetric law
+    """Number of free levels below a fixed zero; `share` is the fraction of the spread there."""
+    if abs(share - 0.5) < 0.05:  # else noise decides for a symmetric law
         return free // 2
     return ceil(free * share - 0.5)
 

@@ -16,7 +16,7 @@ BINS_PER_UNIT = 2**19
 """Samples of x that fall into one bin of this width become one atom at their weighted mean."""
 
 CHUNK = 2**20
-"""Weights taken at a time: bounds the memory to some ten arrays of this many doubles."""
+"""Weights read at a time: bounds memory to some ten arrays of this many doubles."""
 
 
 class Drawable(Protocol):

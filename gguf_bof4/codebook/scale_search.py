@@ -1,14 +1,14 @@
-"""Levels for blocks whose scale is searched for, and not the signed maximum: BOF4_K's.
+"""Levels for blocks with a searched scale instead of the signed maximum, as BOF4_K has.
 
-Levels are those of Lloyd's iteration: every block takes the scale, of either sign, that serves the levels best, then
-every level the value that serves its weights best under their scales. The error is the same under any common factor
-of all levels, so the one of largest magnitude is 1 here; 0 is fixed.
+They are a fixed point of Lloyd's iteration: every block takes the scale, of either sign, with the least squared error,
+then every level the value with the least squared error for its weights. A common factor of all levels does not change
+the error, so the level of largest magnitude is 1 here; 0 is fixed.
 
 The best scale is found exactly. As 1/scale grows from 0, the weights of a block leave the level 0 and cross the
 midpoints between levels one by one: sorted, these crossings give all sets of levels that a block can have.
 
-Lloyd's iteration itself hardly gets along the flat valleys of this error in hundreds of steps. It follows the error's
-gradient, scaled level by level; L-BFGS with that scaling is there in some tens.
+Lloyd's iteration converges too slowly in the flat valleys of this error (hundreds of steps are not enough). Its step is
+the gradient of the error, scaled level by level; L-BFGS with that scaling converges in some tens of steps.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from gguf_bof4.codebook.samples import whole_blocks
 Floats = npt.NDArray[np.float32]
 
 FLAT = 1e-6
-"""An error that shrinks by less than this share in a step has arrived."""
+"""Relative decrease of the error in a step below which the descent has converged."""
 
 MOST_STEPS = 100
 EXPLORED = 2**16
 """Weights on which several starts are tried."""
 
 REACHES = (0.7, 0.8, 0.95)
-"""Of the lowest level of a start, where the highest is 1: these lead to the lowest minima found from dozens."""
+"""Magnitudes of the lowest level of a start, where the highest is 1; of dozens tried, these gave the lowest minima."""
 
 CROSSINGS = 2**19
-"""Sorted at a time."""
+"""Crossings that are sorted at a time."""
 
 
 def blocks_of(chunks: Iterable[npt.ArrayLike], block_size: int) -> Floats:
@@ -54,7 +54,7 @@ def blocks_of(chunks: Iterable[npt.ArrayLike], block_size: int) -> Floats:
 
 
 def _sides(levels: Array) -> tuple[Floats, Floats, Floats]:
-    """On either side of level 0, going outwards: midpoints, and by how much a level and its square grow there.
+    """Midpoints on either side of level 0, outwards, and the differences of levels and of their squares there.
 
     Returns:
         float32 [2, steps] each, the positive side first, magnitudes; the shorter side ends in midpoints that nothing
@@ -73,7 +73,7 @@ def _sides(levels: Array) -> tuple[Floats, Floats, Floats]:
 
 
 def best_scales(blocks: Floats, levels: Array) -> Floats:
-    """The scale of each block under which its nearest levels have the least squared error.
+    """The scale of each block with the least squared error to the nearest levels.
 
     Args:
         blocks: float32 [n, I], none all zeros.
@@ -91,11 +91,11 @@ def best_scales(blocks: Floats, levels: Array) -> Floats:
         side = (blocks * np.float32(sign) < 0).astype(np.intp)
         with np.errstate(divide="ignore"):
             at = (midpoint[side] / magnitude).reshape(n, -1)
-        # positive floats sort like their bits, so a number behind them tells which was which
+        # positive floats sort like their bits, so an index in the low bits keeps their places
         keys = at.view(np.uint32).astype(np.uint64) << np.uint64(32) | np.arange(at.shape[1], dtype=np.uint64)
         keys.sort(axis=1)
         order = (keys & np.uint64(0xFFFFFFFF)).astype(np.intp)
-        # sums of weight x level and of level squared, behind each crossing
+        # sums of weight x level and of level squared, after each crossing
         xk = np.take_along_axis((growth[side] * magnitude).reshape(n, -1), order, axis=1).cumsum(axis=1)
         kk = np.take_along_axis(growth_of_square[side].reshape(n, -1), order, axis=1).cumsum(axis=1)
         gain = xk * xk / kk
@@ -146,9 +146,7 @@ def searched_error(levels: Array, blocks: Floats) -> float:
 
 
 def _starts(levels: int) -> list[Array]:
-    """Levels to begin with: denser around 0, and lopsided, because a block can choose the side that its largest
-    weight goes to.
-    """
+    """Starting levels: denser around 0, and asymmetric, because a block can choose the side of its largest weight."""
     negative = (levels - 1) // 2
     positive = levels - 1 - negative
     left = -((np.arange(negative, 0, -1) / negative) ** 1.25)
@@ -157,7 +155,7 @@ def _starts(levels: int) -> list[Array]:
 
 
 def _descend(blocks: Floats, start: Array) -> Array:
-    """The minimum that `start` leads to, ascending; the level of largest magnitude is 1."""
+    """The local minimum reached from `start`, ascending; the level of largest magnitude is 1."""
     first = _sums(blocks, start)
     free = np.flatnonzero(start)
     free = free[free != np.abs(start).argmax()]
@@ -166,7 +164,7 @@ def _descend(blocks: Floats, start: Array) -> Array:
     def error(steps: Array) -> tuple[float, Array]:
         values = start.copy()
         values[free] = steps * unit
-        order = np.argsort(values)  # a step may be so long that levels change places
+        order = np.argsort(values)  # a long step may change the order of the levels
         found = _sums(blocks, values[order])
         gradient = np.empty_like(values)
         gradient[order] = 2 * (found.ss * values[order] - found.sw)
@@ -183,8 +181,8 @@ def _descend(blocks: Floats, start: Array) -> Array:
 def solve_searched(blocks: Floats, levels: int, start: Array | None = None) -> Array:
     """The levels with the least searched_error() that the descent from several starts, or from `start`, finds.
 
-    The error has many minima, some of them within a per mille of each other. So a part of the blocks is descended on
-    from each start, then all of them from the best end.
+    The error has many minima, some of them within 0.1 % of each other. So the descent runs from each start on a part of
+    the blocks, then on all blocks from the best result.
 
     Args:
         blocks: of blocks_of().

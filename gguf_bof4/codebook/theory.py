@@ -28,7 +28,7 @@ GRID_PER_SIDE = 1024
 SPLINE_DEGREE = 5
 TAIL_FROM = 80.0
 TAIL_LIMIT = 1e-6
-"""A law that leaves more than this share of its weight to blocks beyond z = TAIL_FROM is refused."""
+"""A law with more than this fraction of its weight in blocks beyond z = TAIL_FROM is refused."""
 
 STANDARD_NORMAL: Distribution = scipy.stats.norm()
 
@@ -73,7 +73,7 @@ def _panel_nodes() -> tuple[Array, Array]:
 def _magnitude(survival: Array, distribution: Distribution) -> Array:
     """The m with P(|w| > m) = survival, by bisection of log m.
 
-    It asks for nothing but the distribution's cdf and sf, so that it holds for asymmetric ones too.
+    Only the distribution's cdf and sf are used, so that asymmetric ones are allowed.
     """
     low, high = np.full_like(survival, -700.0), np.full_like(survival, 700.0)
     for _ in range(62):
@@ -91,7 +91,7 @@ class TheoreticalLaw:
     Attributes:
         power: p, 2 for MSE and 1 for MAE.
         moments: E[|m|^p X^k] of the continuous part up to t = cbrt(x), for k = 0, 1, 2.
-        low, high: point masses at -1 and at +1, weighed by |m|^p like all the rest.
+        low, high: point masses at -1 and at +1, weighted by |m|^p like the rest.
     """
 
     power: int
@@ -145,7 +145,7 @@ def theoretical_law(
         block_size: I, 8 to 4096.
         normalization: "signed" divides by the element of largest magnitude (eq. 4), "absolute" by
             that magnitude.
-        metric: "mse" or "mae"; it sets the power of m by which x is weighed.
+        metric: "mse" or "mae"; it sets the power of m that weights x.
         distribution: of one weight; continuous, e.g. scipy.stats.t(5).
 
     Returns:
@@ -163,7 +163,7 @@ def theoretical_law(
     grid = np.linspace(-1.0, 1.0, 2 * GRID_PER_SIDE)  # of t; an even number, to miss x = 0
     density = _density(grid**3, maximum, weight, normalization, distribution)
     values = (1 - 1 / block_size) * density * 3 * grid**2 * np.stack([np.ones_like(grid), grid**3, grid**6])
-    # Heavy tails make the density spike at x = 0; with x = t^3 the spike is flat enough for a spline.
+    # heavy tails give the density a spike at x = 0; with x = t^3 it is flat enough for a spline
     spline = make_interp_spline(grid, values.T, k=SPLINE_DEGREE).antiderivative()
     point = weight / block_size
     high = point.sum() if normalization == "signed" else (point * maximum.positive).sum()

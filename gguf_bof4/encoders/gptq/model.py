@@ -123,13 +123,13 @@ class _Recorder(nn.Module):
         super().__init__()
         self.arguments: dict[str, Any] = {}
         self.hidden: torch.Tensor | None = None
-        self.__dict__["stands_for"] = layer
+        self.__dict__["replaced"] = layer
 
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
         except AttributeError:
-            return getattr(self.__dict__["stands_for"], name)
+            return getattr(self.__dict__["replaced"], name)
 
     def forward(self, hidden_states: torch.Tensor, **arguments: Any) -> torch.Tensor:
         self.hidden, self.arguments = hidden_states, arguments

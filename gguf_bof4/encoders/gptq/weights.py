@@ -52,7 +52,7 @@ def _tokenizer(folder: Path, **where: Any) -> Any:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
             f"{folder / where.get('gguf_file', '')}: transformers cannot load the tokenizer ({reason}). Add a "
-            f"tokenizer.json to a Hugging Face folder, or install what it asks for. {INSTEAD}"
+            f"tokenizer.json to a Hugging Face folder, or install the package that it needs. {INSTEAD}"
         ) from error
 
 
