@@ -247,7 +247,7 @@ def test_what_upstream_cannot_convert(refuses: Callable[..., str], folder: Path)
     (folder / "config.json").write_text(json.dumps(config | qwen))
     refuses(folder, "does not know the tokenizer")
     (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if "layers" not in k}))
-    refuses(folder, "upstream's converter gave up", "--verbose")
+    refuses(folder, "upstream's converter failed", "--verbose")
 
 
 def test_weights_of_a_folder_that_are_not_finite(refuses: Callable[..., str], folder: Path) -> None:
