@@ -13,11 +13,11 @@ from pathlib import Path
 import gguf
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import norm
 
 from gguf_bof4.bench.measure import block_matrices
 from gguf_bof4.errors import UserError
 from gguf_bof4.gguf_files.model import open_model
+from gguf_bof4.normal import normal_quantile
 
 NF4 = "NF4"
 BLOCK = 64
@@ -34,8 +34,8 @@ def levels() -> Floats:
     The outermost probability is the mean of those that 15 and 16 equal bins would have (QLoRA, section 3).
     """
     outermost = 1 - (1 / 32 + 1 / 30) / 2
-    above = norm.ppf(np.linspace(outermost, 0.5, 9)[:-1])
-    below = -norm.ppf(np.linspace(outermost, 0.5, 8)[:-1])
+    above = np.array([normal_quantile(float(p)) for p in np.linspace(outermost, 0.5, 9)[:-1]])
+    below = -np.array([normal_quantile(float(p)) for p in np.linspace(outermost, 0.5, 8)[:-1]])
     found = np.sort(np.concatenate([below, [0.0], above]))
     return np.asarray(found / found[-1], dtype=np.float32)
 

@@ -30,6 +30,7 @@ from gguf_bof4.convert.policy import NEED_IMATRIX, OUTPUT, Decision, decide
 from gguf_bof4.convert.report import TensorReport
 from gguf_bof4.convert.sources import Source
 from gguf_bof4.errors import UserError
+from gguf_bof4.formats import OPQ_BLOCK
 from gguf_bof4.gguf_files.model import Tensor
 from gguf_bof4.lists import LISTED_TYPES, LONGEST_ROW
 from gguf_bof4.progress import Progress
@@ -63,6 +64,8 @@ def _plan_list(
         return None, None
     if source.shape[-1] > LONGEST_ROW:
         return None, f"rows of {source.shape[-1]} are longer than {LONGEST_ROW}"
+    if source.shape[-1] % OPQ_BLOCK:
+        return None, f"rows of {source.shape[-1]} are no multiple of {OPQ_BLOCK}"
     return PlannedList(source.name, quantile, list_room(source.shape, quantile)), None
 
 
