@@ -46,7 +46,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
 
 
 def write_text(target: Path, text: str) -> None:
-    """Write a UTF-8 text file as a whole, replacing a file of that name.
+    """Write a UTF-8 text file, which replaces a file of that name once it is complete.
 
     Raises:
         OSError: it cannot be written.

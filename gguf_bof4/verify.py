@@ -22,7 +22,7 @@ from gguf_bof4.lists import OutlierList, list_name
 from gguf_bof4.quants import REFERENCES
 
 CHUNK_WEIGHTS = 1 << 23
-"""Weights decoded at a time: memory stays small whatever the tensor."""
+"""Weights decoded at a time, which bounds memory."""
 
 LARGEST = {32: 2.35, 256: 3.04}
 """Mean magnitude of the largest of as many Gaussian activations as are rounded with one scale, in standard deviations.

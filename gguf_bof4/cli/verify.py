@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import track
 
 from gguf_bof4.errors import UserError
+from gguf_bof4.progress import progress_bar
 
 
 def verify(
@@ -26,12 +25,11 @@ def verify(
     tensors = checking.bof4_tensors(model)
     if not tensors:
         raise UserError(f"{file} holds no BOF4 tensors: there is nothing to verify")
-    console = Console(stderr=True)
-    progress = track(
-        checking.verify(model), "verifying", len(tensors),
-        console=console, transient=True, disable=not console.is_terminal,
-    )  # fmt: skip
-    checks = list(progress)
+    checks = []
+    with progress_bar("verifying") as progress:
+        for check in checking.verify(model):
+            checks.append(check)
+            progress("verifying", len(checks), len(tensors))
     weights = sum(c.tensor.n_weights for c in checks)
     worst = max(checks, key=lambda c: c.product_error)
     outliers = sum(c.n_outliers for c in checks)

@@ -1,4 +1,4 @@
-"""File names of models in several parts: name-00001-of-00003.gguf, and .safetensors alike."""
+"""File names of models in several parts, GGUF or Hugging Face: name-00001-of-00003.gguf."""
 
 from __future__ import annotations
 

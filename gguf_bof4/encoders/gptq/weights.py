@@ -200,7 +200,7 @@ def tensor_names(skeleton: Skeleton, layer: int, architecture: str) -> dict[str,
     found = {}
     for name, module in skeleton.layers[layer].named_modules():
         if isinstance(module, torch.nn.Linear):
-            # models with other modalities nest the decoder deeper than the map knows
+            # in models with other modalities the decoder has a longer prefix, which the map lacks
             base = name_map.get_name(f"model.layers.{layer}.{name}") or name_map.get_name(
                 f"{skeleton.layers_name}.{layer}.{name}"
             )

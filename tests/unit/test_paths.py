@@ -1,0 +1,57 @@
+"""Files and folders that appear under their names only when they are complete, and names of parts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gguf_bof4.errors import UserError, require
+from gguf_bof4.gguf_files.parts import parse_part_name, part_paths
+from gguf_bof4.paths import atomic_path, write_text
+
+
+def test_a_file_is_replaced_when_it_is_complete(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "a.json"
+    write_text(target, "old")
+    with atomic_path(target) as partial:
+        partial.write_text("new")
+        assert target.read_text() == "old"
+    assert target.read_text() == "new"
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_a_folder_appears_when_it_is_complete(tmp_path: Path) -> None:
+    target = tmp_path / "folder"
+    with atomic_path(target) as partial:
+        partial.mkdir()
+        (partial / "file").write_text("x")
+        assert not target.exists()
+    assert [p.name for p in target.iterdir()] == ["file"]
+
+
+def test_an_exception_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), atomic_path(tmp_path / "a") as partial:
+        partial.write_text(str(1 // 0))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("suffix", [".gguf", ".safetensors", ".bin"])
+def test_part_names(suffix: str) -> None:
+    name = parse_part_name(f"m-1-00002-of-00003{suffix}")
+    assert name is not None
+    assert (name.stem, name.number, name.count, name.suffix) == ("m-1", 2, 3, suffix)
+    assert name.all() == [f"m-1-0000{i}-of-00003{suffix}" for i in (1, 2, 3)]
+    assert parse_part_name(f"m{suffix}") is None
+
+
+def test_a_model_of_one_part_is_itself(tmp_path: Path) -> None:
+    assert part_paths(tmp_path / "m.gguf") == [tmp_path / "m.gguf"]
+    with pytest.raises(UserError, match=r"give the first one, .*m-00001-of-00002\.gguf"):
+        part_paths(tmp_path / "m-00002-of-00002.gguf")
+
+
+def test_a_missing_package_is_named_with_its_extra() -> None:
+    require("hf", "this test", "numpy")
+    with pytest.raises(UserError, match=r"this test needs no_such_package: pip install 'gguf-bof4\[hf\]'"):
+        require("hf", "this test", "numpy", "no_such_package")
