@@ -1,4 +1,4 @@
-"""Room on the disk, asked for before anything is made."""
+"""Check of free disk space before files are made."""
 
 from __future__ import annotations
 

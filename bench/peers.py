@@ -43,7 +43,7 @@ PEERS = {
 
 
 def make_peer(peer: Peer, source: Path, target: Path, imatrix: Path | None, threads: int, tables: str = "f16") -> None:
-    """Quantize all matrices of the blocks to one type; what is no matrix stays as it is in `source`.
+    """Quantize all matrices of the decoder layers to one type; other tensors keep their type.
 
     A pattern for all blocks takes the place of llama-quantize's mixtures (which give some matrices more bits) and of
     MXFP4_MOE's rule (MXFP4 for experts, Q8_0 for everything else); fallbacks for short rows still apply.

@@ -1,8 +1,8 @@
-"""BOF4-S tensor types for GGUF.
+"""BOF4 tensor types for GGUF.
 
-Importing this package teaches the installed gguf package the types: GGMLQuantizationType.BOF4_S,
-gguf.quantize, gguf.dequantize, GGUFReader and GGUFWriter then work with them. `read_tensor` gives the weights of a
-tensor of any type, with the outliers of its list, which gguf.dequantize knows nothing of.
+Importing this package registers the types with the installed gguf package: GGMLQuantizationType.BOF4_S, gguf.quantize,
+gguf.dequantize, GGUFReader and GGUFWriter then work with them. `read_tensor` decodes a tensor of any type and adds the
+outliers of its list, which gguf.dequantize does not.
 """
 
 from gguf_bof4.formats import BOF4_S as BOF4_S_FORMAT
