@@ -7,6 +7,6 @@ from gguf_bof4.native import BlockEncoder
 
 ENCODER = Encoder(
     name="absmax",
-    help="the paper's, scales from the largest weight of each block",
+    help="the paper's, with scales from the largest weight of each block",
     block_encoder=BlockEncoder.ABSMAX,
 )

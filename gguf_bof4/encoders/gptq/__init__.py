@@ -23,7 +23,7 @@ def _calibrate(job: Calibration) -> Mapping[str, Finished]:
 
 ENCODER = Encoder(
     name="gptq",
-    help="errors compensated for the inputs of each layer, which runs the model on the text of --calibration",
+    help="compensates errors for the inputs of each layer, for which it runs the model on the text of --calibration",
     block_encoder=BlockEncoder.SEARCH,
     takes_imatrix=True,
     kernels=Kernels.GPTQ,
