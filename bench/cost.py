@@ -33,7 +33,7 @@ SIZES = {
 }
 
 _CHUNK_SECONDS = 7e-9
-"""Of a chunk in llama-perplexity, for a weight; every second token is multiplied by the output matrix."""
+"""Of a chunk in llama-perplexity, for a weight; every second token meets the output matrix."""
 
 _TOKEN_SECONDS = 3e-6
 """Of comparing a chunk's distributions, for a token of the vocabulary."""

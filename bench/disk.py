@@ -1,4 +1,4 @@
-"""Check of free disk space before files are made."""
+"""Room on the disk, asked for before anything is made."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from gguf_bof4.errors import UserError
 from gguf_bof4.ggml_patch.programs import run_program, thread_options
 from gguf_bof4.gguf_files.model import Model, Tensor
 
-REMEDY = "Earlier measurements are kept: remove the cause and run again."
+REMEDY = "What was measured before is kept: mend the cause and run again."
 """Where a program of llama.cpp fails."""
 
 CONTEXT = 512

@@ -51,7 +51,7 @@ class Step:
     texts: tuple[str, ...]
 
     def seconds(self, chunks: int) -> float:
-        """An estimate, without the work that is done once per model."""
+        """An estimate, without what is made once for a model."""
         return cost.making_seconds(self.model, self.variant) + len(self.texts) * cost.measuring_seconds(
             self.model, chunks
         )
@@ -83,11 +83,11 @@ class Plan:
         return tuple(dict.fromkeys(text for step in self.of_model(model) for text in step.texts))
 
     def uses(self, model: str, encoder: str) -> bool:
-        """Does any step use this encoder?"""
+        """Does any step need what this encoder does?"""
         return any(step.variant.encoder == encoder for step in self.of_model(model))
 
     def shared_seconds(self, model: str) -> float:
-        """Of the work done once per model: the unquantized distributions, and the importance matrix."""
+        """Of what is made once for a model: the unquantized distributions, and the importance matrix."""
         logits = len(self.texts(model)) * cost.measuring_seconds(model, self.chunks)
         texts = {"imatrix": IMATRIX_CHUNKS, "random": random_tokens.CHUNKS}
         chunks = sum(n for encoder, n in texts.items() if self.uses(model, encoder))
@@ -145,10 +145,10 @@ def our_options(variant: Variant, imatrix: Path) -> dict[str, Any]:
 
 
 class ModelBench:
-    """One model while it is measured, and the files that all of its rows use."""
+    """One model while it is measured, and what all of its rows share."""
 
     def __init__(self, plan: Plan, model: str, threads: int, folder: Path, say: Say) -> None:
-        """Make the files that all rows use: distributions of the unquantized model, and importance matrices if needed.
+        """Make what the rows share: the unquantized model's distributions and, where needed, the importance matrix.
 
         Args:
             folder: for all files, empty.
@@ -206,14 +206,14 @@ class ModelBench:
 
 
 def time_text(seconds: float) -> str:
-    """A duration as text."""
+    """A duration for people."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def run(plan: Plan, output: Path, threads: int, say: Say) -> None:
-    """Run the plan, one step at a time; each row is in `output` as soon as it is measured.
+    """Do what is planned, one thing at a time; each row is in `output` as soon as it is measured.
 
     Args:
         threads: of all programs and encoders; 0 leaves it to them.

@@ -20,7 +20,7 @@ from gguf_bof4.gguf_files.model import Model, open_model
 from gguf_bof4.paths import atomic_path
 
 TABLES = "Q6_K"
-"""Token embeddings and output matrix, in all files the same: the default of llama-quantize and `bof4 convert`."""
+"""Token embeddings and output matrix, in all files alike: what llama-quantize and `bof4 convert` make of them."""
 
 RIVALS = ("Q4_0", "IQ4_NL", "IQ4_XS", "Q4_K", "MXFP4")
 """Types of llama.cpp with four bits a weight."""
@@ -69,7 +69,7 @@ def open_source(path: Path) -> Model:
 
 
 def file_bytes(source: Model, variant: Variant) -> float:
-    """Estimated bytes of a file."""
+    """About what a file takes."""
     bits = 6 if variant.type.startswith("Q5") else 4.9
     matrices = {t.name for t in block_matrices(source)}
     return sum(t.n_weights * (bits if t.name in matrices else 8.6) / 8 for t in source.tensors)
@@ -99,7 +99,7 @@ def _tables(model: Model) -> dict[str, str]:
 
 
 class Files:
-    """Files of one source in a folder, made at the first use; existing ones are reused."""
+    """Files of one source in a folder, made when they are asked for; those that are there are used."""
 
     def __init__(self, source: Path, folder: Path, threads: int) -> None:
         """Look at the source.

@@ -1,4 +1,4 @@
-"""Single products on one thread, beside the roofline of the machine: `bof4 bench kernels`."""
+"""Single products on single threads, beside what the machine could do: `bof4 bench kernels`."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ from gguf_bof4.bench.csv_file import read_table, write_table
 from gguf_bof4.bench.speed.measure import Memory, build_id, instruction_set
 from gguf_bof4.bench.speed.rounds import rotated
 from gguf_bof4.errors import UserError
-from gguf_bof4.formats import FORMATS
 
-TYPES = ("Q4_0", "IQ4_NL", "IQ4_XS", "Q4_K", "MXFP4", *(fmt.name for fmt in FORMATS))
+TYPES = ("Q4_0", "IQ4_NL", "IQ4_XS", "Q4_K", "MXFP4", "BOF4_S", "BOF4_K")
 PLAIN = "plain"
 
 _STREAMED = 2**28
-"""Bytes of weights per column, more than any cache holds, so that all are read from memory."""
+"""Bytes of weights that one column meets: what a cache keeps would not have to be read."""
 
 _RUNS, _ENOUGH_NS = 3, 1e8
 """At least so many runs and nanoseconds in a round; the shortest run counts."""

@@ -1,4 +1,4 @@
-"""One file under llama-bench, and the roofline of this machine: its cores and their read bandwidth."""
+"""One file under llama-bench, and what this machine could do: its cores, and how fast they read memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from gguf_bof4.gguf_files.model import Model
 
 _BUFFER = 2**30
 _PASSES = 3
-"""Of each loop that reads the buffer; the fastest one counts."""
+"""Of each loop that reads the buffer; the fastest counts, because nothing makes memory faster than it is."""
 
 _CPU = Path("/sys/devices/system/cpu")
 

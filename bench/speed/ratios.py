@@ -67,7 +67,7 @@ class Measured:
         )
 
     def limit(self, variant: Variant, test: str) -> Spread:
-        """Roofline of generation in tokens per second: the time of reading the weights only."""
+        """Tokens a second if generating were nothing but reading the weights."""
         return self._over_rounds(lambda rows, gb_s: 1e9 * gb_s / rows[variant, test].bytes_per_token)
 
     def share(self, variant: Variant, test: str) -> Spread:

@@ -94,7 +94,7 @@ def speed_variants(types: Sequence[str], quantiles: Sequence[str]) -> tuple[Vari
 
 
 def label(variant: Variant) -> str:
-    """The type and its lists; the encoder does not affect speed."""
+    """What people call it: the encoder does not matter here."""
     return variant.type if variant.opq == NO_LISTS else f"{variant.type}, lists {variant.opq}"
 
 

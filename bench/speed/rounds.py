@@ -1,4 +1,4 @@
-"""Plan and run the speed bench: every file once per round, so that other load on the machine affects all equally."""
+"""Plan and run the speed bench: in each round every file once, so that what the machine does else hits all alike."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def rotated(items: Sequence[_Item], number: int) -> list[_Item]:
 
 
 def run(plan: Plan, files: Files, output: Path, say: Say) -> None:
-    """Make the files and run the rounds; every measurement is written to `output` at once.
+    """Make the files and do the rounds; what is measured is in `output` at once.
 
     Args:
         say: told about progress, a line at a time.

@@ -1,4 +1,4 @@
-"""A llama of random weights for measuring speed, which depends on shapes only."""
+"""A llama of random weights, for measuring speed: what the weights are does not matter to it, only their shapes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gguf_bof4.bench.disk import check_disk
 from gguf_bof4.paths import atomic_path, models_folder
 
 RECIPE = 1
-"""Part of the cache's key: to be raised with every change of the files that this module writes."""
+"""Part of the cache's key: to be raised with every change of what this module writes."""
 
 _SEED = 11
 _SLICE = 2**22  # weights at a time
