@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from gguf import GGMLQuantizationType as T
-from listed import (
+from listed_models import (
     Encoded,
     divergence,
     predict,

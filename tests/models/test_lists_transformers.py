@@ -9,7 +9,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from listed import contents, predict, write_decoded, write_listed
+from listed_models import contents, predict, write_decoded, write_listed
 from llama import THREADS, succeed
 from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as T
 from instruction_sets import OUR_INCLUDES
-from listed import quantized
+from listed_models import quantized
 
 from gguf_bof4 import lists as opq
 from gguf_bof4.errors import UserError
