@@ -1,4 +1,4 @@
-"""What the benches share: names in options, a console that is wide where nobody looks, and being stopped."""
+"""Common to the benches: names in options, the console for tables, and interruption."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from rich.console import Console
 
 from gguf_bof4.errors import UserError
 
-_TABLE_WIDTH = 170  # where nobody looks: a file or a pipe
+_TABLE_WIDTH = 170
+"""Columns where standard output is a file or a pipe."""
 
 
 def split_names(values: list[str] | None) -> list[str]:
@@ -40,7 +41,7 @@ def table_console() -> Console:
 
 @contextlib.contextmanager
 def interruptible(kept: str) -> Iterator[None]:
-    """Let SIGTERM end the work as Ctrl-C does, so that temporary folders are removed, and say what is not lost.
+    """Let SIGTERM end the work as Ctrl-C does, so that temporary folders are removed; print what is kept.
 
     Args:
         kept: what was measured, and where it is.
@@ -52,5 +53,5 @@ def interruptible(kept: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        print(f"bof4: interrupted; {kept}, run again to go on", file=sys.stderr)
+        print(f"bof4: interrupted; {kept}, run again to resume", file=sys.stderr)
         raise typer.Exit(128 + signal.SIGINT) from None

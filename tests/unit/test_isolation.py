@@ -14,8 +14,8 @@ from gguf_bof4 import native
 from gguf_bof4.convert.policy import Rules, decide
 from gguf_bof4.ggml_patch.build import NotBuiltError, installed_bin, source_tree
 from gguf_bof4.ggml_patch.source import FetchError, cache_root, fetch_archive
-from gguf_bof4.packaged_models import fetch_smollm2
 from gguf_bof4.packaged_models import FetchError as ModelFetchError
+from gguf_bof4.packaged_models import fetch_smollm2
 
 TIERS = ("unit", "native", "models", "gpu")
 
