@@ -98,8 +98,9 @@ class QualityOutcome:
             return "no limit"
         if self.met:
             return "met"
-        by = f" by {100 * (self.ratio / self.goal.limit - 1):.1f} %" if self.ratio > self.goal.limit else ", not smaller"
-        return f"missed{by}"
+        if self.ratio <= self.goal.limit:
+            return "missed, not smaller"
+        return f"missed by {100 * (self.ratio / self.goal.limit - 1):.1f} %"
 
 
 def judge_quality(

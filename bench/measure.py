@@ -134,4 +134,4 @@ def check_rest(model: Model, source: Model) -> None:
         found = types.get(t.name)
         if found is None or (t.name not in matrices and found != t.qtype):
             what = "missing" if found is None else f"{found.name} instead of {t.qtype.name}"
-            raise UserError(f"{model.path}: {t.name} is {what}, so not only the matrices of the blocks would be measured")
+            raise UserError(f"{model.path}: {t.name} is {what}, so more than block matrices would be measured")

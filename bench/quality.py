@@ -158,7 +158,7 @@ class ModelBench:
     """One model while it is measured, and what all of its rows have in common."""
 
     def __init__(self, plan: Plan, model: str, threads: int, folder: Path, say: Say) -> None:
-        """Make what the rows have in common: the unquantized model's distributions and, where needed, the importance matrix.
+        """Make what rows have in common: the unquantized model's distributions and, where needed, importance matrices.
 
         Args:
             folder: for all files, empty.

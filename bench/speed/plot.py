@@ -40,7 +40,9 @@ def _draw(axes: Axes, measured: Measured, test: str) -> None:
             bound = measured.bandwidth_bound(variant, test).median
             edge, end = max(edge, bound), max(end, bound)
             axes.plot([bound, bound], [y - 0.34, y + 0.34], color=_DARK, lw=1, ls=(0, (2, 1.5)), zorder=3)
-        ratio = "" if fastest is None or variant == fastest else f"  {measured.ratio(variant, fastest, test).median:.2f}×"
+        ratio = ""
+        if fastest is not None and variant != fastest:
+            ratio = f"  {measured.ratio(variant, fastest, test).median:.2f}×"
         bold = variant.type in OUR_TYPES
         axes.annotate(
             f"{speed.median:.3g}{ratio}" if speed.median < 1000 else f"{speed.median:.0f}{ratio}", (end, y),

@@ -69,7 +69,7 @@ def quality(
         bool, typer.Option("--large", help="Also the model of 1.5 billion weights: fetches 1.1 GB.")
     ] = False,
     types: Annotated[
-        list[str] | None, typer.Option("--types", metavar="TYPE", help="Types of this project and of llama.cpp (default: all).")
+        list[str] | None, typer.Option("--types", metavar="TYPE", help="This project's and llama.cpp's (default: all).")
     ] = None,
     encoders: Annotated[
         list[str] | None,
@@ -95,7 +95,7 @@ def quality(
         Path | None,
         typer.Option("--png", dir_okay=False, metavar="FILE", help="The picture (default: beside the CSV file)."),
     ] = None,
-    threads: Annotated[int, typer.Option("--threads", "-t", min=0, help="Threads; 0: the default of each program.")] = 0,
+    threads: Annotated[int, typer.Option("--threads", "-t", min=0, help="0: the default of each program.")] = 0,
     force: Annotated[bool, typer.Option("--force", "-f", help="Measure again what is in the CSV file.")] = False,
     list_: Annotated[bool, typer.Option("--list", help="Show what would be measured, and how long it takes.")] = False,
     plot_only: Annotated[bool, typer.Option("--plot-only", help="Measure nothing: table and picture.")] = False,

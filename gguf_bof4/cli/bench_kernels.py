@@ -24,9 +24,10 @@ def _table(rows: Sequence[Row], columns: int) -> Table:
     bound = "reading the weights" if reading else "int8 dot products in registers"
     found = figures(rows, columns)
     rooflines = sorted(row.roofline_ps for row in rows if row.columns == columns)
+    picoseconds = "" if reading else f", {rooflines[len(rooflines) // 2] / columns:.3g} ps"
     title = (
         f"{first.rows} x {first.length}, {columns} column{'' if reading else 's'}, {first.instructions}, threads: "
-        f"{first.threads}; roofline: {bound}" + ("" if reading else f", {rooflines[len(rooflines) // 2] / columns:.3g} ps")
+        f"{first.threads}; roofline: {bound}{picoseconds}"
     )
     table = Table("type", "layout", title=title, title_justify="left")
     what = "weight" if reading else "product"  # of a weight and a column's activation
@@ -42,7 +43,7 @@ def _table(rows: Sequence[Row], columns: int) -> Table:
 def kernels(
     types: Annotated[
         list[str] | None,
-        typer.Option("--types", metavar="TYPE", help="Types of this project and of llama.cpp (default: all 4-bit types)."),
+        typer.Option("--types", metavar="TYPE", help="This project's and llama.cpp's (default: all of 4 bits)."),
     ] = None,
     rows: Annotated[int, typer.Option("--rows", min=1, help="Rows of the matrix.")] = 8192,
     length: Annotated[int, typer.Option("--length", min=256, help="Length of a row, a multiple of 256.")] = 2048,
@@ -50,10 +51,10 @@ def kernels(
         list[str] | None,
         typer.Option("--columns", metavar="N", help="Columns of the activations (default: 1, 256, 512)."),
     ] = None,
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds, each of which measures every product once.")] = 5,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Each measures every product once.")] = 5,
     threads: Annotated[int, typer.Option("--threads", "-t", min=1, help="Threads of a product.")] = 1,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", dir_okay=False, metavar="FILE", help="A CSV file to add the figures to.")
+        Path | None, typer.Option("--output", "-o", dir_okay=False, metavar="FILE", help="A CSV file to add rows to.")
     ] = None,
 ) -> None:
     """Measure single products of a matrix, with repacked and with plain weights.

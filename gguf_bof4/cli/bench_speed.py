@@ -96,14 +96,14 @@ def speed(
     ] = "1b",
     types: Annotated[
         list[str] | None,
-        typer.Option("--types", metavar="TYPE", help="Types of this project and of llama.cpp (default: all 4-bit types)."),
+        typer.Option("--types", metavar="TYPE", help="This project's and llama.cpp's (default: all of 4 bits)."),
     ] = None,
     opq: Annotated[
         list[str] | None,
         typer.Option("--opq", metavar="Q", help="Quantiles of the outlier lists, or off (default: off)."),
     ] = None,
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds in all, with those that are in the CSV file.")] = 5,
-    repetitions: Annotated[int, typer.Option("--repetitions", "-r", min=1, help="Repetitions of each test in a round.")] = 3,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="In all, with those in the CSV file.")] = 5,
+    repetitions: Annotated[int, typer.Option("--repetitions", "-r", min=1, help="Of each test in a round.")] = 3,
     prompt: Annotated[
         list[str] | None, typer.Option("--prompt", "-p", metavar="N", help="Tokens of prompts (default: 256, 512).")
     ] = None,
