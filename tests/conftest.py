@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from listed_models import write_listed
 
 from gguf_bof4.convert import convert
@@ -28,6 +29,10 @@ TIERS = ("unit", "native", "models", "gpu")
 
 OF_MODELS = {"smol", "smol_folder", "gemma", "minilm_folder", "evaluation"}
 """Fixtures that fetch models or texts; those that are made from them ask for them in turn."""
+
+# on a machine with other load neither the time of an example nor that of drawing one says anything about the code
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,4 +1,4 @@
-"""Random weights of different laws, the same for the same seed."""
+"""Random weights, the same for the same seed."""
 
 from __future__ import annotations
 
@@ -6,11 +6,6 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
-
-
-def gaussian(shape: tuple[int, ...], seed: int = 0) -> Floats:
-    """Standard normal numbers: no outliers."""
-    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
 
 
 def heavy_tailed(shape: tuple[int, ...], seed: int = 0, degrees: int = 3) -> Floats:

@@ -12,6 +12,7 @@ import pytest
 import scipy.stats
 import torch
 import typer
+from gguf_writing import write_tensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -626,13 +627,7 @@ def write_safetensors(path: Path, weights: npt.NDArray[np.float32]) -> None:
 
 
 def write_gguf(path: Path, weights: npt.NDArray[np.float32]) -> None:
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_tensor("a.weight", weights)
-    writer.add_tensor("norm.weight", np.full(4096, 7, np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write_tensors(path, {"a.weight": weights, "norm.weight": np.full(4096, 7, np.float32)})
 
 
 @pytest.mark.parametrize("write", [write_npy, write_safetensors, write_gguf])
@@ -649,12 +644,7 @@ def test_quantized_weights_of_a_file(app: typer.Typer, tmp_path: Path) -> None:
     """BOF4_S itself comes back: a block of it holds no values but the 16 levels times its maximum."""
     weights = np.random.default_rng(6).standard_normal((2500, 64)).astype(np.float32)
     path, qtype = tmp_path / "w.gguf", gguf.GGMLQuantizationType.BOF4_S
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_tensor("a.weight", gguf.quantize(weights, qtype), raw_dtype=qtype)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write_tensors(path, {"a.weight": gguf.quantize(weights, qtype)}, qtype)
     assert tuple(solved(app, "--weights", str(path))["int8"]) == BOF4_S.levels
 
 
@@ -709,10 +699,3 @@ def test_bad_input_exits_with_2_and_says_why(app: typer.Typer, options: str, mes
     assert result.exit_code == 2
     assert result.stdout == ""
     assert message in result.stderr
-
-
-def test_help(app: typer.Typer) -> None:
-    result = CliRunner().invoke(app, ["codebook", "--help"], env={"COLUMNS": "200"})
-    assert result.exit_code == 0
-    for option in ("block", "levels", "normalization", "metric", "method", "fixed", "distribution", "samples", "json"):
-        assert option in result.stdout
