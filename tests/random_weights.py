@@ -8,6 +8,6 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float32]
 
 
-def heavy_tailed(shape: tuple[int, ...], seed: int = 0, degrees: int = 3) -> Floats:
-    """Numbers of Student's t distribution: with outliers, as in trained models."""
-    return np.random.default_rng(seed).standard_t(degrees, shape).astype(np.float32)
+def student(rows: int, n: int, seed: int = 0) -> Floats:
+    """float32 [rows, n] of Student's t distribution with 3 degrees of freedom: with outliers, as in trained models."""
+    return np.random.default_rng(seed).standard_t(3, (rows, n)).astype(np.float32)

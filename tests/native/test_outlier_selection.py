@@ -7,7 +7,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
-from random_weights import heavy_tailed
+from random_weights import student
 
 from gguf_bof4 import lists as opq
 from gguf_bof4 import native
@@ -44,13 +44,13 @@ def test_any_weights(x: np.ndarray, quantile: float) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("quantile", [0.5, 0.95, 0.99])
 def test_heavy_tails_in_every_source_type(dtype: torch.dtype, quantile: float) -> None:
-    x = torch.from_numpy(heavy_tailed((300, 320))).to(dtype)
+    x = torch.from_numpy(student(300, 320)).to(dtype)
     assert same(native.select_outliers(x, quantile), opq.select(x.float().numpy(), quantile))
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 7])
 def test_threads_change_nothing(threads: int) -> None:
-    x = heavy_tailed((999, 640), 1)
+    x = student(999, 640, 1)
     assert same(native.select_outliers(x, 0.95, threads), opq.select(x, 0.95))
 
 
@@ -64,7 +64,7 @@ def test_outliers_are_zero_to_the_encoder(x: np.ndarray, quantile: float) -> Non
 @pytest.mark.parametrize("columns", [1, 2, 16, 33])
 def test_products_hold_the_outliers(columns: int) -> None:
     """Exactly, up to float32 sums: where all else is 0, and the activations are what Q8_0 holds exactly."""
-    x = heavy_tailed((500, 256), 2)
+    x = student(500, 256, 2)
     found = native.select_outliers(x, 0.9)
     activations = np.random.default_rng(3).integers(-127, 128, (columns, 256)).astype(np.float32)
     activations[:, ::32] = 127  # so the scale of every Q8_0 block is 1
@@ -78,10 +78,10 @@ def test_products_hold_the_outliers(columns: int) -> None:
 
 def test_what_has_no_list_is_refused() -> None:
     with pytest.raises(native.NativeError, match="multiple of 64 and at most 65536"):
-        native.select_outliers(heavy_tailed((2, 96)), 0.95)
+        native.select_outliers(student(2, 96), 0.95)
     with pytest.raises(native.NativeError, match="multiple of 64 and at most 65536"):
         native.select_outliers(np.zeros((1, 65536 + 64), np.float32), 0.95)
     with pytest.raises(ValueError, match="between 0 and 1"):
-        native.select_outliers(heavy_tailed((2, 64)), 1.0)
+        native.select_outliers(student(2, 64), 1.0)
     with pytest.raises(native.NativeError, match="list of 2 rows"):
-        native.quantize(heavy_tailed((3, 64)), TYPE, outliers=opq.select(heavy_tailed((2, 64)), 0.95))
+        native.quantize(student(3, 64), TYPE, outliers=opq.select(student(2, 64), 0.95))

@@ -3,74 +3,52 @@
 import shutil
 import subprocess
 import tarfile
-from collections import Counter
 from pathlib import Path
 
 import pytest
-from llama_snapshots import PREVIOUS, patched_paths
 from program import bof4
 
 from gguf_bof4.ggml_patch import PATCHES, SOURCES
-from gguf_bof4.ggml_patch.apply import PUBLIC_HEADERS, SOURCES_IN_TREE, PatchError, patch_tree
+from gguf_bof4.ggml_patch.apply import SOURCES_IN_TREE, PatchError, all_hunks, parse_patch, patch_tree
 from gguf_bof4.ggml_patch.source import Snapshot, cache_root, fetch_archive, sha256_of, snapshot
 
+PREVIOUS = Snapshot(
+    package="llama-cpp-python",
+    version="0.3.35",
+    file="llama_cpp_python-0.3.35.tar.gz",
+    sha256="1139dbb54509074b70893fab8554e3b079aa9f4d312058ce4018ef0019e3de12",
+    tree="llama_cpp_python-0.3.35/vendor/llama.cpp",
+    commit="",
+)
 
-@pytest.fixture(scope="module", params=[snapshot(), PREVIOUS], ids=lambda s: s.version)
-def clean(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files of a snapshot that the patches touch; reading the archive takes seconds."""
+
+def patched_paths() -> set[str]:
+    return {h.path for h in all_hunks()}
+
+
+@pytest.fixture(params=[snapshot(), PREVIOUS], ids=lambda s: s.version)
+def tree(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """The files of a clean snapshot that the patches touch."""
     pin: Snapshot = request.param
-    folder = tmp_path_factory.mktemp(pin.version) / "llama.cpp"
     archive = fetch_archive(pin)
     with tarfile.open(archive) as tar:
         for path in patched_paths():
             member = tar.getmember(f"{pin.tree}/{path}")
             member.name = path
-            tar.extract(member, folder, filter="data")
-    return folder
+            tar.extract(member, tmp_path / "llama.cpp", filter="data")
+    return tmp_path / "llama.cpp"
 
 
-@pytest.fixture
-def tree(clean: Path, tmp_path: Path) -> Path:
-    """A copy of them to patch."""
-    return Path(shutil.copytree(clean, tmp_path / "llama.cpp"))
-
-
-def marked_lines(mark: str) -> dict[str, Counter[str]]:
-    """Lines behind a + or - in the patch files, by the file that they change; read without the parser under test."""
-    found: dict[str, Counter[str]] = {path: Counter() for path in patched_paths()}
-    for file in PATCHES.glob("*.patch"):
-        path = ""
-        for line in file.read_text().splitlines():
-            if line.startswith("+++ b/"):
-                path = line.removeprefix("+++ b/")
-            elif line.startswith(mark) and not line.startswith(3 * mark):
-                found[path][line[1:]] += 1
-    return found
-
-
-def lines_of(path: Path) -> Counter[str]:
-    return Counter(path.read_text().splitlines())
-
-
-def test_exactly_the_lines_of_the_patches_are_added_and_removed(tree: Path) -> None:
-    before = {path: lines_of(tree / path) for path in patched_paths()}
-    added, removed = marked_lines("+"), marked_lines("-")
+def test_patches_fit_and_each_added_line_stands_once_more(tree: Path) -> None:
+    before = {p: (tree / p).read_text().split("\n") for p in patched_paths()}
     patch_tree(tree)
-    for path, expected in before.items():
-        assert added[path].total() > 0, path
-        expected.update(added[path])
-        expected.subtract(removed[path])
-        assert lines_of(tree / path) == +expected, path
-        assert min(expected.values()) >= 0, path
-
-
-def test_all_sources_are_copied(tree: Path) -> None:
-    patch_tree(tree)
-    for source in SOURCES.rglob("*"):
-        if source.is_file() and "__pycache__" not in source.parts:
-            path = source.relative_to(SOURCES)
-            in_tree = Path("ggml/include", path.name) if path.parts[0] == PUBLIC_HEADERS else SOURCES_IN_TREE / path
-            assert (tree / in_tree).read_bytes() == source.read_bytes()
+    for path, old_lines in before.items():
+        new_lines = (tree / path).read_text().split("\n")
+        added = sum(len(h.new) - len(h.old) for h in all_hunks() if h.path == path)
+        assert len(new_lines) - len(old_lines) == added > 0
+        mentions = sum("bof4" in line.lower() for line in new_lines)
+        assert mentions >= 1
+    assert sorted(p.name for p in (tree / SOURCES_IN_TREE).iterdir()) == sorted(p.name for p in SOURCES.iterdir())
 
 
 def test_git_and_patch_accept_the_same_files(tree: Path) -> None:
@@ -109,6 +87,19 @@ def test_bof4_patch_patches_a_checkout_and_names_what_is_none(tree: Path, tmp_pa
     refused = bof4("patch", str(tmp_path / "empty"))
     assert refused.returncode == 1
     assert "not a llama.cpp tree" in refused.stderr
+
+
+def test_parser_keeps_blank_context_and_counts() -> None:
+    hunks = parse_patch("x", "why\n\ndiff --git a/f b/f\n--- a/f\n+++ b/f\n@@ -1,3 +1,3 @@ int f\n a\n \n-b\n+c\n")
+    (hunk,) = hunks
+    assert (hunk.path, hunk.old, hunk.new) == ("f", ("a", "", "b"), ("a", "", "c"))
+
+
+def test_each_patch_has_one_purpose_stated_and_touches_little() -> None:
+    for file in PATCHES.glob("*.patch"):
+        assert file.read_text().splitlines()[0].strip(), f"{file.name} does not begin with its purpose"
+    changed = [line for h in all_hunks() for line in h.new if "bof4" in line.lower()]
+    assert len(changed) <= 180
 
 
 def test_an_archive_with_another_hash_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

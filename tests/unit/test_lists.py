@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
-from random_weights import heavy_tailed
+from random_weights import student
 from scipy.stats import norm
 
 from gguf_bof4 import lists as opq
@@ -62,13 +62,13 @@ def test_packing_and_parsing_give_the_list_back(x: np.ndarray) -> None:
 
 def test_bfloat16_rounds_to_nearest_even() -> None:
     torch = pytest.importorskip("torch")
-    x = heavy_tailed((64, 64)).ravel()
+    x = student(64, 64).ravel()
     expected = torch.from_numpy(x).to(torch.bfloat16).view(torch.uint16).numpy()
     assert np.array_equal(opq.bfloat16(x), expected)
 
 
 def test_lists_lower_the_error_of_weights_with_outliers() -> None:
-    x = heavy_tailed((256, 1024))
+    x = student(256, 1024)
 
     def error(quantile: float | None) -> float:
         if quantile is None:
@@ -83,7 +83,7 @@ def test_lists_lower_the_error_of_weights_with_outliers() -> None:
 
 
 def test_an_outlier_comes_back_as_its_bfloat16_exactly() -> None:
-    x = heavy_tailed((32, 256))
+    x = student(32, 256)
     found = opq.select(x, 0.95)
     decoded = gguf.dequantize(gguf.quantize(opq.without(x, found), TYPE), TYPE)
     found.add_to(decoded)
@@ -92,7 +92,7 @@ def test_an_outlier_comes_back_as_its_bfloat16_exactly() -> None:
 
 
 def good() -> np.ndarray:
-    return opq.select(heavy_tailed((8, 192)), 0.9).packed()
+    return opq.select(student(8, 192), 0.9).packed()
 
 
 DAMAGES = {
@@ -114,7 +114,7 @@ def test_a_damaged_list_is_refused_by_name(why: str) -> None:
 
 
 def test_columns_out_of_order_are_refused() -> None:
-    found = opq.select(heavy_tailed((1, 192)), 0.5)
+    found = opq.select(student(1, 192), 0.5)
     assert found.entries.size >= 2
     packed = found.packed()
     packed[[2, 3]] = packed[[3, 2]]

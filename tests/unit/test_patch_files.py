@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 
 from gguf_bof4.ggml_patch import PATCHES
 from gguf_bof4.ggml_patch.apply import all_hunks, parse_patch
@@ -36,11 +37,24 @@ def test_patches_add_few_lines() -> None:
     assert all(0 < lines < 70 for lines in added.values()), added
 
 
-def test_every_changed_line_of_the_files_is_parsed() -> None:
-    """The parser against a count of the marks at the beginning of lines."""
-    text = "".join(file.read_text() for file in PATCHES.glob("*.patch"))
-    marked = {mark: len(re.findall(rf"^\{mark}(?!\{mark}\{mark} )", text, re.MULTILINE)) for mark in "+-"}
-    hunks = all_hunks()
-    assert sum(len(h.new) - len(h.old) for h in hunks) == marked["+"] - marked["-"]
-    assert {h.path for h in hunks} == set(re.findall(r"^\+\+\+ b/(.*)$", text, re.MULTILINE))
-    assert len(hunks) == len(re.findall(r"^@@ ", text, re.MULTILINE))
+def test_the_changes_that_are_parsed_are_those_of_the_files() -> None:
+    """The parser against the marks at the beginning of lines, file by file."""
+    marked: dict[str, Counter[str]] = {}
+    n_hunks = 0
+    for file in PATCHES.glob("*.patch"):
+        path = ""
+        for line in file.read_text().splitlines():
+            n_hunks += line.startswith("@@ ")
+            if line.startswith("+++ b/"):
+                path = line.removeprefix("+++ b/")
+            elif line[:1] in {"+", "-"} and not line.startswith("---"):
+                marked.setdefault(path, Counter())[line[1:]] += 1 if line[0] == "+" else -1
+    parsed: dict[str, Counter[str]] = {}
+    for hunk in all_hunks():
+        changes = parsed.setdefault(hunk.path, Counter())
+        changes.update(hunk.new)
+        changes.subtract(hunk.old)
+    assert len(all_hunks()) == n_hunks > 0
+    assert parsed.keys() == marked.keys()
+    for path, changes in parsed.items():
+        assert {line: n for line, n in changes.items() if n} == {line: n for line, n in marked[path].items() if n}, path
