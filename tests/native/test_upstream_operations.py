@@ -32,7 +32,7 @@ class Case:
 
 
 def parse_report(output: str) -> list[Case]:
-    """All cases that the program reports, whatever came of them."""
+    """All cases that the program reports, passed or not."""
     plain = re.sub(r"\x1b\[[\d;]*m", "", output)
     found = []
     for operation, parameters, result in re.findall(r"^ *([A-Z_]+)\((.*)\): (.*?) *$", plain, re.MULTILINE):

@@ -247,7 +247,7 @@ def test_an_end_level_that_is_free_takes_in_the_point_mass(normalization: Normal
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 @pytest.mark.parametrize("block_size", [8, 64, 4096])
-def test_the_law_keeps_the_moments_of_the_weights(normalization: Normalization, block_size: int) -> None:
+def test_the_law_has_the_second_moment_of_the_weights(normalization: Normalization, block_size: int) -> None:
     """m^2 x^2 is w^2 again, so its mean must be the variance."""
     for distribution in (scipy.stats.norm(scale=3), scipy.stats.laplace(), scipy.stats.t(5), scipy.stats.gumbel_r()):
         law = theoretical_law(block_size, normalization, "mse", distribution)
@@ -341,7 +341,7 @@ some_distributions = st.sampled_from(
 
 @settings(max_examples=40, deadline=None)
 @given(problem=problems, distribution=some_distributions)
-def test_any_problem_has_a_codebook_that_lloyd_leaves_alone(problem: dict[str, Any], distribution: Any) -> None:
+def test_any_problem_has_a_codebook_that_is_a_fixed_point_of_lloyd(problem: dict[str, Any], distribution: Any) -> None:
     levels = solve_theory(**problem, distribution=distribution)
     assert_codebook(levels, problem["levels"], problem["fixed"])
     law = theoretical_law(problem["block_size"], problem["normalization"], problem["metric"], distribution)
@@ -467,7 +467,7 @@ def test_isolated_samples_are_kept_exactly() -> None:
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 @pytest.mark.parametrize("metric", METRICS)
-def test_empty_regions_do_no_harm(normalization: Normalization, metric: Metric) -> None:
+def test_empty_regions_are_allowed(normalization: Normalization, metric: Metric) -> None:
     for weights in (np.ones(64), np.eye(8), -np.arange(64.0)):
         levels = solve_samples(weights, 8, 16, normalization, metric, fixed=(0,))
         assert_codebook(levels, 16, (0.0,))
