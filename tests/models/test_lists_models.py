@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from gguf import GGMLQuantizationType as T
+from gguf_writing import finish
 from listed_models import (
     Encoded,
     divergence,
@@ -150,10 +151,7 @@ def write_adapter(target: Path, model: Path, rank: int = 4) -> Path:
             n_in, n_out = (int(n) for n in t.shape)
             writer.add_tensor(f"{t.name}.lora_a", numbers((rank, n_in), 1 / math.sqrt(n_in)))
             writer.add_tensor(f"{t.name}.lora_b", numbers((n_out, rank), 0.5))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     return target
 
 
