@@ -33,7 +33,7 @@ SIZES = {
 }
 
 _CHUNK_SECONDS = 7e-9
-"""Seconds of a chunk in llama-perplexity for each weight; the output matrix is used for every second token."""
+"""Of a chunk in llama-perplexity, for a weight; every second token is multiplied by the output matrix."""
 
 _TOKEN_SECONDS = 3e-6
 """Seconds to compare the distributions of a chunk for each token of the vocabulary."""

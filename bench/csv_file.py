@@ -1,4 +1,4 @@
-"""Tables of measurements: CSV files, one dataclass instance a row, replaced atomically."""
+"""Tables of measurements: CSV files, one dataclass per row, complete at any moment."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _row(path: Path, line: int, values: dict[str, str], kind: type[_Row], comman
         return kind(**{f.name: _NUMBERS.get(str(f.type), str)(values[f.name]) for f in _fields(kind)})
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{path}, line {line}: not a row of `{command}`: repair or remove it, or give another --output"
+            f"{path}, line {line}: not a row of `{command}`: correct or remove it, or give another --output"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Free disk space, checked before files are made."""
+"""Check of free disk space before files are made."""
 
 from __future__ import annotations
 

@@ -13,8 +13,8 @@ from gguf_bof4.errors import UserError
 from gguf_bof4.ggml_patch.programs import run_program, thread_options
 from gguf_bof4.gguf_files.model import Model, Tensor
 
-REMEDY = "What was measured before is kept: fix the cause and run again."
-"""Printed where a program of llama.cpp fails."""
+REMEDY = "Earlier measurements are kept: remove the cause and run again."
+"""Where a program of llama.cpp fails."""
 
 CONTEXT = 512
 """Tokens of a chunk; llama-perplexity judges the second half of them."""

@@ -17,14 +17,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH, HEIGHT = 1800, 960
-"""Pixels: twice the width of a README, for high-resolution screens."""
+"""Pixels: twice the width in the README, for high-density screens."""
 
 _DPI = 200
 _WIDEST = 4.7
 """Bits per weight where the panels end: a larger type is drawn as a horizontal line at its divergence."""
 
 _GREY, _DARK = "#979797", "#4d4d4d"
-_COLORS = ("#2a7fc9", "#a92b0c", "#3f8f4f", "#6b3f8f")  # light and dark alternate, for greyscale
+COLORS = ("#2a7fc9", "#a92b0c", "#3f8f4f", "#6b3f8f")  # light and dark in turns, for greyscale
+"""Of this project's types, in the order of FORMATS."""
 _MARKERS = {"none": "o", "absmax": "o", "search": "s", "random": "D", "imatrix": "^", "gptq": "*"}
 _SIZES = {"*": 9.0, "^": 6.0, "o": 5.0, "s": 4.8, "D": 4.4}
 _MODEL_NAMES = {"smol": "SmolLM2-135M", "gemma": "Gemma 3 270M", "qwen": "Qwen2.5-Coder-1.5B"}
@@ -38,7 +39,7 @@ _ENCODER_NAMES = {
 
 
 def check_available() -> None:
-    """Raise UserError where matplotlib is missing: called before hours of measurement."""
+    """Raise UserError where matplotlib is missing, before hours are spent on measurements."""
     if importlib.util.find_spec("matplotlib") is None:
         raise UserError("the picture needs matplotlib: run `pip install 'gguf-bof4[bench]'`")
 
@@ -104,7 +105,7 @@ def _draw_larger(axes: Axes, found: list[Mean]) -> None:
 def _draw_ours(axes: Axes, found: list[Mean]) -> None:
     """A line through the encoders for each type and quantile; the name below the best point of a type."""
     best = []
-    for name, color in zip(OUR_TYPES, _COLORS, strict=False):
+    for name, color in zip(OUR_TYPES, COLORS, strict=False):
         of_type = [mean for mean in found if mean.first.type == name]
         for opq in dict.fromkeys(mean.first.opq for mean in of_type):
             line = sorted((m for m in of_type if m.first.opq == opq), key=lambda m: OUR_ENCODERS.index(m.first.encoder))
@@ -170,7 +171,7 @@ def _legend(figure: Figure) -> None:
 
 
 def plot(rows: Iterable[Row], models: Sequence[str], target: Path) -> None:
-    """Draw rows of one number of chunks; variants that were not measured are left out.
+    """Draw rows of one number of chunks; missing measurements are left out.
 
     Raises:
         UserError: there is nothing to draw, matplotlib is missing, or the file cannot be written.

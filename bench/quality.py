@@ -90,7 +90,7 @@ class Plan:
         return any(step.variant.encoder == encoder for step in self.of_model(model))
 
     def shared_seconds(self, model: str) -> float:
-        """Seconds for what is made once for a model: the unquantized distributions, and the importance matrices."""
+        """Of the work done once per model: the unquantized distributions, and the importance matrix."""
         logits = len(self.texts(model)) * cost.measuring_seconds(model, self.chunks)
         texts = {"imatrix": IMATRIX_CHUNKS, "random": random_tokens.CHUNKS}
         chunks = sum(n for encoder, n in texts.items() if self.uses(model, encoder))
@@ -122,7 +122,7 @@ def make_plan(
 
 
 def check(plan: Plan) -> None:
-    """Raise UserError for an encoder that the converter does not have: called before hours of measurement."""
+    """Raise UserError for an encoder that the converter does not have, before hours are spent on the others."""
     fields = {f.name for f in dataclasses.fields(Options)}
     for variant in dict.fromkeys(step.variant for step in plan.steps if step.variant.ours):
         needed = {"random": {"imatrix"}, "imatrix": {"imatrix"}, "gptq": {"calibration"}}.get(variant.encoder, set())
@@ -155,10 +155,10 @@ def our_options(variant: Variant, imatrix: Path) -> dict[str, Any]:
 
 
 class ModelBench:
-    """One model while it is measured, and what all of its rows have in common."""
+    """One model while it is measured, and the files that all of its rows use."""
 
     def __init__(self, plan: Plan, model: str, threads: int, folder: Path, say: Say) -> None:
-        """Make what rows have in common: the unquantized model's distributions and, where needed, importance matrices.
+        """Make the files that all rows use: distributions of the unquantized model, and importance matrices if needed.
 
         Args:
             folder: for all files, empty.
@@ -223,7 +223,7 @@ def time_text(seconds: float) -> str:
 
 
 def run(plan: Plan, output: Path, threads: int, say: Say) -> None:
-    """Measure what is planned, one after another; each row is in `output` as soon as it is measured.
+    """Run the plan, one step at a time; each row is in `output` as soon as it is measured.
 
     Args:
         threads: of all programs and encoders; 0: their defaults.

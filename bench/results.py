@@ -1,4 +1,4 @@
-"""The table of all measured rows of `bof4 bench quality`, a CSV file."""
+"""The table of all measured rows: a CSV file that is complete at any moment."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Row:
 
     @property
     def label(self) -> str:
-        """The type, and the types of matrices whose rows are too short for it."""
+        """The type, and the fallback types of matrices whose rows do not divide into its blocks."""
         if not self.fallback:
             return self.type
         counts = [f"{part.split()[0]} of {self.matrices} matrices fell back to {part.split()[1]}"

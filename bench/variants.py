@@ -46,7 +46,7 @@ class Variant:
 
     @property
     def recipe(self) -> str:
-        """How its rows are measured, beyond the fields above: rows of another recipe are measured again."""
+        """How its rows are measured, as far as the variant does not say so itself."""
         own = {"imatrix": f" imatrix:{IMATRIX_CHUNKS}", "gptq": f" gptq:{GPTQ_RECIPE}"}
         return f"{RECIPE}{own.get(self.encoder, '')}"
 

@@ -99,7 +99,7 @@ def _tables(model: Model) -> dict[str, str]:
 
 
 class Files:
-    """Files of one source in a folder, made on demand; existing ones are reused."""
+    """Files of one source in a folder, made at the first use; existing ones are reused."""
 
     def __init__(self, source: Path, folder: Path, threads: int) -> None:
         """Open the source.

@@ -1,4 +1,4 @@
-"""Single products, beside the roofline of the machine: `bof4 bench kernels`."""
+"""Single products on one thread, beside the roofline of the machine: `bof4 bench kernels`."""
 
 from __future__ import annotations
 
@@ -14,18 +14,16 @@ import numpy.typing as npt
 
 from gguf_bof4 import native
 from gguf_bof4.bench.csv_file import read_table, write_table
-from gguf_bof4.bench.speed.files import FOUR_BIT_PEERS
 from gguf_bof4.bench.speed.measure import Memory, build_id, instruction_set
 from gguf_bof4.bench.speed.rounds import rotated
-from gguf_bof4.bench.variants import OUR_TYPES
 from gguf_bof4.errors import UserError
+from gguf_bof4.formats import FORMATS
 
-TYPES = (*FOUR_BIT_PEERS, *OUR_TYPES)
+TYPES = ("Q4_0", "IQ4_NL", "IQ4_XS", "Q4_K", "MXFP4", *(fmt.name for fmt in FORMATS))
 PLAIN = "plain"
 
 _STREAMED = 2**28
-"""Bytes of weights that a product with one column streams: many times what caches hold, so that all are read from
-memory."""
+"""Bytes of weights per column, more than any cache holds, so that all are read from memory."""
 
 _RUNS, _ENOUGH_NS = 3, 1e8
 """Least number of runs, and least nanoseconds in all, in a round; the shortest run counts."""
@@ -102,7 +100,7 @@ def _made(product: Product, weights: npt.NDArray[np.uint8], length: int, copies:
 
 def _shortest_ns(made: object) -> float:
     _, lib = native.library()
-    lib.bof4_product_ns(made)  # warm-up: page faults, clock frequency
+    lib.bof4_product_ns(made)  # finds its memory and its frequency
     times: list[float] = []
     while len(times) < _RUNS or sum(times) < _ENOUGH_NS:
         times.append(float(lib.bof4_product_ns(made)))

@@ -1,4 +1,4 @@
-"""llama-bench on one file, and properties of the machine: cores and read bandwidth."""
+"""One file under llama-bench, and the roofline of this machine: its cores and their read bandwidth."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from gguf_bof4.gguf_files.model import Model
 
 _BUFFER = 2**30
 _PASSES = 3
-"""Passes of each loop that reads the buffer; the fastest counts, as interference only lowers bandwidth."""
+"""Of each loop that reads the buffer; the fastest one counts."""
 
 CPU_FOLDER = Path("/sys/devices/system/cpu")
 """Where Linux describes processors."""

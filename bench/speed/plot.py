@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gguf_bof4.bench.plot import check_available
+from gguf_bof4.bench.plot import COLORS, check_available
 from gguf_bof4.bench.speed.ratios import Measured
 from gguf_bof4.bench.speed.results import Setup, is_generation, label
 from gguf_bof4.bench.variants import OUR_TYPES
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 WIDTH = 1800
-"""Pixels: twice the width of a README, for high-resolution screens."""
+"""Pixels: twice the width in the README, for high-density screens."""
 
 _DPI = 200
 _HEIGHT, _BAR_HEIGHT = 190, 62  # pixels without bars, and for each bar
 _GREY, _DARK = "#a6a6a6", "#4d4d4d"
-_COLORS = dict(zip(OUR_TYPES, ("#2a7fc9", "#a92b0c"), strict=False))  # as in the picture of quality
+_COLORS = dict(zip(OUR_TYPES, COLORS, strict=False))
 
 
 def _title(test: str) -> str:

@@ -94,7 +94,7 @@ def speed_variants(types: Sequence[str], quantiles: Sequence[str]) -> tuple[Vari
 
 
 def label(variant: Variant) -> str:
-    """The name in tables and pictures: without the encoder, which does not matter to speed."""
+    """The type and its lists; the encoder does not affect speed."""
     return variant.type if variant.opq == NO_LISTS else f"{variant.type}, lists {variant.opq}"
 
 

@@ -1,4 +1,4 @@
-"""Plan and run the speed bench: each round measures every file once, so that other load on the machine affects all."""
+"""Plan and run the speed bench: every file once per round, so that other load on the machine affects all equally."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def rotated(items: Sequence[_Item], number: int) -> list[_Item]:
 
 
 def run(plan: Plan, files: Files, output: Path, say: Say) -> None:
-    """Make the files and measure the rounds; each row is in `output` as soon as it is measured.
+    """Make the files and run the rounds; every measurement is written to `output` at once.
 
     Args:
         say: called with lines that report progress.

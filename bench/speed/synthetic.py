@@ -1,4 +1,4 @@
-"""A llama of random weights, to measure speed, which depends on shapes and not on values."""
+"""A llama of random weights for measuring speed, which depends on shapes only."""
 
 from __future__ import annotations
 

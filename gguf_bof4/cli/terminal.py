@@ -1,4 +1,4 @@
-"""Common to the benches: names in options, the console for tables, and interruption."""
+"""Names in options, a wide console for tables, and interruption."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from rich.console import Console
 
 from gguf_bof4.errors import UserError
 
-_TABLE_WIDTH = 170
-"""Columns where standard output is a file or a pipe."""
+_TABLE_WIDTH = 170  # in a file or a pipe
 
 
 def split_names(values: list[str] | None) -> list[str]:
@@ -41,7 +40,7 @@ def table_console() -> Console:
 
 @contextlib.contextmanager
 def interruptible(kept: str) -> Iterator[None]:
-    """Let SIGTERM end the work as Ctrl-C does, so that temporary folders are removed; print what is kept.
+    """Make SIGTERM raise as Ctrl-C does, so that temporary folders are removed, and print what is kept.
 
     Args:
         kept: what was measured, and where it is.
