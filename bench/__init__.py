@@ -1,1 +1,1 @@
-"""What these types cost, measured beside the types that llama.cpp has: run by `bof4 bench`."""
+"""Fidelity and speed of these types, measured beside types of llama.cpp: run by `bof4 bench`."""

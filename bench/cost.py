@@ -1,4 +1,4 @@
-"""What a measurement takes, before it is done: seconds on two cores of a server, and bytes of disk."""
+"""Estimates of what a measurement takes: seconds on two cores of a server, and bytes of disk."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Size:
 
     Attributes:
         weights: in the matrices of the blocks.
-        embeddings: weights of the token embeddings, in F16 always; they are the output matrix, too.
+        embeddings: weights of the token embeddings, which are the output matrix, too; always F16.
         vocabulary: tokens.
-        matrix_bytes: of a weight in the unquantized model.
+        matrix_bytes: bytes of a weight in the unquantized model.
     """
 
     weights: float
@@ -33,28 +33,28 @@ SIZES = {
 }
 
 _CHUNK_SECONDS = 7e-9
-"""Of a chunk in llama-perplexity, for a weight; every second token meets the output matrix."""
+"""Of a chunk in llama-perplexity, for a weight; every second token is multiplied by the output matrix."""
 
 _TOKEN_SECONDS = 3e-6
-"""Of comparing a chunk's distributions, for a token of the vocabulary."""
+"""Seconds to compare the distributions of a chunk for each token of the vocabulary."""
 
 _ENCODING_SECONDS = {"none": 3e-8, "absmax": 1e-8, "search": 3e-8, "random": 6e-8, "imatrix": 6e-8, "gptq": 3.4e-6}
-"""For a weight: llama-quantize, and this project's encoders. gptq runs the model, too."""
+"""Seconds for each weight: llama-quantize ("none"), and this project's encoders. gptq runs the model, too."""
 
 
 def measuring_seconds(model: str, chunks: int) -> float:
-    """Measuring one file on one text, or the unquantized model's own run."""
+    """To measure one file on one text, or to run the unquantized model on it."""
     size = SIZES[model]
     return chunks * (_CHUNK_SECONDS * (size.weights + size.embeddings / 2) + _TOKEN_SECONDS * size.vocabulary) + 1
 
 
 def making_seconds(model: str, variant: Variant) -> float:
-    """Making the quantized file."""
+    """To make the quantized file."""
     return _ENCODING_SECONDS[variant.encoder] * SIZES[model].weights + 1
 
 
 def imatrix_seconds(model: str, chunks: int) -> float:
-    """Making an importance matrix from so many chunks."""
+    """To make an importance matrix from `chunks` chunks of 512 tokens."""
     return chunks * _CHUNK_SECONDS * SIZES[model].weights
 
 
@@ -64,6 +64,6 @@ def logits_bytes(model: str, chunks: int) -> int:
 
 
 def file_bytes(model: str, variant: Variant) -> int:
-    """The quantized file, with room for fallbacks and lists."""
+    """An upper bound for the quantized file: fallbacks and outlier lists are included."""
     size = SIZES[model]
     return round(size.weights * (size.matrix_bytes if variant.type == NF4 else 0.75) + 2.1 * size.embeddings)

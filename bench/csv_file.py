@@ -1,4 +1,4 @@
-"""Tables of measurements: CSV files, a dataclass a row, whole at any moment."""
+"""Tables of measurements: CSV files, one dataclass per row, complete at any moment."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _row(path: Path, line: int, values: dict[str, str], kind: type[_Row], comman
         return kind(**{f.name: _NUMBERS.get(str(f.type), str)(values[f.name]) for f in _fields(kind)})
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{path}, line {line}: not a row of `{command}`: mend or remove it, or give another --output"
+            f"{path}, line {line}: not a row of `{command}`: correct or remove it, or give another --output"
         ) from error
 
 
@@ -49,7 +49,7 @@ def read_table(path: Path, kind: type[_Row], command: str) -> list[_Row]:
 
 
 def write_table(path: Path, kind: type[_Row], rows: Iterable[_Row]) -> None:
-    """Replace a file by one of these rows: there is none at any moment that lacks a row or holds half of one.
+    """Replace a file by one of these rows. The new file is renamed over the old one, so no reader sees half of it.
 
     Raises:
         UserError: the file cannot be written.

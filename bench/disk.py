@@ -1,4 +1,4 @@
-"""Room on the disk, asked for before anything is made."""
+"""Check of free disk space before files are made."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def check_disk(folder: Path, needed: float, what: str, remedy: str) -> None:
 
     Args:
         folder: where files will be; it need not exist yet.
-        what: takes the room, as the beginning of a sentence.
+        what: needs the space, as the beginning of a sentence.
     """
     existing = next(parent for parent in (folder, *folder.resolve().parents) if parent.exists())
     free = shutil.disk_usage(existing).free

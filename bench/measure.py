@@ -1,4 +1,4 @@
-"""What a quantized file is: its size and types, and its distance from the unquantized model."""
+"""Size and types of a quantized file, and its distance from the unquantized model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gguf_bof4.errors import UserError
 from gguf_bof4.ggml_patch.programs import run_program, thread_options
 from gguf_bof4.gguf_files.model import Model, Tensor
 
-REMEDY = "What was measured before is kept: mend the cause and run again."
+REMEDY = "Earlier measurements are kept: remove the cause and run again."
 """Where a program of llama.cpp fails."""
 
 CONTEXT = 512
@@ -115,13 +115,13 @@ def fallbacks(model: Model, wanted: str) -> dict[str, int]:
         if t.shape[-1] % block == 0:
             raise UserError(
                 f"{model.path}: {t.name} is {t.qtype.name} instead of {wanted}, although its rows of {t.shape[-1]} "
-                "fit: this llama-quantize chooses types by rules of its own, so its figures would be those of a mixture"
+                "fit: this llama-quantize mixes types, so the figures would not be those of one type"
             )
     return dict(Counter(t.qtype.name for t in others))
 
 
 def check_rest(model: Model, source: Model) -> None:
-    """Is everything but the matrices of the blocks as it was?
+    """Check that nothing but the matrices of the blocks has another type than in the source.
 
     Raises:
         UserError: a tensor is missing or has another type.
@@ -132,4 +132,4 @@ def check_rest(model: Model, source: Model) -> None:
         found = types.get(t.name)
         if found is None or (t.name not in matrices and found != t.qtype):
             what = "missing" if found is None else f"{found.name} instead of {t.qtype.name}"
-            raise UserError(f"{model.path}: {t.name} is {what}, so more than the blocks' matrices would be measured")
+            raise UserError(f"{model.path}: {t.name} is {what}, so more than block matrices would be measured")

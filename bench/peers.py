@@ -9,7 +9,7 @@ from gguf_bof4.bench.measure import REMEDY
 from gguf_bof4.ggml_patch.programs import run_program
 
 IMATRIX_CHUNKS = 64
-"""Chunks of 512 tokens for the importance matrix: 32768 tokens settle the mean square of an activation to a percent or
+"""Chunks of 512 tokens for the importance matrix: 32768 tokens give the mean square of an activation to a percent or
 so, and all of the calibration text would take the 1.5B model an hour on two cores."""
 
 
@@ -19,8 +19,8 @@ class Peer:
 
     Attributes:
         name: the ggml type.
-        file_type: what llama-quantize calls the file; only its default type counts here.
-        uses_imatrix: the encoder looks at an importance matrix.
+        file_type: the file type of llama-quantize whose default type this is.
+        uses_imatrix: the encoder uses an importance matrix.
     """
 
     name: str
@@ -43,7 +43,7 @@ PEERS = {
 
 
 def make_peer(peer: Peer, source: Path, target: Path, imatrix: Path | None, threads: int, tables: str = "f16") -> None:
-    """Quantize all matrices of the blocks to one type; what is no matrix stays as it is in `source`.
+    """Quantize all matrices of the decoder layers to one type; other tensors keep their type.
 
     A pattern for all blocks takes the place of llama-quantize's mixtures (which give some matrices more bits) and of
     MXFP4_MOE's rule (MXFP4 for experts, Q8_0 for everything else); fallbacks for short rows still apply.

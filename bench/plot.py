@@ -17,14 +17,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH, HEIGHT = 1800, 960
-"""Pixels: twice what a README shows, for screens that have them."""
+"""Pixels: twice the width in the README, for high-density screens."""
 
 _DPI = 200
 _WIDEST = 4.7
-"""Bits per weight where the panels end: larger types are drawn as the level that they reach."""
+"""Bits per weight where the panels end: a larger type is drawn as a horizontal line at its divergence."""
 
 _GREY, _DARK = "#979797", "#4d4d4d"
-_COLORS = ("#2a7fc9", "#a92b0c", "#3f8f4f", "#6b3f8f")  # light and dark in turns, for greyscale
+COLORS = ("#2a7fc9", "#a92b0c", "#3f8f4f", "#6b3f8f")  # light and dark in turns, for greyscale
+"""Of this project's types, in the order of FORMATS."""
 _MARKERS = {"none": "o", "absmax": "o", "search": "s", "random": "D", "imatrix": "^", "gptq": "*"}
 _SIZES = {"*": 9.0, "^": 6.0, "o": 5.0, "s": 4.8, "D": 4.4}
 _MODEL_NAMES = {"smol": "SmolLM2-135M", "gemma": "Gemma 3 270M", "qwen": "Qwen2.5-Coder-1.5B"}
@@ -38,13 +39,13 @@ _ENCODER_NAMES = {
 
 
 def check_available() -> None:
-    """Raise UserError where matplotlib is missing, before hours are spent on what it is to draw."""
+    """Raise UserError where matplotlib is missing, before hours are spent on measurements."""
     if importlib.util.find_spec("matplotlib") is None:
         raise UserError("the picture needs matplotlib: run `pip install 'gguf-bof4[bench]'`")
 
 
-def _spread(positions: Sequence[float], gap: float) -> list[float]:
-    """Positions of labels, ascending, moved apart as little as it takes for `gap` between them."""
+def spread_labels(positions: Sequence[float], gap: float) -> list[float]:
+    """Ascending positions of labels, moved as little as possible to be at least `gap` apart."""
     groups: list[tuple[float, int]] = []  # middle and number of labels that touch
     for position in positions:
         middle, count = position, 1
@@ -62,7 +63,7 @@ def _label(axes: Axes, points: list[tuple[float, float, str]], dx: float, side: 
     points = sorted(points, key=lambda point: point[1])
     pixels = [float(axes.transData.transform((x, y))[1]) for x, y, _ in points]
     scale = _DPI / 72
-    for (x, y, name), pixel, moved in zip(points, pixels, _spread(pixels, 7.6 * scale), strict=True):
+    for (x, y, name), pixel, moved in zip(points, pixels, spread_labels(pixels, 7.6 * scale), strict=True):
         axes.annotate(
             name, (x, y), xytext=(dx, dy + (moved - pixel) / scale), textcoords="offset points", ha=side, va="center",
             fontsize=6.5, color=_DARK, zorder=5, path_effects=[withStroke(linewidth=2, foreground="white")],
@@ -71,7 +72,7 @@ def _label(axes: Axes, points: list[tuple[float, float, str]], dx: float, side: 
 
 def _draw_peers(axes: Axes, found: list[Mean]) -> None:
     left: list[tuple[float, float, str]] = []
-    above: list[tuple[float, float, str]] = []  # between the two columns that most types stand in
+    above: list[tuple[float, float, str]] = []  # between the two columns of 4.25 and 4.5 bits
     right: list[tuple[float, float, str]] = []
     for mean in found:
         row = mean.first
@@ -90,13 +91,13 @@ def _larger_name(row: Row) -> str:
 
 
 def _draw_larger(axes: Axes, found: list[Mean]) -> None:
-    """A level for each type that lies beyond the panel, with an importance matrix where there is one."""
+    """A line for each type that is larger than the panel shows: the best of its encoders."""
     by_type: dict[str, Mean] = {}
     for mean in found:
         by_type[mean.first.type] = min(mean, by_type.get(mean.first.type, mean), key=lambda m: m.mean_kld)
     for mean in by_type.values():
         axes.axhline(mean.mean_kld, color=_GREY, lw=0.8, ls=(0, (4, 3)), zorder=1)
-    edge = axes.get_xlim()[1]  # few bits and small divergence is the place of points with names
+    edge = axes.get_xlim()[1]  # where no points with labels are
     names = [(edge, m.mean_kld, _larger_name(m.first)) for m in by_type.values()]
     _label(axes, names, -3, "right", dy=4.5)
 
@@ -104,7 +105,7 @@ def _draw_larger(axes: Axes, found: list[Mean]) -> None:
 def _draw_ours(axes: Axes, found: list[Mean]) -> None:
     """A line through the encoders for each type and quantile; the name below the best point of a type."""
     best = []
-    for name, color in zip(OUR_TYPES, _COLORS, strict=False):
+    for name, color in zip(OUR_TYPES, COLORS, strict=False):
         of_type = [mean for mean in found if mean.first.type == name]
         for opq in dict.fromkeys(mean.first.opq for mean in of_type):
             line = sorted((m for m in of_type if m.first.opq == opq), key=lambda m: OUR_ENCODERS.index(m.first.encoder))
@@ -118,7 +119,7 @@ def _draw_ours(axes: Axes, found: list[Mean]) -> None:
             best.append((min(of_type, key=lambda mean: mean.mean_kld), color))
     best.sort(key=lambda pair: pair[0].first.bits_per_weight)
     for i, (mean, color) in enumerate(best):
-        # two neighbours' names grow away from each other
+        # names of neighbours extend in opposite directions
         side, dx = ("right", 9) if i == 0 and len(best) > 1 else ("left", -9)
         axes.annotate(
             mean.first.type, (mean.first.bits_per_weight, mean.mean_kld), xytext=(dx, -12),
@@ -170,7 +171,7 @@ def _legend(figure: Figure) -> None:
 
 
 def plot(rows: Iterable[Row], models: Sequence[str], target: Path) -> None:
-    """Draw rows of one number of chunks; what was not measured is left out.
+    """Draw rows of one number of chunks; missing measurements are left out.
 
     Raises:
         UserError: there is nothing to draw, matplotlib is missing, or the file cannot be written.

@@ -35,7 +35,7 @@ from gguf_bof4.reference_models import REFERENCE_MODELS, reference_model
 from gguf_bof4.reference_texts import calibration_text, evaluation_text, held_out_text
 
 TEXTS: Mapping[str, Callable[[], Path]] = {"test": evaluation_text, "held-out": held_out_text}
-"""Nothing is tuned on the second; calibration has a text of its own."""
+"""Nothing is tuned on the second; calibration uses a third text."""
 
 SMALL_MODELS = tuple(name for name in REFERENCE_MODELS if name != "qwen")
 
@@ -59,7 +59,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be done, a model at a time.
+    """What is to be measured, grouped by model.
 
     Attributes:
         rows: that were asked for.
@@ -83,11 +83,11 @@ class Plan:
         return tuple(dict.fromkeys(text for step in self.of_model(model) for text in step.texts))
 
     def uses(self, model: str, encoder: str) -> bool:
-        """Does any step need what this encoder does?"""
+        """Does any step use this encoder?"""
         return any(step.variant.encoder == encoder for step in self.of_model(model))
 
     def shared_seconds(self, model: str) -> float:
-        """Of what is made once for a model: the unquantized distributions, and the importance matrix."""
+        """Of the work done once per model: the unquantized distributions, and the importance matrix."""
         logits = len(self.texts(model)) * cost.measuring_seconds(model, self.chunks)
         texts = {"imatrix": IMATRIX_CHUNKS, "random": random_tokens.CHUNKS}
         chunks = sum(n for encoder, n in texts.items() if self.uses(model, encoder))
@@ -98,7 +98,7 @@ class Plan:
         return self.shared_seconds(model) + sum(step.seconds(self.chunks) for step in self.of_model(model))
 
     def disk_bytes(self, model: str) -> int:
-        """The most that is in the temporary folder at a time."""
+        """Most bytes that are in the temporary folder at a time."""
         files = (cost.file_bytes(model, step.variant) for step in self.of_model(model))
         return len(self.texts(model)) * cost.logits_bytes(model, self.chunks) + max(files, default=0)
 
@@ -145,10 +145,10 @@ def our_options(variant: Variant, imatrix: Path) -> dict[str, Any]:
 
 
 class ModelBench:
-    """One model while it is measured, and what all of its rows share."""
+    """One model while it is measured, and the files that all of its rows use."""
 
     def __init__(self, plan: Plan, model: str, threads: int, folder: Path, say: Say) -> None:
-        """Make what the rows share: the unquantized model's distributions and, where needed, the importance matrix.
+        """Make the files that all rows use: distributions of the unquantized model, and importance matrices if needed.
 
         Args:
             folder: for all files, empty.
@@ -186,7 +186,7 @@ class ModelBench:
         return {} if variant.type == NF4 else fallbacks(made, variant.type)
 
     def rows(self, step: Step, add: Callable[[Row], None]) -> None:
-        """Make a file, measure it on each text, hand the row on at once, and remove the file."""
+        """Make a file, measure it on each text, pass each row to `add` at once, and remove the file."""
         variant = step.variant
         path = self.make(variant)
         made = open_model(path)
@@ -213,11 +213,11 @@ def time_text(seconds: float) -> str:
 
 
 def run(plan: Plan, output: Path, threads: int, say: Say) -> None:
-    """Do what is planned, one thing at a time; each row is in `output` as soon as it is measured.
+    """Run the plan, one step at a time; each row is in `output` as soon as it is measured.
 
     Args:
-        threads: of all programs and encoders; 0 leaves it to them.
-        say: told about progress, a line at a time.
+        threads: of all programs and encoders; 0: their defaults.
+        say: called with lines that report progress.
 
     Raises:
         UserError: something cannot be made or measured, or the disk is too small.
@@ -242,7 +242,7 @@ def run(plan: Plan, output: Path, threads: int, say: Say) -> None:
                 bench.rows(step, add)
                 expected += step.seconds(plan.chunks)
                 n_done += len(measured)
-                # the estimate says how parts of the work compare, the clock how fast this machine is
+                # estimates give the ratio of done and remaining work, the clock the speed of this machine
                 left = (time.monotonic() - started) * max(0, total / expected - 1)
                 divergences = ", ".join(f"{row.mean_kld:.4g} on {row.text}" for row in measured)
                 say(

@@ -1,4 +1,4 @@
-"""The table of all measured rows: a CSV file that is whole at any moment."""
+"""The table of all measured rows: a CSV file that is complete at any moment."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ class Row:
 
     @property
     def key(self) -> Key:
-        """What it is a measurement of."""
+        """What was measured: a second row with this key replaces the first."""
         return (self.model, self.text, self.variant, self.chunks, self.recipe)
 
     @property
     def label(self) -> str:
-        """The type, and what became of rows that are too short for it."""
+        """The type, and the fallback types of matrices whose rows do not divide into its blocks."""
         if not self.fallback:
             return self.type
         counts = [f"{part.split()[0]} of {self.matrices} matrices fell back to {part.split()[1]}"

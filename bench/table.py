@@ -8,13 +8,12 @@ from statistics import fmean
 
 from rich.table import Table
 
-from gguf_bof4.bench.bars import Outcome
 from gguf_bof4.bench.results import Row
 
 
 @dataclass(frozen=True)
 class Mean:
-    """The rows of one variant of one model, one a text, and their means.
+    """The rows of one variant of one model, one for each text, and their means.
 
     Attributes:
         rows: by text.
@@ -24,7 +23,7 @@ class Mean:
 
     @property
     def first(self) -> Row:
-        """For what is the same on every text."""
+        """A row, for the fields that are the same on every text."""
         return next(iter(self.rows.values()))
 
     @property
@@ -45,7 +44,7 @@ class Mean:
 
 
 def means(rows: Iterable[Row], model: str) -> list[Mean]:
-    """The variants of a model, the smallest first, and of one size the best."""
+    """The variants of a model, by ascending size, then by ascending divergence."""
     grouped: dict[object, dict[str, Row]] = {}
     for row in rows:
         if row.model == model:
@@ -78,19 +77,4 @@ def model_table(model: str, found: Sequence[Mean], texts: Sequence[str], chunks:
         )
         row = mean.first
         table.add_row(row.label, row.encoder, row.opq, f"{row.bits_per_weight:.3f}", *divergences, *averages)
-    return table
-
-
-def bars_table(outcomes: Sequence[Outcome]) -> Table:
-    """Each bar, its figure and whether it is met."""
-    table = Table(title="mean KLD over mean KLD, means over models and texts", title_justify="left")
-    table.add_column("comparison", overflow="fold")
-    for heading in ("bits", "ratio", "at most"):
-        table.add_column(heading, justify="right")
-    table.add_column("", overflow="fold")
-    for o in outcomes:
-        bits = "" if o.ratio is None else f"{o.bits[0]:.2f} : {o.bits[1]:.2f}"
-        ratio = "" if o.ratio is None else f"{o.ratio:.3f}"
-        limit = "" if o.bar.limit is None else f"{o.bar.limit:.2f}"
-        table.add_row(o.bar.title, bits, ratio, limit, o.verdict)
     return table

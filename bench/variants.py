@@ -1,4 +1,4 @@
-"""What is measured: types, the ways to encode them, and outlier lists."""
+"""What is measured: types, encoders, and outlier lists."""
 
 from __future__ import annotations
 

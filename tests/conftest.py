@@ -1,4 +1,13 @@
-"""What several tests need: the build, real models, texts. Models are fetched and made once, into the cache."""
+"""Tiers of tests, and the fixtures that more than one tier uses.
+
+A test's tier is the folder that it is in, and its marker: `pytest -m native`. Tests of other tiers that take a fixture
+with a real model have the marker `models`, too.
+
+    unit    no network, no native build (unit/conftest.py refuses both); under a minute in all
+    native  the build of the patched llama.cpp, a compiler; some fetch the pinned source and SmolLM2
+    models  real models, from the package index into the cache
+    gpu     an NVIDIA GPU
+"""
 
 from __future__ import annotations
 
@@ -6,12 +15,35 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+from listed_models import write_listed
 
 from gguf_bof4.convert import convert
 from gguf_bof4.ggml_patch.build import installed_bin
 from gguf_bof4.packaged_models import fetch_minilm
 from gguf_bof4.reference_models import reference_folder, reference_model
 from gguf_bof4.reference_texts import evaluation_text
+
+TIERS = ("unit", "native", "models", "gpu")
+"""Folders here, and markers of pyproject.toml, in the order in which they run: what fails early costs least."""
+
+OF_MODELS = {"smol", "smol_folder", "gemma", "minilm_folder", "evaluation"}
+"""Fixtures that fetch models or texts; those that are made from them ask for them in turn."""
+
+# on a machine with other load neither the time of an example nor that of drawing one says anything about the code
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        tier = item.path.relative_to(here).parts[0]
+        assert tier in TIERS, f"{item.path} is in no folder of a tier: {', '.join(TIERS)}"
+        item.add_marker(tier)
+        if tier == "native" and OF_MODELS & set(getattr(item, "fixturenames", ())):
+            item.add_marker("models")
+    items.sort(key=lambda item: TIERS.index(item.path.relative_to(here).parts[0]))
 
 
 @pytest.fixture(scope="session")
@@ -59,4 +91,12 @@ def smol_bof4(built: Path, smol: Path, tmp_path_factory: pytest.TempPathFactory)
     target = tmp_path_factory.mktemp("smol") / "smol-bof4_s.gguf"
     convert(smol, target, type="BOF4_S", token_embedding_type="F16", opq=("off",), encoder="absmax")
     yield target
+    target.unlink()
+
+
+@pytest.fixture(scope="session")
+def smol_listed(smol: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The smol model, matrices in BOF4_S with outlier lists, by the numpy reference, embeddings in F16."""
+    target = tmp_path_factory.mktemp("smol-listed") / "listed.gguf"
+    yield write_listed(smol, target)
     target.unlink()

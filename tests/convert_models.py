@@ -30,11 +30,11 @@ def weights(shape: tuple[int, ...], seed: int) -> npt.NDArray[np.float32]:
 
 
 def encoded(array: npt.NDArray[np.float32], qtype: T) -> npt.NDArray[Any]:
-    """Floats in a type; the types that need an importance matrix get one that says nothing."""
+    """Floats in a type; the types that need an importance matrix get one of ones."""
     if qtype in {T.F32, T.F16, T.BF16}:  # NaN and infinity are wanted, too
         return np.asarray(gguf.quantize(array, qtype))
     if qtype in {T.IQ1_S, T.IQ2_S, T.IQ2_XS}:
-        # ggml takes many seconds to get ready to make these; any bytes behind a scale are valid ones
+        # ggml's tables for encoding these take many seconds to make; any bytes behind a scale are valid
         block_size, block_bytes = gguf.GGML_QUANT_SIZES[qtype]
         shape = (*array.shape[:-1], array.shape[-1] // block_size, block_bytes)
         blocks = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
@@ -179,7 +179,7 @@ def llama_folder(folder: Path, vocabulary: int, dtype: torch.dtype, shard_size: 
 
 
 def sparse_gguf(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> Path:
-    """A GGUF file of F16 tensors whose data is a hole: large, all zeros, written at once."""
+    """A GGUF file of F16 tensors whose data is a hole of the file system: large, all zeros, written at once."""
     writer = gguf.GGUFWriter(path, "llama")
     for name, shape in shapes.items():
         writer.add_tensor_info(name, shape, np.dtype(np.float16), 2 * int(np.prod(shape)))

@@ -8,11 +8,11 @@ from pathlib import Path
 from gguf_bof4.ggml_patch.build import installed_bin
 
 THREADS = ("-t", "1")
-"""ggml's threads spin while they wait for each other: on a busy machine, two can take ten times as long as one."""
+"""ggml's threads spin while they wait: on a machine with other load, two can take ten times as long as one."""
 
 
 def llama(program: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run a program to its end, with nobody at standard input."""
+    """Run a program to its end, with empty standard input."""
     return subprocess.run(
         [installed_bin() / f"llama-{program}", *arguments],
         stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=300, encoding="utf-8", errors="replace",

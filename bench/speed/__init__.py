@@ -1,1 +1,1 @@
-"""How fast llama.cpp runs files of these types beside files of its own: run by `bof4 bench speed` and `kernels`."""
+"""Speed of these types in llama.cpp, measured beside its own types: run by `bof4 bench speed` and `kernels`."""

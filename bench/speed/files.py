@@ -22,11 +22,11 @@ from gguf_bof4.paths import atomic_path
 TABLES = "Q6_K"
 """Token embeddings and output matrix, in all files alike: what llama-quantize and `bof4 convert` make of them."""
 
-RIVALS = ("Q4_0", "IQ4_NL", "IQ4_XS", "Q4_K", "MXFP4")
-"""Types of llama.cpp with four bits a weight."""
+FOUR_BIT_PEERS = ("Q4_0", "IQ4_NL", "IQ4_XS", "Q4_K", "MXFP4")
+"""Types of llama.cpp with four bits for each code."""
 
 TYPES = (*PEERS, *OUR_TYPES)
-DEFAULT_TYPES = (*RIVALS, *OUR_TYPES)
+DEFAULT_TYPES = (*FOUR_BIT_PEERS, *OUR_TYPES)
 
 _UNQUANTIZED = {gguf.GGMLQuantizationType[name] for name in ("F32", "F16", "BF16")}
 _RECIPE = 1
@@ -69,7 +69,7 @@ def open_source(path: Path) -> Model:
 
 
 def file_bytes(source: Model, variant: Variant) -> float:
-    """About what a file takes."""
+    """Estimated bytes of a file."""
     bits = 6 if variant.type.startswith("Q5") else 4.9
     matrices = {t.name for t in block_matrices(source)}
     return sum(t.n_weights * (bits if t.name in matrices else 8.6) / 8 for t in source.tensors)
@@ -99,10 +99,10 @@ def _tables(model: Model) -> dict[str, str]:
 
 
 class Files:
-    """Files of one source in a folder, made when they are asked for; those that are there are used."""
+    """Files of one source in a folder, made at the first use; existing ones are reused."""
 
     def __init__(self, source: Path, folder: Path, threads: int) -> None:
-        """Look at the source.
+        """Open the source.
 
         Raises:
             UserError: it is not an unquantized model.
@@ -115,7 +115,7 @@ class Files:
         return [v for v in variants if not (self.folder / _name(self.source, v)).exists()]
 
     def check_disk(self, variants: Sequence[Variant]) -> None:
-        """Raise UserError where the files that are missing do not fit."""
+        """Raise UserError where the disk has too little space for the missing files."""
         needed = sum(file_bytes(self.model, variant) for variant in self.missing(variants))
         remedy = "set TMPDIR or --files to a folder with more, or name fewer --types"
         check_disk(self.folder, needed, "quantizing the model", remedy)

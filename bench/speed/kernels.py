@@ -1,4 +1,4 @@
-"""Single products on single threads, beside what the machine could do: `bof4 bench kernels`."""
+"""Single products on one thread, beside the roofline of the machine: `bof4 bench kernels`."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from gguf_bof4.bench.csv_file import read_table, write_table
 from gguf_bof4.bench.speed.measure import Memory, build_id, instruction_set
 from gguf_bof4.bench.speed.rounds import rotated
 from gguf_bof4.errors import UserError
+from gguf_bof4.formats import FORMATS
 
-TYPES = ("Q4_0", "IQ4_NL", "IQ4_XS", "Q4_K", "MXFP4", "BOF4_S", "BOF4_K")
+TYPES = ("Q4_0", "IQ4_NL", "IQ4_XS", "Q4_K", "MXFP4", *(fmt.name for fmt in FORMATS))
 PLAIN = "plain"
 
 _STREAMED = 2**28
-"""Bytes of weights that one column meets: what a cache keeps would not have to be read."""
+"""Bytes of weights per column, more than any cache holds, so that all are read from memory."""
 
 _RUNS, _ENOUGH_NS = 3, 1e8
-"""At least so many runs and nanoseconds in a round; the shortest run counts."""
+"""Least number of runs, and least nanoseconds in all, in a round; the shortest run counts."""
 
 _CACHE = Path("/sys/devices/system/cpu/cpu0/cache")
 _COMMAND = "bof4 bench kernels"
@@ -37,12 +38,12 @@ class Product:
 
     Attributes:
         type: of the weights.
-        interleaved: they are in the layout that llama.cpp gives them at load.
-        columns: that they are multiplied by: 1 when a token is generated, more for prompts.
+        repacked: they are in the layout that llama.cpp gives them at load.
+        columns: of the activations: 1 when a token is generated, more for prompts.
     """
 
     type: str
-    interleaved: bool
+    repacked: bool
     columns: int
 
 
@@ -53,10 +54,10 @@ class Row:
     Attributes:
         build, instructions: of the library.
         rows, length: of the matrix.
-        layout: the buffer type of interleaved weights, or "plain".
+        layout: the buffer type of repacked weights, or "plain".
         ps_per_weight: picoseconds for a weight and all columns.
-        floor_ps: the same if there were nothing but, for one column, reading the weights at the bandwidth of this
-            round, and for more, int8 dot products at the rate that registers allow; 0: not known.
+        roofline_ps: the same at the roofline: with one column reading the weights at the bandwidth measured in this
+            round, with more int8 dot products at the rate measured in registers; 0: not known.
     """
 
     build: str
@@ -69,11 +70,11 @@ class Row:
     layout: str
     columns: int
     ps_per_weight: float
-    floor_ps: float
+    roofline_ps: float
 
 
 def last_cache_bytes() -> int:
-    """Of the largest cache that this machine tells of; 0 where it does not."""
+    """Size of the largest cache that the operating system reports; 0 where it reports none."""
     sizes = [path.read_text().strip() for path in _CACHE.glob("index*/size")]
     units = {"K": 2**10, "M": 2**20}
     return max((int(size[:-1]) * units[size[-1]] for size in sizes if size[-1:] in units), default=0)
@@ -86,7 +87,7 @@ def _made(product: Product, weights: npt.NDArray[np.uint8], length: int, copies:
     number = int(gguf.GGMLQuantizationType[product.type])
     message = lib.bof4_product_new(
         number, ffi.cast("void *", weights.ctypes.data), weights.shape[0], length, product.columns, copies,
-        int(product.interleaved), threads, pointer,
+        int(product.repacked), threads, pointer,
     )  # fmt: skip
     if message != ffi.NULL:
         text = ffi.string(message)
@@ -109,7 +110,7 @@ def _shortest_ns(made: object) -> float:
 
 
 def products(types: Sequence[str], columns: Sequence[int]) -> list[Product]:
-    """Every combination; types that have no interleaved layout drop out when they are measured."""
+    """Every combination; types that have no repacked layout are left out when they are measured."""
     return [Product(t, i, n) for n in columns for t in types for i in (True, False)]
 
 
@@ -128,14 +129,14 @@ class KernelBench:
         self._memory = Memory()
         self._streamed = max(_STREAMED, 4 * last_cache_bytes())
 
-    def _floor_ps(self, product: Product, bandwidth: float, rate: float) -> float:
+    def _roofline_ps(self, product: Product, bandwidth: float, rate: float) -> float:
         if product.columns > 1:
             return 1e3 * product.columns / (rate * self.threads) if rate else 0.0
         nbytes = self._weights[product.type].nbytes
         return 1e3 * nbytes / (self.rows * self.length) / bandwidth
 
     def round(self, number: int, order: Sequence[Product]) -> Iterator[Row]:
-        """Measure each product once; those without an interleaved layout are left out."""
+        """Measure each product once; those without a repacked layout are left out."""
         ffi, lib = native.library()
         bandwidth, rate = self._memory.bandwidth(self.threads), float(lib.bof4_int8_rate())
         for product in order:
@@ -144,14 +145,14 @@ class KernelBench:
             with _made(product, weights, self.length, copies, self.threads) as made:
                 name = ffi.string(lib.bof4_product_layout(made))
                 layout = name.decode() if isinstance(name, bytes) else name
-                if product.interleaved and layout == "CPU":
+                if product.repacked and layout == "CPU":
                     continue
                 ns = _shortest_ns(made)
             yield Row(
                 build=self.build, instructions=self.instructions, threads=self.threads, rows=self.rows,
-                length=self.length, round=number, type=product.type, layout=layout if product.interleaved else PLAIN,
+                length=self.length, round=number, type=product.type, layout=layout if product.repacked else PLAIN,
                 columns=product.columns, ps_per_weight=1e3 * ns / (copies * self.rows * self.length),
-                floor_ps=self._floor_ps(product, bandwidth, rate),
+                roofline_ps=self._roofline_ps(product, bandwidth, rate),
             )  # fmt: skip
 
 
@@ -161,7 +162,7 @@ class Figure:
 
     Attributes:
         ps_per_weight: for all columns.
-        of_floor: the floor's time over the product's, in the same round; 0 where the floor is not known.
+        of_roofline: the time at the roofline over the product's, in the same round; 0 where it is not known.
     """
 
     type: str
@@ -169,11 +170,11 @@ class Figure:
     ps_per_weight: float
     low: float
     high: float
-    of_floor: float
+    of_roofline: float
 
 
 def figures(rows: Sequence[Row], columns: int) -> list[Figure]:
-    """The products with so many columns, the fastest first."""
+    """The products with `columns` columns, the fastest first."""
     grouped: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         if row.columns == columns:
@@ -181,7 +182,7 @@ def figures(rows: Sequence[Row], columns: int) -> list[Figure]:
     found = []
     for (name, layout), of_product in grouped.items():
         times = [row.ps_per_weight for row in of_product]
-        share = median(row.floor_ps / row.ps_per_weight for row in of_product)
+        share = median(row.roofline_ps / row.ps_per_weight for row in of_product)
         found.append(Figure(name, layout, median(times), min(times), max(times), share))
     return sorted(found, key=lambda figure: figure.ps_per_weight)
 
@@ -190,10 +191,11 @@ def run(
     bench: KernelBench, chosen: Sequence[Product], n_rounds: int, output: Path | None, say: Callable[[str], None]
 ) -> list[Row]:
     """Rounds of all products, in another order each time; rows of earlier runs stay in `output`."""
+    earlier = [] if output is None else read_table(output, Row, _COMMAND)  # before measuring: it may be malformed
     found: list[Row] = []
     for number in range(1, n_rounds + 1):
         found += bench.round(number, rotated(chosen, number))
         say(f"round {number} of {n_rounds}")
     if output is not None:
-        write_table(output, Row, [*read_table(output, Row, _COMMAND), *found])
+        write_table(output, Row, [*earlier, *found])
     return found

@@ -1,4 +1,4 @@
-"""One file under llama-bench, and what this machine could do: its cores, and how fast they read memory."""
+"""One file under llama-bench, and the roofline of this machine: its cores and their read bandwidth."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ from gguf_bof4.gguf_files.model import Model
 
 _BUFFER = 2**30
 _PASSES = 3
-"""Of each loop that reads the buffer; the fastest counts, because nothing makes memory faster than it is."""
+"""Of each loop that reads the buffer; the fastest one counts."""
 
-_CPU = Path("/sys/devices/system/cpu")
+CPU_FOLDER = Path("/sys/devices/system/cpu")
+"""Where Linux describes processors."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def parse_speeds(output: str) -> list[Speed]:
 def llama_bench(
     model: Path, prompts: tuple[int, ...], generate: int, threads: int, repack: bool, repetitions: int, gpu_layers: int
 ) -> list[Speed]:
-    """Load a file once and run the tests on it, each after one that does not count.
+    """Load a file once and run the tests on it, each after a warm-up run.
 
     Args:
         prompts: tokens of each prompt.
@@ -88,7 +89,7 @@ def llama_bench(
 def bytes_per_token(model: Model) -> int:
     """Bytes of weights and outlier lists that generating one token reads.
 
-    All matrices once, of experts the share that is used; of token embeddings a row, unless they are the output matrix.
+    All matrices once, of experts the fraction in use; of token embeddings one row, unless they are the output matrix.
     """
     architecture = model.value("general.architecture")
     experts = model.value(f"{architecture}.expert_count", 0)
@@ -104,21 +105,21 @@ def bytes_per_token(model: Model) -> int:
 
 
 class Memory:
-    """A gigabyte, far more than caches hold, to be read again and again."""
+    """A buffer of 1 GiB, many times larger than caches, to measure read bandwidth with."""
 
     def __init__(self) -> None:
-        # numpy asks for huge pages, without which each page costs an address translation
+        # numpy requests huge pages, which keep TLB misses out of the measurement
         self._bytes: npt.NDArray[np.uint8] = np.ones(_BUFFER, np.uint8)
 
     def bandwidth(self, threads: int) -> float:
-        """GB/s that threads read together: the fastest of several loops and passes."""
+        """GB/s that all threads read together: the fastest of several loops and passes."""
         ffi, lib = native.library()
         data = ffi.cast("void *", self._bytes.ctypes.data)
         return _BUFFER / float(lib.bof4_read_ns(data, _BUFFER, threads, _PASSES))
 
 
 def instruction_set() -> str:
-    """What the library was built for, like "avx512-vnni"."""
+    """The instruction set that the library was built for, like "avx512-vnni"."""
     ffi, lib = native.library()
     found = ffi.string(lib.bof4_instruction_set())
     return found.decode() if isinstance(found, bytes) else found
@@ -145,11 +146,15 @@ def build_id() -> str:
     return digest.hexdigest()[:8]
 
 
-def physical_cores() -> int:
-    """Cores that this process may run on, each counted once however many threads it has."""
+def physical_cores(cpu_folder: Path = CPU_FOLDER) -> int:
+    """Cores that this process may run on; hardware threads of one core count as one.
+
+    Args:
+        cpu_folder: with cpuN/topology/thread_siblings_list for each hardware thread; those without count as cores.
+    """
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
     cores = set()
     for i in allowed:
-        siblings = _CPU / f"cpu{i}/topology/thread_siblings_list"
+        siblings = cpu_folder / f"cpu{i}/topology/thread_siblings_list"
         cores.add(siblings.read_text() if siblings.is_file() else str(i))
     return len(cores)

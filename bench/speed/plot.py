@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gguf_bof4.bench.plot import check_available
+from gguf_bof4.bench.plot import COLORS, check_available
 from gguf_bof4.bench.speed.ratios import Measured
 from gguf_bof4.bench.speed.results import Setup, is_generation, label
 from gguf_bof4.bench.variants import OUR_TYPES
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 WIDTH = 1800
-"""Pixels: twice what a README shows, for screens that have them."""
+"""Pixels: twice the width in the README, for high-density screens."""
 
 _DPI = 200
-_HEIGHT, _BAR_HEIGHT = 190, 62  # without bars, and for each of them
+_HEIGHT, _BAR_HEIGHT = 190, 62  # pixels without bars, and for each bar
 _GREY, _DARK = "#a6a6a6", "#4d4d4d"
-_COLORS = dict(zip(OUR_TYPES, ("#2a7fc9", "#a92b0c"), strict=False))  # as in the picture of quality
+_COLORS = dict(zip(OUR_TYPES, COLORS, strict=False))
 
 
 def _title(test: str) -> str:
@@ -29,7 +29,7 @@ def _title(test: str) -> str:
 
 def _draw(axes: Axes, measured: Measured, test: str) -> None:
     order = measured.sorted_variants(test)
-    rival = measured.fastest_rival(test)
+    fastest = measured.fastest_peer(test)
     edge = max(measured.speed(v, test).high for v in order)
     for y, variant in enumerate(order):
         speed = measured.speed(variant, test)
@@ -37,10 +37,12 @@ def _draw(axes: Axes, measured: Measured, test: str) -> None:
         axes.barh(y, speed.median, height=0.68, color=_COLORS.get(variant.type, _GREY), zorder=2)
         axes.plot([speed.low, speed.high], [y, y], color=_DARK, lw=1, solid_capstyle="butt", zorder=3)
         if is_generation(test):
-            limit = measured.limit(variant, test).median
-            edge, end = max(edge, limit), max(end, limit)
-            axes.plot([limit, limit], [y - 0.34, y + 0.34], color=_DARK, lw=1, ls=(0, (2, 1.5)), zorder=3)
-        ratio = "" if rival is None or variant == rival else f"  {measured.ratio(variant, rival, test).median:.2f}×"
+            bound = measured.bandwidth_bound(variant, test).median
+            edge, end = max(edge, bound), max(end, bound)
+            axes.plot([bound, bound], [y - 0.34, y + 0.34], color=_DARK, lw=1, ls=(0, (2, 1.5)), zorder=3)
+        ratio = ""
+        if fastest is not None and variant != fastest:
+            ratio = f"  {measured.ratio(variant, fastest, test).median:.2f}×"
         bold = variant.type in OUR_TYPES
         axes.annotate(
             f"{speed.median:.3g}{ratio}" if speed.median < 1000 else f"{speed.median:.0f}{ratio}", (end, y),
@@ -52,7 +54,7 @@ def _draw(axes: Axes, measured: Measured, test: str) -> None:
         text.set_color(_COLORS.get(variant.type, _DARK))
         text.set_fontweight("bold" if variant.type in OUR_TYPES else "normal")
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.32 * edge)  # room for the figures behind the bars
+    axes.set_xlim(0, 1.32 * edge)  # space for the figures beside the bars
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(labelsize=7, length=2)
     axes.tick_params(axis="y", length=0)
@@ -74,10 +76,10 @@ def plot(setup: Setup, measured: Measured, target: Path) -> None:
     grid = figure.subplots(1, len(measured.tests), squeeze=False)[0]
     for axes, test in zip(grid, measured.tests, strict=True):
         _draw(axes, measured, test)
-    rivals = [measured.fastest_rival(test) for test in measured.tests]
+    fastest = [measured.fastest_peer(test) for test in measured.tests]
     caption = [f"{setup.model}, {setup.threads} threads, {setup.instructions}; medians of {measured.n_rounds} rounds"]
-    caption += ["× the fastest type of llama.cpp"] if any(rivals) else []
-    caption += ["dashes: what reading the weights allows"] if measured.generation else []
+    caption += ["× the fastest type of llama.cpp"] if any(fastest) else []
+    caption += ["dashes: bandwidth bound"] if measured.generation else []
     figure.text(0.01, 12 / height, "; ".join(caption), fontsize=6.5, color=_DARK)
     figure.tight_layout(rect=(0, 36 / height, 1, 1), w_pad=1.2)
     try:

@@ -1,4 +1,4 @@
-"""What rounds of measurements say: medians, and ratios within rounds."""
+"""Medians of rounds of measurements, and of ratios within rounds."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from gguf_bof4.bench.speed.files import RIVALS
+from gguf_bof4.bench.speed.files import FOUR_BIT_PEERS
 from gguf_bof4.bench.speed.results import Row, is_generation, speed_variant
 from gguf_bof4.bench.variants import Variant
+
+GENERATION_PEER = "Q4_0"
+"""The type of llama.cpp that generation is compared with, beside the fastest."""
 
 
 @dataclass(frozen=True)
@@ -34,18 +37,18 @@ class Measured:
     """Complete rounds of one setup.
 
     Attributes:
-        variants: in the order in which they were asked for.
+        variants: in the order of the request.
         tests: likewise.
     """
 
     def __init__(self, rounds: Sequence[Sequence[Row]], variants: Sequence[Variant], tests: Sequence[str]) -> None:
         self.variants, self.tests, self.n_rounds = tuple(variants), tuple(tests), len(rounds)
         self._rounds = [{(row.variant, row.test): row for row in rows} for rows in rounds]
-        # what the machine could do in a round is the most that it ever did in it
+        # other processes can only lower a measured bandwidth: the highest of a round is the nearest
         self._bandwidths = [max(row.bandwidth for row in rows) for rows in rounds]
 
     def row(self, variant: Variant, test: str) -> Row:
-        """Of the last round, for what is the same in all."""
+        """The row of the last round, for the fields that are the same in all."""
         return self._rounds[-1][variant, test]
 
     def _over_rounds(self, figure: Callable[[dict[tuple[Variant, str], Row], float], float]) -> Spread:
@@ -53,7 +56,7 @@ class Measured:
 
     @property
     def bandwidth(self) -> Spread:
-        """GB/s read."""
+        """Read bandwidth in GB/s."""
         return Spread.of(self._bandwidths)
 
     def speed(self, variant: Variant, test: str) -> Spread:
@@ -66,12 +69,12 @@ class Measured:
             lambda rows, _: rows[variant, test].tokens_per_second / rows[over, test].tokens_per_second
         )
 
-    def limit(self, variant: Variant, test: str) -> Spread:
-        """Tokens a second if generating were nothing but reading the weights."""
+    def bandwidth_bound(self, variant: Variant, test: str) -> Spread:
+        """The bandwidth bound: tokens a second if generating took no longer than reading the weights."""
         return self._over_rounds(lambda rows, gb_s: 1e9 * gb_s / rows[variant, test].bytes_per_token)
 
-    def share(self, variant: Variant, test: str) -> Spread:
-        """Speed of generation over that limit in the same round."""
+    def of_bandwidth_bound(self, variant: Variant, test: str) -> Spread:
+        """Speed of generation over that bound in the same round."""
 
         def of_round(rows: dict[tuple[Variant, str], Row], gb_s: float) -> float:
             row = rows[variant, test]
@@ -79,10 +82,10 @@ class Measured:
 
         return self._over_rounds(of_round)
 
-    def fastest_rival(self, test: str) -> Variant | None:
-        """The four-bit type of llama.cpp with the highest median; None where none was measured."""
-        rivals = [v for v in map(speed_variant, RIVALS) if v in self.variants]
-        return max(rivals, key=lambda v: self.speed(v, test).median, default=None)
+    def fastest_peer(self, test: str) -> Variant | None:
+        """The 4-bit type of llama.cpp with the highest median; None where none was measured."""
+        peers = [v for v in map(speed_variant, FOUR_BIT_PEERS) if v in self.variants]
+        return max(peers, key=lambda v: self.speed(v, test).median, default=None)
 
     def sorted_variants(self, test: str) -> list[Variant]:
         """The fastest first."""

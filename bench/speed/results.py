@@ -13,7 +13,7 @@ _COMMAND = "bof4 bench speed"
 
 
 ON_GPU = "cuda"
-"""In the place of instructions, where layers are on a GPU."""
+"""The `instructions` of rows whose layers were on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Setup:
         build: eight hexadecimal digits of a hash of the library with the kernels.
         instructions: that the library was built for, or ON_GPU.
         threads: of llama-bench, and of reading memory.
-        repack: weights are interleaved at load, where there are kernels for it.
+        repack: weights are repacked at load, where there are kernels for that.
     """
 
     model: str
@@ -81,7 +81,7 @@ class Row:
 
 
 def speed_variant(type: str, opq: str = NO_LISTS) -> Variant:
-    """A way to quantize; speed does not depend on the encoder, so each type has its quickest."""
+    """A way to quantize; speed does not depend on the encoder, so each type has the fastest one."""
     return Variant(type, "absmax" if type in OUR_TYPES else "none", opq)
 
 
@@ -94,12 +94,12 @@ def speed_variants(types: Sequence[str], quantiles: Sequence[str]) -> tuple[Vari
 
 
 def label(variant: Variant) -> str:
-    """What people call it: the encoder does not matter here."""
+    """The type and its lists; the encoder does not affect speed."""
     return variant.type if variant.opq == NO_LISTS else f"{variant.type}, lists {variant.opq}"
 
 
 def is_generation(test: str) -> bool:
-    """Not the reading of a prompt."""
+    """Does this test generate tokens? The others process a prompt."""
     return test.startswith("tg")
 
 
@@ -122,7 +122,7 @@ def add_rows(path: Path, rows: Iterable[Row]) -> None:
 
 
 def rounds_of(rows: Iterable[Row], setup: Setup) -> dict[int, list[Row]]:
-    """All rounds of a setup, the first first."""
+    """All rounds of a setup, by ascending number."""
     rounds: dict[int, list[Row]] = {}
     for row in rows:
         if row.setup == setup:
@@ -133,9 +133,9 @@ def rounds_of(rows: Iterable[Row], setup: Setup) -> dict[int, list[Row]]:
 def complete_rounds(
     rows: Iterable[Row], setup: Setup, variants: Sequence[Variant], tests: Sequence[str]
 ) -> list[list[Row]]:
-    """The rounds in which all of these were measured, without what else was.
+    """The rounds in which all of these were measured, without rows of other variants and tests.
 
-    Half a round says nothing: what the other half would be compared with was measured at another time.
+    Incomplete rounds are left out: their rows cannot be compared with others of the same time.
     """
     wanted = {(variant, test) for variant in variants for test in tests}
     found = [[row for row in r if (row.variant, row.test) in wanted] for r in rounds_of(rows, setup).values()]

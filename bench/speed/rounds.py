@@ -1,4 +1,4 @@
-"""Plan and run the speed bench: in each round every file once, so that what the machine does else hits all alike."""
+"""Plan and run the speed bench: every file once per round, so that other load on the machine affects all equally."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ Say = Callable[[str], None]
 _Item = TypeVar("_Item")
 
 _PROMPT_SECONDS, _GENERATION_SECONDS = 3.1e-12, 1.5e-11
-"""For a weight and token, on two cores of a server."""
+"""Seconds for each weight and token, on two cores of a server."""
 
 _LOADING_SECONDS, _MAKING_SECONDS = 1.5e-9, 2.5e-8
-"""For a weight."""
+"""Seconds for each weight."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be done.
+    """What is to be measured.
 
     Attributes:
         prompts: tokens of each prompt.
         generate: tokens to generate; 0: none.
         repetitions: of a test within a round.
         gpu_layers: that go to a GPU.
-        n_rounds: that there are to be.
-        there: complete rounds that there are.
+        n_rounds: complete rounds wanted in all.
+        there: complete rounds in the CSV file.
         first: the number of the first new round.
     """
 
@@ -57,7 +57,7 @@ class Plan:
         return names_of_tests(self.prompts, self.generate)
 
     def round_seconds(self, n_weights: float) -> float:
-        """An estimate of one round of a model of so many weights."""
+        """An estimate of one round of a model of `n_weights` weights."""
         prompt_tokens = sum(self.prompts) * (self.repetitions + 1)
         generated = self.generate * self.repetitions
         of_file = _PROMPT_SECONDS * prompt_tokens + _GENERATION_SECONDS * generated + _LOADING_SECONDS
@@ -69,7 +69,7 @@ class Plan:
 
 
 def names_of_tests(prompts: Sequence[int], generate: int) -> tuple[str, ...]:
-    """As llama-bench would call them."""
+    """The tests as llama-bench names them."""
     return (*(f"pp{n}" for n in prompts), *((f"tg{generate}",) if generate else ()))
 
 
@@ -87,8 +87,8 @@ def make_plan(
     """As many rounds as are missing.
 
     Args:
-        rows: that are there.
-        again: what is there does not count.
+        rows: of the CSV file.
+        again: ignore the rounds in it.
     """
     there = 0 if again else len(complete_rounds(rows, setup, variants, names_of_tests(prompts, generate)))
     first = max(rounds_of(rows, setup), default=0) + 1
@@ -96,17 +96,18 @@ def make_plan(
 
 
 def rotated(items: Sequence[_Item], number: int) -> list[_Item]:
-    """Another first one every two rounds, the second of them backwards, so that none always follows the same."""
+    """The items in the order of a round: another first one every two rounds, the second of them backwards, so that none
+    always follows the same."""
     at = number // 2 % len(items)
     order = [*items[at:], *items[:at]]
     return order[::-1] if number % 2 else order
 
 
 def run(plan: Plan, files: Files, output: Path, say: Say) -> None:
-    """Make the files and do the rounds; what is measured is in `output` at once.
+    """Make the files and run the rounds; every measurement is written to `output` at once.
 
     Args:
-        say: told about progress, a line at a time.
+        say: called with lines that report progress.
 
     Raises:
         UserError: a file cannot be made or run, or the disk is too small.

@@ -1,4 +1,4 @@
-"""A llama of random weights, for measuring speed: what the weights are does not matter to it, only their shapes."""
+"""A llama of random weights for measuring speed, which depends on shapes only."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Shape:
 
     Attributes:
         embedding: length of the residual stream, a multiple of 256 and of the heads.
-        feed_forward: width between the matrices there, a multiple of 256.
+        feed_forward: width of the feed-forward layers, a multiple of 256.
         vocabulary: tokens.
     """
 
@@ -92,7 +92,7 @@ def _header(writer: gguf.GGUFWriter, shape: Shape) -> None:
     writer.add_rope_freq_base(500000.0)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(shape.vocabulary)
-    # llama.cpp then makes up as many tokens as the vocabulary has
+    # llama.cpp then invents the tokens
     writer.add_tokenizer_model("none")
 
 

@@ -39,18 +39,21 @@ def _print_plan(plan: Plan, console: Console) -> None:
     console.print(f"{len(plan.rows) - n_missing} of {len(plan.rows)} rows are there, {n_missing} to measure")
 
 
-def _print_results(rows: list[Row], models: tuple[str, ...], texts: tuple[str, ...], console: Console) -> None:
-    from gguf_bof4.bench.bars import judge
-    from gguf_bof4.bench.table import bars_table, means, model_table
+def _print_results(
+    rows: list[Row], models: tuple[str, ...], texts: tuple[str, ...], with_goals: bool, console: Console
+) -> None:
+    from gguf_bof4.bench import goals
+    from gguf_bof4.bench.table import means, model_table
 
     for model in models:
         if found := means(rows, model):
             console.print(model_table(model, found, texts, rows[0].chunks), "")
-    console.print(bars_table(judge(rows, texts)))
+    if with_goals:
+        console.print(goals.quality_table(goals.judge_quality(rows, texts)))
 
 
 def _of_run(rows: dict[Key, Row], models: tuple[str, ...], texts: tuple[str, ...], chunks: int) -> list[Row]:
-    """The rows that can be compared: measured alike, as far as a row tells."""
+    """The rows that can be compared: of the same chunks and the current recipe."""
     return [
         row
         for row in rows.values()
@@ -63,25 +66,25 @@ def quality(
         list[str] | None, typer.Option("--models", metavar="NAME", help="Reference models (default: smol, gemma).")
     ] = None,
     large: Annotated[
-        bool, typer.Option("--large", help="The model of 1.5 billion weights, too: fetches 1.1 GB.")
+        bool, typer.Option("--large", help="Also the model of 1.5 billion weights: fetches 1.1 GB.")
     ] = False,
     types: Annotated[
-        list[str] | None, typer.Option("--types", metavar="TYPE", help="Ours and others' (default: all).")
+        list[str] | None, typer.Option("--types", metavar="TYPE", help="This project's and llama.cpp's (default: all).")
     ] = None,
     encoders: Annotated[
         list[str] | None,
         typer.Option(
             "--encoders",
             metavar="NAME",
-            help="absmax, search, imatrix (search with an importance matrix), gptq; of others' types: none, imatrix "
-            "(default: all).",
+            help="absmax, search, random and imatrix (search with an importance matrix of random tokens or of a text), "
+            "gptq; for types of llama.cpp: none, imatrix (default: all).",
         ),
     ] = None,
     opq: Annotated[
         list[str] | None,
-        typer.Option("--opq", metavar="Q", help="Quantiles of our types' outlier lists, or off (default: off, 0.95)."),
+        typer.Option("--opq", metavar="Q", help="Quantiles of the outlier lists, or off (default: off, 0.95)."),
     ] = None,
-    chunks: Annotated[int, typer.Option("--chunks", min=1, help="Chunks of 512 tokens of each text.")] = 16,
+    chunks: Annotated[int, typer.Option("--chunks", min=1, help="Chunks of 512 tokens from each text.")] = 16,
     texts: Annotated[
         list[str] | None, typer.Option("--texts", metavar="NAME", help="test, held-out (default: both).")
     ] = None,
@@ -92,21 +95,22 @@ def quality(
         Path | None,
         typer.Option("--png", dir_okay=False, metavar="FILE", help="The picture (default: beside the CSV file)."),
     ] = None,
-    threads: Annotated[int, typer.Option("--threads", "-t", min=0, help="0: as many as each program likes.")] = 0,
-    force: Annotated[bool, typer.Option("--force", "-f", help="Measure rows that are there again.")] = False,
+    threads: Annotated[int, typer.Option("--threads", "-t", min=0, help="0: the default of each program.")] = 0,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Measure again what is in the CSV file.")] = False,
     list_: Annotated[bool, typer.Option("--list", help="Show what would be measured, and how long it takes.")] = False,
     plot_only: Annotated[bool, typer.Option("--plot-only", help="Measure nothing: table and picture.")] = False,
+    goals: Annotated[bool, typer.Option("--goals", help="For developers: compare with the project's goals.")] = False,
 ) -> None:
-    """Measure how far quantized models are from the unquantized one, ours and llama.cpp's types in one run.
+    """Measure how far quantized models are from the unquantized one, for types of this project and of llama.cpp.
 
     All matrices of the blocks get the type, embeddings stay in F16. Each
     file is compared with the unquantized model over two texts; importance
     matrices and gptq are calibrated on a third.
 
     Every row goes into the CSV file as soon as it is measured, and rows
-    that are there are not measured again: stop it when you like. The
-    logits of the unquantized model are up to 4.3 GB, in TMPDIR, until
-    the model is done.
+    that are in it are not measured again: the bench can be interrupted
+    and resumed. The logits of the unquantized model take up to 4.3 GB in
+    TMPDIR until the model is done.
 
     Options that take names can be repeated, or take several with commas.
     """
@@ -136,7 +140,7 @@ def quality(
         with interruptible(f"what was measured is in {output}"):
             run(plan, output, threads, lambda line: print(line, file=sys.stderr, flush=True))
     rows = _of_run(read_rows(output), chosen_models, chosen_texts, chunks)
-    _print_results(rows, chosen_models, chosen_texts, console)
+    _print_results(rows, chosen_models, chosen_texts, goals, console)
     picture = png or output.with_suffix(".png")
     plot.plot(rows, chosen_models, picture)
     console.print(f"{len(rows)} rows in {output}, the picture in {picture}", soft_wrap=True)

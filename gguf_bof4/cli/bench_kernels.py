@@ -1,4 +1,4 @@
-"""bof4 bench kernels: single products, beside what the machine could do."""
+"""bof4 bench kernels: single products, beside the roofline of the machine."""
 
 from __future__ import annotations
 
@@ -21,47 +21,48 @@ def _table(rows: Sequence[Row], columns: int) -> Table:
 
     first = rows[0]
     reading = columns == 1
-    floor = "reading the weights" if reading else "int8 dot products in registers"
+    bound = "reading the weights" if reading else "int8 dot products in registers"
     found = figures(rows, columns)
-    floors = sorted(row.floor_ps for row in rows if row.columns == columns)
+    rooflines = sorted(row.roofline_ps for row in rows if row.columns == columns)
+    picoseconds = "" if reading else f", {rooflines[len(rooflines) // 2] / columns:.3g} ps"
     title = (
         f"{first.rows} x {first.length}, {columns} column{'' if reading else 's'}, {first.instructions}, threads: "
-        f"{first.threads}; floor: {floor}" + ("" if reading else f", {floors[len(floors) // 2] / columns:.3g} ps")
+        f"{first.threads}; roofline: {bound}{picoseconds}"
     )
     table = Table("type", "layout", title=title, title_justify="left")
     what = "weight" if reading else "product"  # of a weight and a column's activation
-    for heading in (f"ps a {what}", "lowest", "highest", f"{what}s/ns", "of the floor"):
+    for heading in (f"ps a {what}", "lowest", "highest", f"{what}s/ns", "of roofline"):
         table.add_column(heading, justify="right")
     for f in found:
         times = [f"{ps / columns:.3g}" for ps in (f.ps_per_weight, f.low, f.high)]
-        share = f"{100 * f.of_floor:.0f} %" if f.of_floor else ""
-        table.add_row(f.type, f.layout, *times, f"{1e3 * columns / f.ps_per_weight:.3g}", share)
+        part = f"{100 * f.of_roofline:.0f} %" if f.of_roofline else ""
+        table.add_row(f.type, f.layout, *times, f"{1e3 * columns / f.ps_per_weight:.3g}", part)
     return table
 
 
 def kernels(
     types: Annotated[
         list[str] | None,
-        typer.Option("--types", metavar="TYPE", help="Ours and others' (default: all with four bits)."),
+        typer.Option("--types", metavar="TYPE", help="This project's and llama.cpp's (default: all of 4 bits)."),
     ] = None,
-    rows: Annotated[int, typer.Option("--rows", min=1, help="Of the matrix.")] = 8192,
-    length: Annotated[int, typer.Option("--length", min=256, help="Of its rows, a multiple of 256.")] = 2048,
+    rows: Annotated[int, typer.Option("--rows", min=1, help="Rows of the matrix.")] = 8192,
+    length: Annotated[int, typer.Option("--length", min=256, help="Length of a row, a multiple of 256.")] = 2048,
     columns: Annotated[
         list[str] | None,
-        typer.Option("--columns", metavar="N", help="Of what it is multiplied by (default: 1, 256, 512)."),
+        typer.Option("--columns", metavar="N", help="Columns of the activations (default: 1, 256, 512)."),
     ] = None,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Each measures every product once.")] = 5,
-    threads: Annotated[int, typer.Option("--threads", "-t", min=1)] = 1,
+    threads: Annotated[int, typer.Option("--threads", "-t", min=1, help="Threads of a product.")] = 1,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", dir_okay=False, metavar="FILE", help="A CSV file to add to.")
+        Path | None, typer.Option("--output", "-o", dir_okay=False, metavar="FILE", help="A CSV file to add rows to.")
     ] = None,
 ) -> None:
-    """Measure single products of a matrix, interleaved and plain, on one thread.
+    """Measure single products of a matrix, with repacked and with plain weights.
 
-    One column is a token that is generated: the matrices stream from memory,
-    and the floor is reading them. More columns are a prompt: the floor is
-    int8 dot products as fast as registers allow. Both floors are measured
-    in the same rounds. Leave the machine alone meanwhile.
+    One column is a token that is generated: bandwidth bound, the roofline is
+    reading the weights from memory. More columns are a prompt: compute
+    bound, the roofline is int8 dot products in registers. Both rooflines
+    are measured in the same rounds. Run nothing else meanwhile.
 
     Options that take names can be repeated, or take several with commas.
     """
@@ -70,7 +71,7 @@ def kernels(
     from gguf_bof4.errors import UserError
 
     if length % 256:
-        raise UserError(f"--length {length}: give a multiple of 256, which all types can be cut into")
+        raise UserError(f"--length {length}: give a multiple of 256, which every type has blocks for")
     chosen = choose("type", split_names(types) or TYPES, TYPES)
     numbers = split_numbers("--columns", columns) or (1, 256, 512)
     bench = KernelBench(chosen, rows, length, threads)

@@ -26,7 +26,7 @@ def _say(line: str) -> None:
 
 
 def _setup(rows: list[Row], model: str, threads: int, repack: bool, gpu_layers: int, built: bool) -> Setup:
-    """What is to be measured or shown; without a build, the one that was measured last."""
+    """What is to be measured or shown; without a build, the setup that was measured last."""
     from gguf_bof4.bench.speed.measure import build_id, instruction_set, physical_cores, runs_on_gpu
     from gguf_bof4.bench.speed.results import ON_GPU, Setup
 
@@ -59,13 +59,19 @@ def _print_plan(plan: Plan, source: Path | None, size: str, folder: Path | None,
 
 
 def _show(
-    rows: list[Row], setup: Setup, variants: tuple[Variant, ...], tests: tuple[str, ...], png: Path, console: Console
+    rows: list[Row],
+    setup: Setup,
+    variants: tuple[Variant, ...],
+    tests: tuple[str, ...],
+    png: Path,
+    with_goals: bool,
+    console: Console,
 ) -> None:
-    from gguf_bof4.bench.speed.bars import judge
+    from gguf_bof4.bench import goals
     from gguf_bof4.bench.speed.plot import plot
     from gguf_bof4.bench.speed.ratios import Measured
     from gguf_bof4.bench.speed.results import complete_rounds
-    from gguf_bof4.bench.speed.table import bars_table, speed_table
+    from gguf_bof4.bench.speed.table import speed_table
     from gguf_bof4.errors import UserError
 
     rounds = complete_rounds(rows, setup, variants, tests)
@@ -74,8 +80,8 @@ def _show(
     measured = Measured(rounds, variants, tests)
     for test in tests:
         console.print(speed_table(setup, measured, test), "")
-    if outcomes := judge(measured, setup.instructions):
-        console.print(bars_table(outcomes))
+    if with_goals and (outcomes := goals.judge_speed(measured, setup.instructions)):
+        console.print(goals.speed_table(outcomes))
     plot(setup, measured, png)
     console.print(f"{len(rounds)} rounds, the picture in {png}", soft_wrap=True)
 
@@ -90,25 +96,25 @@ def speed(
     ] = "1b",
     types: Annotated[
         list[str] | None,
-        typer.Option("--types", metavar="TYPE", help="Ours and others' (default: all with four bits)."),
+        typer.Option("--types", metavar="TYPE", help="This project's and llama.cpp's (default: all of 4 bits)."),
     ] = None,
     opq: Annotated[
         list[str] | None,
-        typer.Option("--opq", metavar="Q", help="Quantiles of our types' outlier lists, or off (default: off)."),
+        typer.Option("--opq", metavar="Q", help="Quantiles of the outlier lists, or off (default: off)."),
     ] = None,
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="That there are to be in the end.")] = 5,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="In all, with those in the CSV file.")] = 5,
     repetitions: Annotated[int, typer.Option("--repetitions", "-r", min=1, help="Of each test in a round.")] = 3,
     prompt: Annotated[
         list[str] | None, typer.Option("--prompt", "-p", metavar="N", help="Tokens of prompts (default: 256, 512).")
     ] = None,
     generate: Annotated[int, typer.Option("--generate", "-n", min=0, help="Tokens to generate; 0: none.")] = 64,
-    threads: Annotated[int, typer.Option("--threads", "-t", min=0, help="0: as many as there are cores.")] = 0,
+    threads: Annotated[int, typer.Option("--threads", "-t", min=0, help="Threads; 0: one for each core.")] = 0,
     repack: Annotated[
-        bool, typer.Option("--repack/--no-repack", help="Interleave weights at load, as llama.cpp does by itself.")
+        bool, typer.Option("--repack/--no-repack", help="Repack weights at load, as llama.cpp does by default.")
     ] = True,
     gpu_layers: Annotated[
         int,
-        typer.Option("--gpu-layers", "-ngl", min=0, help="Layers that go to a GPU, in a build made for one."),
+        typer.Option("--gpu-layers", "-ngl", min=0, help="Layers on the GPU, with a build for one."),
     ] = ALL_LAYERS,
     files: Annotated[
         Path | None,
@@ -121,20 +127,22 @@ def speed(
         Path | None,
         typer.Option("--png", dir_okay=False, metavar="FILE", help="The picture (default: beside the CSV file)."),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", "-f", help="Measure as if there were no rounds yet.")] = False,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Ignore the rounds that are in the CSV file.")] = False,
     list_: Annotated[bool, typer.Option("--list", help="Show what would be measured, and how long it takes.")] = False,
     plot_only: Annotated[bool, typer.Option("--plot-only", help="Measure nothing: table and picture.")] = False,
+    goals: Annotated[bool, typer.Option("--goals", help="For developers: compare with the project's goals.")] = False,
 ) -> None:
-    """Measure how fast llama-bench runs files of our types beside those of llama.cpp.
+    """Measure how fast llama-bench runs files of this project's types and of llama.cpp's.
 
     The model is a llama of a billion random weights, made once and kept in
     the cache (2.1 GB). All matrices of the blocks get the type, embeddings
     are Q6_K. Each round runs every file once, in another order, and
     measures how fast memory is read: compare within rounds.
 
-    Every figure goes into the CSV file at once. Whole rounds that are there
-    with the same build, threads and types count: stop it when you like,
-    and ask for more --rounds later. Leave the machine alone meanwhile.
+    Every figure goes into the CSV file at once. Complete rounds that are in
+    it with the same build, threads and types count: the bench can be
+    interrupted and resumed, and --rounds raised later. Run nothing else
+    meanwhile.
 
     Options that take names can be repeated, or take several with commas.
     """
@@ -172,7 +180,7 @@ def speed(
                 _say("random weights: made unless they are in the cache")
             source = synthetic_model(size) if model is None else model
             run(plan, Files(source, files or Path(folder), setup.threads), output, _say)
-    _show(read_rows(output), setup, chosen, plan.tests, png or output.with_suffix(".png"), console)
+    _show(read_rows(output), setup, chosen, plan.tests, png or output.with_suffix(".png"), goals, console)
 
 
 def register(bench: typer.Typer) -> None:

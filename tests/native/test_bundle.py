@@ -1,4 +1,4 @@
-"""bof4 build --bundle: small, the same bytes each time, and enough to build from."""
+"""bof4 build --bundle: its size, the same bytes each time, and a build from it."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def test_it_is_small_and_says_how_to_build(bundle: Path, unpacked: Path) -> None
     assert (unpacked / "LICENSE").is_file()
 
 
-def test_it_carries_all_of_our_sources(unpacked: Path) -> None:
+def test_it_contains_all_of_our_sources(unpacked: Path) -> None:
     ours = {path.relative_to(SOURCES) for path in SOURCES.rglob("*") if path.is_file()}
-    carried = unpacked / SOURCES_IN_TREE
-    assert {path.relative_to(carried) for path in carried.rglob("*") if path.is_file()} == ours
+    contained = unpacked / SOURCES_IN_TREE
+    assert {path.relative_to(contained) for path in contained.rglob("*") if path.is_file()} == ours
 
 
 def test_an_existing_file_stays_unless_forced_and_the_bytes_are_always_the_same(bundle: Path, tmp_path: Path) -> None:
@@ -82,12 +82,12 @@ def test_it_configures_and_builds_as_its_text_says(unpacked: Path) -> None:
     ).stdout
     for target in (*PROGRAMS, *TESTS):
         assert f"\n{target}: phony" in known
-    # every source file that any target is compiled from is there, or ninja would not know how to make it
+    # where a source file of any target is missing, ninja fails
     dry = subprocess.run(
         [ninja, "-C", "build", "-n"], cwd=unpacked, check=False, capture_output=True, text=True
     )  # fmt: skip
     assert dry.returncode == 0, dry.stdout[-1000:] + dry.stderr[-1000:]
-    # a step of its own for each program that serves: it makes a source file out of templates
+    # llama-ui-assets makes a source file from templates
     subprocess.run(
         [ninja, "-C", "build", "llama-ui-assets", "ggml-base"], cwd=unpacked, check=True, capture_output=True
     )

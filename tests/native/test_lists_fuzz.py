@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,9 +12,11 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from c_programs import compile_program
 from gguf import GGMLQuantizationType as T
-from instruction_sets import OUR_INCLUDES
-from listed import quantized
+from gguf_writing import finish
+from instruction_sets import OUR_INCLUDES, native_compiler
+from listed_models import quantized
 
 from gguf_bof4 import lists as opq
 from gguf_bof4.errors import UserError
@@ -62,10 +63,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for part, (array, qtype) in quantized(name, rng.standard_t(3, shape).astype(np.float32)):
             writer.add_tensor(part, array, raw_dtype=qtype if qtype == T.BOF4_S else None)
     writer.add_tensor("output_norm.weight", np.ones(128, dtype=np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     return target
 
 
@@ -75,29 +73,22 @@ def program(built: Path, request: pytest.FixtureRequest) -> Path:
     tree = source_tree()
     folder = built.parent / "fuzz-lists"
     folder.mkdir(exist_ok=True)
-    compilers = {
-        ".c": shutil.which("cc") or shutil.which("gcc") or shutil.which("clang"),
-        ".cpp": shutil.which("c++") or shutil.which("g++") or shutil.which("clang++"),
-    }
+    compilers = {".c": native_compiler("gcc"), ".cpp": native_compiler("g++")}
     headers = b"".join(path.read_bytes() for path in sorted(SOURCES.rglob("*.h")))
     includes = [*OUR_INCLUDES, "-isystem", str(built.parent / "ggml/src")]  # CMake writes a header there
     for upstream in ("include", "src", "ggml/include", "ggml/src", "ggml/src/ggml-cpu"):
         includes += ["-isystem", str(tree / upstream)]
 
     def compiled(source: Path, *flags: str) -> Path:
-        compiler = compilers[source.suffix]
-        assert compiler, "a compiler is what the build needed, too"
         options = [
-            compiler, "-c", "-O1", "-g1", "-D_GNU_SOURCE",
+            compilers[source.suffix], "-c", "-O1", "-g1", "-D_GNU_SOURCE",
             "-std=c++17" if source.suffix == ".cpp" else "-std=c11", *flags, *includes,
         ]  # fmt: skip
         digest = hashlib.sha256(source.read_bytes() + headers + repr(options).encode()).hexdigest()[:16]
         target = folder / f"{source.name}-{digest}.o"
         if not target.exists():
             partial = target.with_suffix(f".{os.getpid()}")
-            command = [*options, str(source), "-o", str(partial)]
-            result = subprocess.run(command, capture_output=True, text=True, check=False)
-            assert result.returncode == 0, result.stderr[-3000:]
+            compile_program(*options, source, "-o", partial)
             partial.replace(target)
         return target
 
@@ -118,14 +109,14 @@ def program(built: Path, request: pytest.FixtureRequest) -> Path:
     target = folder / f"fuzz-lists-{hashlib.sha256(repr(objects).encode()).hexdigest()[:16]}"
     if not target.exists():
         partial = target.with_suffix(f".{os.getpid()}")
-        link = [compilers[".cpp"], "-fsanitize=address,undefined", *objects, "-ldl", "-lpthread", "-lm", "-o", partial]
-        result = subprocess.run([str(part) for part in link], capture_output=True, text=True, check=False)
-        assert result.returncode == 0, result.stderr[-3000:]
+        compile_program(
+            compilers[".cpp"], "-fsanitize=address,undefined", *objects, "-ldl", "-lpthread", "-lm", "-o", partial
+        )
         partial.replace(target)
     return target
 
 
-def test_no_damage_crashes_the_loader_or_the_kernels(program: Path, model: Path, tmp_path: Path) -> None:
+def test_damaged_files_crash_neither_loader_nor_kernels(program: Path, model: Path, tmp_path: Path) -> None:
     run = subprocess.run(
         [program, model, tmp_path / "mutant.gguf", str(MUTANTS), "1"],
         # refusals name tensors, and the names of mutants are any bytes
@@ -144,7 +135,7 @@ def test_no_damage_crashes_the_loader_or_the_kernels(program: Path, model: Path,
     assert min(outcomes) > MUTANTS // 100
 
 
-def test_no_damage_takes_the_reader_in_python_by_surprise(model: Path, tmp_path: Path) -> None:
+def test_damaged_files_are_read_or_refused_by_python(model: Path, tmp_path: Path) -> None:
     original, opened = model.read_bytes(), open_model(model)
     lists = list(opened.lists.values())
     header = min(t.offset for t in (*opened.tensors, *lists))

@@ -7,6 +7,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
+from random_weights import student
 
 from gguf_bof4 import native
 from gguf_bof4.formats import BOF4_S
@@ -18,11 +19,6 @@ weights = npst.arrays(
     np.float32, st.tuples(st.integers(1, 5), st.sampled_from([64, 192])), elements=st.floats(-1000, 1000, width=32)
 )
 quantiles = st.sampled_from([0.3, 0.9, 0.95, 0.99])
-
-
-def student(rows: int, n: int, seed: int = 0) -> np.ndarray:
-    """Weights with outliers."""
-    return np.random.default_rng(seed).standard_t(3, (rows, n)).astype(np.float32)
 
 
 def has_ties(x: np.ndarray, quantile: float) -> bool:

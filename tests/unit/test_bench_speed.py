@@ -1,8 +1,9 @@
-"""bof4 bench speed and kernels: what they plan, measure, keep, judge and draw."""
+"""bof4 bench speed without a build: plans, rows, ratios, goals, tables and pictures."""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import struct
 from collections.abc import Sequence
@@ -12,10 +13,11 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from program import bof4
+from command_line import bof4
+from gguf_writing import write_tensors
 
+from gguf_bof4.bench.goals import judge_speed
 from gguf_bof4.bench.speed import files, kernels, measure, rounds
-from gguf_bof4.bench.speed.bars import judge
 from gguf_bof4.bench.speed.files import Files, open_source
 from gguf_bof4.bench.speed.measure import bytes_per_token, parse_speeds, physical_cores
 from gguf_bof4.bench.speed.plot import WIDTH, plot
@@ -25,10 +27,8 @@ from gguf_bof4.bench.speed.results import (
     Setup,
     add_rows,
     complete_rounds,
-    label,
     read_rows,
     speed_variant,
-    speed_variants,
 )
 from gguf_bof4.bench.speed.rounds import make_plan, names_of_tests, rotated
 from gguf_bof4.bench.speed.synthetic import SHAPES, Shape, synthetic_model, write_synthetic
@@ -73,81 +73,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def command(model: Path, output: Path, *arguments: str) -> list[str]:
-    return [
-        "bench", "speed", "--model", str(model), "--types", "q4_0,BOF4_S,BOF4_K", "--opq", "off,0.95",
-        "-p", "16", "-n", "4", "-r", "1", "-t", "1", "--output", str(output), "--files", str(output.parent / "files"),
-        *arguments,
-    ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def run(built: Path, tiny: Path) -> tuple[Path, str, str]:
-    """A short real run: the CSV file, and what was printed on both streams."""
-    output = tiny.parent / "speed.csv"
-    result = bof4(*command(tiny, output, "--rounds", "2"))
-    assert result.returncode == 0, result.stderr
-    return output, result.stdout, result.stderr
-
-
-def test_a_run_measures_every_file_once_in_each_round(run: tuple[Path, str, str], tiny: Path) -> None:
-    rows = read_rows(run[0])
-    variants = speed_variants(["Q4_0", "BOF4_S", "BOF4_K"], ["off", "0.95"])
-    assert len(variants) == 5
-    for number in (1, 2):
-        there = [(r.variant, r.test) for r in rows if r.round == number]
-        assert sorted(there, key=str) == sorted(((v, t) for v in variants for t in ("pp16", "tg4")), key=str)
-    assert rows[0].variant != rows[10].variant  # another order
-    for r in rows:
-        assert (r.model, r.threads, r.repack) == ("tiny", 1, 1)
-        assert r.tokens_per_second > 0
-        assert r.bandwidth > 0.1
-        assert len(r.build) == 8
-    by_label = {label(r.variant): r for r in rows}
-    assert by_label["BOF4_S"].bits_per_weight == 4.25 < by_label["BOF4_S, lists 0.95"].bits_per_weight
-    assert by_label["BOF4_S"].bytes_per_token < by_label["BOF4_S, lists 0.95"].bytes_per_token
-    assert "generating 4 tokens" in run[1]
-    assert "BOF4_K over Q4_0" in run[1]
-    assert run[0].with_suffix(".png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-
-
-def test_rounds_that_are_there_count_and_more_can_be_added(run: tuple[Path, str, str], tiny: Path) -> None:
-    output = run[0]
-    before = output.read_text()
-    again = bof4(*command(tiny, output, "--rounds", "2"))
-    assert (again.returncode, again.stderr) == (0, "")
-    assert output.read_text() == before
-    shown = bof4(*command(tiny, output, "--plot-only"), BOF4_BIN="")  # no program is looked for
-    assert (shown.returncode, shown.stdout) == (0, again.stdout)
-    more = bof4(*command(tiny, output, "--rounds", "3"))
-    assert more.returncode == 0, more.stderr
-    assert "quantizing" not in more.stderr  # the files were kept
-    assert {r.round for r in read_rows(output)} == {1, 2, 3}
-    listed = bof4(*command(tiny, output, "--rounds", "5", "--list"), BOF4_BIN="")
-    assert "3 of 5 rounds are there, 2 to measure" in listed.stdout
-    output.write_text(before)
-
-
-def test_kernels_are_measured_beside_their_floors(built: Path, tmp_path: Path) -> None:
-    output = tmp_path / "kernels.csv"
-    result = bof4(
-        "bench", "kernels", "--types", "IQ4_NL,BOF4_S", "--rows", "512", "--length", "512", "--rounds", "1",
-        "--columns", "1,32", "--output", str(output),
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    assert "floor: reading the weights" in result.stdout
-    found = kernels.read_table(output, kernels.Row, "")
-    assert {(r.type, r.columns) for r in found if r.layout == "plain"} == {
-        (t, n) for t in ("IQ4_NL", "BOF4_S") for n in (1, 32)
-    }
-    for r in found:
-        assert r.ps_per_weight > 0
-        if r.floor_ps:
-            # a busy machine may have had its mind elsewhere while the floor was measured
-            assert r.floor_ps < 3 * r.ps_per_weight
-    assert bof4("bench", "kernels", "--length", "300").returncode == 1
-
-
 def test_the_synthetic_model_is_the_same_every_time_and_has_the_shapes_of_a_llama(tiny: Path, tmp_path: Path) -> None:
     again = tmp_path / "again.gguf"
     write_synthetic(TINY, again)
@@ -173,20 +98,19 @@ def test_generation_reads_what_is_multiplied(tiny: Path, tmp_path: Path) -> None
     untied = replace(model, tensors=(*model.tensors, replace(embeddings, name="output.weight")))
     assert bytes_per_token(untied) == everything + embeddings.row_bytes
     path = tmp_path / "experts.gguf"
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_expert_count(4)
-    writer.add_expert_used_count(1)
-    writer.add_tensor("output.weight", np.zeros((8, 64), np.float16))
-    writer.add_tensor("blk.0.ffn_up_exps.weight", np.zeros((4, 8, 64), np.float16))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    shapes = {"output.weight": (8, 64), "blk.0.ffn_up_exps.weight": (4, 8, 64)}
+    write_tensors(
+        path,
+        {name: np.zeros(shape, np.float16) for name, shape in shapes.items()},
+        numbers={"llama.expert_count": 4, "llama.expert_used_count": 1},
+    )
     assert bytes_per_token(open_model(path)) == 2 * 2 * 8 * 64
 
 
-def test_a_quantized_model_is_no_source(run: tuple[Path, str, str]) -> None:
-    made = next((run[0].parent / "files").glob("*-Q4_0.gguf"))
+def test_a_quantized_model_is_no_source(tmp_path: Path) -> None:
+    q4_0 = gguf.GGMLQuantizationType.Q4_0
+    encoded = gguf.quantize(np.ones((4, 64), np.float32), q4_0)
+    made = write_tensors(tmp_path / "made.gguf", {"blk.0.attn_q.weight": encoded}, q4_0)
     with pytest.raises(UserError, match=r"blk\.0\.attn_\w\.weight is Q4_0: give the unquantized model"):
         open_source(made)
 
@@ -271,35 +195,35 @@ def test_ratios_are_taken_within_rounds() -> None:
     assert found.speed(S, "pp256") == Spread(130, 70, 240)
     ratio = found.ratio(S, Q4_0, "pp256")
     assert (ratio.median, ratio.low, ratio.high) == pytest.approx((1.3, 1.2, 1.4))
-    assert found.fastest_rival("pp256") == Q4_0
-    # the bandwidth of a round is the most that was read in it
+    assert found.fastest_peer("pp256") == Q4_0
+    # the bandwidth of a round is the highest that was measured in it
     assert found.bandwidth == Spread(50, 50, 50)
-    assert found.limit(S, "tg64").median == pytest.approx(100)
-    assert found.share(S, "tg64").median == pytest.approx(0.63)
-    assert measured({S: [(1, 1)]}).fastest_rival("pp256") is None
+    assert found.bandwidth_bound(S, "tg64").median == pytest.approx(100)
+    assert found.of_bandwidth_bound(S, "tg64").median == pytest.approx(0.63)
+    assert measured({S: [(1, 1)]}).fastest_peer("pp256") is None
 
 
-def test_bars_are_those_of_the_build() -> None:
+def test_goals_are_those_of_the_instruction_set() -> None:
     found = measured({Q4_0: [(100, 50)], IQ4_XS: [(110, 30)], S: [(125, 80)], K: [(112, 90)]})
-    outcomes = {o.title: o for o in judge(found, "avx512-vnni")}
+    outcomes = {o.title: o for o in judge_speed(found, "avx512-vnni")}
     verdicts = {title: o.verdict for title, o in outcomes.items()}
     assert verdicts == {
         "pp256: BOF4_S over IQ4_XS, the fastest": "missed by 5.3 %",
         "pp256: BOF4_K over IQ4_XS, the fastest": "missed by 3.0 %",
         "tg64: BOF4_S over Q4_0": "met",
-        "tg64: BOF4_S over what reading its weights allows": "missed by 9.1 %",
+        "tg64: BOF4_S over the bandwidth bound": "missed by 9.1 %",
         "tg64: BOF4_K over Q4_0": "met",
-        "tg64: BOF4_K over what reading its weights allows": "met",
+        "tg64: BOF4_K over the bandwidth bound": "met",
     }
-    assert [o.met for o in judge(found, "avx2")[:2]] == [True, True]
-    lacking = judge(measured({S: [(1, 1)]}), "avx2")
+    assert [o.met for o in judge_speed(found, "avx2")[:2]] == [True, True]
+    lacking = judge_speed(measured({S: [(1, 1)]}), "avx2")
     assert [o.verdict for o in lacking if o.met is None] == [
         "not measured: types of llama.cpp", "not measured: types of llama.cpp",
         "not measured: Q4_0", "not measured: BOF4_K and Q4_0", "not measured: BOF4_K",
     ]  # fmt: skip
 
 
-def test_on_a_gpu_nothing_is_said_of_this_machines_memory(
+def test_on_a_gpu_the_bandwidth_of_this_machine_is_not_reported(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[object, ...]] = []
@@ -319,7 +243,7 @@ def test_on_a_gpu_nothing_is_said_of_this_machines_memory(
     assert found.bandwidth == Spread(0, 0, 0)
     headings = [str(column.header) for column in speed_table(setup, found, "tg64").columns]
     assert headings == ["type", "lists", "bits", "tokens/s", "over Q4_0"]
-    assert judge(found, setup.instructions) == ()
+    assert judge_speed(found, setup.instructions) == ()
 
 
 def test_rows_survive_the_file(tmp_path: Path) -> None:
@@ -332,13 +256,36 @@ def test_rows_survive_the_file(tmp_path: Path) -> None:
         read_rows(path)
 
 
-def test_the_picture_has_a_readmes_width(tmp_path: Path) -> None:
+def test_the_picture_has_the_width_for_a_readme(tmp_path: Path) -> None:
     found = measured({Q4_0: [(100, 50), (90, 51)], S: [(125, 80), (120, 85)], K: [(112, 90), (115, 80)]})
     plot(SETUP, found, tmp_path / "speed.png")
     data = (tmp_path / "speed.png").read_bytes()
     width, height = struct.unpack(">II", data[16:24])
     assert width == WIDTH
     assert 300 < height < 600
+
+
+def test_goals_are_shown_only_on_request(tmp_path: Path) -> None:
+    output = tmp_path / "speed.csv"
+    add_rows(output, [row(v, test, speed) for v, speed in ((Q4_0, 100), (S, 130), (K, 110)) for test in TESTS])
+    arguments = ["bench", "speed", "--plot-only", "--model", "llama-1b.gguf", "--types", "Q4_0,BOF4_S,BOF4_K"]
+    plain = bof4(*arguments, "-p", "256", "--output", str(output))
+    assert plain.returncode == 0, plain.stderr
+    assert "over Q4_0" in plain.stdout
+    for word in ("goals:", "missed", "at least"):
+        assert word not in plain.stdout
+    shown = bof4(*arguments, "-p", "256", "--output", str(output), "--goals")
+    for line in ("goals: speed over speed", "pp256: BOF4_S over Q4_0, the fastest", "tg64: BOF4_K over Q4_0"):
+        assert line in shown.stdout
+    tables = shown.stdout.index("goals: speed")
+    assert plain.stdout.startswith(shown.stdout[:tables])
+
+
+def test_a_malformed_file_is_noticed_before_kernels_are_measured(tmp_path: Path) -> None:
+    output = tmp_path / "kernels.csv"
+    output.write_text("type\nQ4_0\n")
+    with pytest.raises(UserError, match="line 2: not a row of `bof4 bench kernels`"):
+        kernels.run(None, [], 1, output, lambda _: None)  # type: ignore[arg-type]
 
 
 def test_wrong_options_are_refused(tmp_path: Path) -> None:
@@ -355,5 +302,18 @@ def test_wrong_options_are_refused(tmp_path: Path) -> None:
     assert split_numbers("--prompt", ["256,0", "512", "256"]) == (256, 512)
 
 
-def test_cores_are_counted_once() -> None:
-    assert 1 <= physical_cores() <= 1024
+@pytest.mark.parametrize(
+    ("allowed", "expected"),
+    [({0, 1, 2, 3, 4, 5}, 4), ({0, 2}, 1), ({1, 2}, 2), ({4, 5}, 2), ({3}, 1)],
+    ids=["all", "both threads of a core", "threads of two cores", "unknown threads", "one"],
+)
+def test_hardware_threads_of_one_core_count_once(
+    allowed: set[int], expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two cores of two hardware threads each, and two of which the system says nothing."""
+    for i, siblings in enumerate(("0,2", "1,3", "0,2", "1,3")):
+        folder = tmp_path / f"cpu{i}" / "topology"
+        folder.mkdir(parents=True)
+        (folder / "thread_siblings_list").write_text(f"{siblings}\n")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: allowed, raising=False)
+    assert physical_cores(tmp_path) == expected

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
+from random_weights import student
 from scipy.special import ndtri
 from scipy.stats import norm
 
@@ -21,11 +22,6 @@ weights = npst.arrays(
     np.float32, st.tuples(st.integers(1, 5), st.sampled_from([64, 192])),
     elements=st.floats(-1000, 1000, width=32),
 )  # fmt: skip
-
-
-def student(rows: int, n: int, seed: int = 0) -> np.ndarray:
-    """Weights with outliers."""
-    return np.random.default_rng(seed).standard_t(3, (rows, n)).astype(np.float32)
 
 
 @pytest.mark.parametrize("quantile", [0.5, 0.9, 0.95, 0.99])

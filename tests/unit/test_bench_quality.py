@@ -1,12 +1,10 @@
-"""bof4 bench quality: what it plans, measures, keeps and draws."""
+"""bof4 bench quality without a build: plans, rows, NF4, goals, tables and pictures."""
 
 from __future__ import annotations
 
 import math
 import shutil
 import struct
-import tempfile
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -14,17 +12,29 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from program import bof4
+from command_line import bof4
+from gguf_writing import write_tensors
 
-from gguf_bof4.bench import cost, nf4, plot, quality
-from gguf_bof4.bench.bars import BARS, Bar, judge
-from gguf_bof4.bench.measure import Distance, bits_per_weight, check_rest, distance, fallbacks, parse_distance
+from gguf_bof4.bench import nf4, plot, quality
+from gguf_bof4.bench.goals import QUALITY_GOALS, QualityGoal, judge_quality
+from gguf_bof4.bench.measure import Distance, bits_per_weight, check_rest, fallbacks, parse_distance
 from gguf_bof4.bench.peers import PEERS
 from gguf_bof4.bench.results import Row, add_row, read_rows
 from gguf_bof4.bench.table import means
-from gguf_bof4.bench.variants import ENCODERS, OUR_ENCODERS, OUR_TYPES, TYPES, Variant, choose, parse_quantile, variants
+from gguf_bof4.bench.variants import (
+    DEFAULT_QUANTILES,
+    ENCODERS,
+    OUR_ENCODERS,
+    OUR_TYPES,
+    TYPES,
+    Variant,
+    choose,
+    parse_quantile,
+    variants,
+)
 from gguf_bof4.errors import UserError
 from gguf_bof4.gguf_files.model import open_model
+from gguf_bof4.reference_models import REFERENCE_MODELS
 
 # QLoRA, appendix E
 PUBLISHED_NF4 = (
@@ -43,80 +53,6 @@ def row(model: str, variant: Variant, mean_kld: float, text: str = "test", bits:
     )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def measured(built: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
-    """A short real run on smol: the CSV file, and what was printed on both streams."""
-    output = tmp_path_factory.mktemp("bench") / "short.csv"
-    result = bof4(*command(output))
-    assert result.returncode == 0, result.stderr
-    return output, result.stdout, result.stderr
-
-
-def command(output: Path) -> list[str]:
-    return [
-        "bench", "quality", "--models", "smol", "--texts", "test", "--chunks", "1", "--types", "Q4_K,bof4_s",
-        "--encoders", "none", "--encoders", "absmax", "--opq", "off", "--threads", "1", "--output", str(output),
-    ]  # fmt: skip
-
-
-def test_a_short_run_measures_a_peer_and_ours(measured: tuple[Path, str, str]) -> None:
-    rows = {r.type: r for r in read_rows(measured[0]).values()}
-    assert set(rows) == {"Q4_K", "BOF4_S"}
-    assert rows["BOF4_S"].bits_per_weight == 4.25
-    assert rows["BOF4_S"].fallback == ""
-    # 5.25 bits and 4.25 bits: apart by far more than the draw of 255 tokens moves them
-    assert 0.03 < rows["Q4_K"].mean_kld < 0.15 < rows["BOF4_S"].mean_kld < 0.5
-    for r in rows.values():
-        assert 0 < r.mean_kld_error < r.mean_kld < r.kld_99_9
-        assert 60 < r.same_top < 95
-        assert 1 < r.ppl_ratio < 1.6
-
-
-def test_rows_too_short_for_a_peer_are_reported_as_what_they_became(
-    measured: tuple[Path, str, str], smol: Path
-) -> None:
-    found = next(r for r in read_rows(measured[0]).values() if r.type == "Q4_K")
-    assert (found.matrices, found.fallback) == (210, "180 Q5_0")
-    assert "Q4_K (180 of 210 matrices fell back to Q5_0)" in measured[1]
-    matrices = [t for t in open_model(smol).tensors if t.name.startswith("blk.") and len(t.shape) == 2]
-    bits = sum(t.n_weights * (5.5 if t.shape[-1] % 256 else 4.5) for t in matrices)
-    assert found.bits_per_weight == pytest.approx(bits / sum(t.n_weights for t in matrices))
-
-
-def test_rows_that_are_there_are_not_measured_again(measured: tuple[Path, str, str]) -> None:
-    output = measured[0]
-    before = output.read_text()
-    assert "2 of 2 rows  smol BOF4_S absmax" in measured[2]
-    again = bof4(*command(output), BOF4_BIN="")  # no program is looked for
-    assert (again.returncode, again.stderr) == (0, "")
-    assert again.stdout == measured[1]
-    assert output.read_text() == before
-
-
-def test_a_run_draws_a_picture_beside_its_rows(measured: tuple[Path, str, str]) -> None:
-    assert measured[0].with_suffix(".png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-
-
-def test_a_model_has_no_distance_from_itself(built: Path, smol: Path, evaluation: Path, tmp_path: Path) -> None:
-    logits = tmp_path / "logits"
-    quality.write_logits(smol, evaluation, 1, logits, threads=1)
-    # vocabulary, judged tokens: what the disk is checked for
-    assert logits.stat().st_size == pytest.approx(cost.logits_bytes("smol", 1), rel=0.001)
-    found = distance(smol, logits, 1, threads=1)
-    logits.unlink()
-    # the logits are kept in 16 bits
-    assert abs(found.mean_kld) < 1e-3
-    assert found.same_top > 99
-    assert found.ppl_ratio == pytest.approx(1, abs=1e-3)
-
-
-def test_a_text_that_is_too_short_is_refused(built: Path, smol: Path, tmp_path: Path) -> None:
-    text = tmp_path / "short.txt"
-    text.write_text("Only a few words. " * 50)
-    with pytest.raises(UserError, match="too short for 16 chunks"):
-        quality.write_logits(smol, text, 16, tmp_path / "logits", threads=1)
-
-
 def test_output_without_a_figure_is_refused() -> None:
     good = (
         "Mean PPL(Q)/PPL(base)         :   1.336032 ±   0.054\nMean    KLD:   0.282337 ±   0.013436\n"
@@ -127,31 +63,6 @@ def test_output_without_a_figure_is_refused() -> None:
     for line in good.splitlines():
         with pytest.raises(UserError, match="llama-perplexity printed no"):
             parse_distance(good.replace(line, ""))
-
-
-def test_an_interrupted_run_keeps_its_rows_and_removes_its_files(
-    built: Path, smol: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    calls: list[Path] = []
-
-    def interrupted(path: Path, *_: object) -> Distance:
-        calls.append(path)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return Distance(0.2, 0.01, 2.0, 75.0, 1.2)
-
-    monkeypatch.setattr(quality, "write_logits", lambda *_: None)
-    monkeypatch.setattr(quality, "distance", interrupted)
-    plan = quality.make_plan(["smol"], variants(["BOF4_S"], ["absmax"], ["off", "0.95"]), ["test", "held-out"], 1, ())
-    output = tmp_path / "rows.csv"
-    with pytest.raises(KeyboardInterrupt):
-        quality.run(plan, output, 2, lambda _: None)
-    rows = read_rows(output)
-    assert [(r.text, r.opq) for r in rows.values()] == [("test", "off"), ("held-out", "off")]
-    assert [p.name for p in tmp_path.iterdir()] == ["rows.csv"]
-    rest = quality.make_plan(["smol"], variants(["BOF4_S"], ["absmax"], ["off", "0.95"]), ["test", "held-out"], 1, rows)
-    assert [(s.variant.opq, s.texts) for s in rest.steps] == [("0.95", ("test", "held-out"))]
 
 
 def test_a_full_disk_is_noticed_before_anything_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +110,7 @@ def test_list_shows_the_plan_and_runs_nothing(tmp_path: Path) -> None:
     output = tmp_path / "rows.csv"
     add_row(output, row("smol", Variant("Q4_0", "none"), 0.2))
     shown = bof4(
-        "bench", "quality", "--list", "--types", "Q4_0,NF4", "--models", "smol", "-o", str(output), BOF4_BIN=""
+        "bench", "quality", "--list", "--types", "Q4_0,NF4", "--models", "smol", "-o", str(output)
     )
     assert shown.returncode == 0, shown.stderr
     assert "1 of 6 rows are there, 5 to measure" in shown.stdout
@@ -265,21 +176,17 @@ def test_nf4_takes_the_nearest_level_of_each_block() -> None:
 
 
 @pytest.fixture
-def tiny(tmp_path: Path) -> Iterator[Path]:
+def tiny(tmp_path: Path) -> Path:
     """A model of one block: an F32 and an F16 matrix, a norm and embeddings."""
     path = tmp_path / "tiny.gguf"
     rng = np.random.default_rng(3)
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_tensor("token_embd.weight", rng.standard_normal((8, 256)).astype(np.float16))
-    writer.add_tensor("blk.0.attn_norm.weight", rng.standard_normal(256).astype(np.float32))
-    writer.add_tensor("blk.0.attn_q.weight", rng.standard_normal((4, 256)).astype(np.float32))
-    writer.add_tensor("blk.0.ffn_up.weight", rng.standard_normal((4, 256)).astype(np.float16))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    yield path
-    path.unlink()
+    shapes = {
+        "token_embd.weight": ((8, 256), np.float16),
+        "blk.0.attn_norm.weight": ((256,), np.float32),
+        "blk.0.attn_q.weight": ((4, 256), np.float32),
+        "blk.0.ffn_up.weight": ((4, 256), np.float16),
+    }
+    return write_tensors(path, {n: rng.standard_normal(shape).astype(dtype) for n, (shape, dtype) in shapes.items()})
 
 
 def test_nf4_is_written_over_the_matrices_of_the_blocks_only(tiny: Path, tmp_path: Path) -> None:
@@ -306,9 +213,9 @@ def test_a_mixture_or_a_changed_embedding_is_not_measured(tiny: Path, tmp_path: 
         check_rest(replace(model, tensors=model.tensors[1:]), model)
 
 
-def test_bars_compare_means_over_models_and_texts() -> None:
+def test_goals_compare_means_over_models_and_texts() -> None:
     ours, theirs = Variant("BOF4_S", "search", "0.95"), Variant("IQ4_NL", "none")
-    bar = Bar(("smol", "gemma"), ours, theirs, 1.0, fewer_bits=True)
+    goal = QualityGoal(("smol", "gemma"), ours, theirs, 1.0, fewer_bits=True)
     rows = [
         row("smol", ours, 0.1), row("smol", ours, 0.2, "held-out"),
         row("gemma", ours, 0.3), row("gemma", ours, 0.2, "held-out"),
@@ -316,25 +223,42 @@ def test_bars_compare_means_over_models_and_texts() -> None:
         row("gemma", theirs, 0.2, bits=4.5), row("gemma", theirs, 0.2, "held-out", bits=4.5),
     ]  # fmt: skip
     texts = ["test", "held-out"]
-    (found,) = judge(rows, texts, [bar])
+    (found,) = judge_quality(rows, texts, [goal])
     assert (found.ratio, found.bits, found.met) == (pytest.approx(0.8), (4.25, 4.5), True)
     assert found.verdict == "met"
-    (tight,) = judge(rows, texts, [replace(bar, limit=0.5)])
+    (tight,) = judge_quality(rows, texts, [replace(goal, limit=0.5)])
     assert (tight.met, tight.verdict) == (False, "missed by 60.0 %")
-    (as_large,) = judge([replace(r, bits_per_weight=4.5) for r in rows], texts, [bar])
+    (as_large,) = judge_quality([replace(r, bits_per_weight=4.5) for r in rows], texts, [goal])
     assert (as_large.met, as_large.verdict) == (False, "missed, not smaller")
-    (shown,) = judge(rows, texts, [replace(bar, limit=None)])
+    (shown,) = judge_quality(rows, texts, [replace(goal, limit=None)])
     assert (shown.ratio, shown.met) == (pytest.approx(0.8), None)
-    (lacking,) = judge(rows[1:], texts, [bar])
+    (lacking,) = judge_quality(rows[1:], texts, [goal])
     assert (lacking.ratio, lacking.met) == (None, None)
     assert lacking.verdict == "not measured: BOF4_S search, lists 0.95 of smol"
 
 
-def test_every_bar_compares_rows_that_a_whole_run_measures() -> None:
-    known = set(ALL) | set(variants(["Q5_0"], ENCODERS, ["off"]))
-    for bar in BARS:
-        for variant in (bar.ours, bar.theirs):
-            assert variant in known or variant.type not in TYPES
+def test_every_goal_compares_rows_that_a_whole_run_measures() -> None:
+    by_default = variants(TYPES, ENCODERS, DEFAULT_QUANTILES)
+    assert len(QUALITY_GOALS) >= 11
+    for goal in QUALITY_GOALS:
+        assert {goal.ours, goal.theirs} <= set(by_default), goal.title
+        assert goal.ours.ours and set(goal.models) <= set(REFERENCE_MODELS)
+
+
+def test_goals_are_shown_only_on_request(tmp_path: Path) -> None:
+    output = tmp_path / "rows.csv"
+    for variant in (Variant("BOF4_S", "gptq", "0.95"), Variant("IQ4_NL", "imatrix")):
+        for model in ("smol", "gemma"):
+            for text in ("test", "held-out"):
+                add_row(output, row(model, variant, 0.1 if variant.ours else 0.2, text))
+    plain = bof4("bench", "quality", "--plot-only", "--output", str(output))
+    assert plain.returncode == 0, plain.stderr
+    assert "distance from the unquantized model" in plain.stdout
+    for word in ("goals:", "missed", "at most"):
+        assert word not in plain.stdout
+    shown = bof4("bench", "quality", "--plot-only", "--output", str(output), "--goals")
+    found = [line for line in shown.stdout.splitlines() if "BOF4_S gptq, lists 0.95 over IQ4_NL imatrix" in line]
+    assert len(found) == 1 and "0.500" in found[0] and "met" in found[0], shown.stdout
 
 
 def test_a_table_is_sorted_by_size_then_mean_divergence() -> None:
@@ -351,7 +275,7 @@ def test_a_table_is_sorted_by_size_then_mean_divergence() -> None:
     ]  # fmt: skip
 
 
-def test_the_picture_has_a_readmes_size_and_both_kinds_of_points(tmp_path: Path) -> None:
+def test_the_picture_has_the_size_for_a_readme_and_both_kinds_of_points(tmp_path: Path) -> None:
     from matplotlib.image import imread
 
     peers = [row(m, Variant(t, "none"), k, bits=b) for m in ("smol", "gemma")
@@ -374,8 +298,8 @@ def test_the_picture_has_a_readmes_size_and_both_kinds_of_points(tmp_path: Path)
 
 
 def test_labels_that_would_touch_are_moved_apart() -> None:
-    assert plot._spread([0, 100, 200], 10) == [0, 100, 200]
-    assert plot._spread([0, 100, 104, 200], 10) == [0, 97, 107, 200]
-    close = plot._spread([50, 51, 52, 53], 10)
+    assert plot.spread_labels([0, 100, 200], 10) == [0, 100, 200]
+    assert plot.spread_labels([0, 100, 104, 200], 10) == [0, 97, 107, 200]
+    close = plot.spread_labels([50, 51, 52, 53], 10)
     assert [b - a for a, b in pairwise(close)] == [pytest.approx(10)] * 3
     assert sum(close) / 4 == pytest.approx(51.5)

@@ -13,6 +13,7 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 from gguf import GGMLQuantizationType as T
+from gguf_writing import finish
 from llama import THREADS, succeed
 
 from gguf_bof4.formats import BOF4_S
@@ -50,10 +51,7 @@ def write(
     writer.add_file_type(BOF4_S.file_type)
     for name, (array, qtype) in tensors:
         writer.add_tensor(name, array, raw_dtype=qtype if array.dtype == np.uint8 else None)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     return target
 
 

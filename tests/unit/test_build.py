@@ -1,60 +1,56 @@
-"""bof4 build: what it finds, and what it says when something is missing. (The build itself is what all tests use.)"""
+"""bof4 build without building: what it finds, runs and remembers, and its errors."""
 
 import json
 import os
-import shutil
-import subprocess
-import sys
-import zipfile
 from pathlib import Path
 
 import pytest
-from program import bof4
+from command_line import bof4
 
 from gguf_bof4.ggml_patch import build as building
 from gguf_bof4.ggml_patch import cuda
+from gguf_bof4.ggml_patch.apply import SOURCES_IN_TREE
 from gguf_bof4.ggml_patch.build import PROGRAMS, Build, NotBuiltError, build, build_of, installed_bin
-from gguf_bof4.ggml_patch.toolchain import BuildError, find_tools
+from gguf_bof4.ggml_patch.toolchain import BuildError
+
+PRINTS = """#!/bin/sh
+{lines}
+exit {code}
+"""
+
+
+def write_program(path: Path, code: int, *lines: str) -> None:
+    """A program that prints these lines and leaves with this exit code."""
+    path.write_text(PRINTS.format(lines="\n".join(f"echo '{line}'" for line in lines), code=code))
+    path.chmod(0o755)
 
 
 @pytest.fixture
-def own_build(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Look for the project's own build, whatever BOF4_BIN the developer has set."""
-    monkeypatch.delenv("BOF4_BIN", raising=False)
+def tools(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A PATH with a compiler, CMake and Ninja that do nothing, and the source of a build unpacked."""
+    folder = tmp_path / "tools"
+    folder.mkdir()
+    for name in ("c++", "cmake", "ninja"):
+        write_program(folder / name, 0, f"{name} was here")
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.setenv("BOF4_CACHE", str(tmp_path / "cache"))
+    (build_of().tree / SOURCES_IN_TREE).mkdir(parents=True)
+    return folder
 
 
-def only(folder: Path, *programs: str) -> str:
-    """A PATH that holds nothing but these programs."""
-    for name in programs:
-        (folder / name).symlink_to(shutil.which(name) or "")
-    return str(folder)
-
-
-def test_print_bin_names_the_folder_of_the_programs() -> None:
-    printed = bof4("build", "--print-bin")
-    assert printed.returncode == 0
-    folder = Path(printed.stdout.strip())
-    assert folder == installed_bin()
-    for program in PROGRAMS:
-        if program.startswith("llama-"):
-            assert os.access(folder / program, os.X_OK)
-
-
-def test_without_a_build_every_command_names_the_remedy(tmp_path: Path) -> None:
-    refused = bof4("build", "--print-bin", BOF4_CACHE=str(tmp_path), BOF4_BIN="")
+def test_without_a_build_the_remedy_is_named() -> None:
+    refused = bof4("build", "--print-bin")
     assert refused.returncode == 1
     assert "run `bof4 build`" in refused.stderr
     assert refused.stdout == ""
 
 
-@pytest.mark.usefixtures("own_build")
 def test_a_folder_that_is_no_build_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("BOF4_BIN", str(tmp_path))
     with pytest.raises(NotBuiltError, match="not the bin folder"):
         installed_bin()
 
 
-@pytest.mark.usefixtures("own_build")
 def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("BOF4_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -63,31 +59,33 @@ def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         build()
 
 
-@pytest.mark.usefixtures("own_build")
-def test_cmake_and_ninja_come_from_the_index_where_they_are_missing(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("BOF4_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("PATH", only(tmp_path, "c++"))
-    cmake, ninja = find_tools(lambda what, done, total: None)
-    assert Path(cmake).is_relative_to(tmp_path / "cache")
-    for tool in (cmake, ninja):
-        version = subprocess.run([tool, "--version"], capture_output=True, text=True, check=True)
-        assert any(c.isdigit() for c in version.stdout)
-
-
-@pytest.mark.usefixtures("own_build")
-def test_a_failing_step_shows_its_last_lines_and_its_log(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    command = [sys.executable, "-c", "print('[1/2] step'); print('it is broken'); raise SystemExit(3)"]
+def test_a_build_runs_cmake_then_ninja_and_is_not_repeated(tools: Path) -> None:
+    write_program(tools / "ninja", 0, "[1/2] step", "[2/2] step")
     steps: list[tuple[str, int, int]] = []
-    with pytest.raises(BuildError, match=r"compiling failed[\s\S]*it is broken[\s\S]*log"):
-        building._run(command, log, "compiling", lambda *step: steps.append(step))
-    assert steps == [("compiling", 1, 2)]
-    assert "it is broken" in log.read_text()
+    made = build(report=lambda *step: steps.append(step))
+    assert steps == [("compiling", 1, 2), ("compiling", 2, 2)]
+    assert made.targets() == set(PROGRAMS)
+    log = (made.folder / "build.log").read_text()
+    assert log.index("cmake was here") < log.index("[1/2] step")
+    write_program(tools / "ninja", 1, "was run again")
+    assert build() == made
+    assert installed_bin() == made.bin
 
 
-@pytest.mark.usefixtures("own_build")
+@pytest.mark.parametrize(("program", "step"), [("cmake", "configuring"), ("ninja", "compiling")])
+def test_a_failing_step_shows_its_last_lines_and_its_log(tools: Path, program: str, step: str) -> None:
+    write_program(tools / program, 3, *(f"line {i}" for i in range(60)), "it is broken")
+    with pytest.raises(BuildError, match=rf"{step} failed[\s\S]*line 59\nit is broken\n.*build\.log") as caught:
+        build()
+    assert "line 9\n" not in str(caught.value)
+    log = build_of().folder / "build.log"
+    assert str(log) in str(caught.value)
+    assert "line 0\n" in log.read_text()
+    assert build_of().targets() == set()
+    with pytest.raises(NotBuiltError):
+        installed_bin()
+
+
 def test_each_set_of_options_has_its_own_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = build_of()
     assert build_of() == plain
@@ -96,20 +94,24 @@ def test_each_set_of_options_has_its_own_folder(monkeypatch: pytest.MonkeyPatch)
     assert build_of() != plain
 
 
-@pytest.fixture
-def fake_nvcc(own_build: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """An nvcc that says what it is and compiles nothing."""
-    program = tmp_path / "toolkit" / "bin" / "nvcc"
+def write_nvcc(toolkit: Path, release: str) -> Path:
+    program = toolkit / "bin" / "nvcc"
     program.parent.mkdir(parents=True)
     program.write_text(
         "#!/bin/sh\n"
         'if [ "$1" = -v ]; then echo "#$ TOP=$(dirname "$0")/.."; '
-        "else echo 'Cuda compilation tools, release 12.4, V12.4.131'; fi\n"
+        f"else echo 'Cuda compilation tools, release {release}, V{release}.131'; fi\n"
     )
     program.chmod(0o755)
+    return program
+
+
+@pytest.fixture
+def fake_nvcc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An nvcc that prints its version and compiles nothing, named by CUDACXX."""
+    program = write_nvcc(tmp_path / "toolkit", "12.4")
     monkeypatch.setenv("CUDACXX", str(program))
     monkeypatch.setenv("BOF4_CACHE", str(tmp_path / "cache"))
-    cuda._read_toolkit.cache_clear()
     return program
 
 
@@ -119,26 +121,27 @@ def test_the_toolkit_is_that_of_cudacxx(fake_nvcc: Path) -> None:
     assert toolkit.release == (12, 4)
 
 
-@pytest.mark.usefixtures("own_build")
 def test_a_missing_cuda_compiler_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    refused = bof4("build", "--cuda", CUDACXX=str(tmp_path / "nvcc"))
+    monkeypatch.setenv("CUDACXX", str(tmp_path / "nvcc"))
+    refused = bof4("build", "--cuda")
     assert refused.returncode == 1
     assert f"looked for {tmp_path / 'nvcc'}" in refused.stderr
     assert "Install the CUDA toolkit" in refused.stderr
     assert "CUDACXX" in refused.stderr
 
 
-def test_a_cuda_build_has_a_folder_of_its_own_for_each_compiler(fake_nvcc: Path) -> None:
+def test_a_cuda_build_has_a_folder_of_its_own_for_each_compiler(
+    fake_nvcc: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     arguments = cuda.cmake_arguments(("90",), flash_attention=True)
     older = build_of(arguments)
     assert len({build_of(), older, build_of(cuda.cmake_arguments(("90",), flash_attention=False))}) == 3
-    fake_nvcc.write_text(fake_nvcc.read_text().replace("12.4", "12.6"))
-    cuda._read_toolkit.cache_clear()
+    monkeypatch.setenv("CUDACXX", str(write_nvcc(tmp_path / "newer", "12.6")))
     assert build_of(arguments) != older
 
 
 def mark_built(build: Build, *more: str) -> Path:
-    """Pretend that a build is whole; its folder of programs."""
+    """Mark a build as finished; its folder of programs."""
     build.folder.mkdir(parents=True)
     build.marker.write_text(json.dumps({"targets": [*PROGRAMS, *more]}))
     return build.bin
@@ -221,29 +224,3 @@ def test_known_failures_come_with_a_remedy(output: str, helps: str) -> None:
     found = cuda.remedy(cuda.Toolkit("nvcc", "13.0.88", Path("/")), output)
     assert helps in found
     assert bool(found) == bool(helps)
-
-
-def test_the_wheel_carries_patches_and_sources(tmp_path: Path) -> None:
-    root = Path(__file__).parents[2]
-    subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(root)],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    (wheel,) = tmp_path.glob("*.whl")
-    names = set(zipfile.ZipFile(wheel).namelist())
-    for path in (root / "ggml_patch").rglob("*"):
-        if path.is_file() and "__pycache__" not in path.parts:
-            assert f"gguf_bof4/ggml_patch/{path.relative_to(root / 'ggml_patch')}" in names
-    assert "gguf_bof4/convert/__init__.py" in names
-
-
-def test_help_names_every_command() -> None:
-    shown = bof4("--help")
-    assert shown.returncode == 0
-    for command in ("build", "patch", "convert", "inspect", "verify", "run", "codebook", "demo"):
-        assert f" {command} " in shown.stdout
-
-
-def test_wrong_usage_exits_with_2() -> None:
-    assert bof4("build", "--no-such-option").returncode == 2
-    assert bof4("no-such-command").returncode == 2
