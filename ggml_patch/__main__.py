@@ -24,7 +24,9 @@ app = typer.Typer(
 )
 
 Tree = Annotated[Path, typer.Argument(metavar="DIR", help="The tree to edit.", show_default=False)]
-Version = Annotated[str, typer.Argument(metavar="VERSION", help="Of llama-cpp-python, e.g. 0.3.36.", show_default=False)]
+Version = Annotated[
+    str, typer.Argument(metavar="VERSION", help="Of llama-cpp-python, e.g. 0.3.36.", show_default=False)
+]
 
 
 @app.command()

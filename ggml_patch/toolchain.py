@@ -12,7 +12,7 @@ from gguf_bof4.errors import UserError
 from gguf_bof4.ggml_patch.source import cache_root
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is being done, steps done and steps in all (0: unknown)."""
+"""Called with the current step, the number of steps done and of all steps (0: unknown)."""
 
 
 class BuildError(UserError):
