@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,14 +37,17 @@ REJECTED = ".rej"
 NAME_TRAILER = "Patch-name: "
 """Last line of a commit's message: the file name of its patch, without number and suffix."""
 
-_IDENTITY = ("-c", "user.name=gguf-bof4", "-c", "user.email=gguf-bof4@localhost", "-c", "commit.gpgsign=false")
+_SETTINGS = (
+    "-c", "user.name=gguf-bof4", "-c", "user.email=gguf-bof4@localhost", "-c", "commit.gpgsign=false",
+    "-c", "core.quotepath=off",
+)  # fmt: skip
 
 
 class EditError(UserError):
     """The tree cannot be made, or no patches can be made from it; the message names the remedy."""
 
 
-def _git(tree: Path, *arguments: str, text: str = "") -> str:
+def _run_git(tree: Path, *arguments: str, text: str = "") -> bytes:
     """Standard output of git, run in the tree with `text` as its standard input.
 
     Raises:
@@ -54,12 +56,30 @@ def _git(tree: Path, *arguments: str, text: str = "") -> str:
     if shutil.which("git") is None:
         raise EditError("git is missing: install it, e.g. `apt install git`")
     result = subprocess.run(
-        ["git", *_IDENTITY, "-c", "core.quotepath=off", *arguments],
-        cwd=tree, input=text.encode(), capture_output=True, check=False,
-    )  # fmt: skip
+        ["git", *_SETTINGS, *arguments], cwd=tree, input=text.encode(), capture_output=True, check=False
+    )
     if result.returncode != 0:
         raise EditError(f"git {arguments[0]} failed in {tree}:\n{result.stderr.decode(errors='replace').strip()}")
-    return result.stdout.decode()
+    return result.stdout
+
+
+def _git(tree: Path, *arguments: str, text: str = "") -> str:
+    """As `_run_git`, decoded."""
+    return _run_git(tree, *arguments, text=text).decode()
+
+
+def _file_texts(tree: Path, names: list[str]) -> list[str]:
+    """The contents of files in commits; a name is COMMIT:PATH."""
+    output = _run_git(tree, "cat-file", "--batch", text="".join(f"{name}\n" for name in names))
+    texts = []
+    at = 0
+    for _ in names:
+        # a line "HASH blob SIZE", the content and a line break
+        start = output.index(b"\n", at) + 1
+        size = int(output[at:start].split()[-1])
+        texts.append(output[start : start + size].decode())
+        at = start + size + 1
+    return texts
 
 
 def heading_of(text: str) -> str:
@@ -164,7 +184,7 @@ def recreate_patches(tree: Path, folder: Path = PATCHES) -> Recreated:
         message, name = _message_and_name(tree, commit)
         if any(old.split("-", 1)[1] == f"{name}.patch" for old in files):
             raise EditError(f"two commits have the patch name {name}: give one of them another {NAME_TRAILER.strip()}")
-        hunks = [hunk for path in _changed_paths(tree, commit) for hunk in _hunks(tree, commit, path)]
+        hunks = _hunks(tree, commit)
         if not hunks:
             raise EditError(f"the commit {commit[:9]} ({message.splitlines()[0]}) changes nothing: amend or drop it")
         files[f"{number:04}-{name}.patch"] = patch_text(message, hunks)
@@ -201,8 +221,7 @@ def _commits(tree: Path) -> list[str]:
     Raises:
         EditError: as `recreate_patches`.
     """
-    top = _git(tree, "rev-parse", "--show-toplevel").strip() if tree.is_dir() else ""
-    if not top or Path(top).resolve() != tree.resolve() or UPSTREAM not in _git(tree, "tag").split():
+    if not (tree / ".git").exists() or UPSTREAM not in _git(tree, "tag").split():
         raise EditError(f"{tree} is not a tree to edit: make one with `python -m gguf_bof4.ggml_patch edit`")
     if changes := _git(tree, "status", "--porcelain").rstrip():
         raise EditError(f"{tree} has changes that are not committed:\n{changes}")
@@ -286,28 +305,45 @@ class _Group:
         return Hunk("", path, f"@@ {numbers} @@{self.changes[0].section}", tuple(lines))
 
 
-def _changes(tree: Path, commit: str, path: str) -> Iterator[_Change]:
-    """The changes of a file as git finds them, without context."""
-    text = _git(tree, "diff", "--unified=0", "--no-color", "--no-ext-diff", "--no-renames", f"{commit}^", commit, "--",
-                path)  # fmt: skip
+def _changes(tree: Path, commit: str) -> dict[str, list[_Change]]:
+    """The changes of a commit as git finds them, without context, by path."""
+    text = _git(tree, "diff", "--unified=0", "--no-color", "--no-ext-diff", "--no-renames", f"{commit}^", commit)
+    changes: dict[str, list[_Change]] = {path: [] for path in _changed_paths(tree, commit)}
     for hunk in parse_patch("", text):
         numbers = re.match(r"@@ -(\d+)(?:,(\d+))? \+\S+ @@(.*)", hunk.heading)
         assert numbers is not None
         count = int(numbers[2] or 1)
         # git counts from 1, and names the line before where nothing is removed
         start = int(numbers[1]) - (count > 0)
-        yield _Change(start, start + count, hunk.new, numbers[3])
+        changes[hunk.path].append(_Change(start, start + count, hunk.new, numbers[3]))
+    return changes
 
 
-def _hunks(tree: Path, commit: str, path: str) -> list[Hunk]:
+def _hunks(tree: Path, commit: str) -> list[Hunk]:
+    """The hunks of a commit.
+
+    Raises:
+        EditError: as `_changed_paths` and `_file_hunks`.
+    """
+    changes = _changes(tree, commit)
+    texts = _file_texts(tree, [f"{c}:{path}" for path in changes for c in (f"{commit}^", commit)])
+    try:
+        return [
+            hunk
+            for path, old, new in zip(changes, texts[::2], texts[1::2], strict=True)
+            for hunk in _file_hunks(path, old.split("\n"), new.split("\n"), changes[path])
+        ]
+    except EditError as error:
+        raise EditError(f"the commit {commit[:9]}: {error}") from error
+
+
+def _file_hunks(path: str, old: list[str], new: list[str], changes: list[_Change]) -> list[Hunk]:
     """The changes of a file, with as little context as makes each hunk fit in one place only.
 
     Raises:
         EditError: a change cannot be told from others by its context.
     """
-    old = _git(tree, "show", f"{commit}^:{path}").split("\n")
-    new = _git(tree, "show", f"{commit}:{path}").split("\n")
-    groups = [_Group([change]) for change in _changes(tree, commit, path)]
+    groups = [_Group([change]) for change in changes]
     n_lines = len(old) - (old[-1] == "")  # the piece after the last line break is no line
     while True:
         groups = _merged(groups, n_lines)
@@ -326,10 +362,10 @@ def _hunks(tree: Path, commit: str, path: str) -> list[Hunk]:
             break
         for group in ambiguous:
             if group.context > n_lines:
-                raise EditError(f"{commit[:9]}: a change of {path} cannot be found by its content")
+                raise EditError(f"a change of {path} cannot be found by its content")
             group.context += 1
     if lines != new:
-        raise EditError(f"{commit[:9]}: {path} cannot be patched: does its last line end with a line break?")
+        raise EditError(f"{path} cannot be patched: does its last line end with a line break?")
     return hunks
 
 
