@@ -11,4 +11,4 @@ from gguf_bof4.lists import read_tensor
 from gguf_bof4.quants import BOF4_S
 
 __all__ = ["BOF4_S", "BOF4_S_FORMAT", "FORMATS", "Format", "read_tensor"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
