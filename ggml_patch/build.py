@@ -204,8 +204,17 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _run(command: list[str], log: Path, what: str, report: Progress) -> None:
-    """Run a step, its output into `log`; ninja's [n/m] lines drive the progress display."""
+def run_step(command: list[str], log: Path, what: str, report: Progress) -> None:
+    """Run a step of a build; ninja's lines [n/m] are its progress.
+
+    Args:
+        log: its output is appended.
+        what: the name of the step in messages.
+        report: called with the progress.
+
+    Raises:
+        BuildError: it failed; its last lines are in the message.
+    """
     last: deque[str] = deque(maxlen=25)
     with log.open("a") as file:
         file.write(f"$ {' '.join(command)}\n")
@@ -269,8 +278,8 @@ def build(
         ]  # fmt: skip
         compile_ = [ninja, "-C", str(objects), "-j", str(jobs or os.cpu_count() or 1), *targets]
         try:
-            _run(configure, log, "configuring", report)
-            _run(compile_, log, "compiling", report)
+            run_step(configure, log, "configuring", report)
+            run_step(compile_, log, "compiling", report)
         except BuildError as error:
             output = log.read_text(errors="replace")[before:]
             remedies = [known for backend in backends if (known := backend.remedy(output))]

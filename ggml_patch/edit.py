@@ -29,7 +29,7 @@ from gguf_bof4.ggml_patch.apply import (
 from gguf_bof4.ggml_patch.source import Snapshot, fetch_archive, unpack_tree
 
 UPSTREAM = "upstream"
-"""The tag of the commit that holds llama.cpp as it is."""
+"""The tag of the commit with llama.cpp before any patch."""
 
 REJECTED = ".rej"
 """Suffix of the files with hunks that did not fit."""
@@ -83,13 +83,13 @@ def _file_texts(tree: Path, names: list[str]) -> list[str]:
 
 
 def heading_of(text: str) -> str:
-    """The text of a patch before its first file: what it is for."""
+    """The text of a patch before its first file: its purpose."""
     return text.split("\ndiff --git ", 1)[0].strip()
 
 
 def name_of(file: Path) -> str:
     """The name of a patch without number and suffix: cpu-backend of 0002-cpu-backend.patch."""
-    return file.stem.split("-", 1)[1]
+    return re.sub(r"^\d+-", "", file.stem)
 
 
 def make_tree(target: Path, pin: Snapshot, folder: Path = PATCHES) -> list[Misfit]:
@@ -114,17 +114,18 @@ def make_tree(target: Path, pin: Snapshot, folder: Path = PATCHES) -> list[Misfi
         raise EditError(f"{target} exists: name a new folder")
     if not target.parent.is_dir():
         raise EditError(f"{target.parent} is no folder")
-    unpack_tree(fetch_archive(pin), target, pin.tree)
-    _git(target, "init", "--quiet")
-    _git(target, "config", "core.autocrlf", "false")
-    _git(target, "add", "--all", "--force")  # upstream's .gitignore names some of its own files
-    _git(target, "commit", "--quiet", "--message", pin.title)
-    _git(target, "tag", UPSTREAM)
-    _link_sources(target)
-    misfits: list[Misfit] = []
-    for file in patch_files(folder):
-        misfits += _commit_patch(target, file)
-    return misfits
+    try:
+        unpack_tree(fetch_archive(pin), target, pin.tree)
+        _git(target, "init", "--quiet")
+        _git(target, "config", "core.autocrlf", "false")
+        _git(target, "add", "--all", "--force")  # upstream's .gitignore names some of its own files
+        _git(target, "commit", "--quiet", "--message", pin.title)
+        _git(target, "tag", UPSTREAM)
+        _link_sources(target)
+        return [misfit for file in patch_files(folder) for misfit in _commit_patch(target, file)]
+    except BaseException:
+        shutil.rmtree(target, ignore_errors=True)
+        raise
 
 
 def _link_sources(tree: Path) -> None:
@@ -139,7 +140,7 @@ def _link_sources(tree: Path) -> None:
 
 
 def _commit_patch(tree: Path, file: Path) -> list[Misfit]:
-    """Apply what fits of a patch and commit it."""
+    """Apply the hunks of a patch that fit, and commit them."""
     text = file.read_text(encoding="utf-8")
     texts, misfits = apply_hunks(tree, parse_patch(file.name, text))
     write_texts(texts)
@@ -155,9 +156,9 @@ def _commit_patch(tree: Path, file: Path) -> list[Misfit]:
     return misfits
 
 
-@dataclass(frozen=True)
+@dataclass
 class Recreated:
-    """What `recreate_patches` wrote: file names of the patches that changed or are new, that stayed, that went."""
+    """File names of the patches that `recreate_patches` wrote, found unchanged, and removed."""
 
     changed: list[str] = field(default_factory=list)
     unchanged: list[str] = field(default_factory=list)
@@ -182,12 +183,15 @@ def recreate_patches(tree: Path, folder: Path = PATCHES) -> Recreated:
     files: dict[str, str] = {}
     for number, commit in enumerate(commits, start=1):
         message, name = _message_and_name(tree, commit)
-        if any(old.split("-", 1)[1] == f"{name}.patch" for old in files):
+        if any(name_of(Path(other)) == name for other in files):
             raise EditError(f"two commits have the patch name {name}: give one of them another {NAME_TRAILER.strip()}")
         hunks = _hunks(tree, commit)
         if not hunks:
             raise EditError(f"the commit {commit[:9]} ({message.splitlines()[0]}) changes nothing: amend or drop it")
-        files[f"{number:04}-{name}.patch"] = patch_text(message, hunks)
+        text = patch_text(message, hunks)
+        if [(h.path, h.lines) for h in parse_patch("", text)] != [(h.path, h.lines) for h in hunks]:
+            raise EditError(f"the commit {commit[:9]} removes a line that a patch cannot contain (it begins with --)")
+        files[f"{number:04}-{name}.patch"] = text
     before = {file.name: file.read_text(encoding="utf-8") for file in folder.glob("*.patch")}
     result = Recreated(removed=sorted(before.keys() - files.keys()))
     for file_name, text in files.items():
@@ -290,7 +294,7 @@ class _Group:
         return max(self.changes[0].start - self.context, 0), min(self.changes[-1].stop + self.context, n_lines)
 
     def hunk(self, path: str, old: list[str], n_lines: int, shift: int) -> Hunk:
-        """The hunk; `shift` is how many lines the hunks before it add."""
+        """The hunk; the hunks before it add `shift` lines."""
         first, last = self.reach(n_lines)
         lines: list[str] = []
         at = first
@@ -307,7 +311,11 @@ class _Group:
 
 def _changes(tree: Path, commit: str) -> dict[str, list[_Change]]:
     """The changes of a commit as git finds them, without context, by path."""
-    text = _git(tree, "diff", "--unified=0", "--no-color", "--no-ext-diff", "--no-renames", f"{commit}^", commit)
+    # the user's settings for diff must not change what is parsed here
+    text = _git(
+        tree, "diff", "--unified=0", "--no-color", "--no-ext-diff", "--no-renames", "--src-prefix=a/",
+        "--dst-prefix=b/", "--diff-algorithm=myers", "--indent-heuristic", f"{commit}^", commit,
+    )  # fmt: skip
     changes: dict[str, list[_Change]] = {path: [] for path in _changed_paths(tree, commit)}
     for hunk in parse_patch("", text):
         numbers = re.match(r"@@ -(\d+)(?:,(\d+))? \+\S+ @@(.*)", hunk.heading)

@@ -81,7 +81,7 @@ def test_a_failing_step_shows_its_last_lines_and_its_log(tmp_path: Path) -> None
     command = [sys.executable, "-c", "print('[1/2] step'); print('it is broken'); raise SystemExit(3)"]
     steps: list[tuple[str, int, int]] = []
     with pytest.raises(BuildError, match=r"compiling failed[\s\S]*it is broken[\s\S]*log"):
-        building._run(command, log, "compiling", lambda *step: steps.append(step))
+        building.run_step(command, log, "compiling", lambda *step: steps.append(step))
     assert steps == [("compiling", 1, 2)]
     assert "it is broken" in log.read_text()
 
