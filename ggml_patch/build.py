@@ -204,7 +204,7 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def run_step(command: list[str], log: Path, what: str, report: Progress) -> None:
+def _run(command: list[str], log: Path, what: str, report: Progress) -> None:
     """Run a step of a build; ninja's lines [n/m] are its progress.
 
     Args:
@@ -278,8 +278,8 @@ def build(
         ]  # fmt: skip
         compile_ = [ninja, "-C", str(objects), "-j", str(jobs or os.cpu_count() or 1), *targets]
         try:
-            run_step(configure, log, "configuring", report)
-            run_step(compile_, log, "compiling", report)
+            _run(configure, log, "configuring", report)
+            _run(compile_, log, "compiling", report)
         except BuildError as error:
             output = log.read_text(errors="replace")[before:]
             remedies = [known for backend in backends if (known := backend.remedy(output))]

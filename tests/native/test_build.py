@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -81,7 +82,7 @@ def test_a_failing_step_shows_its_last_lines_and_its_log(tmp_path: Path) -> None
     command = [sys.executable, "-c", "print('[1/2] step'); print('it is broken'); raise SystemExit(3)"]
     steps: list[tuple[str, int, int]] = []
     with pytest.raises(BuildError, match=r"compiling failed[\s\S]*it is broken[\s\S]*log"):
-        building.run_step(command, log, "compiling", lambda *step: steps.append(step))
+        building._run(command, log, "compiling", lambda *step: steps.append(step))
     assert steps == [("compiling", 1, 2)]
     assert "it is broken" in log.read_text()
 
@@ -220,6 +221,20 @@ def test_known_failures_come_with_a_remedy(output: str, helps: str) -> None:
     found = cuda.remedy(cuda.Toolkit("nvcc", "13.0.88", Path("/")), output)
     assert helps in found
     assert bool(found) == bool(helps)
+
+
+def test_the_wheel_carries_patches_and_sources(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(root)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for path in (root / "ggml_patch").rglob("*"):
+        if path.is_file() and "__pycache__" not in path.parts:
+            assert f"gguf_bof4/ggml_patch/{path.relative_to(root / 'ggml_patch')}" in names
+    assert "gguf_bof4/convert/__init__.py" in names
 
 
 def test_help_names_every_command() -> None:
