@@ -1,17 +1,25 @@
-# make demo   convert SmolLM2-135M to BOF4_S and talk to it
-# make test   everything that CI checks
-# make lint   ruff and mypy alone
-# make bench-gpu   time per product on an NVIDIA GPU: bench/gpu.csv; CUDA="--no-flash-attention" builds faster
-# make bench-quality   these types and llama.cpp's: bench/quality.csv and the picture; QUALITY="--large" has more
-# make bench-speed   tokens per second of both, in turns: bench/speed.csv and the picture; SPEED="--rounds 9" and so on
+# make demo           convert SmolLM2-135M to BOF4_S and chat with it
+# make test           everything that CI checks: lint, the build, all tests
+# make test-unit      the tests that need neither a build nor the network: under a minute
+# make lint           ruff, mypy, import-linter and clang-format
+# make format         format the C, C++ and CUDA sources with clang-format
+# make build          the patched llama.cpp, with upstream's tests of the types
+# make bench-quality  these types and llama.cpp's: bench/quality.csv and the picture; QUALITY="--large" for more of them
+# make bench-speed    tokens per second of both, in turns: bench/speed.csv and the picture; SPEED="--rounds 9" and so on
+# make bench-gpu      time of each product on an NVIDIA GPU: bench/gpu.csv; CUDA="--no-flash-attention" builds faster
+# make clean          remove the virtual environment and what the package build left
 #
-# Each does all of its own set-up: a virtual environment in .venv, the package and its dependencies, and the
-# build of the patched llama.cpp (some minutes, once; kept in the user's cache folder).
+# Each target makes what it needs: a virtual environment in .venv with the package and its dependencies, and the build of
+# the patched llama.cpp (some minutes, once; kept in the user's cache folder).
 
 PYTHON ?= python3
 BIN    := .venv/bin
 
-.PHONY: demo test lint build bench-quality bench-speed bench-gpu clean
+# the generated header has the form that its generator gives it
+C_SOURCES = $(shell find ggml_patch/src tests/native/sources -type f \
+	\( -name '*.c' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h' \) ! -name bof4-format.h)
+
+.PHONY: demo test test-unit lint format build bench-quality bench-speed bench-gpu clean
 
 demo: build
 	$(BIN)/bof4 demo
@@ -19,9 +27,17 @@ demo: build
 test: lint build
 	$(BIN)/python -m pytest
 
+test-unit: .venv/installed
+	$(BIN)/python -m pytest tests/unit
+
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy -p gguf_bof4
+	$(BIN)/lint-imports
+	$(BIN)/clang-format --dry-run -Werror $(C_SOURCES)
+
+format: .venv/installed
+	$(BIN)/clang-format -i $(C_SOURCES)
 
 bench-quality: .venv/installed
 	$(BIN)/bof4 build

@@ -1,10 +1,10 @@
 """Fetch, patch, configure and build llama.cpp, outside the project and once per content.
 
-The build folder is named by a hash of everything that goes into it: lock file, patches, our sources,
-CMake options, compiler and processor. A second call finds it whole and returns at once.
+The build folder is named by a hash of everything that goes into it: lock file, patches, our sources, CMake options,
+compiler and processor. A second call finds the finished build and returns at once.
 
-Builds with other CMake arguments (CUDA, say) have folders of their own; the one that the command line made last is
-the one that it uses.
+Builds with other CMake arguments (CUDA, for instance) have folders of their own; the commands use the one that
+`bof4 build` made last.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gguf_bof4.errors import UserError
-from gguf_bof4.ggml_patch import LOCK, PATCHES, SOURCES, cuda
-from gguf_bof4.ggml_patch.apply import SOURCES_IN_TREE, patch_tree
+from gguf_bof4.ggml_patch import LOCK, SOURCES
+from gguf_bof4.ggml_patch.apply import is_patched, patch_files, patch_tree
+from gguf_bof4.ggml_patch.backends import ALWAYS, chosen_backends
 from gguf_bof4.ggml_patch.source import fetch_archive, unpack_tree
 from gguf_bof4.ggml_patch.toolchain import BuildError, find_compiler, find_tools
 from gguf_bof4.paths import cache_root, write_text
@@ -32,7 +33,8 @@ from gguf_bof4.progress import Progress, no_progress
 
 PROGRAMS = (
     "bof4", "llama-cli", "llama-completion", "llama-server", "llama-quantize", "llama-perplexity",
-    "llama-bench", "llama-imatrix", "llama-embedding", "llama-gguf-split", "ggml-rpc-server",
+    "llama-bench", "llama-imatrix", "llama-embedding", "llama-gguf-split",
+    *(program for backend in ALWAYS for program in backend.programs),
 )  # fmt: skip
 """Targets of an ordinary build; `bof4` is the library that Python loads."""
 
@@ -42,7 +44,7 @@ TESTS = ("test-quantize-fns", "test-backend-ops")
 CMAKE_OPTIONS = (
     "-DCMAKE_BUILD_TYPE=Release",
     "-DCMAKE_BUILD_RPATH_USE_ORIGIN=ON",
-    "-DGGML_RPC=ON",
+    *(option for backend in ALWAYS for option in backend.cmake_options),
     "-DLLAMA_OPENSSL=OFF",
     "-DLLAMA_BUILD_UI=OFF",
     "-DLLAMA_USE_PREBUILT_UI=OFF",  # would download the web page of the server
@@ -79,7 +81,7 @@ class Build:
 
 
 def _content_files() -> list[Path]:
-    return [LOCK, *sorted(PATCHES.glob("*.patch")), *sorted(p for p in SOURCES.rglob("*") if p.is_file())]
+    return [LOCK, *patch_files(), *sorted(p for p in SOURCES.rglob("*") if p.is_file())]
 
 
 def _processor() -> str:
@@ -97,8 +99,8 @@ def build_of(cmake_args: tuple[str, ...] = ()) -> Build:
     for path in _content_files():
         digest.update(f"{path.name}\0".encode() + path.read_bytes() + b"\0")
     environment = [os.environ.get(name, "") for name in ("CC", "CXX", "CFLAGS", "CXXFLAGS")]
-    if cuda.wanted(cmake_args):
-        environment.extend(cuda.fingerprint())
+    for backend in chosen_backends(cmake_args):
+        environment.extend(backend.fingerprint())
     for part in (*CMAKE_OPTIONS, *cmake_args, *environment, platform.machine(), sys.platform, _processor()):
         digest.update(part.encode() + b"\0")
     return Build(cache_root() / f"build-{digest.hexdigest()[:16]}")
@@ -116,7 +118,7 @@ def chosen_arguments() -> tuple[str, ...]:
 
 
 def choose(cmake_args: tuple[str, ...]) -> None:
-    """From now on `installed_build` is the build with these arguments, where it is whole.
+    """From now on `installed_build` is the build with these arguments, where it is finished.
 
     The arguments are kept, not the folder: after an upgrade of this package the choice still holds.
     """
@@ -130,14 +132,17 @@ def installed_build() -> Build:
         NotBuiltError: there is none, or its programs cannot start on this machine.
     """
     ordinary, chosen = build_of(), chosen_arguments()
-    cannot_start = cuda.wanted(chosen) and not cuda.has_driver()
+    cannot_start = [backend for backend in chosen_backends(chosen) if not backend.can_start()]
     builds = (ordinary,) if cannot_start else (build_of(chosen), ordinary)
     for build in builds:
         if build.targets() >= set(PROGRAMS):
             return build
     if cannot_start and build_of(chosen).targets() >= set(PROGRAMS):
-        raise NotBuiltError("the build of `bof4 build --cuda` needs NVIDIA's driver, which this machine has not: "
-                            "run `bof4 build` for one that does without")  # fmt: skip
+        backend = cannot_start[0]
+        raise NotBuiltError(
+            f"the build of `bof4 build {backend.build_option}` needs {backend.driver}, which this machine does not "
+            "have: run `bof4 build` for a build that does not need it"
+        )
     raise NotBuiltError("the patched llama.cpp is not built yet: run `bof4 build` once (some minutes)")
 
 
@@ -182,14 +187,14 @@ def source_tree() -> Path:
             raise NotBuiltError(f"{configured} does not say which checkout it was configured from")
         return Path(home[1])
     for tree in (build_of().tree, build_of(chosen_arguments()).tree):
-        if (tree / SOURCES_IN_TREE).is_dir():
+        if is_patched(tree):
             return tree
-    raise NotBuiltError("upstream's converter is not here yet: run `bof4 build` once (some minutes)")
+    raise NotBuiltError("upstream's converter is missing: run `bof4 build` once (some minutes)")
 
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """One build at a time in a folder: a second one waits, then finds the work done."""
+    """One build at a time in a folder: a second one waits, then finds it finished."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as file:
         if sys.platform != "win32":
@@ -200,7 +205,16 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _run(command: list[str], log: Path, what: str, report: Progress) -> None:
-    """Run a step, its output into `log`; ninja's [n/m] lines drive the progress display."""
+    """Run a step of a build; ninja's lines [n/m] are its progress.
+
+    Args:
+        log: its output is appended.
+        what: the name of the step in messages.
+        report: called with the progress.
+
+    Raises:
+        BuildError: it failed; its last lines are in the message.
+    """
     last: deque[str] = deque(maxlen=25)
     with log.open("a") as file:
         file.write(f"$ {' '.join(command)}\n")
@@ -233,8 +247,8 @@ def build(
     Args:
         targets: CMake targets.
         cmake_args: further arguments for CMake; each set of them has a folder of its own.
-        jobs: parallel compilers; 0 means one a core.
-        report: shown progress.
+        jobs: parallel compilers; 0: one for each core.
+        report: called with the progress.
 
     Raises:
         BuildError, FetchError, PatchError, ToolkitError: with the remedy in the message.
@@ -243,12 +257,13 @@ def build(
     if result.targets() >= set(targets):
         return result
     find_compiler()
-    toolkit = cuda.find_toolkit() if cuda.wanted(cmake_args) else None
+    backends = chosen_backends(cmake_args)
+    toolchain = tuple(argument for backend in backends for argument in backend.toolchain())
     cmake, ninja = find_tools(report)
     with _locked(result.folder):
         if result.targets() >= set(targets):
             return result
-        if not (result.tree / SOURCES_IN_TREE).is_dir():
+        if not is_patched(result.tree):
             report("fetching llama.cpp", 0, 0)
             archive = fetch_archive()
             report("unpacking and patching", 0, 0)
@@ -259,15 +274,17 @@ def build(
         objects = result.folder / "build"
         configure = [
             cmake, "-S", str(result.tree), "-B", str(objects), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}",
-            *CMAKE_OPTIONS, *cmake_args, *(cuda.toolchain_arguments(toolkit) if toolkit else ()),
+            *CMAKE_OPTIONS, *cmake_args, *toolchain,
         ]  # fmt: skip
         compile_ = [ninja, "-C", str(objects), "-j", str(jobs or os.cpu_count() or 1), *targets]
         try:
             _run(configure, log, "configuring", report)
             _run(compile_, log, "compiling", report)
         except BuildError as error:
-            if toolkit and (known := cuda.remedy(toolkit, log.read_text(errors="replace")[before:])):
-                raise BuildError(f"{error}\n{known}") from error
+            output = log.read_text(errors="replace")[before:]
+            remedies = [known for backend in backends if (known := backend.remedy(output))]
+            if remedies:
+                raise BuildError("\n".join((str(error), *remedies))) from error
             raise
         write_text(result.marker, json.dumps({"targets": sorted(result.targets() | set(targets))}))
     return result

@@ -1,4 +1,4 @@
-"""A source bundle: the patched llama.cpp, slim enough to carry to a machine without network and build there."""
+"""A source bundle: what the patched llama.cpp is built from, 4 MB, to build on a machine without network."""
 
 from __future__ import annotations
 
@@ -13,17 +13,14 @@ from typing import BinaryIO
 
 from gguf_bof4.errors import UserError
 from gguf_bof4.ggml_patch.apply import patch_tree
+from gguf_bof4.ggml_patch.backends import BACKENDS, Backend
 from gguf_bof4.ggml_patch.build import CMAKE_OPTIONS, PROGRAMS, TESTS
-from gguf_bof4.ggml_patch.cuda import TARGETS as CUDA_TARGETS
 from gguf_bof4.ggml_patch.source import fetch_archive, snapshot, unpack_tree
 from gguf_bof4.paths import atomic_path, cache_root
 from gguf_bof4.progress import Progress, no_progress
 
 FOLDER = "llama.cpp-bof4"
 """The folder that the bundle unpacks to."""
-
-BACKENDS = ("cpu", "cuda", "rpc")
-"""The backends whose sources are carried. With any other, CMake stops at a missing folder."""
 
 NOT_CARRIED = re.compile(
     r"""
@@ -38,49 +35,76 @@ NOT_CARRIED = re.compile(
     | .*\.(md | py | sh | bat | ps1 | toml | ini | lock | nix | gguf | inp | out | pdf | png | jpe?g | mp[34] | svg)$
     | (.*/)?\.[^/]+$
     | (AUTHORS | CODEOWNERS | Makefile | requirements\.txt | .*\.json)$
-    """.replace("BACKENDS", "|".join(f"{name}/" for name in BACKENDS)),
+    """.replace("BACKENDS", "|".join(f"{backend.name}/" for backend in BACKENDS)),
     re.VERBOSE,
 )
-"""Paths in the tree that no build of programs, tests and examples reads."""
+"""Paths in the tree that no build of programs, tests and examples reads. A backend without its folder cannot be built:
+CMake stops."""
 
 _MODIFIED = 315532800  # 1980: the same bytes whenever it is written, and a date that every tool takes
 
 _READ_ME = """\
 llama.cpp, commit {commit}, with the tensor types BOF4_S and BOF4_K (https://arxiv.org/abs/2505.06653).
-Only what its programs, tests and examples are built from; backends: CPU, CUDA, RPC. Needs CMake 3.18 or newer,
-a C++ compiler, and for CUDA NVIDIA's toolkit with nvcc and cuBLAS. No network.
+Only what its programs, tests and examples are built from; backends: {backends}. Needs CMake 3.18 or newer and a C++
+compiler. No network.
 
-For NVIDIA GPUs, in this folder. Architecture 90 is an H100 or H200, 89 an RTX 4000, 86 an RTX 3000, 80 an A100; native
-is the GPU of this machine. -DGGML_CUDA_FA=OFF leaves out the FlashAttention kernels, most of the compile time. Where
-nvcc is not on the PATH, put its folder there first: export PATH="/usr/local/cuda/bin:$PATH"
-
-    cmake -B build-cuda {options} \\
-        -DGGML_CUDA=ON -DCMAKE_CUDA_ARCHITECTURES=native -DGGML_CUDA_FA=ON
-    cmake --build build-cuda -j "$(nproc)" --target {cuda_targets}
-
+{sections}
 For the CPU alone:
 
     cmake -B build {options}
     cmake --build build -j "$(nproc)" --target {targets}
 
-Then, in build-cuda/bin or build/bin:
+Then, in the folder bin of the build:
 
     test-backend-ops test -p bof4_                every operation with these types against the CPU's
-    bof4-bench-cuda --help                        time per product beside llama.cpp's own types
-    llama-bench -m model.gguf -ngl 99
+{programs}    llama-bench -m model.gguf -ngl 99
     llama-cli   -m model.gguf -ngl 99 -p "hello"
 
-On one's own machine, with the Python package gguf-bof4: export BOF4_BIN="$PWD/build-cuda/bin"
+On your own machine, with the Python package gguf-bof4: export BOF4_BIN="$PWD/build/bin" (or that of another build)
 """
+
+_SECTION = """\
+{text}
+    cmake -B build-{name} {options} \\
+        {arguments}
+    cmake --build build-{name} -j "$(nproc)" --target {targets}
+"""
+
+_TARGETS = (*PROGRAMS, *TESTS)
+
+
+def _section(backend: Backend) -> str:
+    """How to build with a backend that is not in every build."""
+    return _SECTION.format(
+        text=backend.bundle_text, name=backend.name, options=" ".join(CMAKE_OPTIONS),
+        arguments=" ".join(backend.bundle_arguments), targets=" ".join((*_TARGETS, *backend.programs)),
+    )  # fmt: skip
+
+
+def _read_me() -> str:
+    """The text of BUILD.txt."""
+    chosen = [backend for backend in BACKENDS if backend.chosen_by]
+    return _READ_ME.format(
+        commit=snapshot().commit,
+        backends=", ".join(backend.title for backend in BACKENDS),
+        sections="\n".join(_section(backend) for backend in chosen),
+        options=" ".join(CMAKE_OPTIONS),
+        targets=" ".join(_TARGETS),
+        programs="".join(
+            f"    {program + ' --help':<46}time of each product, beside llama.cpp's own types ({backend.title})\n"
+            for backend in chosen
+            for program in backend.programs
+        ),
+    )
 
 
 def write_bundle(target: Path, force: bool, report: Progress = no_progress) -> int:
     """Write the patched tree as a .tar.gz; returns its size. The same sources give the same bytes.
 
     Args:
-        target: written beside its place and renamed when it is whole.
+        target: written under another name and renamed when it is complete.
         force: overwrite an existing file.
-        report: shown progress.
+        report: called with the progress.
 
     Raises:
         UserError: the file exists, is not called .tar.gz or .tgz, or cannot be written.
@@ -115,12 +139,7 @@ def carried(tree: Path) -> list[str]:
 
 
 def _members(tree: Path) -> Iterator[tuple[str, bytes]]:
-    options = " ".join(CMAKE_OPTIONS)
-    targets = (*PROGRAMS, *TESTS)
-    yield "BUILD.txt", _READ_ME.format(
-        commit=snapshot().commit, options=options, targets=" ".join(targets),
-        cuda_targets=" ".join((*targets, *CUDA_TARGETS)),
-    ).encode()  # fmt: skip
+    yield "BUILD.txt", _read_me().encode()
     for path in carried(tree):
         yield path, (tree / path).read_bytes()
 

@@ -10,16 +10,16 @@ from gguf_bof4.ggml_patch.build import program_path
 
 
 def thread_options(threads: int) -> list[str]:
-    """The option that every program but llama-quantize takes; 0 leaves it to the program."""
+    """The option for the number of threads, of every program but llama-quantize; 0: the program's default."""
     return ["-t", str(threads)] if threads else []
 
 
 def run_program(name: str, *arguments: str | Path, remedy: str, folder: Path | None = None) -> str:
-    """What a program prints, on both streams.
+    """The output of a program, both streams.
 
     Args:
         remedy: the last line of the message where it fails.
-        folder: to run it in.
+        folder: its working directory.
 
     Raises:
         UserError: it is not built, or it failed; its last lines are in the message.

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from gguf_bof4.ggml_patch import build as building
 from gguf_bof4.ggml_patch import cuda as gpu
+from gguf_bof4.ggml_patch.backends import chosen_backends
 from gguf_bof4.ggml_patch.bundle import write_bundle
 from gguf_bof4.progress import progress_bar
 
@@ -17,10 +18,12 @@ from gguf_bof4.progress import progress_bar
 def build(
     print_bin: Annotated[
         bool,
-        typer.Option("--print-bin", help="Only print the folder of the built programs (with --cuda: of that build)."),
+        typer.Option(
+            "--print-bin", help="Build nothing; print the folder of the built programs (with --cuda: of that build)."
+        ),
     ] = False,
-    tests: Annotated[bool, typer.Option("--tests", help="Build upstream's tests of the types, too.")] = False,
-    jobs: Annotated[int, typer.Option("--jobs", "-j", min=0, help="Parallel compilers; 0: one a core.")] = 0,
+    tests: Annotated[bool, typer.Option("--tests", help="Also build llama.cpp's tests of the types.")] = False,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=0, help="Parallel compilers; 0: one for each core.")] = 0,
     cuda: Annotated[
         bool, typer.Option("--cuda", help="Build for NVIDIA GPUs, in a folder of its own; needs the CUDA toolkit.")
     ] = False,
@@ -28,8 +31,8 @@ def build(
         str,
         typer.Option(
             metavar="LIST",
-            help="What CMAKE_CUDA_ARCHITECTURES takes, e.g. 86,90. By default this machine's GPUs, and where there "
-            "is none, those that llama.cpp's releases have: many, and slow to compile.",
+            help="GPU architectures as in CMAKE_CUDA_ARCHITECTURES, e.g. 86,90. Default: those of this machine's GPUs; "
+            "without a GPU those of llama.cpp's releases, which are many and slow to compile.",
             show_default=False,
         ),
     ] = "",
@@ -37,8 +40,8 @@ def build(
         bool | None,
         typer.Option(
             "--flash-attention/--no-flash-attention",
-            help="With llama.cpp's FlashAttention kernels (GGML_CUDA_FA), most of the compile time, or without. "
-            "Default: with.",
+            help="Build llama.cpp's FlashAttention kernels (GGML_CUDA_FA), which take most of the compile time. "
+            "Default: yes.",
             show_default=False,
         ),
     ] = None,
@@ -46,24 +49,24 @@ def build(
         Path | None,
         typer.Option(
             metavar="FILE.tar.gz",
-            help="Build nothing; write the patched source, to be built on a machine without network.",
+            help="Build nothing; write the patched source to this file, to build it on a machine without network.",
             show_default=False,
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="With --bundle: overwrite the file.")] = False,
 ) -> None:
-    """Fetch the pinned llama.cpp, patch it and build its programs, once; then it is found in the cache.
+    """Fetch the pinned llama.cpp, patch it and build its programs. A second call finds them in the cache.
 
-    bof4 uses the programs of the last `bof4 build`: after `bof4 build --cuda` those run on the GPU, after
+    bof4 uses the programs of the last `bof4 build`: after `bof4 build --cuda` they run on the GPU, after
     `bof4 build` on the CPU again.
 
-    Set BOF4_CACHE to keep sources and builds elsewhere than in the user's cache folder, and BOF4_BIN to use
-    the programs of a checkout that you patched (`bof4 patch`) and built yourself.
+    BOF4_CACHE is the folder of sources and builds; default: the user's cache folder. BOF4_BIN is the bin folder of a
+    checkout that you patched (`bof4 patch`) and built yourself; its programs are then used.
     """
     if not cuda and (cuda_architectures or flash_attention is not None):
-        raise typer.BadParameter("--cuda-architectures and --flash-attention go with --cuda")
+        raise typer.BadParameter("--cuda-architectures and --flash-attention need --cuda")
     if force and bundle is None:
-        raise typer.BadParameter("--force goes with --bundle")
+        raise typer.BadParameter("--force needs --bundle")
     console = Console(stderr=True)
     if bundle is not None:
         with progress_bar("checking the cache", steps_of="bof4 build") as report:
@@ -74,8 +77,8 @@ def build(
         print(_cuda_bin(cuda_architectures, flash_attention) if cuda else building.installed_bin())
         return
 
-    targets = building.PROGRAMS + (building.TESTS if tests else ()) + (gpu.TARGETS if cuda else ())
     cmake_args = _cuda_arguments(console, cuda_architectures, flash_attention) if cuda else ()
+    targets = _programs(cmake_args) + (building.TESTS if tests else ())
     with progress_bar("checking the cache", steps_of="bof4 build") as report:
         result = building.build(targets, cmake_args, jobs, report)
     building.choose(cmake_args)
@@ -83,8 +86,13 @@ def build(
     print(result.bin)
 
 
+def _programs(cmake_args: tuple[str, ...]) -> tuple[str, ...]:
+    """Targets of a build with these arguments, without tests."""
+    return building.PROGRAMS + tuple(p for backend in chosen_backends(cmake_args) for p in backend.programs)
+
+
 def _cuda_arguments(console: Console, architectures: str, flash_attention: bool | None) -> tuple[str, ...]:
-    """CMake's arguments of a CUDA build, and a word on what was chosen."""
+    """CMake's arguments of a CUDA build; prints the toolkit and the architectures."""
     toolkit = gpu.find_toolkit()
     console.print(f"bof4 build: CUDA {toolkit.version} ({toolkit.nvcc})")
     if architectures:
@@ -97,7 +105,7 @@ def _cuda_arguments(console: Console, architectures: str, flash_attention: bool 
 
 
 def _cuda_bin(architectures: str, flash_attention: bool | None) -> Path:
-    """Where the CUDA build with these options is; without options the one made last.
+    """The folder of programs of the CUDA build with these options; without options of the one made last.
 
     Raises:
         NotBuiltError: it is not built.
@@ -109,7 +117,7 @@ def _cuda_bin(architectures: str, flash_attention: bool | None) -> Path:
             chosen or gpu.default_architectures(gpu.find_toolkit()), flash_attention is not False
         )
     build = building.build_of(arguments)
-    if not build.targets() >= {*building.PROGRAMS, *gpu.TARGETS}:
+    if not build.targets() >= set(_programs(arguments)):
         raise building.NotBuiltError("there is no CUDA build with these options yet: run `bof4 build --cuda` with them")
     return build.bin
 

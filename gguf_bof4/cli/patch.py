@@ -13,13 +13,13 @@ from gguf_bof4.ggml_patch.apply import SOURCES_IN_TREE, patch_tree
 def patch(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A llama.cpp checkout.", show_default=False)],
 ) -> None:
-    """Add the BOF4 types to your own llama.cpp checkout; build it afterwards as you always do.
+    """Add the BOF4 types to your own llama.cpp checkout; then build it as before.
 
-    Nothing is changed where any part of the patches does not fit.
+    Where any change does not fit the checkout, it stays as it was.
     """
     changed = patch_tree(folder)
-    print(f"patched {len(changed)} files of {folder}; the types' own sources are in {folder / SOURCES_IN_TREE}")
-    print("build it as always: cmake -B build && cmake --build build -j")
+    print(f"patched {len(changed)} files of {folder}; the sources of the types are in {folder / SOURCES_IN_TREE}")
+    print("build it: cmake -B build && cmake --build build -j")
 
 
 def register(app: typer.Typer) -> None:

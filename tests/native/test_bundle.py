@@ -13,7 +13,7 @@ from program import bof4
 
 from gguf_bof4.errors import UserError
 from gguf_bof4.ggml_patch import SOURCES
-from gguf_bof4.ggml_patch.apply import SOURCES_IN_TREE
+from gguf_bof4.ggml_patch.apply import HEADERS_IN_TREE, PUBLIC_HEADERS, SOURCES_IN_TREE
 from gguf_bof4.ggml_patch.build import CMAKE_OPTIONS, PROGRAMS, TESTS
 from gguf_bof4.ggml_patch.bundle import FOLDER, write_bundle
 from gguf_bof4.ggml_patch.toolchain import find_tools
@@ -45,8 +45,10 @@ def test_it_is_small_and_says_how_to_build(bundle: Path, unpacked: Path) -> None
 
 def test_it_contains_all_of_our_sources(unpacked: Path) -> None:
     ours = {path.relative_to(SOURCES) for path in SOURCES.rglob("*") if path.is_file()}
+    public = {path for path in ours if path.parts[0] == PUBLIC_HEADERS}
     contained = unpacked / SOURCES_IN_TREE
-    assert {path.relative_to(contained) for path in contained.rglob("*") if path.is_file()} == ours
+    assert {path.relative_to(contained) for path in contained.rglob("*") if path.is_file()} == ours - public
+    assert all((unpacked / HEADERS_IN_TREE / header.name).is_file() for header in public)
 
 
 def test_an_existing_file_stays_unless_forced_and_the_bytes_are_always_the_same(bundle: Path, tmp_path: Path) -> None:

@@ -2,53 +2,53 @@
 
 import shutil
 import subprocess
-import tarfile
+from collections import Counter
 from pathlib import Path
 
 import pytest
+from llama_snapshots import PREVIOUS, patched_paths, write_clean_files
 from program import bof4
 
 from gguf_bof4.ggml_patch import PATCHES, SOURCES
-from gguf_bof4.ggml_patch.apply import SOURCES_IN_TREE, PatchError, all_hunks, parse_patch, patch_tree
-from gguf_bof4.ggml_patch.source import Snapshot, cache_root, fetch_archive, sha256_of, snapshot
-
-PREVIOUS = Snapshot(
-    package="llama-cpp-python",
-    version="0.3.35",
-    file="llama_cpp_python-0.3.35.tar.gz",
-    sha256="1139dbb54509074b70893fab8554e3b079aa9f4d312058ce4018ef0019e3de12",
-    tree="llama_cpp_python-0.3.35/vendor/llama.cpp",
-    commit="",
+from gguf_bof4.ggml_patch.apply import (
+    HEADERS_IN_TREE,
+    PUBLIC_HEADERS,
+    SOURCES_IN_TREE,
+    PatchError,
+    all_hunks,
+    parse_patch,
+    patch_tree,
 )
-
-
-def patched_paths() -> set[str]:
-    return {h.path for h in all_hunks()}
+from gguf_bof4.ggml_patch.source import Snapshot, cache_root, fetch_archive, sha256_of, snapshot
 
 
 @pytest.fixture(params=[snapshot(), PREVIOUS], ids=lambda s: s.version)
 def tree(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """The files of a clean snapshot that the patches touch."""
-    pin: Snapshot = request.param
-    archive = fetch_archive(pin)
-    with tarfile.open(archive) as tar:
-        for path in patched_paths():
-            member = tar.getmember(f"{pin.tree}/{path}")
-            member.name = path
-            tar.extract(member, tmp_path / "llama.cpp", filter="data")
+    """The files of a clean snapshot that the patches change."""
+    write_clean_files(request.param, tmp_path / "llama.cpp")
     return tmp_path / "llama.cpp"
 
 
-def test_patches_fit_and_each_added_line_stands_once_more(tree: Path) -> None:
-    before = {p: (tree / p).read_text().split("\n") for p in patched_paths()}
+def test_each_added_line_is_there_once_more_and_each_removed_line_once_less(tree: Path) -> None:
+    before = {p: Counter((tree / p).read_text().split("\n")) for p in patched_paths()}
     patch_tree(tree)
-    for path, old_lines in before.items():
-        new_lines = (tree / path).read_text().split("\n")
-        added = sum(len(h.new) - len(h.old) for h in all_hunks() if h.path == path)
-        assert len(new_lines) - len(old_lines) == added > 0
-        mentions = sum("bof4" in line.lower() for line in new_lines)
-        assert mentions >= 1
-    assert sorted(p.name for p in (tree / SOURCES_IN_TREE).iterdir()) == sorted(p.name for p in SOURCES.iterdir())
+    for path, expected in before.items():
+        for hunk in all_hunks():
+            if hunk.path == path:
+                expected.update(line[1:] for line in hunk.lines if line[0] == "+")
+                expected.subtract(line[1:] for line in hunk.lines if line[0] == "-")
+        assert Counter((tree / path).read_text().split("\n")) == +expected
+        assert "bof4" in (tree / path).read_text().lower()
+
+
+def test_our_sources_are_in_the_tree_and_the_public_header_beside_ggmls(tree: Path) -> None:
+    patch_tree(tree)
+    ours = {path.relative_to(SOURCES) for path in SOURCES.rglob("*") if path.is_file()}
+    public = {path for path in ours if path.parts[0] == PUBLIC_HEADERS}
+    copied = tree / SOURCES_IN_TREE
+    assert {path.relative_to(copied) for path in copied.rglob("*") if path.is_file()} == ours - public
+    for header in public:
+        assert (tree / HEADERS_IN_TREE / header.name).read_bytes() == (SOURCES / header).read_bytes()
 
 
 def test_git_and_patch_accept_the_same_files(tree: Path) -> None:
@@ -69,9 +69,9 @@ def test_a_patched_tree_is_refused(tree: Path) -> None:
         patch_tree(tree)
 
 
-def test_a_tree_that_has_moved_on_is_refused_and_left_alone(tree: Path) -> None:
-    moved_on = tree / "CMakeLists.txt"
-    moved_on.write_text(moved_on.read_text().replace("add_subdirectory(src)", "add_subdirectory(elsewhere)"))
+def test_a_tree_that_has_changed_is_refused_and_stays_as_it_was(tree: Path) -> None:
+    changed = tree / "CMakeLists.txt"
+    changed.write_text(changed.read_text().replace("add_subdirectory(src)", "add_subdirectory(elsewhere)"))
     before = {p: (tree / p).read_bytes() for p in patched_paths()}
     with pytest.raises(PatchError, match=r"0006.* does not fit"):
         patch_tree(tree)
@@ -95,7 +95,7 @@ def test_parser_keeps_blank_context_and_counts() -> None:
     assert (hunk.path, hunk.old, hunk.new) == ("f", ("a", "", "b"), ("a", "", "c"))
 
 
-def test_each_patch_has_one_purpose_stated_and_touches_little() -> None:
+def test_each_patch_states_its_purpose_and_changes_few_lines() -> None:
     for file in PATCHES.glob("*.patch"):
         assert file.read_text().splitlines()[0].strip(), f"{file.name} does not begin with its purpose"
     changed = [line for h in all_hunks() for line in h.new if "bof4" in line.lower()]

@@ -1,0 +1,95 @@
+"""The backends of ggml that builds and bundles have: one record for each.
+
+`cpu` and `rpc` are in every build; any other is chosen by its CMake option and gives the build a folder of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from gguf_bof4.ggml_patch import cuda
+
+
+def _nothing() -> tuple[str, ...]:
+    return ()
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A backend of ggml. What a build of it needs is found by functions, called when it is built or used.
+
+    Attributes:
+        name: as in ggml/src/ggml-NAME, the folder of its sources that a bundle carries.
+        title: its name in ggml's registry of backends, and in documents.
+        applies_lists: whether it applies outlier lists (ggml_bof4_backend_applies_list in ggml_patch/src/lists); the
+            scheduler gives products of weights with lists to another backend otherwise.
+        programs: targets that every build of it has beside those of an ordinary build.
+        cmake_options: of every build, for a backend that is in every build.
+        chosen_by: whether CMake arguments make a build one of this backend; None: it is in every build.
+        toolchain: CMake arguments that find its compiler and libraries. Raises a UserError with the remedy.
+        fingerprint: what a build depends on beside its CMake arguments: compiler, version, environment.
+        remedy: what helps against the failure that the output of a build shows; empty where none is known.
+        can_start: whether programs of such a build can start on this machine.
+        driver: what they need to start.
+        build_option: of `bof4 build`, for messages.
+        bundle_arguments: CMake arguments that a bundle's text recommends.
+        bundle_text: what that text says of them.
+    """
+
+    name: str
+    title: str
+    applies_lists: bool
+    programs: tuple[str, ...] = ()
+    cmake_options: tuple[str, ...] = ()
+    chosen_by: Callable[[tuple[str, ...]], bool] | None = None
+    toolchain: Callable[[], tuple[str, ...]] = _nothing
+    fingerprint: Callable[[], tuple[str, ...]] = _nothing
+    remedy: Callable[[str], str] = lambda output: ""
+    can_start: Callable[[], bool] = lambda: True
+    driver: str = ""
+    build_option: str = ""
+    bundle_arguments: tuple[str, ...] = ()
+    bundle_text: str = ""
+
+
+CPU = Backend(name="cpu", title="CPU", applies_lists=True)
+
+CUDA = Backend(
+    name="cuda",
+    title="CUDA",
+    applies_lists=True,
+    programs=cuda.TARGETS,
+    chosen_by=cuda.wanted,
+    toolchain=lambda: cuda.toolchain_arguments(cuda.find_toolkit()),
+    fingerprint=cuda.fingerprint,
+    remedy=lambda output: cuda.remedy(cuda.find_toolkit(), output),
+    can_start=lambda: cuda.has_driver(),  # noqa: PLW0108 - looked up when called, so that tests can replace it
+    driver="NVIDIA's driver",
+    build_option="--cuda",
+    bundle_arguments=("-DGGML_CUDA=ON", "-DCMAKE_CUDA_ARCHITECTURES=native", "-DGGML_CUDA_FA=ON"),
+    bundle_text="""\
+For NVIDIA GPUs, in this folder; needs NVIDIA's toolkit with nvcc and cuBLAS. Architecture 90 is an H100 or H200, 89 an
+RTX 4000, 86 an RTX 3000, 80 an A100; native is the GPU of this machine. -DGGML_CUDA_FA=OFF leaves out the
+FlashAttention kernels, most of the compile time. Where nvcc is not on the PATH, put its folder there first:
+export PATH="/usr/local/cuda/bin:$PATH"
+""",
+)
+
+RPC = Backend(
+    name="rpc",
+    title="RPC",
+    applies_lists=True,
+    programs=("ggml-rpc-server",),
+    cmake_options=("-DGGML_RPC=ON",),
+)
+
+BACKENDS = (CPU, CUDA, RPC)
+
+ALWAYS = tuple(backend for backend in BACKENDS if backend.chosen_by is None)
+"""Backends that are in every build."""
+
+
+def chosen_backends(cmake_args: tuple[str, ...]) -> tuple[Backend, ...]:
+    """The backends that CMake arguments add to those of every build."""
+    return tuple(backend for backend in BACKENDS if backend.chosen_by and backend.chosen_by(cmake_args))

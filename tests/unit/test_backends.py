@@ -1,0 +1,31 @@
+"""The records of backends agree with the C sources."""
+
+from __future__ import annotations
+
+import re
+
+from gguf_bof4.ggml_patch import SOURCES, backends, cuda
+
+
+def test_the_backends_that_apply_lists_are_those_of_the_c_code() -> None:
+    texts = [path.read_text() for path in (SOURCES / "lists").glob("*.c")]
+    (body,) = (
+        found[0] for text in texts if (found := re.search(r"bool \w+_backend_applies_list\(.*?\n}", text, re.DOTALL))
+    )
+    assert set(re.findall(r'"([A-Z][A-Za-z]+)"', body)) == {b.title for b in backends.BACKENDS if b.applies_lists}
+
+
+def test_cmake_arguments_choose_backends() -> None:
+    assert backends.chosen_backends(()) == ()
+    assert backends.chosen_backends(cuda.cmake_arguments(("90",), flash_attention=False)) == (backends.CUDA,)
+    assert {backend.name for backend in backends.ALWAYS} == {"cpu", "rpc"}
+
+
+def test_names_are_unique_and_chosen_ones_say_how_to_build_them() -> None:
+    assert len({backend.name for backend in backends.BACKENDS}) == len(backends.BACKENDS)
+    for backend in backends.BACKENDS:
+        if backend.chosen_by:
+            assert backend.chosen_by(backend.bundle_arguments)
+            assert backend.build_option
+            assert backend.driver
+            assert backend.bundle_text.endswith("\n")
