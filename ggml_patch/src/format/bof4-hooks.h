@@ -1,7 +1,7 @@
 // What the patches put into upstream's switches and tables: each use is BOF4_TYPES(MACRO), one line for all types.
 #pragma once
 
-#include "bof4-format.h"
+#include "bof4-blocks.h"
 
 // case labels that share what follows
 #define BOF4_CASE(NAME, name) case GGML_TYPE_##NAME:
