@@ -3,18 +3,11 @@
 
 #include "bof4-blocks.h"
 #include "bof4-levels.h"
+#include "bof4-search.h"
 #include "ggml-impl.h"
 
 #include <math.h>
 #include <string.h>
-
-// Scales that an encoder tries: those under which the largest weight lands at `first`, `first` + `step`, ... (`count` of them)
-// times the largest level, of either sign.
-struct bof4_search_grid {
-    float first;
-    float step;
-    int   count;
-};
 
 // The numbers of a type that its encoders need.
 struct bof4_encoding {

@@ -1,7 +1,6 @@
 // BOF4 blocks: the encoder absmax, the decoders and the validation of all types, portable C. Bit for bit what
 // gguf_bof4/quants.py computes: every float operation below is in that file too, in the same order (tests compare the two).
 
-#include "bof4-blocks.h"
 #include "bof4-encode.h"
 
 #include <assert.h>

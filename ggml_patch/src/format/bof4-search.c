@@ -1,7 +1,6 @@
 // Scale search, all types. A scale is tried by giving every weight its nearest level under it: with the least-squares
 // scale for those levels k, sum(w x k) / sum(w k^2), the squared error falls by sum(w x k)^2 / sum(w k^2).
 
-#include "bof4-search.h"
 #include "bof4-encode.h"
 
 #include <assert.h>

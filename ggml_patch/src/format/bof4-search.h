@@ -3,6 +3,14 @@
 
 #include "bof4-blocks.h"
 
+// Scales that an encoder tries: those under which the largest weight lands at `first`, `first` + `step`, ... (`count` of them)
+// times the largest level, of either sign.
+struct bof4_search_grid {
+    float first;
+    float step;
+    int   count;
+};
+
 #ifdef __cplusplus
 extern "C" {
 #endif
