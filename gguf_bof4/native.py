@@ -1,7 +1,7 @@
 """The library of the patched llama.cpp, called from Python through cffi.
 
-`bof4 build` makes it; the declarations are those of the headers in ggml_patch/src/bindings. A call that the library refuses
-raises NativeError with its message.
+`bof4 build` makes it; the declarations are those of the headers in ggml_patch/src/bindings. A call that
+the library refuses raises NativeError with its message.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@
 #define BOF4_MAX_BLOCK 256
 #define BOF4_MAX_SUB_BLOCK 64
 
-// X(NAME, name) for every type; for those whose fp16 scale is the only one, and for those with scales of sub-blocks;
-// and for those of which more than portable code is implemented.
+// X(NAME, name) for every type; for those whose fp16 scale is the only one; for those with scales of
+// sub-blocks; and for those of which more than portable code is implemented.
 #define BOF4_TYPES(X) \
     X(BOF4_S, bof4_s) \
     X(BOF4_K, bof4_k)
