@@ -275,9 +275,7 @@ def select_outliers(weights: Any, quantile: float, threads: int = 0) -> OutlierL
     return select_outliers_raw(array, source, quantile, threads)
 
 
-def select_outliers_raw(
-    array: npt.NDArray[Any], source: TensorType, quantile: float, threads: int = 0
-) -> OutlierList:
+def select_outliers_raw(array: npt.NDArray[Any], source: TensorType, quantile: float, threads: int = 0) -> OutlierList:
     """`select_outliers` for an array whose elements are F32, F16 or BF16 (as uint16) as `source` says."""
     ffi, lib = library()
     n = array.shape[-1]
@@ -287,9 +285,7 @@ def select_outliers_raw(
     _checked(lib.bof4_select_outliers(int(source), _address(array), rows, n, limit, _ints(counts), ffi.NULL, threads))
     entries = np.empty(int(counts.sum(dtype=np.int64)), dtype=np.int32)
     _checked(
-        lib.bof4_select_outliers(
-            int(source), _address(array), rows, n, limit, _ints(counts), _ints(entries), threads
-        )
+        lib.bof4_select_outliers(int(source), _address(array), rows, n, limit, _ints(counts), _ints(entries), threads)
     )
     return from_counts(counts, entries)
 
