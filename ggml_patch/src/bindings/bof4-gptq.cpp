@@ -13,7 +13,8 @@
 #include <string>
 #include <vector>
 
-// Rows fill vector lanes, so everything below is inlined into one function per type, which is compiled for three levels of x86-64.
+// Rows fill vector lanes, so everything below is inlined into one function per type, which is compiled for three levels
+// of x86-64.
 #if defined(__GNUC__)
 #define BOF4_INLINE static inline __attribute__((always_inline))
 #else
@@ -133,7 +134,8 @@ struct trial {
     float kk[R];
 };
 
-// Quantizes the columns of a sub-block one after another with the multipliers u: level[sub_block][R] and error[sub_block][R].
+// Quantizes the columns of a sub-block one after another with the multipliers u: level[sub_block][R] and
+// error[sub_block][R].
 template <typename T>
 BOF4_INLINE void try_sub_block(
         const bof4_gptq_job & job, const tile & t, int64_t k0, const float * target, const float * u,

@@ -42,7 +42,8 @@ struct bof4_gptq_rows {
 // Is this one of the types that it encodes?
 bool bof4_gptq_takes(ggml_type type);
 
-// Does `order` keep the columns of blocks and sub-blocks together? Throws std::runtime_error for a type that it does not encode.
+// Does `order` keep the columns of blocks and sub-blocks together? Throws std::runtime_error for a type that it does
+// not encode.
 bool bof4_gptq_keeps_blocks(ggml_type type, const int32_t * order, int64_t n);
 
 // Throws std::runtime_error for a type that it does not encode.

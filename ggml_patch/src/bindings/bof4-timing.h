@@ -1,10 +1,12 @@
 // What the benches measure: how fast this machine reads and multiplies, and how long products of ggml take on it.
 // cffi parses this file, so it holds declarations only.
 
-// Nanoseconds that `threads` threads take to read `nbytes` of memory once: the fastest of several loops, each run `passes` times.
+// Nanoseconds that `threads` threads take to read `nbytes` of memory once: the fastest of several loops, each run
+// `passes` times.
 BOF4_API double bof4_read_ns(const void * data, int64_t nbytes, int threads, int passes);
 
-// The instructions that the CPU backend was built for: "avx512-vnni", "avx-vnni", "avx2", "neon-i8mm", "neon-dotprod" or "portable".
+// The instructions that the CPU backend was built for: "avx512-vnni", "avx-vnni", "avx2", "neon-i8mm", "neon-dotprod"
+// or "portable".
 BOF4_API const char * bof4_instruction_set(void);
 
 // int8 products per nanosecond of those instructions on one thread where all operands are in registers; 0: not known.
@@ -13,7 +15,8 @@ BOF4_API double bof4_int8_rate(void);
 typedef struct bof4_timed_product bof4_timed_product;
 
 // `copies` equal matrices of nrow rows, each to be multiplied by the same ncol columns on `threads` threads.
-// repacked: in the first of the CPU backend's buffer types that has a kernel for them, as llama.cpp loads them; else as they are.
+// repacked: in the first of the CPU backend's buffer types that has a kernel for them, as llama.cpp loads them; else as
+// they are.
 // Returns NULL, or a message that is valid until the thread's next call.
 BOF4_API const char * bof4_timed_product_new(
     int type, const void * weights, int64_t nrow, int64_t n_per_row, int64_t ncol, int copies, int repacked, int threads,

@@ -1,7 +1,8 @@
 // BOF4_K vec_dot against Q8_K: portable C, AVX2, AVX-512 VNNI and NEON, chosen by what the file is compiled for.
 //
-// 256 weights are multiplied with one Q8_K block. Nibbles become int8 levels with one in-register table lookup; the integer dot product of
-// each 16 of them is multiplied with their 6-bit scale, still as integers, and one float scale serves all 256.
+// 256 weights are multiplied with one Q8_K block. Nibbles become int8 levels with one in-register table lookup; the
+// integer dot product of each 16 of them is multiplied with their 6-bit scale, still as integers, and one float scale
+// serves all 256.
 
 #define GGML_COMMON_DECL_C
 #include "ggml-common.h"
@@ -11,8 +12,8 @@
 #include "ggml-cpu-impl.h"
 #include "simd-mappings.h"
 
-// Adds a superblock, from the integer sum of its products. As in bof4-vec-dot-s.c, every kernel does these operations in this
-// order, here and in the GEMM kernels.
+// Adds a superblock, from the integer sum of its products. As in bof4-vec-dot-s.c, every kernel does these operations
+// in this order, here and in the GEMM kernels.
 static inline float add_superblock(float sum, int32_t total, const block_bof4_k * x, const block_q8_K * y) {
     return bof4_multiply_add((float) total, GGML_CPU_FP16_TO_FP32(x->d) * BOF4_K_UNIT * y->d, sum);
 }
@@ -36,8 +37,8 @@ static inline __m128i sub_block_scales(const block_bof4_k * x) {
     && defined(__FMA__) && defined(__F16C__)
 
 static inline __m256i superblock_dot(const block_bof4_k * x, const block_q8_K * y) {
-    // vpdpbusd needs one unsigned operand: the table holds level + 128, and the 128 is subtracted again with the sums of 16
-    // activations that Q8_K has
+    // vpdpbusd needs one unsigned operand: the table holds level + 128, and the 128 is subtracted again with the sums
+    // of 16 activations that Q8_K has
     const __m512i table = _mm512_broadcast_i32x4(
         _mm_xor_si128(_mm_loadu_si128((const __m128i *) bof4_k_levels), _mm_set1_epi8((char) 0x80)));
     const __m512i nibble = _mm512_set1_epi8(0x0f);
@@ -66,7 +67,8 @@ static inline __m256i superblock_dot(const block_bof4_k * x, const block_q8_K * 
 
 #elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 
-// Two sub-blocks of 16, each in a 128-bit lane of its own: the sum of their products with the activations, times their scales.
+// Two sub-blocks of 16, each in a 128-bit lane of its own: the sum of their products with the activations, times their
+// scales.
 static inline __m256i dot_two_sub_blocks(__m256i levels, __m256i act, __m256i scales) {
     // vpmaddubsw needs one unsigned operand: |level|, with the level's sign moved onto the activation.
     // Pairs cannot saturate, 2 * 127 * 127 < 2^15, and no sign is lost: Q8_K never holds -128.
@@ -142,8 +144,8 @@ static inline four_scales to_four_scales(int16x4_t s) {
     return s;
 }
 
-// Pairs fit into 16 bits, as in dot_two_sub_blocks, and the multiplication with the scale widens them to 32: neighbours need not be
-// added.
+// Pairs fit into 16 bits, as in dot_two_sub_blocks, and the multiplication with the scale widens them to 32: neighbours
+// need not be added.
 static inline int16x8_t pair_products(int8x16_t levels, int8x16_t act) {
     return vmlal_high_s8(vmull_s8(vget_low_s8(levels), vget_low_s8(act)), levels, act);
 }

@@ -14,9 +14,9 @@
 
 enum { AT_ONCE = 8 };   // blocks that become lanes of one vector on x86
 
-// Adds a block, from the integer products of its halves. Every kernel, here and in the GEMM kernels, does these operations in this
-// order, block after block, so that a product has the same bits whether its weight is repacked or not, and for any number of
-// columns.
+// Adds a block, from the integer products of its halves. Every kernel, here and in the GEMM kernels, does these
+// operations in this order, block after block, so that a product has the same bits whether its weight is repacked or
+// not, and for any number of columns.
 static inline float add_block(float sum, int32_t dot0, int32_t dot1, const block_bof4_s * x, const block_q8_0 * y) {
     const float part = bof4_multiply_add((float) dot1, GGML_CPU_FP16_TO_FP32(y[1].d), (float) dot0 * GGML_CPU_FP16_TO_FP32(y[0].d));
     return bof4_multiply_add(part, GGML_CPU_FP16_TO_FP32(x->d) * (1.0f / BOF4_LEVEL_SCALE), sum);

@@ -13,8 +13,8 @@
 #include <immintrin.h>
 #endif
 
-// a * b + c, rounded once where the processor can. Elsewhere no weights are repacked, so there is no other kernel that has to
-// give the same bits.
+// a * b + c, rounded once where the processor can. Elsewhere no weights are repacked, so there is no other kernel that
+// has to give the same bits.
 static inline float bof4_multiply_add(float a, float b, float c) {
 #if defined(FP_FAST_FMAF) || defined(__FP_FAST_FMAF)
     return fmaf(a, b, c);

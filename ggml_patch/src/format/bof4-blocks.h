@@ -18,16 +18,16 @@ extern "C" {
 #define BOF4_STATIC_ASSERT _Static_assert
 #endif
 
-// 64 weights. qs[j] holds weight j in its low nibble and weight j + 32 in its high one: a 32-byte load then splits into two runs
-// of 32 consecutive weights, each of which is multiplied with exactly one Q8_0 block.
+// 64 weights. qs[j] holds weight j in its low nibble and weight j + 32 in its high one: a 32-byte load then splits into
+// two runs of 32 consecutive weights, each of which is multiplied with exactly one Q8_0 block.
 typedef struct {
     uint16_t d;                                // fp16 signed block maximum
     uint8_t  qs[QK_BOF4_S / 2];                // codes
 } block_bof4_s;
 
-// 256 weights. A 64-byte load of qs splits into two runs of 64 consecutive weights: low nibbles, then high ones. The low four
-// bits of the sixteen scales are two runs of eight nibbles, their high two bits four runs of four fields of two bits: a
-// shift and a mask put all sixteen in order.
+// 256 weights. A 64-byte load of qs splits into two runs of 64 consecutive weights: low nibbles, then high ones. The
+// low four bits of the sixteen scales are two runs of eight nibbles, their high two bits four runs of four fields of two
+// bits: a shift and a mask put all sixteen in order.
 typedef struct {
     uint16_t d;                                // fp16 scale of the superblock, in units of 2^12
     uint8_t  scales[BOF4_K_SUB_SCALE_BYTES];   // 16 scales of 16 weights each, signed 6 bits, stored as s + 32
@@ -51,8 +51,8 @@ static inline void bof4_k_set_scales(block_bof4_k * block, const int8_t scales[B
 }
 
 #define BOF4_CHECK_BLOCK(NAME, name) \
-    BOF4_STATIC_ASSERT(sizeof(block_##name) == NAME##_BLOCK_BYTES, "blocks of " #NAME " have the bytes of gguf_bof4/formats.py"); \
-    BOF4_STATIC_ASSERT(offsetof(block_##name, qs) == NAME##_CODES_AT, "codes of " #NAME " begin where gguf_bof4/formats.py says"); \
+    BOF4_STATIC_ASSERT(sizeof(block_##name) == NAME##_BLOCK_BYTES, "blocks of " #NAME " have the bytes of formats.py"); \
+    BOF4_STATIC_ASSERT(offsetof(block_##name, qs) == NAME##_CODES_AT, "codes of " #NAME " begin as in formats.py"); \
     BOF4_STATIC_ASSERT(QK_##NAME % (2 * NAME##_CODE_RUN) == 0, "codes of " #NAME " are whole pairs of runs");
 BOF4_TYPES(BOF4_CHECK_BLOCK)
 #undef BOF4_CHECK_BLOCK
@@ -69,7 +69,8 @@ GGML_API bool ggml_is_bof4(enum ggml_type type);
 #define BOF4_DECLARE_CONVERSIONS(NAME, name) \
     GGML_API void dequantize_row_##name(const void * x, float * y, int64_t k); \
     GGML_API void quantize_row_##name##_ref(const float * x, void * y, int64_t k); \
-    GGML_API size_t quantize_##name(const float * src, void * dst, int64_t nrow, int64_t n_per_row, const float * imatrix); \
+    GGML_API size_t quantize_##name( \
+        const float * src, void * dst, int64_t nrow, int64_t n_per_row, const float * imatrix); \
     GGML_API bool validate_row_##name(const void * data, size_t nblocks);
 BOF4_TYPES(BOF4_DECLARE_CONVERSIONS)
 #undef BOF4_DECLARE_CONVERSIONS

@@ -47,7 +47,8 @@ static inline uint32_t bof4_largest_bits(const float * x, int n) {
     return largest;
 }
 
-// The fp16 that is stored for a scale. NaN stays NaN, so that weights that are not finite stay visible: validation refuses it.
+// The fp16 that is stored for a scale. NaN stays NaN, so that weights that are not finite stay visible: validation
+// refuses it.
 static inline uint16_t bof4_stored_scale(float d) {
     return isnan(d) ? BOF4_FP16_NAN : GGML_FP32_TO_FP16(fminf(fmaxf(d, -BOF4_FP16_MAX), BOF4_FP16_MAX));
 }
@@ -57,8 +58,8 @@ static inline float bof4_clamped_scale(float s, const struct bof4_encoding * typ
     return fminf(fmaxf(s, (float) -type->offset), (float) (type->offset - 1));
 }
 
-// Codes of the nearest levels to x[type->sub_block], where a level of 1 is worth `worth`; zero codes where that is 0 or NaN.
-// The type is a constant wherever this is called, so that it is compiled for it.
+// Codes of the nearest levels to x[type->sub_block], where a level of 1 is worth `worth`; zero codes where that is 0 or
+// NaN. The type is a constant wherever this is called, so that it is compiled for it.
 static inline void bof4_nearest_codes(const float * x, const struct bof4_encoding * type, float worth, uint8_t * codes) {
     const int n = type->sub_block;
     if (!(fabsf(worth) > 0.0f)) {
@@ -82,8 +83,8 @@ static inline void bof4_nearest_codes(const float * x, const struct bof4_encodin
     }
 }
 
-// What a level of 1 is worth under the only scale of a block. The division by 127 is the encoders': decoders multiply by the
-// rounded 1 / 127.
+// What a level of 1 is worth under the only scale of a block. The division by 127 is the encoders': decoders multiply
+// by the rounded 1 / 127.
 static inline float bof4_worth_of_one_scale(uint16_t d) {
     return GGML_FP16_TO_FP32(d) / (float) BOF4_LEVEL_SCALE;
 }

@@ -1,5 +1,6 @@
 // BOF4 blocks: the encoder absmax, the decoders and the validation of all types, portable C. Bit for bit what
-// gguf_bof4/quants.py computes: every float operation below is in that file too, in the same order (tests compare the two).
+// gguf_bof4/quants.py computes: every float operation below is in that file too, in the same order (tests compare the
+// two).
 
 #include "bof4-encode.h"
 
@@ -57,7 +58,8 @@ static inline uint16_t encode_one_scale(const struct bof4_encoding * type, const
     return d;
 }
 
-// The same with scales of sub-blocks: the largest maximum of all gets the scale -offset, which has no positive counterpart.
+// The same with scales of sub-blocks: the largest maximum of all gets the scale -offset, which has no positive
+// counterpart.
 static inline uint16_t encode_sub_scales(
         const struct bof4_encoding * type, const float * x, int8_t * scales, uint8_t * codes) {
     const float m = signed_maximum(x, type->block);

@@ -29,11 +29,13 @@ struct fit {
     float weight;   // sum(w k^2): how much the error grows with the square of a step away from it
 };
 
-typedef const struct bof4_encoding * encoding;   // a constant wherever it is passed, so that code is compiled for the type
+// a constant wherever it is passed, so that code is compiled for the type
+typedef const struct bof4_encoding * encoding;
 
 enum {
     MAX_SUB_BLOCKS = 16,
-    // superblock scales that are tried: the largest scale of a sub-block is 20/32 to 36/32 of the largest that can be stored
+    // superblock scales that are tried: the largest scale of a sub-block is 20/32 to 36/32 of the largest that can be
+    // stored
     FIRST_SUPERSCALE = 20,
     LAST_SUPERSCALE  = 36,
     SUPERSCALES      = 32,
@@ -98,8 +100,8 @@ static float largest_magnitude(const float * x, int n) {
     return largest;
 }
 
-// The best fits of a sub-block with the largest magnitude m, the better sign first, among the scales of the type's grid, each
-// refined once more.
+// The best fits of a sub-block with the largest magnitude m, the better sign first, among the scales of the type's
+// grid, each refined once more.
 static inline void search_fits(encoding type, const float * x, const float * w, float m, struct fit fits[2]) {
     const struct bof4_search_grid grid = type->search;
     struct fit best[2] = { { 0.0f, 0.0f, 0.0f }, { 0.0f, 0.0f, 0.0f } };
@@ -131,8 +133,8 @@ static inline uint16_t search_one_scale(encoding type, const float * x, const fl
     return bof4_stored_scale((fits[0].gain > 0.0f ? fits[0].scale : m / BOF4_LEVEL_SCALE) * (float) BOF4_LEVEL_SCALE);
 }
 
-// Levels under all scales that a sub-block can have are rarely needed: the error has one minimum for either sign, and the best
-// step is one of those next to it.
+// Levels under all scales that a sub-block can have are rarely needed: the error has one minimum for either sign, and
+// the best step is one of those next to it.
 static inline int best_step(encoding type, const float * x, const float * w, float unit, const struct fit fits[2]) {
     int best = 0;
     float best_gain = 0.0f; // of scale 0, all weights zero

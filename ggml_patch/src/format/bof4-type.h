@@ -1,5 +1,5 @@
-// The types for C++ templates: bof4_type<GGML_TYPE_BOF4_S> and so on. There is no primary definition, so that a type that a template
-// is used with, but that has no specialization here, does not compile.
+// The types for C++ templates: bof4_type<GGML_TYPE_BOF4_S> and so on. There is no primary definition, so that a type
+// that a template is used with, but that has no specialization here, does not compile.
 #pragma once
 
 #include "bof4-blocks.h"

@@ -29,8 +29,8 @@ static inline bool bof4_is_file_type(llama_ftype ftype) {
 #undef BOF4_OR_IS
 }
 
-// The type of a tensor whose rows of `ncols` weights do not divide into blocks of the BOF4 type `type`: the first along the chain
-// of NAME_FALLBACK whose blocks do, or the type that ends the chain.
+// The type of a tensor whose rows of `ncols` weights do not divide into blocks of the BOF4 type `type`: the first along
+// the chain of NAME_FALLBACK whose blocks do, or the type that ends the chain.
 static inline ggml_type bof4_fallback_type(ggml_type type, int64_t ncols) {
     while (ggml_is_bof4(type) && ncols % ggml_blck_size(type) != 0) {
         switch (type) {

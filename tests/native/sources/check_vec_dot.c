@@ -102,8 +102,8 @@ static void * random_activations(enum ggml_type type, int n, int round) {
     exit(2);
 }
 
-// The error of one product relative to the sum of magnitudes. Rows are exactly as large as they must be, so that a sanitizer or
-// the end of the heap shows a read beyond them.
+// The error of one product relative to the sum of magnitudes. Rows are exactly as large as they must be, so that a
+// sanitizer or the end of the heap shows a read beyond them.
 static double error_of(const struct checked_type * type, int nblocks, int round) {
     const int n = nblocks * type->block;
     uint8_t * x = malloc((size_t) nblocks * type->block_bytes);

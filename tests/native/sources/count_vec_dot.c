@@ -1,5 +1,5 @@
-// One vec_dot, called once, for counters of instructions. Nothing but the kernel depends on N, so that the difference of two
-// counts is the kernel's.
+// One vec_dot, called once, for counters of instructions. Nothing but the kernel depends on N, so that the difference
+// of two counts is the kernel's.
 //
 //   count_vec_dot TYPE N         one product of N weights, for valgrind and qemu
 //   count_vec_dot TYPE N step    the same, and prints the number of instructions of a process that executes it in single steps:
