@@ -21,6 +21,12 @@ CODE_BITS = 4
 SCALE_BYTES = 2
 """Of the fp16 scale that begins every block."""
 
+FP16_MAX = 65504.0
+"""The largest finite fp16: a scale beyond it is stored as this."""
+
+FP16_NAN = 0x7E00
+"""The fp16 bits of the scale of a block with a weight that is not finite: validation refuses it."""
+
 OPQ_BLOCK = 64
 """Weights over which the sample deviation of an outlier's neighbourhood is taken (paper, eq. 9)."""
 
@@ -75,6 +81,8 @@ class Format:
         block_size: weights in a block; a row of a tensor is a whole number of blocks.
         sub_block_size: weights under the innermost scale; `block_size` where the fp16 scale is the only one.
         sub_scale_bits: of the scale of a sub-block, signed, stored with an offset; 0 where there is none.
+        code_run: weights whose codes are the low nibbles of as many consecutive bytes; the next run is in the high
+            nibbles of the same bytes.
         unit: (numerator, denominator) of what a level of 1 is worth where every scale is 1.
         levels: the 16 reconstruction levels times 127, ascending.
         activation: what activations are rounded to.
@@ -91,6 +99,7 @@ class Format:
     block_size: int
     sub_block_size: int
     sub_scale_bits: int
+    code_run: int
     unit: tuple[int, int]
     levels: tuple[int, ...]
     activation: Activation
@@ -150,6 +159,7 @@ BOF4_S = Format(
     block_size=64,
     sub_block_size=64,
     sub_scale_bits=0,
+    code_run=32,
     unit=(1, LEVEL_SCALE),  # the scale is the signed block maximum, and belongs to the last level
     levels=(-109, -85, -66, -51, -37, -24, -12, 0, 11, 23, 35, 48, 62, 79, 99, 127),
     activation=Q8_0,
@@ -167,6 +177,7 @@ BOF4_K = Format(
     block_size=256,
     sub_block_size=16,
     sub_scale_bits=6,
+    code_run=64,
     unit=(1, 4096),
     levels=(-99, -77, -61, -46, -33, -21, -10, 0, 11, 23, 35, 49, 65, 84, 106, 127),
     activation=Q8_K,
@@ -203,6 +214,7 @@ def _constants(fmt: Format) -> list[str]:
         f"#define {name}_SUB_SCALE_OFFSET {fmt.sub_scale_offset}",
         f"#define {name}_SUB_SCALE_BYTES {fmt.sub_scale_bytes}",
         f"#define {name}_CODES_AT {fmt.codes_at}",
+        f"#define {name}_CODE_RUN {fmt.code_run}",
         f"#define {name}_UNIT ({fmt.unit[0]}.0f / {fmt.unit[1]})",
         f"#define {name}_ACTIVATION GGML_TYPE_{fmt.activation.name}",
         f"#define {name}_FALLBACK GGML_TYPE_{fallback}",
@@ -222,15 +234,28 @@ def c_header() -> str:
         "",
         f"#define BOF4_FORMAT_VERSION {FORMAT_VERSION}",
         f"#define BOF4_LEVEL_SCALE {LEVEL_SCALE}",
+        f"#define BOF4_FP16_MAX {FP16_MAX}f",
+        f"#define BOF4_FP16_NAN 0x{FP16_NAN:04x}",
         f"#define BOF4_OPQ_BLOCK {OPQ_BLOCK}",
         f"#define BOF4_TYPE_ID_END {max(fmt.type_id for fmt in FORMATS) + 1}",
+        f"#define BOF4_MAX_BLOCK {max(fmt.block_size for fmt in FORMATS)}",
+        f"#define BOF4_MAX_SUB_BLOCK {max(fmt.sub_block_size for fmt in FORMATS)}",
         "",
-        "// X(NAME, name) for every type, and for those of which more than portable code is implemented.",
+        "// X(NAME, name) for every type; for those whose fp16 scale is the only one; for those with scales of",
+        "// sub-blocks; and for those of which more than portable code is implemented.",
         _type_list("BOF4_TYPES", FORMATS),
+        _type_list("BOF4_TYPES_ONE_SCALE", tuple(fmt for fmt in FORMATS if fmt.n_sub_blocks == 1)),
+        _type_list("BOF4_TYPES_SUB_SCALES", tuple(fmt for fmt in FORMATS if fmt.n_sub_blocks > 1)),
     ]
     for kernels in Kernels:
         formats = tuple(fmt for fmt in FORMATS if kernels in fmt.kernels)
         lines.append(_type_list(f"BOF4_TYPES_{kernels.name}", formats))
+    lines += [
+        "",
+        "// BOF4_TYPES(...) in enum ggml_type and in enum llama_ftype",
+        "#define BOF4_TYPE_ENUMERATOR(NAME, name) GGML_TYPE_##NAME = NAME##_TYPE_ID,",
+        "#define BOF4_FILE_TYPE_ENUMERATOR(NAME, name) LLAMA_FTYPE_MOSTLY_##NAME = NAME##_FILE_TYPE,",
+    ]
     for fmt in FORMATS:
         lines += ["", *_constants(fmt)]
     return "\n".join(lines) + "\n"

@@ -1,6 +1,7 @@
-"""The patched library, called from Python through cffi.
+"""The library of the patched llama.cpp, called from Python through cffi.
 
-`bof4 build` makes it; the declarations are those of the headers in ggml_patch/src/bindings.
+`bof4 build` makes it; the declarations are those of the headers in ggml_patch/src/bindings. A call that
+the library refuses raises NativeError with its message.
 """
 
 from __future__ import annotations
@@ -32,10 +33,12 @@ _BF16 = gguf.GGMLQuantizationType.BF16
 
 
 class BlockEncoder(IntEnum):
-    """How blocks of this project's types are encoded; the numbers are those of the C interface."""
+    """How the native library finds the scales and codes of blocks: enum bof4_encoder of bof4-bindings.h."""
 
     ABSMAX = 0
+    """The paper's: the scale is the maximum of its weights."""
     SEARCH = 1
+    """Scales of least squared error, weighted by the importance matrix where there is one."""
 
 
 class NativeError(UserError):
@@ -58,7 +61,7 @@ class NonFiniteWeightError(ValueError):
 
 @functools.cache
 def library() -> tuple[cffi.FFI, Any]:
-    """The loaded library.
+    """The loaded library, and the cffi declarations of its functions.
 
     Raises:
         gguf_bof4.ggml_patch.build.NotBuiltError: `bof4 build` has not been run.
@@ -73,7 +76,7 @@ def library() -> tuple[cffi.FFI, Any]:
 
 def _checked(result: int) -> int:
     ffi, lib = library()
-    if result == -2:
+    if result == lib.BOF4_FAILED:
         message = ffi.string(lib.bof4_last_error())
         raise NativeError(message.decode() if isinstance(message, bytes) else message)
     return result
@@ -131,21 +134,22 @@ def quantize(
     encoder: BlockEncoder = BlockEncoder.ABSMAX,
     outliers: OutlierList | None = None,
 ) -> Bytes:
-    """Encode weights with the patched ggml, on all cores unless `threads` says otherwise.
+    """Encode weights with the patched ggml.
 
     Args:
-        weights: [..., n] numpy or torch floats. bfloat16 given as numpy must be a torch tensor instead.
-        qtype: any type that ggml can write.
+        weights: [..., n] floats of numpy or torch; bfloat16 as a torch tensor only.
+        qtype: any type that ggml can encode.
         imatrix: float32 [n], importance of each column.
-        encoder: of this project's types; every other type has one encoder only.
-        outliers: weights that are zero to the encoder; rows counted over all dimensions above the first.
+        threads: 0 for all cores.
+        encoder: of a BOF4 type; other types have one encoder only.
+        outliers: weights for which the blocks hold zero; rows are counted over all dimensions but the last.
 
     Returns:
         uint8 [..., bytes of a row].
 
     Raises:
         NonFiniteWeightError: a weight is NaN or infinite.
-        NativeError: the type cannot be written, or rows do not divide into its blocks.
+        NativeError: the type cannot be encoded, or rows do not divide into its blocks.
     """
     array, source = source_of(weights)
     return quantize_raw(array, source, qtype, imatrix, threads, encoder, outliers)
@@ -177,7 +181,7 @@ def quantize_raw(
         int(
             lib.bof4_quantize(
                 int(qtype), int(source), _address(array), _address(out), array.size // n, n,
-                encoder.name.lower().encode(), importance, pointers, entries, threads,
+                encoder, importance, pointers, entries, threads,
             )
         )
     )  # fmt: skip
@@ -200,39 +204,43 @@ def gptq(
     order: npt.NDArray[np.int32],
     feedback: Floats,
     curvature: Floats,
-    moments: Floats | None = None,
+    hessian: Floats | None = None,
     sweeps: int = 0,
     outliers: OutlierList | None = None,
     threads: int = 0,
 ) -> tuple[Bytes, Floats, OutlierList | None, tuple[float, float]]:
-    """Encode rows column by column with compensated errors; calibration.factor makes what this takes.
+    """Encode rows column by column, each correcting the errors of those before it (Frantar et al., GPTQ).
+
+    encoders.gptq.factor makes the matrices.
 
     Args:
         weights: float32 [rows, n].
-        order: int32 [n], the column that is processed k-th; blocks of the type stay together.
+        order: int32 [n], the column that is processed k-th; the columns of a block are consecutive.
         feedback: float32 [n / 64, n, 64], strictly upper triangular, in the order of processing.
         curvature: float32 [n], positive.
-        moments: float32 [n / 64, n, 64], what `feedback` and `curvature` are the factors of; needed for sweeps.
+        hessian: float32 [n / 64, n, 64], the matrix whose factors are `feedback` and `curvature`; needed for sweeps.
         sweeps: rounds of coordinate descent over codes and scales that follow.
-        outliers: weights that are kept out of the blocks.
+        outliers: weights for which the blocks hold zero.
+        threads: 0 for all cores.
 
     Returns:
         uint8 [rows, bytes of a row], float32 [rows, n] decoded with outliers, the outliers with the values that
         compensation gave them, and the loss after the columns and after the sweeps.
 
     Raises:
-        NativeError: rows do not divide into blocks, or `order` tears blocks apart.
+        NativeError: gptq does not encode the type, rows do not divide into blocks, or `order` separates the columns of
+            a block.
     """
     ffi, lib = library()
     rows, n = weights.shape
     weights = np.ascontiguousarray(weights, dtype=np.float32)
     encoded = np.empty((rows, row_bytes(qtype, n)), dtype=np.uint8)
     decoded = np.empty((rows, n), dtype=np.float32)
-    for matrix in (feedback, *(() if moments is None else (moments,))):
+    for matrix in (feedback, *(() if hessian is None else (hessian,))):
         if matrix.shape != (n // PANEL, n, PANEL) or not matrix.flags.c_contiguous:
             raise NativeError(f"a matrix of shape {matrix.shape} is no {n} x {n} matrix in panels")
-    if sweeps and moments is None:
-        raise NativeError("sweeps need the moments")
+    if sweeps and hessian is None:
+        raise NativeError("sweeps need the Hessian")
     pointers, entries, found = ffi.NULL, ffi.NULL, None
     if outliers is not None:
         if outliers.n_rows != rows:
@@ -244,7 +252,7 @@ def gptq(
         lib.bof4_gptq(
             int(qtype), _floats(weights), rows, n, _ints(np.ascontiguousarray(order, dtype=np.int32)),
             _floats(feedback), _floats(np.ascontiguousarray(curvature, dtype=np.float32)),
-            ffi.NULL if moments is None else _floats(moments), sweeps, pointers, entries,
+            ffi.NULL if hessian is None else _floats(hessian), sweeps, pointers, entries,
             _address(encoded), _floats(decoded), losses, threads,
         )
     )  # fmt: skip
@@ -252,7 +260,12 @@ def gptq(
 
 
 def select_outliers(weights: Any, quantile: float, threads: int = 0) -> OutlierList:
-    """The outliers that opq.select finds, found on all cores. Weights: [..., n], n a multiple of 64.
+    """The outliers that lists.select finds, on several threads.
+
+    Args:
+        weights: [..., n] floats of numpy or torch, n a multiple of 64.
+        quantile: of the distribution of block maxima; weights beyond it are outliers (paper, eq. 9).
+        threads: 0 for all cores.
 
     Raises:
         ValueError: the quantile is not between 0 and 1.
@@ -262,9 +275,7 @@ def select_outliers(weights: Any, quantile: float, threads: int = 0) -> OutlierL
     return select_outliers_raw(array, source, quantile, threads)
 
 
-def select_outliers_raw(
-    array: npt.NDArray[Any], source: TensorType, quantile: float, threads: int = 0
-) -> OutlierList:
+def select_outliers_raw(array: npt.NDArray[Any], source: TensorType, quantile: float, threads: int = 0) -> OutlierList:
     """`select_outliers` for an array whose elements are F32, F16 or BF16 (as uint16) as `source` says."""
     ffi, lib = library()
     n = array.shape[-1]
@@ -274,9 +285,7 @@ def select_outliers_raw(
     _checked(lib.bof4_select_outliers(int(source), _address(array), rows, n, limit, _ints(counts), ffi.NULL, threads))
     entries = np.empty(int(counts.sum(dtype=np.int64)), dtype=np.int32)
     _checked(
-        lib.bof4_select_outliers(
-            int(source), _address(array), rows, n, limit, _ints(counts), _ints(entries), threads
-        )
+        lib.bof4_select_outliers(int(source), _address(array), rows, n, limit, _ints(counts), _ints(entries), threads)
     )
     return from_counts(counts, entries)
 
@@ -298,7 +307,7 @@ def dequantize(data: Bytes, qtype: TensorType, threads: int = 0) -> Floats:
 
 
 def validate(data: Bytes, qtype: TensorType) -> None:
-    """Refuse encoded data that ggml would refuse under --check-tensors.
+    """Refuse encoded data that ggml refuses under --check-tensors.
 
     Raises:
         NativeError: a block is not valid.
@@ -309,9 +318,12 @@ def validate(data: Bytes, qtype: TensorType) -> None:
 
 
 def vec_dot(row: Bytes, qtype: TensorType, activations: Floats) -> float:
-    """Product of one encoded row with float32 [n] activations, as the CPU backend computes it.
+    """Product of one encoded row with float32 [n] activations, by the CPU backend's vec_dot.
 
-    The activations are quantized first (Q8_0 for BOF4_S).
+    The activations are quantized first, to the type's `Format.activation`.
+
+    Raises:
+        NativeError: the row is not one of n weights.
     """
     ffi, lib = library()
     row = np.ascontiguousarray(row)
@@ -326,9 +338,14 @@ def vec_dot(row: Bytes, qtype: TensorType, activations: Floats) -> float:
 def mul_mat(
     weights: Bytes, qtype: TensorType, activations: Floats, threads: int = 0, outliers: OutlierList | None = None
 ) -> Floats:
-    """activations [m, n] times the transpose of the encoded weights [rows, bytes of a row]: float32 [m, rows].
+    """One ggml_mul_mat on the CPU backend, outliers included.
 
-    One ggml_mul_mat on the CPU backend, outliers included.
+    Args:
+        weights: uint8 [rows, bytes of a row].
+        activations: float32 [m, n].
+
+    Returns:
+        float32 [m, rows], the activations times the transposed weights.
 
     Raises:
         NativeError: shapes do not fit, or the list is not valid.

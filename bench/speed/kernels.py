@@ -83,9 +83,9 @@ def last_cache_bytes() -> int:
 @contextlib.contextmanager
 def _made(product: Product, weights: npt.NDArray[np.uint8], length: int, copies: int, threads: int) -> Iterator[object]:
     ffi, lib = native.library()
-    pointer = ffi.new("bof4_product **")
+    pointer = ffi.new("bof4_timed_product **")
     number = int(gguf.GGMLQuantizationType[product.type])
-    message = lib.bof4_product_new(
+    message = lib.bof4_timed_product_new(
         number, ffi.cast("void *", weights.ctypes.data), weights.shape[0], length, product.columns, copies,
         int(product.repacked), threads, pointer,
     )  # fmt: skip
@@ -95,15 +95,15 @@ def _made(product: Product, weights: npt.NDArray[np.uint8], length: int, copies:
     try:
         yield pointer[0]
     finally:
-        lib.bof4_product_free(pointer[0])
+        lib.bof4_timed_product_free(pointer[0])
 
 
 def _shortest_ns(made: object) -> float:
     _, lib = native.library()
-    lib.bof4_product_ns(made)  # finds its memory and its frequency
+    lib.bof4_timed_product_ns(made)  # finds its memory and its frequency
     times: list[float] = []
     while len(times) < _RUNS or sum(times) < _ENOUGH_NS:
-        times.append(float(lib.bof4_product_ns(made)))
+        times.append(float(lib.bof4_timed_product_ns(made)))
         if times[-1] <= 0:
             raise UserError("the CPU backend failed to compute a product")
     return min(times)
@@ -143,7 +143,7 @@ class KernelBench:
             weights = self._weights[product.type]
             copies = max(1, self._streamed // weights.nbytes) if product.columns == 1 else 1
             with _made(product, weights, self.length, copies, self.threads) as made:
-                name = ffi.string(lib.bof4_product_layout(made))
+                name = ffi.string(lib.bof4_timed_product_layout(made))
                 layout = name.decode() if isinstance(name, bytes) else name
                 if product.repacked and layout == "CPU":
                     continue

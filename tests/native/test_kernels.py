@@ -1,4 +1,4 @@
-"""Every instruction set's kernels, compiled one by one and run: here, or under qemu-user."""
+"""vec_dot of every instruction set, compiled one by one and run: here, or under qemu-user."""
 
 import platform
 import subprocess
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from instruction_sets import OUR_INCLUDES, Target, toolchain
 
+from gguf_bof4.formats import FORMATS
 from gguf_bof4.ggml_patch import SOURCES
 from gguf_bof4.ggml_patch.build import source_tree
 
@@ -29,14 +30,13 @@ TARGETS = (
 
 def compile_check(target: Target, compiler: str, extra: list[str], program: Path) -> None:
     tree = source_tree() / "ggml"
+    sources = [*sorted((SOURCES / "cpu").glob("bof4-vec-dot-*.c")), SOURCES / "format/bof4-quants.c"]
     command = [
         compiler, "-std=c11", "-Wall", "-Wextra", "-Werror", *target.flags, *extra,
         # upstream's headers are not ours to warn about
         "-isystem", str(tree / "include"), "-isystem", str(tree / "src"), "-isystem", str(tree / "src/ggml-cpu"),
         *OUR_INCLUDES, str(NATIVE / "check_vec_dot.c"),
-        *(str(SOURCES / name) for name in (
-            "cpu/bof4-vec-dot-s.c", "cpu/bof4-vec-dot-k.c", "format/bof4-quants.c",
-        )), "-lm", "-o", str(program),
+        *map(str, sources), "-lm", "-o", str(program),
     ]  # fmt: skip
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
@@ -49,7 +49,7 @@ def test_products_equal_float64(target: Target, tmp_path: Path) -> None:
     compile_check(target, compiler, ["-O3"], program)
     run = subprocess.run([*emulator, str(program)], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
-    assert run.stdout.count("1280 products") == 2, run.stdout
+    assert run.stdout.count("1280 products") == len(FORMATS), run.stdout
 
 
 @pytest.mark.parametrize("target", [t for t in TARGETS if t.machine == platform.machine()], ids=lambda t: t.name)

@@ -33,7 +33,7 @@ def bits(floats: np.ndarray) -> np.ndarray:
 
 
 @every_format
-@settings(max_examples=200, suppress_health_check=[HealthCheck.large_base_example])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.large_base_example])
 @given(data=st.data())
 def test_c_encodes_the_same_bytes_as_numpy(fmt: Format, data: st.DataObject) -> None:
     x, qtype = data.draw(finite_rows(fmt)), type_of(fmt)
@@ -67,7 +67,7 @@ def test_ties_between_levels_are_broken_alike(fmt: Format) -> None:
 
 
 @every_format
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 @given(data=st.data())
 def test_c_decodes_any_bytes_to_the_same_bits_as_numpy(fmt: Format, data: st.DataObject) -> None:
     row_bytes = st.sampled_from([fmt.block_bytes, 2 * fmt.block_bytes])

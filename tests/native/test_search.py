@@ -8,11 +8,14 @@ import pytest
 
 from gguf_bof4 import lists as opq
 from gguf_bof4 import native
-from gguf_bof4.formats import BOF4_K, BOF4_S, FORMATS
+from gguf_bof4.formats import BOF4_K, BOF4_S, FORMAT_OF_TYPE_ID, FORMATS, FP16_MAX, LEVEL_SCALE
+from gguf_bof4.native import BlockEncoder
 
 TYPE = gguf.GGMLQuantizationType.BOF4_S
 ERRORS = {BOF4_S.type_id: (0.0064, 0.00650), BOF4_K.type_id: (0.0040, 0.00425)}
-"""Relative squared error on Gaussian weights: what no search can reach, and what this one must."""
+"""Relative squared error on Gaussian weights: what no search can reach, and what this one must reach."""
+
+ERROR_OF_ANY_TYPE = (0.0, 0.00650)
 
 every_type = pytest.mark.parametrize(
     "qtype", [gguf.GGMLQuantizationType(f.type_id) for f in FORMATS], ids=lambda t: t.name
@@ -20,7 +23,7 @@ every_type = pytest.mark.parametrize(
 
 
 def search(x: np.ndarray, qtype: gguf.GGMLQuantizationType, **options: Any) -> np.ndarray:
-    return native.quantize(x, qtype, encoder="search", **options)
+    return native.quantize(x, qtype, encoder=BlockEncoder.SEARCH, **options)
 
 
 def weighted_error(
@@ -39,7 +42,7 @@ def gaussian() -> np.ndarray:
 @every_type
 def test_error_on_gaussian_weights(gaussian: np.ndarray, qtype: gguf.GGMLQuantizationType) -> None:
     error = weighted_error(gaussian, search(gaussian, qtype), qtype).sum()
-    lowest, highest = ERRORS[qtype]
+    lowest, highest = ERRORS.get(qtype, ERROR_OF_ANY_TYPE)
     assert lowest < error / np.square(gaussian, dtype=np.float64).sum() <= highest
 
 
@@ -49,7 +52,7 @@ def test_no_block_is_worse_than_with_absmax_by_more_than_rounding(
 ) -> None:
     searched = weighted_error(gaussian, search(gaussian, qtype), qtype)
     absmax = weighted_error(gaussian, native.quantize(gaussian, qtype), qtype)
-    # the block maximum itself lies between two of the scales tried
+    # the scale of absmax itself is between two of the scales tried
     assert (searched > 1.05 * absmax).mean() < 0.001
     assert searched.sum() < 0.9 * absmax.sum()
 
@@ -86,7 +89,9 @@ def test_the_number_of_threads_changes_nothing(qtype: gguf.GGMLQuantizationType,
 def test_unusual_blocks_keep_a_finite_scale(x: np.ndarray, qtype: gguf.GGMLQuantizationType) -> None:
     decoded = gguf.dequantize(search(x, qtype), qtype)
     assert np.isfinite(decoded).all()
-    largest = 65504 * (32 * 127 / 4096 if qtype == BOF4_K.type_id else 1)
+    fmt = FORMAT_OF_TYPE_ID[qtype]
+    unit = fmt.unit[0] / fmt.unit[1]
+    largest = FP16_MAX * max(1, fmt.sub_scale_offset) * LEVEL_SCALE * unit
     assert np.abs(decoded - x).max() <= max(np.abs(x).max() - largest, 0.01 * np.abs(x).max(), 1e-7)
 
 
@@ -101,11 +106,18 @@ def test_zero_importance_still_gives_a_scale(qtype: gguf.GGMLQuantizationType) -
 def test_outliers_are_zero_to_the_encoder(qtype: gguf.GGMLQuantizationType) -> None:
     x = np.random.default_rng(10).standard_t(3, (64, 512)).astype(np.float32)
     found = opq.select(x, 0.95)
-    for encoder in ("absmax", "search"):
+    for encoder in BlockEncoder:
         given = native.quantize(x, qtype, encoder=encoder, outliers=found)
         assert np.array_equal(given, native.quantize(opq.without(x, found), qtype, encoder=encoder))
 
 
 def test_an_unknown_encoder_is_named() -> None:
-    with pytest.raises(native.NativeError, match="no encoder 'best'"):
-        native.quantize(np.ones((1, 64), np.float32), TYPE, encoder="best")
+    with pytest.raises(native.NativeError, match="no encoder 99"):
+        native.quantize(np.ones((1, 64), np.float32), TYPE, encoder=99)  # type: ignore[arg-type]
+
+
+def test_encoders_have_the_numbers_of_the_library() -> None:
+    _, lib = native.library()
+    assert {e.name: e.value for e in BlockEncoder} == {
+        e.name: getattr(lib, f"BOF4_ENCODER_{e.name}") for e in BlockEncoder
+    }

@@ -1,11 +1,12 @@
 """The table of formats, and the C header generated from it."""
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from gguf_bof4.formats import BOF4_K, BOF4_S, FORMATS, LEVEL_SCALE, Format, c_header
+from gguf_bof4.formats import BOF4_K, BOF4_S, FORMAT_OF_TYPE_ID, FORMATS, LEVEL_SCALE, Format, c_header
 from gguf_bof4.ggml_patch import SOURCES
 
 every_format = pytest.mark.parametrize("fmt", FORMATS, ids=lambda f: f.name)
@@ -26,8 +27,34 @@ def test_levels_are_sixteen_ascending_int8_with_zero_and_one(fmt: Format) -> Non
 
 
 @every_format
-def test_block_bytes_hold_a_scale_and_the_codes(fmt: Format) -> None:
-    assert fmt.block_bytes >= 2 + fmt.block_size // 2
+def test_a_block_is_whole_sub_blocks_and_whole_pairs_of_code_runs(fmt: Format) -> None:
+    assert fmt.block_size == fmt.n_sub_blocks * fmt.sub_block_size
+    assert fmt.block_size % (2 * fmt.code_run) == 0
+    assert fmt.sub_scale_bytes * 8 == (fmt.n_sub_blocks * fmt.sub_scale_bits)
+    assert (fmt.n_sub_blocks > 1) == (fmt.sub_scale_bits > 0)
+
+
+@every_format
+def test_activations_and_fallbacks_divide_blocks(fmt: Format) -> None:
+    assert fmt.block_size % fmt.activation.block_size == 0
+    if fmt.fallback is not None:
+        assert fmt.fallback.block_size < fmt.block_size
+
+
+def test_numbers_of_types_are_unique() -> None:
+    assert len({fmt.type_id for fmt in FORMATS}) == len({fmt.file_type for fmt in FORMATS}) == len(FORMATS)
+    assert {fmt.type_id: fmt for fmt in FORMATS} == FORMAT_OF_TYPE_ID
+
+
+def test_header_lists_every_type_once_by_its_scales() -> None:
+    text = c_header()
+    lists = {
+        macro: set(re.findall(r"X\((\w+), \w+\)", text.split(f"#define {macro}(X)")[1].split("#define")[0]))
+        for macro in ("BOF4_TYPES", "BOF4_TYPES_ONE_SCALE", "BOF4_TYPES_SUB_SCALES")
+    }
+    assert lists["BOF4_TYPES"] == {fmt.name for fmt in FORMATS}
+    assert lists["BOF4_TYPES_ONE_SCALE"] | lists["BOF4_TYPES_SUB_SCALES"] == lists["BOF4_TYPES"]
+    assert not lists["BOF4_TYPES_ONE_SCALE"] & lists["BOF4_TYPES_SUB_SCALES"]
 
 
 @pytest.mark.parametrize(

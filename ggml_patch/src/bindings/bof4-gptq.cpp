@@ -1,9 +1,7 @@
 #include "bof4-gptq.h"
 
-#include "../format/bof4-levels.h"
+#include "../format/bof4-type.h"
 #include "../lists/bof4-list.h"
-#include "../format/bof4-search.h"
-#include "../format/bof4-blocks.h"
 
 #include "ggml.h"
 
@@ -11,11 +9,12 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <memory>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
-// Rows fill vector lanes, so everything below is inlined into one function a type, which is compiled for each of the
-// vector widths that it may meet.
+// Rows fill vector lanes, so everything below is inlined into one function per type, which is compiled for three levels
+// of x86-64.
 #if defined(__GNUC__)
 #define BOF4_INLINE static inline __attribute__((always_inline))
 #else
@@ -32,7 +31,7 @@ namespace {
 constexpr int R = bof4_gptq_tile_rows;
 constexpr int PANEL = bof4_gptq_panel;
 
-// Half of the rows of a tile; wide enough that the compiler cuts it into whatever registers there are.
+// Half of the rows of a tile: the compiler splits it into as many registers as the instruction set needs.
 constexpr int LANES = 16;
 #if defined(__GNUC__)
 typedef float lanes __attribute__((vector_size(LANES * sizeof(float))));
@@ -55,70 +54,15 @@ inline lanes operator*(float a, const lanes & b) {
 }
 #endif
 
-// A block type: `super` columns share a first scale, and each `block` of them has a multiplier u, so that a weight is
-// u * level * unit. `snap` finds the nearest u that can be stored. Multipliers are tried under which the largest weight of a
-// block lands at `nearest_top`, `nearest_top` + `top_step`, ... times the largest level, of either sign.
-struct type_s {
-    using packed = block_bof4_s;
-    static constexpr int super = QK_BOF4_S;
-    static constexpr int block = QK_BOF4_S;
-    static constexpr float unit = 1.0f / BOF4_LEVEL_SCALE;
-    static constexpr const int8_t * levels = bof4_s_levels;
-    static constexpr int zero_code = BOF4_S_ZERO_CODE;
-    static constexpr float nearest_top = 0.72f, top_step = 0.06f;
-    static constexpr int tops = 11;
-
-    // the scale of a block is all there is
-    static float superscale(const float *, const float *) { return 0.0f; }
-
-    static float snap(float u, float) {
-        return ggml_fp16_to_fp32(ggml_fp32_to_fp16(std::min(std::max(u, -65504.0f), 65504.0f)));
-    }
-
-    static void pack(packed * out, float, const float * u, const uint8_t * codes) {
-        bof4_s_pack(out, ggml_fp32_to_fp16(u[0]), codes);
-    }
-};
-
-struct type_k {
-    using packed = block_bof4_k;
-    static constexpr int super = QK_BOF4_K;
-    static constexpr int block = BOF4_K_SUB_BLOCK;
-    static constexpr float unit = 1.0f;
-    static constexpr const int8_t * levels = bof4_k_levels;
-    static constexpr int zero_code = BOF4_K_ZERO_CODE;
-    static constexpr float nearest_top = 0.50f, top_step = 0.075f;
-    static constexpr int tops = 12;
-
-    static float superscale(const float * x, const float * w) {
-        return ggml_fp16_to_fp32(bof4_k_search_superscale(x, w));
-    }
-
-    static float steps(float u, float first) {
-        const float step = first * BOF4_K_UNIT;
-        return std::fabs(step) > 0.0f ? std::min(std::max(std::nearbyint(u / step), -32.0f), 31.0f) : 0.0f;
-    }
-
-    static float snap(float u, float first) { return steps(u, first) * (first * BOF4_K_UNIT); }
-
-    static void pack(packed * out, float first, const float * u, const uint8_t * codes) {
-        int8_t scales[BOF4_K_SUB_BLOCKS];
-        for (int i = 0; i < BOF4_K_SUB_BLOCKS; ++i) {
-            scales[i] = (int8_t) steps(u[i], first);
-        }
-        bof4_k_pack(out, ggml_fp32_to_fp16(first), scales, codes);
-    }
-};
-
 // Storage of a tile in processing order: [column][R] unless it says otherwise.
 struct tile {
     std::vector<float>    w, e;      // weights; errors w - q
     std::vector<float>    level;     // level of the code; of an outlier, its value
-    std::vector<float>    target;    // [super][R]
-    std::vector<float>    gradient;  // [block][R]
-    std::vector<float>    u;         // [n / block][R]
-    std::vector<float>    first;     // first scales, [n / super][R]
-    std::vector<uint32_t> outlier;   // [column], a bit a row
+    std::vector<float>    target;    // [block][R]
+    std::vector<float>    gradient;  // [sub_block][R]
+    std::vector<float>    u;         // multipliers, [n / sub_block][R]
+    std::vector<float>    first;     // superblock scales, [n / block][R]; unused where there are no scales of sub-blocks
+    std::vector<uint32_t> outlier;   // [column], one bit per row
     double                loss[2][R];
 };
 
@@ -183,23 +127,24 @@ BOF4_INLINE float bf16(float x) {
     return ggml_bf16_to_fp32(ggml_fp32_to_bf16(x));
 }
 
-// What a block costs with the multipliers u, and what least squares needs to improve on them.
+// The loss of a sub-block with the multipliers u, and the sums that least squares needs to improve them.
 struct trial {
     float loss[R];
     float xk[R];
     float kk[R];
 };
 
-// The columns of a block one after another with the multipliers u: levels[block][R] and errors[block][R].
+// Quantizes the columns of a sub-block one after another with the multipliers u: level[sub_block][R] and
+// error[sub_block][R].
 template <typename T>
-BOF4_INLINE void try_block(
+BOF4_INLINE void try_sub_block(
         const bof4_gptq_job & job, const tile & t, int64_t k0, const float * target, const float * u,
         float * level, float * error, trial & result) {
     float inverse[R];
     invert<T>(u, inverse);
     const float * panel = panel_of(job.feedback, job.n, k0) + k0 * PANEL;
     std::memset(&result, 0, sizeof(result));
-    for (int k = 0; k < T::block; ++k) {
+    for (int k = 0; k < T::sub_block; ++k) {
         lanes x[2];
         std::memcpy(x, target + k * R, sizeof(x));
         for (int j = 0; j < k; ++j) {
@@ -227,10 +172,10 @@ BOF4_INLINE void try_block(
         }
         for (uint32_t mask = t.outlier[k0 + k]; mask != 0; mask &= mask - 1) {
             const int r = __builtin_ctz(mask);
-            const float block_off = now[r] - u[r] * l[r] * T::unit;
+            const float code_off = now[r] - u[r] * l[r] * T::unit;
             const float q = bf16(now[r]);
             const float off = now[r] - q;
-            result.loss[r] += d * (off * off - block_off * block_off);
+            result.loss[r] += d * (off * off - code_off * code_off);
             result.xk[r] -= d * l[r] * now[r];
             result.kk[r] -= d * l[r] * l[r];
             l[r] = q;
@@ -250,13 +195,13 @@ BOF4_INLINE void keep_better(const trial & one, const float * u, trial & best, f
     }
 }
 
-// Choose the multipliers of a block by what the block costs with them, feedback included, and settle its columns.
+// Choose the multipliers of a sub-block by its loss with them, feedback included, and quantize its columns.
 template <typename T>
-BOF4_INLINE void settle_block(const bof4_gptq_job & job, tile & t, int64_t k0, const float * target, const float * first) {
-    float level[T::block * R];
-    float error[T::block * R];
+BOF4_INLINE void quantize_sub_block(const bof4_gptq_job & job, tile & t, int64_t k0, const float * target, const float * first) {
+    float level[T::sub_block * R];
+    float error[T::sub_block * R];
     float largest[R] = {0};
-    for (int k = 0; k < T::block; ++k) {
+    for (int k = 0; k < T::sub_block; ++k) {
         const uint32_t skip = t.outlier[k0 + k];
         for (int r = 0; r < R; ++r) {
             const float x = target[k * R + r];
@@ -268,67 +213,67 @@ BOF4_INLINE void settle_block(const bof4_gptq_job & job, tile & t, int64_t k0, c
     trial one;
     trial best;
     std::fill_n(best.loss, R, std::numeric_limits<float>::infinity());
-    constexpr float to_multiplier = 1.0f / (127.0f * T::unit);
-    for (int i = 0; i < 2 * T::tops; ++i) {
-        const float top = T::nearest_top + T::top_step * (float) (i / 2);
+    constexpr float to_multiplier = 1.0f / ((float) BOF4_LEVEL_SCALE * T::unit);
+    for (int i = 0; i < 2 * T::gptq.count; ++i) {
+        const float top = T::gptq.first + T::gptq.step * (float) (i / 2);
         const float factor = (i % 2 ? -to_multiplier : to_multiplier) / top;
         for (int r = 0; r < R; ++r) {
             u[r] = T::snap(largest[r] * factor, first[r]);
         }
-        try_block<T>(job, t, k0, target, u, level, error, one);
+        try_sub_block<T>(job, t, k0, target, u, level, error, one);
         keep_better(one, u, best, best_u);
     }
     for (int i = 0; i < 2; ++i) {
         for (int r = 0; r < R; ++r) {
             u[r] = best.kk[r] > 0.0f ? T::snap(best.xk[r] / best.kk[r] / T::unit, first[r]) : best_u[r];
         }
-        try_block<T>(job, t, k0, target, u, level, error, one);
+        try_sub_block<T>(job, t, k0, target, u, level, error, one);
         keep_better(one, u, best, best_u);
     }
-    try_block<T>(job, t, k0, target, best_u, level, error, one);
-    std::copy_n(level, T::block * R, t.level.data() + k0 * R);
-    std::copy_n(error, T::block * R, t.e.data() + k0 * R);
-    std::copy_n(best_u, R, t.u.data() + k0 / T::block * R);
+    try_sub_block<T>(job, t, k0, target, best_u, level, error, one);
+    std::copy_n(level, T::sub_block * R, t.level.data() + k0 * R);
+    std::copy_n(error, T::sub_block * R, t.e.data() + k0 * R);
+    std::copy_n(best_u, R, t.u.data() + k0 / T::sub_block * R);
     for (int r = 0; r < R; ++r) {
         t.loss[0][r] += one.loss[r];
     }
 }
 
 template <typename T> BOF4_INLINE void choose_superscales(const bof4_gptq_job & job, tile & t, int64_t k0) {
-    float x[T::super];
+    float x[T::block];
     for (int r = 0; r < R; ++r) {
-        for (int k = 0; k < T::super; ++k) {
+        for (int k = 0; k < T::block; ++k) {
             x[k] = t.outlier[k0 + k] >> r & 1 ? 0.0f : t.target[k * R + r];
         }
-        t.first[k0 / T::super * R + r] = T::superscale(x, job.curvature + k0);
+        t.first[k0 / T::block * R + r] = T::superscale(x, job.curvature + k0);
     }
 }
 
 // The columns in order.
-template <typename T> BOF4_INLINE void settle_columns(const bof4_gptq_job & job, tile & t) {
-    for (int64_t s = 0; s < job.n; s += T::super) {
-        std::copy_n(t.w.data() + s * R, T::super * R, t.target.data());
-        for (int c = 0; c < T::super; c += PANEL) {
+template <typename T> BOF4_INLINE void quantize_columns(const bof4_gptq_job & job, tile & t) {
+    for (int64_t s = 0; s < job.n; s += T::block) {
+        std::copy_n(t.w.data() + s * R, T::block * R, t.target.data());
+        for (int c = 0; c < T::block; c += PANEL) {
             accumulate(t.target.data() + c * R, panel_of(job.feedback, job.n, s + c), t.e.data(), 0, s, PANEL);
         }
-        if (T::super != T::block) {
+        if (T::block != T::sub_block) {
             choose_superscales<T>(job, t, s);
         }
-        for (int b = 0; b < T::super; b += T::block) {
+        for (int b = 0; b < T::block; b += T::sub_block) {
             float * target = t.target.data() + b * R;
-            accumulate(target, panel_of(job.feedback, job.n, s + b), t.e.data(), s, s + b, T::block);
-            settle_block<T>(job, t, s + b, target, t.first.data() + s / T::super * R);
+            accumulate(target, panel_of(job.feedback, job.n, s + b), t.e.data(), s, s + b, T::sub_block);
+            quantize_sub_block<T>(job, t, s + b, target, t.first.data() + s / T::block * R);
         }
     }
 }
 
-// Give every column of a block the level that serves best while all other columns stay.
+// Give every column of a sub-block the level of least loss while all other columns stay.
 template <typename T>
 BOF4_INLINE void improve_levels(const bof4_gptq_job & job, tile & t, int64_t k0, const float * u) {
-    const float * panel = panel_of(job.moments, job.n, k0) + k0 * PANEL;
+    const float * panel = panel_of(job.hessian, job.n, k0) + k0 * PANEL;
     float inverse[R];
     invert<T>(u, inverse);
-    for (int k = 0; k < T::block; ++k) {
+    for (int k = 0; k < T::sub_block; ++k) {
         const float h = panel[k * PANEL + k];
         const float * w = t.w.data() + (k0 + k) * R;
         float * l = t.level.data() + (k0 + k) * R;
@@ -361,7 +306,7 @@ BOF4_INLINE void improve_levels(const bof4_gptq_job & job, tile & t, int64_t k0,
         }
         lanes c[2];
         std::memcpy(c, change, sizeof(c));
-        for (int j = 0; j < T::block; ++j) {
+        for (int j = 0; j < T::sub_block; ++j) {
             lanes old[2];
             std::memcpy(old, t.gradient.data() + j * R, sizeof(old));
             const float m = panel[k * PANEL + j];
@@ -372,23 +317,23 @@ BOF4_INLINE void improve_levels(const bof4_gptq_job & job, tile & t, int64_t k0,
     }
 }
 
-// Give a block the multiplier that serves its levels best while all other blocks stay.
+// Give a sub-block the multiplier of least loss for its levels while all other sub-blocks stay.
 template <typename T>
 BOF4_INLINE void improve_multipliers(const bof4_gptq_job & job, tile & t, int64_t k0, float * u, const float * first) {
-    const float * panel = panel_of(job.moments, job.n, k0) + k0 * PANEL;
-    float v[T::block * R];
+    const float * panel = panel_of(job.hessian, job.n, k0) + k0 * PANEL;
+    float v[T::sub_block * R];
     float num[R] = {0};
     float den[R] = {0};
-    for (int k = 0; k < T::block; ++k) {
+    for (int k = 0; k < T::sub_block; ++k) {
         const uint32_t skip = t.outlier[k0 + k];
         for (int r = 0; r < R; ++r) {
             v[k * R + r] = skip >> r & 1 ? 0.0f : t.level[(k0 + k) * R + r] * T::unit;
         }
     }
-    for (int k = 0; k < T::block; ++k) {
+    for (int k = 0; k < T::sub_block; ++k) {
         float hv[R];
         lanes sum[2] = {};
-        for (int j = 0; j < T::block; ++j) {
+        for (int j = 0; j < T::sub_block; ++j) {
             lanes other[2];
             std::memcpy(other, v + j * R, sizeof(other));
             sum[0] += panel[k * PANEL + j] * other[0];
@@ -409,7 +354,7 @@ BOF4_INLINE void improve_multipliers(const bof4_gptq_job & job, tile & t, int64_
             u[r] = wanted;
         }
     }
-    for (int k = 0; k < T::block; ++k) {
+    for (int k = 0; k < T::sub_block; ++k) {
         const uint32_t skip = t.outlier[k0 + k];
         for (int r = 0; r < R; ++r) {
             const int64_t at = (k0 + k) * R + r;
@@ -418,19 +363,19 @@ BOF4_INLINE void improve_multipliers(const bof4_gptq_job & job, tile & t, int64_
     }
 }
 
-// Coordinate descent on the loss itself: each block in turn, all others as they are.
+// Coordinate descent on the loss itself: each sub-block in turn, all others as they are.
 template <typename T> BOF4_INLINE void sweep(const bof4_gptq_job & job, tile & t) {
-    for (int64_t k0 = 0; k0 < job.n; k0 += T::block) {
-        std::fill_n(t.gradient.begin(), T::block * R, 0.0f);
-        accumulate(t.gradient.data(), panel_of(job.moments, job.n, k0), t.e.data(), 0, job.n, T::block);
-        float * u = t.u.data() + k0 / T::block * R;
+    for (int64_t k0 = 0; k0 < job.n; k0 += T::sub_block) {
+        std::fill_n(t.gradient.begin(), T::sub_block * R, 0.0f);
+        accumulate(t.gradient.data(), panel_of(job.hessian, job.n, k0), t.e.data(), 0, job.n, T::sub_block);
+        float * u = t.u.data() + k0 / T::sub_block * R;
         improve_levels<T>(job, t, k0, u);
-        improve_multipliers<T>(job, t, k0, u, t.first.data() + k0 / T::super * R);
+        improve_multipliers<T>(job, t, k0, u, t.first.data() + k0 / T::block * R);
     }
 }
 
 template <typename T> BOF4_INLINE void encode_tile(const bof4_gptq_job & job, tile & t) {
-    settle_columns<T>(job, t);
+    quantize_columns<T>(job, t);
     std::copy_n(t.loss[0], R, t.loss[1]);
     for (int i = 0; i < job.sweeps; ++i) {
         sweep<T>(job, t);
@@ -461,43 +406,39 @@ template <typename T> void store_row(
         code_of[T::levels[c] + 128] = (uint8_t) c;
     }
     float * decoded = rows.decoded + row * job.n;
-    auto * packed = (typename T::packed *) rows.encoded + row * (job.n / T::super);
-    for (int64_t s = 0; s < job.n; s += T::super) {
-        float u[T::super / T::block];
-        uint8_t codes[T::super];
-        for (int64_t k = s; k < s + T::super; ++k) {
+    auto * packed = (typename T::block_type *) rows.encoded + row * (job.n / T::block);
+    for (int64_t s = 0; s < job.n; s += T::block) {
+        float u[T::block / T::sub_block];
+        uint8_t codes[T::block];
+        for (int64_t k = s; k < s + T::block; ++k) {
             const int64_t column = job.order[k];
-            const float multiplier = t.u[k / T::block * R + r];
+            const float multiplier = t.u[k / T::sub_block * R + r];
             const float level = t.level[k * R + r];
             const bool outlier = t.outlier[k] >> r & 1;
-            u[column % T::super / T::block] = multiplier;
-            codes[column % T::super] = outlier ? (uint8_t) T::zero_code : code_of[(int) level + 128];
+            u[column % T::block / T::sub_block] = multiplier;
+            codes[column % T::block] = outlier ? (uint8_t) T::zero_code : code_of[(int) level + 128];
             decoded[column] = outlier ? level : multiplier * level * T::unit;
         }
-        T::pack(packed + job.order[s] / T::super, t.first[s / T::super * R + r], u, codes);
+        T::pack(packed + job.order[s] / T::block, t.first[s / T::block * R + r], u, codes);
     }
     if (rows.row_pointers != nullptr) {
         for (int32_t i = rows.row_pointers[row]; i < rows.row_pointers[row + 1]; ++i) {
             const int32_t column = bof4_entry_column(rows.entries[i]);
-            const ggml_bf16_t value = ggml_fp32_to_bf16(t.level[(int64_t) place[column] * R + r]);
-            rows.entries[i] = (int32_t) ((uint32_t) column | (uint32_t) value.bits << 16);
+            rows.entries[i] = bof4_entry(column, t.level[(int64_t) place[column] * R + r]);
         }
     }
 }
 
 } // namespace
 
-// Not static, and no templates: what target_clones can take.
-void bof4_gptq_encode_tile_s(const bof4_gptq_job & job, void * storage);
-void bof4_gptq_encode_tile_k(const bof4_gptq_job & job, void * storage);
-
-BOF4_CLONES void bof4_gptq_encode_tile_s(const bof4_gptq_job & job, void * storage) {
-    encode_tile<type_s>(job, *(tile *) storage);
-}
-
-BOF4_CLONES void bof4_gptq_encode_tile_k(const bof4_gptq_job & job, void * storage) {
-    encode_tile<type_k>(job, *(tile *) storage);
-}
+// Neither static nor templates: target_clones takes nothing else.
+#define DEFINE_ENCODE_TILE(NAME, name) \
+    void bof4_gptq_encode_tile_##name(const bof4_gptq_job & job, void * storage); \
+    BOF4_CLONES void bof4_gptq_encode_tile_##name(const bof4_gptq_job & job, void * storage) { \
+        encode_tile<bof4_type<GGML_TYPE_##NAME>>(job, *(tile *) storage); \
+    }
+BOF4_TYPES_GPTQ(DEFINE_ENCODE_TILE)
+#undef DEFINE_ENCODE_TILE
 
 namespace {
 
@@ -505,8 +446,8 @@ template <typename T> bool keeps_blocks(const int32_t * order, int64_t n) {
     std::vector<bool> seen(n, false);
     for (int64_t k = 0; k < n; ++k) {
         if (order[k] < 0 || order[k] >= n || seen[order[k]]
-            || order[k] / T::super != order[k / T::super * T::super] / T::super
-            || order[k] / T::block != order[k / T::block * T::block] / T::block) {
+            || order[k] / T::block != order[k / T::block * T::block] / T::block
+            || order[k] / T::sub_block != order[k / T::sub_block * T::sub_block] / T::sub_block) {
             return false;
         }
         seen[order[k]] = true;
@@ -524,10 +465,10 @@ template <typename T> void encode_rows(
     t.w.resize(job.n * R);
     t.e.resize(job.n * R);
     t.level.resize(job.n * R);
-    t.target.resize(T::super * R);
-    t.gradient.resize(T::block * R);
-    t.u.resize(job.n / T::block * R);
-    t.first.resize(job.n / T::super * R);
+    t.target.resize(T::block * R);
+    t.gradient.resize(T::sub_block * R);
+    t.u.resize(job.n / T::sub_block * R);
+    t.first.resize(job.n / T::block * R);
     t.outlier.resize(job.n);
     rows.loss[0] = rows.loss[1] = 0.0;
     for (int64_t row = 0; row < rows.count; row += R) {
@@ -545,17 +486,37 @@ template <typename T> void encode_rows(
 } // namespace
 
 bool bof4_gptq_takes(ggml_type type) {
-    return type == GGML_TYPE_BOF4_S || type == GGML_TYPE_BOF4_K;
+    switch (type) {
+#define GPTQ_CASE(NAME, name) case GGML_TYPE_##NAME:
+        BOF4_TYPES_GPTQ(GPTQ_CASE)
+#undef GPTQ_CASE
+            return true;
+        default:
+            return false;
+    }
+}
+
+static void refuse(ggml_type type) {
+    throw std::runtime_error(std::string("gptq does not encode the type ") + ggml_type_name(type));
 }
 
 bool bof4_gptq_keeps_blocks(ggml_type type, const int32_t * order, int64_t n) {
-    return type == GGML_TYPE_BOF4_K ? keeps_blocks<type_k>(order, n) : keeps_blocks<type_s>(order, n);
+    switch (type) {
+#define GPTQ_CASE(NAME, name) case GGML_TYPE_##NAME: return keeps_blocks<bof4_type<GGML_TYPE_##NAME>>(order, n);
+        BOF4_TYPES_GPTQ(GPTQ_CASE)
+#undef GPTQ_CASE
+        default: refuse(type);
+    }
+    return false;
 }
 
 void bof4_gptq_encode(const bof4_gptq_job & job, bof4_gptq_rows & rows) {
-    if (job.type == GGML_TYPE_BOF4_K) {
-        encode_rows<type_k>(job, rows, bof4_gptq_encode_tile_k);
-    } else {
-        encode_rows<type_s>(job, rows, bof4_gptq_encode_tile_s);
+    switch (job.type) {
+#define GPTQ_CASE(NAME, name) \
+        case GGML_TYPE_##NAME: \
+            return encode_rows<bof4_type<GGML_TYPE_##NAME>>(job, rows, bof4_gptq_encode_tile_##name);
+        BOF4_TYPES_GPTQ(GPTQ_CASE)
+#undef GPTQ_CASE
+        default: refuse(job.type);
     }
 }

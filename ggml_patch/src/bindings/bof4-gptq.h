@@ -2,7 +2,7 @@
 //
 // With H = X^T X of the inputs, a row w that becomes q loses (w - q) H (w - q)^T. Factored as
 // H = (I + M) diag(D) (I + M)^T, M strictly upper, that is sum_k D_k (t_k - q_k)^2 with the target
-// t_k = w_k + sum_{j<k} (w_j - q_j) M[j][k]: a weighted error like any other, once the columns before are settled.
+// t_k = w_k + sum_{j<k} (w_j - q_j) M[j][k]: a weighted error like any other, once the columns before are quantized.
 #pragma once
 
 #include "ggml.h"
@@ -10,25 +10,25 @@
 #include <cstddef>
 #include <cstdint>
 
-// The rows of a tile are encoded together, one a lane.
+// The rows of a tile are encoded together, one row per vector lane.
 constexpr int bof4_gptq_tile_rows = 32;
 
-// Columns of a panel: n x n matrices come as n/64 panels [n][64], so that a panel is read in one run.
+// Columns of a panel: n x n matrices are passed as n/64 panels [n][64], so that a panel is read consecutively.
 constexpr int bof4_gptq_panel = 64;
 
-// What the rows of a matrix have in common. Columns are in the order of processing; `order` says where they stand in
-// a row, and keeps the columns of a block (of a superblock and its blocks) together.
+// What the rows of a matrix have in common. Columns are in the order of processing; order[k] is the column of
+// a row that is processed k-th; the columns of a block, and of each of its sub-blocks, are consecutive in it.
 struct bof4_gptq_job {
     ggml_type       type;
     int64_t         n;          // columns, a multiple of the type's block
     const int32_t * order;      // n
     const float *   feedback;   // M, in panels
     const float *   curvature;  // D, n
-    const float *   moments;    // H, in panels; may be null where sweeps is 0
-    int             sweeps;     // rounds of coordinate descent over codes and scales, after the columns are done
+    const float *   hessian;    // H, in panels; may be null where sweeps is 0
+    int             sweeps;     // rounds of coordinate descent over codes and scales, after the columns are quantized
 };
 
-// A run of rows. Outliers: zero to the block, and their value in `entries` becomes that of their target.
+// A range of rows. Outliers: the block holds zero for them, and their value in `entries` becomes that of their target.
 struct bof4_gptq_rows {
     const float *   weights;       // [count][n]
     int64_t         count;
@@ -42,7 +42,9 @@ struct bof4_gptq_rows {
 // Is this one of the types that it encodes?
 bool bof4_gptq_takes(ggml_type type);
 
-// Does `order` keep blocks together?
+// Does `order` keep the columns of blocks and sub-blocks together? Throws std::runtime_error for a type that it does
+// not encode.
 bool bof4_gptq_keeps_blocks(ggml_type type, const int32_t * order, int64_t n);
 
+// Throws std::runtime_error for a type that it does not encode.
 void bof4_gptq_encode(const bof4_gptq_job & job, bof4_gptq_rows & rows);

@@ -1,136 +1,74 @@
-// A product of ggml, set up once and timed many times.
-#include "bof4-api.h"
-#include "bof4-timing.h"
+// Products on the CPU backend.
+#include "bof4-checks.h"
+#include "bof4-row-ranges.h"
+
+#include "../lists/bof4-list.h"
 
 #include "ggml-backend.h"
 #include "ggml-cpp.h"
 #include "ggml-cpu.h"
 #include "ggml.h"
 
-#include <algorithm>
-#include <chrono>
-#include <cmath>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
-struct bof4_product {
-    ggml_backend_ptr backend;
-    ggml_context_ptr weights_ctx, ctx;
-    ggml_backend_buffer_ptr weights_buffer, buffer;
-    ggml_backend_buffer_type_t layout;
-    ggml_cgraph * graph;
-};
-
-namespace {
-
-// As llama.cpp asks: is there a kernel for the operation where its weight is in such a buffer?
-bool takes(ggml_backend_dev_t cpu, ggml_backend_buffer_type_t buft, ggml_tensor * op) {
-    const ggml_backend_buffer_ptr empty(ggml_backend_buft_alloc_buffer(buft, 0));
-    op->src[0]->buffer = empty.get();
-    const bool found = ggml_backend_dev_supports_op(cpu, op);
-    op->src[0]->buffer = nullptr;
-    return found;
-}
-
-ggml_backend_buffer_type_t interleaved_layout(ggml_tensor * op) {
-    ggml_backend_dev_t cpu = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
-    const auto extra = (ggml_backend_dev_get_extra_bufts_t) ggml_backend_reg_get_proc_address(
-        ggml_backend_dev_backend_reg(cpu), "ggml_backend_dev_get_extra_bufts");
-    for (auto * buft = extra ? extra(cpu) : nullptr; buft && *buft; ++buft) {
-        if (takes(cpu, *buft, op)) {
-            return *buft;
+int bof4_vec_dot(int type_, const void * row, const float * activations, int64_t n, float * dst) {
+    return bof4_guarded([&]() -> int {
+        const ggml_type type = bof4_checked_type(type_);
+        bof4_checked_row_size(type, n);
+        ggml_cpu_init();
+        const auto * traits = ggml_get_type_traits_cpu(type);
+        if (traits->vec_dot == nullptr) {
+            throw std::runtime_error(std::string("the CPU backend has no vec_dot for ") + ggml_type_name(type));
         }
-    }
-    return ggml_backend_cpu_buffer_type();
+        std::vector<uint8_t> encoded(bof4_checked_row_size(traits->vec_dot_type, n));
+        ggml_get_type_traits_cpu(traits->vec_dot_type)->from_float(activations, encoded.data(), n);
+        traits->vec_dot((int) n, dst, 0, row, 0, encoded.data(), 0, 1);
+        return 0;
+    });
 }
 
-// ggml reports each matrix that it interleaves.
-class silence {
-public:
-    silence() {
-        ggml_log_get(&callback, &data);
-        ggml_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
-    }
-    ~silence() { ggml_log_set(callback, data); }
+int bof4_mul_mat(
+        int type_, const void * weights, int64_t nrow, int64_t n_per_row, const int32_t * list, int64_t n_list,
+        const float * activations, int64_t ncol, float * dst, int threads) {
+    return bof4_guarded([&]() -> int {
+        const ggml_type type = bof4_checked_type(type_);
+        bof4_checked_row_size(type, n_per_row);
 
-private:
-    ggml_log_callback callback;
-    void * data;
-};
+        if (list != nullptr) {
+            if (const char * why = ggml_bof4_list_error(list, n_list, nrow, n_per_row)) {
+                throw std::runtime_error(std::string("the outlier list is not valid: ") + why);
+            }
+        }
+        ggml_init_params params = { ggml_tensor_overhead() * 4 + ggml_graph_overhead(), nullptr, /*no_alloc*/ true };
+        ggml_context_ptr ctx(ggml_init(params));
+        ggml_tensor * w = ggml_new_tensor_2d(ctx.get(), type, n_per_row, nrow);
+        ggml_tensor * x = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, n_per_row, ncol);
+        ggml_tensor * l = nullptr;
+        if (list != nullptr) {
+            l = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I32, n_list);
+            ggml_bof4_attach_list(w, l);
+        }
+        ggml_tensor * y = ggml_mul_mat(ctx.get(), w, x);
+        ggml_cgraph * graph = ggml_new_graph(ctx.get());
+        ggml_build_forward_expand(graph, y);
 
-void build(bof4_product & p, ggml_type type, const void * weights, int64_t nrow, int64_t n_per_row, int64_t ncol,
-           int copies, bool interleaved, int threads) {
-    if (nrow <= 0 || ncol <= 0 || copies <= 0 || n_per_row <= 0 || n_per_row % ggml_blck_size(type) != 0) {
-        throw std::runtime_error("no product of " + std::to_string(copies) + " x " + std::to_string(nrow) + " rows of "
-            + std::to_string(n_per_row) + " and " + std::to_string(ncol) + " columns");
-    }
-    const size_t nodes = 2 * (size_t) copies + 8;
-    const ggml_init_params params = { ggml_tensor_overhead() * nodes + ggml_graph_overhead_custom(nodes, false), nullptr, true };
-    p.weights_ctx.reset(ggml_init(params));
-    p.ctx.reset(ggml_init(params));
-    p.graph = ggml_new_graph_custom(p.ctx.get(), nodes, false);
-    ggml_tensor * x = ggml_new_tensor_2d(p.ctx.get(), GGML_TYPE_F32, n_per_row, ncol);
-    std::vector<ggml_tensor *> matrices;
-    for (int i = 0; i < copies; ++i) {
-        matrices.push_back(ggml_new_tensor_2d(p.weights_ctx.get(), type, n_per_row, nrow));
-        ggml_build_forward_expand(p.graph, ggml_mul_mat(p.ctx.get(), matrices.back(), x));
-    }
-    p.layout = interleaved ? interleaved_layout(ggml_graph_node(p.graph, 0)) : ggml_backend_cpu_buffer_type();
-
-    p.backend.reset(ggml_backend_cpu_init());
-    ggml_backend_cpu_set_n_threads(p.backend.get(), std::max(1, threads));
-    p.weights_buffer.reset(ggml_backend_alloc_ctx_tensors_from_buft(p.weights_ctx.get(), p.layout));
-    p.buffer.reset(ggml_backend_alloc_ctx_tensors(p.ctx.get(), p.backend.get()));
-    if (!p.weights_buffer || !p.buffer) {
-        throw std::runtime_error("no memory for " + std::to_string(copies) + " matrices of " + ggml_type_name(type));
-    }
-    const silence quiet;
-    for (ggml_tensor * matrix : matrices) {
-        if (!ggml_backend_supports_op(p.backend.get(), ggml_graph_node(p.graph, 0))) {
+        ggml_backend_ptr backend(ggml_backend_cpu_init());
+        ggml_backend_cpu_set_n_threads(backend.get(), bof4_thread_count(threads));
+        if (!ggml_backend_supports_op(backend.get(), y)) {
             throw std::runtime_error(std::string("the CPU backend cannot multiply ") + ggml_type_name(type));
         }
-        ggml_backend_tensor_set(matrix, weights, 0, ggml_nbytes(matrix));
-    }
-    std::vector<float> activations(ggml_nelements(x));
-    for (size_t i = 0; i < activations.size(); ++i) {
-        activations[i] = std::sin((float) i);
-    }
-    ggml_backend_tensor_set(x, activations.data(), 0, ggml_nbytes(x));
-}
-
-} // namespace
-
-const char * bof4_product_new(
-        int type, const void * weights, int64_t nrow, int64_t n_per_row, int64_t ncol, int copies, int interleaved, int threads,
-        bof4_product ** product) {
-    thread_local std::string message;
-    auto made = std::make_unique<bof4_product>();
-    try {
-        if (type < 0 || type >= GGML_TYPE_COUNT || ggml_blck_size((ggml_type) type) == 0) {
-            throw std::runtime_error("no ggml type has the number " + std::to_string(type));
+        ggml_backend_buffer_ptr buffer(ggml_backend_alloc_ctx_tensors(ctx.get(), backend.get()));
+        ggml_backend_tensor_set(w, weights, 0, ggml_nbytes(w));
+        ggml_backend_tensor_set(x, activations, 0, ggml_nbytes(x));
+        if (l != nullptr) {
+            ggml_backend_tensor_set(l, list, 0, ggml_nbytes(l));
         }
-        build(*made, (ggml_type) type, weights, nrow, n_per_row, ncol, copies, interleaved != 0, threads);
-    } catch (const std::exception & e) {
-        message = e.what();
-        return message.c_str();
-    }
-    *product = made.release();
-    return nullptr;
-}
-
-const char * bof4_product_layout(const bof4_product * product) {
-    return ggml_backend_buft_name(product->layout);
-}
-
-double bof4_product_ns(bof4_product * product) {
-    const auto start = std::chrono::steady_clock::now();
-    if (ggml_backend_graph_compute(product->backend.get(), product->graph) != GGML_STATUS_SUCCESS) {
-        return -1.0;
-    }
-    return std::chrono::duration<double, std::nano>(std::chrono::steady_clock::now() - start).count();
-}
-
-void bof4_product_free(bof4_product * product) {
-    delete product;
+        if (ggml_backend_graph_compute(backend.get(), graph) != GGML_STATUS_SUCCESS) {
+            throw std::runtime_error("the CPU backend failed to compute the product");
+        }
+        ggml_backend_tensor_get(y, dst, 0, ggml_nbytes(y));
+        return 0;
+    });
 }

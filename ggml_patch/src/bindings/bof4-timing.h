@@ -1,28 +1,31 @@
 // What the benches measure: how fast this machine reads and multiplies, and how long products of ggml take on it.
 // cffi parses this file, so it holds declarations only.
 
-// Nanoseconds that `threads` threads take to read `nbytes` of memory once: the fastest of several loops, each run `passes` times.
+// Nanoseconds that `threads` threads take to read `nbytes` of memory once: the fastest of several loops, each run
+// `passes` times.
 BOF4_API double bof4_read_ns(const void * data, int64_t nbytes, int threads, int passes);
 
-// The instructions that the CPU backend was built for: "avx512-vnni", "avx-vnni", "avx2", "neon-i8mm", "neon-dotprod" or "portable".
+// The instructions that the CPU backend was built for: "avx512-vnni", "avx-vnni", "avx2", "neon-i8mm", "neon-dotprod"
+// or "portable".
 BOF4_API const char * bof4_instruction_set(void);
 
-// int8 products that those instructions do in a nanosecond on one thread where all operands are in registers; 0: not known.
+// int8 products per nanosecond of those instructions on one thread where all operands are in registers; 0: not known.
 BOF4_API double bof4_int8_rate(void);
 
-typedef struct bof4_product bof4_product;
+typedef struct bof4_timed_product bof4_timed_product;
 
 // `copies` equal matrices of nrow rows, each to be multiplied by the same ncol columns on `threads` threads.
-// interleaved: in the first of the CPU backend's buffer types that takes them, as llama.cpp loads them; else as they are.
+// repacked: in the first of the CPU backend's buffer types that has a kernel for them, as llama.cpp loads them; else as
+// they are.
 // Returns NULL, or a message that is valid until the thread's next call.
-BOF4_API const char * bof4_product_new(
-    int type, const void * weights, int64_t nrow, int64_t n_per_row, int64_t ncol, int copies, int interleaved, int threads,
-    bof4_product ** product);
+BOF4_API const char * bof4_timed_product_new(
+    int type, const void * weights, int64_t nrow, int64_t n_per_row, int64_t ncol, int copies, int repacked, int threads,
+    bof4_timed_product ** product);
 
 // The name of the buffer type that the weights are in; "CPU": as they are.
-BOF4_API const char * bof4_product_layout(const bof4_product * product);
+BOF4_API const char * bof4_timed_product_layout(const bof4_timed_product * product);
 
-// Nanoseconds of multiplying all copies once; negative: it failed.
-BOF4_API double bof4_product_ns(bof4_product * product);
+// Nanoseconds of multiplying all copies once; negative: the product failed.
+BOF4_API double bof4_timed_product_ns(bof4_timed_product * product);
 
-BOF4_API void bof4_product_free(bof4_product * product);
+BOF4_API void bof4_timed_product_free(bof4_timed_product * product);

@@ -1,30 +1,22 @@
 // BOF4_S vec_dot against Q8_0: portable C, AVX2, AVX-512 VNNI and NEON, chosen by what the file is compiled for.
 //
-// 64 weights meet two Q8_0 blocks. Every kernel does the same: split 32 code bytes into two runs of 32
+// 64 weights are multiplied with two Q8_0 blocks. Every kernel does the same: split 32 code bytes into two runs of 32
 // nibbles, turn nibbles into int8 levels with one in-register table lookup, take exact integer dot
-// products with the activations, and scale them by d8 and d / 127 as add_block says.
+// products with the activations, and scale them by d8 and d / 127 as add_block does.
 
 #define GGML_COMMON_DECL_C
 #include "ggml-common.h"
 
-#include "../format/bof4-blocks.h"
-#include "bof4-vec-dot.h"
 #include "bof4-vec-dot-sums.h"
 #include "../format/bof4-levels.h"
 #include "ggml-cpu-impl.h"
 #include "simd-mappings.h"
 
-#include <assert.h>
-
-void quantize_row_bof4_s(const float * x, void * y, int64_t k) {
-    quantize_row_bof4_s_ref(x, y, k);
-}
-
 enum { AT_ONCE = 8 };   // blocks that become lanes of one vector on x86
 
-// One block more, from the integer products of its halves. Every kernel that adds a row up, here and in bof4-gemm-*.cpp, does just
-// this, block after block, so that a product has the same bits whether its weight is interleaved or not, and however many
-// columns come along.
+// Adds a block, from the integer products of its halves. Every kernel, here and in the GEMM kernels, does these
+// operations in this order, block after block, so that a product has the same bits whether its weight is repacked or
+// not, and for any number of columns.
 static inline float add_block(float sum, int32_t dot0, int32_t dot1, const block_bof4_s * x, const block_q8_0 * y) {
     const float part = bof4_multiply_add((float) dot1, GGML_CPU_FP16_TO_FP32(y[1].d), (float) dot0 * GGML_CPU_FP16_TO_FP32(y[0].d));
     return bof4_multiply_add(part, GGML_CPU_FP16_TO_FP32(x->d) * (1.0f / BOF4_LEVEL_SCALE), sum);
@@ -32,7 +24,7 @@ static inline float add_block(float sum, int32_t dot0, int32_t dot1, const block
 
 #if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 
-// What add_block does, for eight blocks whose integer products are there: of first halves and of second ones.
+// What add_block does, for eight blocks whose integer products are known: of first halves and of second ones.
 static inline float add_eight(float sum, __m256i dot0, __m256i dot1, const block_bof4_s * x, const block_q8_0 * y) {
 #define EIGHT(p, step) _mm256_cvtph_ps(_mm_setr_epi16( \
         (short) (p)[0].d, (short) (p)[step].d, (short) (p)[2 * step].d, (short) (p)[3 * step].d, \
@@ -58,7 +50,7 @@ static inline float add_eight(float sum, __m256i dot0, __m256i dot1, const block
 
 // Products of a block in lanes: of the first half in eight of them, of the second in the others.
 static inline __m512i block_dot(const block_bof4_s * x, const block_q8_0 * y) {
-    // vpdpbusd wants one unsigned side: the table holds level + 128, and 128 * sum(y) is taken off again
+    // vpdpbusd needs one unsigned operand: the table holds level + 128, and 128 * sum(y) is subtracted again
     const __m512i table = _mm512_broadcast_i32x4(
         _mm_xor_si128(_mm_loadu_si128((const __m128i *) bof4_s_levels), _mm_set1_epi8((char) 0x80)));
     const __m512i offset = _mm512_set1_epi8((char) 0x80);
@@ -109,7 +101,7 @@ static float row_dot(const block_bof4_s * x, const block_q8_0 * y, int nblocks) 
 
 // sum of four int8 products in each int32
 static inline __m256i dot_i8(__m256i levels, __m256i act) {
-    // vpmaddubsw wants one unsigned side: |level|, with the level's sign moved onto the activation.
+    // vpmaddubsw needs one unsigned operand: |level|, with the level's sign moved onto the activation.
     // Pairs cannot saturate, 2 * 127 * 127 < 2^15, and no sign is lost: Q8_0 never holds -128.
     const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(levels), _mm256_sign_epi8(act, levels));
     return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
@@ -227,14 +219,4 @@ static float row_dot(const block_bof4_s * x, const block_q8_0 * y, int nblocks) 
 
 #endif
 
-void ggml_vec_dot_bof4_s_q8_0(
-        int n, float * s, size_t bs, const void * vx, size_t bx, const void * vy, size_t by, int nrc) {
-    assert(n % QK_BOF4_S == 0);
-    assert(nrc == 1);
-    GGML_UNUSED(bs);
-    GGML_UNUSED(bx);
-    GGML_UNUSED(by);
-    GGML_UNUSED(nrc);
-
-    *s = row_dot(vx, vy, n / QK_BOF4_S);
-}
+BOF4_DEFINE_VEC_DOT(BOF4_S, bof4_s)

@@ -1,6 +1,11 @@
-// How bof4-cpu.c and bof4-cpu-k.c add up.
+// What the vec_dot of all types have in common: the order of their sums, and ggml's interface.
 #pragma once
 
+#include "bof4-vec-dot.h"
+
+#include "ggml-impl.h"
+
+#include <assert.h>
 #include <math.h>
 #include <stdint.h>
 
@@ -8,8 +13,8 @@
 #include <immintrin.h>
 #endif
 
-// a * b + c, rounded once where the processor can. Elsewhere nothing is interleaved, and there is no other kernel whose bits
-// these must be.
+// a * b + c, rounded once where the processor can. Elsewhere no weights are repacked, so there is no other kernel that
+// has to give the same bits.
 static inline float bof4_multiply_add(float a, float b, float c) {
 #if defined(FP_FAST_FMAF) || defined(__FP_FAST_FMAF)
     return fmaf(a, b, c);
@@ -27,3 +32,16 @@ static inline int32_t bof4_sum_of_lanes(__m256i v) {
 }
 
 #endif
+
+// ggml_vec_dot_NAME from the row_dot of a file: float row_dot(const block_NAME * x, const ACTIVATION * y, int nblocks).
+#define BOF4_DEFINE_VEC_DOT(NAME, name) \
+    void ggml_vec_dot_##name( \
+            int n, float * s, size_t bs, const void * vx, size_t bx, const void * vy, size_t by, int nrc) { \
+        assert(n % QK_##NAME == 0); \
+        assert(nrc == 1); \
+        GGML_UNUSED(bs); \
+        GGML_UNUSED(bx); \
+        GGML_UNUSED(by); \
+        GGML_UNUSED(nrc); \
+        *s = row_dot(vx, vy, n / QK_##NAME); \
+    }

@@ -1,6 +1,8 @@
 // BOF4 on the CPU backend: what ggml-cpu registers for the types.
 #pragma once
 
+#include "../format/bof4-blocks.h"
+
 #include <stddef.h>
 #include <stdint.h>
 
@@ -8,17 +10,21 @@
 extern "C" {
 #endif
 
-void quantize_row_bof4_s(const float * x, void * y, int64_t k);
-void quantize_row_bof4_k(const float * x, void * y, int64_t k);
-
-// s = the product of a row of n BOF4_S weights with n Q8_0 activations; n is a multiple of 64.
+// s = the product of a row of n weights with n activations of NAME_ACTIVATION; n is a multiple of the block.
 // bs, bx, by and nrc are ggml's interface for kernels that do several rows; nrc is 1 here.
-void ggml_vec_dot_bof4_s_q8_0(
-    int n, float * s, size_t bs, const void * vx, size_t bx, const void * vy, size_t by, int nrc);
+#define BOF4_DECLARE_VEC_DOT(NAME, name) \
+    void ggml_vec_dot_##name(int n, float * s, size_t bs, const void * vx, size_t bx, const void * vy, size_t by, int nrc);
+BOF4_TYPES(BOF4_DECLARE_VEC_DOT)
+#undef BOF4_DECLARE_VEC_DOT
 
-// The same for BOF4_K weights and Q8_K activations; n is a multiple of 256.
-void ggml_vec_dot_bof4_k_q8_K(
-    int n, float * s, size_t bs, const void * vx, size_t bx, const void * vy, size_t by, int nrc);
+// BOF4_TYPES(...) in type_traits_cpu of ggml-cpu.c
+#define BOF4_CPU_TYPE_TRAITS(NAME, name) \
+    [GGML_TYPE_##NAME] = { \
+        .from_float   = quantize_row_##name##_ref, \
+        .vec_dot      = ggml_vec_dot_##name, \
+        .vec_dot_type = NAME##_ACTIVATION, \
+        .nrows        = 1, \
+    },
 
 #ifdef __cplusplus
 }

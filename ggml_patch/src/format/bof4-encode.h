@@ -3,13 +3,32 @@
 
 #include "bof4-blocks.h"
 #include "bof4-levels.h"
+#include "bof4-search.h"
 #include "ggml-impl.h"
 
 #include <math.h>
 #include <string.h>
 
-#define BOF4_FP16_MAX 65504.0f
-#define BOF4_FP16_NAN 0x7e00
+// The numbers of a type that its encoders need.
+struct bof4_encoding {
+    int                     block;       // weights
+    int                     sub_block;   // weights under the innermost scale
+    int                     sub_blocks;
+    int                     offset;      // scales of sub-blocks lie from -offset to offset - 1; 0 where there are none
+    float                   unit;        // what a level of 1 is worth where every scale is 1
+    const int8_t *          levels;
+    const float *           midpoints;
+    int                     zero_code;
+    struct bof4_search_grid search;
+};
+
+#define BOF4_DEFINE_ENCODING(NAME, name) \
+    static const struct bof4_encoding name##_encoding = { \
+        QK_##NAME, NAME##_SUB_BLOCK, NAME##_SUB_BLOCKS, NAME##_SUB_SCALE_OFFSET, NAME##_UNIT, \
+        name##_levels, name##_midpoints, NAME##_ZERO_CODE, NAME##_SEARCH, \
+    };
+BOF4_TYPES(BOF4_DEFINE_ENCODING)
+#undef BOF4_DEFINE_ENCODING
 
 static inline uint32_t bof4_magnitude_bits(float x) {
     uint32_t bits;
@@ -28,32 +47,44 @@ static inline uint32_t bof4_largest_bits(const float * x, int n) {
     return largest;
 }
 
-// The fp16 that is stored for a scale. NaN stays NaN, so that bad weights stay visible: validation refuses it.
+// The fp16 that is stored for a scale. NaN stays NaN, so that weights that are not finite stay visible: validation
+// refuses it.
 static inline uint16_t bof4_stored_scale(float d) {
     return isnan(d) ? BOF4_FP16_NAN : GGML_FP32_TO_FP16(fminf(fmaxf(d, -BOF4_FP16_MAX), BOF4_FP16_MAX));
 }
 
-// Codes of the nearest levels to x, where a level of 1 is worth `unit`; zero codes where that is 0 or NaN. n and levels are
-// constants wherever this is called, so that it is compiled for them.
-static inline void bof4_nearest_codes(
-        const float * x, int n, const float * midpoints, int zero_code, float unit, uint8_t * codes) {
-    if (!(fabsf(unit) > 0.0f)) {
-        memset(codes, zero_code, n);
+// A scale of a sub-block, rounded already, as it can be stored.
+static inline float bof4_clamped_scale(float s, const struct bof4_encoding * type) {
+    return fminf(fmaxf(s, (float) -type->offset), (float) (type->offset - 1));
+}
+
+// Codes of the nearest levels to x[type->sub_block], where a level of 1 is worth `worth`; zero codes where that is 0 or
+// NaN. The type is a constant wherever this is called, so that it is compiled for it.
+static inline void bof4_nearest_codes(const float * x, const struct bof4_encoding * type, float worth, uint8_t * codes) {
+    const int n = type->sub_block;
+    if (!(fabsf(worth) > 0.0f)) {
+        memset(codes, type->zero_code, n);
         return;
     }
-    const float inverse = 1.0f / unit;
-    float y[QK_BOF4_S];
+    const float inverse = 1.0f / worth;
+    float y[BOF4_MAX_SUB_BLOCK];
     for (int j = 0; j < n; ++j) {
         y[j] = x[j] * inverse;
     }
     // code = number of midpoints below: no search and no branch, so the inner loop vectorizes
-    int32_t code[QK_BOF4_S] = {0};
+    int32_t code[BOF4_MAX_SUB_BLOCK] = {0};
     for (int c = 0; c < 15; ++c) {
         for (int j = 0; j < n; ++j) {
-            code[j] += y[j] > midpoints[c];
+            code[j] += y[j] > type->midpoints[c];
         }
     }
     for (int j = 0; j < n; ++j) {
         codes[j] = (uint8_t) code[j];
     }
+}
+
+// What a level of 1 is worth under the only scale of a block. The division by 127 is the encoders': decoders multiply
+// by the rounded 1 / 127.
+static inline float bof4_worth_of_one_scale(uint16_t d) {
+    return GGML_FP16_TO_FP32(d) / (float) BOF4_LEVEL_SCALE;
 }

@@ -1,12 +1,13 @@
-// The level tables that encoders, decoders and kernels share, and the boundaries between neighbouring levels.
+// The level tables that encoders, decoders and kernels use, and the midpoints between neighbouring levels:
+// NAME_levels[16] and NAME_midpoints[15] of each type.
 #pragma once
 
 #include "bof4-format.h"
 
 #include <stdint.h>
 
-static const int8_t bof4_s_levels[16] = BOF4_S_LEVELS;
-static const int8_t bof4_k_levels[16] = BOF4_K_LEVELS;
-
-static const float bof4_s_midpoints[15] = BOF4_S_MIDPOINTS;
-static const float bof4_k_midpoints[15] = BOF4_K_MIDPOINTS;
+#define BOF4_DEFINE_LEVELS(NAME, name) \
+    static const int8_t name##_levels[16] = NAME##_LEVELS; \
+    static const float name##_midpoints[15] = NAME##_MIDPOINTS;
+BOF4_TYPES(BOF4_DEFINE_LEVELS)
+#undef BOF4_DEFINE_LEVELS

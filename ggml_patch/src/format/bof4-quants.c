@@ -1,11 +1,17 @@
-// BOF4 blocks: the absmax encoders, the decoders and the validation of both types, portable C. Bit for bit what
-// gguf_bof4/quants.py computes: every float operation below stands there too, in the same order (tests compare the two).
+// BOF4 blocks: the encoder absmax, the decoders and the validation of all types, portable C. Bit for bit what
+// gguf_bof4/quants.py computes: every float operation below is in that file too, in the same order (tests compare the
+// two).
 
-#include "bof4-blocks.h"
 #include "bof4-encode.h"
 
 #include <assert.h>
 #include <stdio.h>
+
+bool ggml_is_bof4(enum ggml_type type) {
+#define OR_IS(NAME, name) || type == GGML_TYPE_##NAME
+    return false BOF4_TYPES(OR_IS);
+#undef OR_IS
+}
 
 // The element of largest magnitude, with its sign; the first of equals. NaN where any element is not finite.
 static float signed_maximum(const float * x, int n) {
@@ -20,103 +26,101 @@ static float signed_maximum(const float * x, int n) {
     return x[j];
 }
 
-void bof4_s_pack(block_bof4_s * block, uint16_t d, const uint8_t codes[QK_BOF4_S]) {
-    block->d = d;
-    for (int j = 0; j < QK_BOF4_S / 2; ++j) {
-        block->qs[j] = (uint8_t) (codes[j] | codes[j + QK_BOF4_S / 2] << 4);
-    }
-}
-
-void bof4_k_pack(block_bof4_k * block, uint16_t d, const int8_t scales[BOF4_K_SUB_BLOCKS], const uint8_t codes[QK_BOF4_K]) {
-    block->d = d;
-    memset(block->scales, 0, sizeof(block->scales));
-    for (int j = 0; j < BOF4_K_SUB_BLOCKS; ++j) {
-        const int s = scales[j] + 32;
-        block->scales[j % 8]     |= (uint8_t) ((s & 0xf) << 4 * (j / 8));
-        block->scales[8 + j % 4] |= (uint8_t) (s >> 4 << 2 * (j / 4));
-    }
-    for (int h = 0; h < 2; ++h) {
-        for (int j = 0; j < 64; ++j) {
-            block->qs[64 * h + j] = (uint8_t) (codes[128 * h + j] | codes[128 * h + 64 + j] << 4);
+// Codes of n weights: a run in low nibbles, the next one in the high nibbles of the same bytes.
+static inline void pack_codes(uint8_t * qs, const uint8_t * codes, int n, int run) {
+    for (int at = 0; at < n / 2; at += run) {
+        for (int j = 0; j < run; ++j) {
+            qs[at + j] = (uint8_t) (codes[2 * at + j] | codes[2 * at + run + j] << 4);
         }
     }
 }
+
+#define DEFINE_PACK_ONE_SCALE(NAME, name) \
+    void name##_pack(block_##name * block, uint16_t d, const uint8_t codes[QK_##NAME]) { \
+        block->d = d; \
+        pack_codes(block->qs, codes, QK_##NAME, NAME##_CODE_RUN); \
+    }
+#define DEFINE_PACK_SUB_SCALES(NAME, name) \
+    void name##_pack( \
+            block_##name * block, uint16_t d, const int8_t scales[NAME##_SUB_BLOCKS], const uint8_t codes[QK_##NAME]) { \
+        block->d = d; \
+        name##_set_scales(block, scales); \
+        pack_codes(block->qs, codes, QK_##NAME, NAME##_CODE_RUN); \
+    }
+BOF4_TYPES_ONE_SCALE(DEFINE_PACK_ONE_SCALE)
+BOF4_TYPES_SUB_SCALES(DEFINE_PACK_SUB_SCALES)
 
 // Scale = signed block maximum (eq. 4), code = nearest level. The codes are those for the stored scale, not for the
-// maximum: that is what the decoder multiplies with.
-static void encode_block_bof4_s(const float * x, block_bof4_s * block) {
-    const uint16_t d = bof4_stored_scale(signed_maximum(x, QK_BOF4_S));
-    uint8_t codes[QK_BOF4_S];
-    bof4_nearest_codes(x, QK_BOF4_S, bof4_s_midpoints, BOF4_S_ZERO_CODE,
-        GGML_FP16_TO_FP32(d) / (float) BOF4_LEVEL_SCALE, codes);
-    bof4_s_pack(block, d, codes);
+// maximum: the decoder multiplies with the stored one.
+static inline uint16_t encode_one_scale(const struct bof4_encoding * type, const float * x, uint8_t * codes) {
+    const uint16_t d = bof4_stored_scale(signed_maximum(x, type->block));
+    bof4_nearest_codes(x, type, bof4_worth_of_one_scale(d), codes);
+    return d;
 }
 
-// The same with two levels of scales: the largest maximum of all gets the scale -32, which has no positive counterpart.
-static void encode_block_bof4_k(const float * x, block_bof4_k * block) {
-    const float m = signed_maximum(x, QK_BOF4_K);
-    const uint16_t d = bof4_stored_scale(m * (-4096.0f / (32 * BOF4_LEVEL_SCALE)));
-    const float unit = GGML_FP16_TO_FP32(d) * BOF4_K_UNIT;
-    int8_t scales[BOF4_K_SUB_BLOCKS] = {0};
-    uint8_t codes[QK_BOF4_K];
-    for (int b = 0; b < BOF4_K_SUB_BLOCKS; ++b) {
-        const float * block_x = x + b * BOF4_K_SUB_BLOCK;
+// The same with scales of sub-blocks: the largest maximum of all gets the scale -offset, which has no positive
+// counterpart.
+static inline uint16_t encode_sub_scales(
+        const struct bof4_encoding * type, const float * x, int8_t * scales, uint8_t * codes) {
+    const float m = signed_maximum(x, type->block);
+    const uint16_t d = bof4_stored_scale(m * (-1.0f / type->unit / (float) (type->offset * BOF4_LEVEL_SCALE)));
+    const float unit = GGML_FP16_TO_FP32(d) * type->unit;
+    for (int b = 0; b < type->sub_blocks; ++b) {
+        const float * block_x = x + b * type->sub_block;
+        scales[b] = 0;
         if (fabsf(unit) > 0.0f) {
-            const float s = rintf(signed_maximum(block_x, BOF4_K_SUB_BLOCK) / (unit * (float) BOF4_LEVEL_SCALE));
-            scales[b] = (int8_t) fminf(fmaxf(s, -32.0f), 31.0f);
+            const float s = rintf(signed_maximum(block_x, type->sub_block) / (unit * (float) BOF4_LEVEL_SCALE));
+            scales[b] = (int8_t) bof4_clamped_scale(s, type);
         }
-        bof4_nearest_codes(block_x, BOF4_K_SUB_BLOCK, bof4_k_midpoints, BOF4_K_ZERO_CODE, unit * (float) scales[b],
-            codes + b * BOF4_K_SUB_BLOCK);
+        bof4_nearest_codes(block_x, type, unit * (float) scales[b], codes + b * type->sub_block);
     }
-    bof4_k_pack(block, d, scales, codes);
+    return d;
 }
 
-void quantize_row_bof4_s_ref(const float * x, void * y, int64_t k) {
-    assert(k % QK_BOF4_S == 0);
-    block_bof4_s * blocks = y;
-    for (int64_t i = 0; i < k / QK_BOF4_S; ++i) {
-        encode_block_bof4_s(x + i * QK_BOF4_S, blocks + i);
+#define DEFINE_ENCODE_ONE_SCALE(NAME, name) \
+    static void encode_block_##name(const float * x, block_##name * block) { \
+        uint8_t codes[QK_##NAME]; \
+        const uint16_t d = encode_one_scale(&name##_encoding, x, codes); \
+        name##_pack(block, d, codes); \
     }
-}
+#define DEFINE_ENCODE_SUB_SCALES(NAME, name) \
+    static void encode_block_##name(const float * x, block_##name * block) { \
+        int8_t scales[NAME##_SUB_BLOCKS]; \
+        uint8_t codes[QK_##NAME]; \
+        const uint16_t d = encode_sub_scales(&name##_encoding, x, scales, codes); \
+        name##_pack(block, d, scales, codes); \
+    }
+BOF4_TYPES_ONE_SCALE(DEFINE_ENCODE_ONE_SCALE)
+BOF4_TYPES_SUB_SCALES(DEFINE_ENCODE_SUB_SCALES)
 
-void quantize_row_bof4_k_ref(const float * x, void * y, int64_t k) {
-    assert(k % QK_BOF4_K == 0);
-    block_bof4_k * blocks = y;
-    for (int64_t i = 0; i < k / QK_BOF4_K; ++i) {
-        encode_block_bof4_k(x + i * QK_BOF4_K, blocks + i);
+#define DEFINE_DECODE_ONE_SCALE(NAME, name) \
+    static inline void decode_block_##name(const block_##name * block, float * y) { \
+        const float d = GGML_FP16_TO_FP32(block->d); \
+        for (int at = 0; at < QK_##NAME / 2; at += NAME##_CODE_RUN, y += 2 * NAME##_CODE_RUN) { \
+            for (int j = 0; j < NAME##_CODE_RUN; ++j) { \
+                const uint8_t q = block->qs[at + j]; \
+                /* d * level is exact (11 + 7 bits), so one rounding is left and level 127 gives exactly d */ \
+                y[j]                   = d * name##_levels[q & 0xf] * NAME##_UNIT; \
+                y[j + NAME##_CODE_RUN] = d * name##_levels[q >> 4]  * NAME##_UNIT; \
+            } \
+        } \
     }
-}
-
-void dequantize_row_bof4_s(const void * x, float * y, int64_t k) {
-    assert(k % QK_BOF4_S == 0);
-    const block_bof4_s * blocks = x;
-    for (int64_t i = 0; i < k / QK_BOF4_S; ++i, y += QK_BOF4_S) {
-        const float d = GGML_FP16_TO_FP32(blocks[i].d);
-        for (int j = 0; j < QK_BOF4_S / 2; ++j) {
-            const uint8_t q = blocks[i].qs[j];
-            // d * level is exact (11 + 7 bits), so one rounding is left and level 127 gives exactly d
-            y[j]                 = d * bof4_s_levels[q & 0xf] * (1.0f / BOF4_LEVEL_SCALE);
-            y[j + QK_BOF4_S / 2] = d * bof4_s_levels[q >> 4]  * (1.0f / BOF4_LEVEL_SCALE);
-        }
+#define DEFINE_DECODE_SUB_SCALES(NAME, name) \
+    BOF4_STATIC_ASSERT(NAME##_CODE_RUN % NAME##_SUB_BLOCK == 0, "codes of a sub-block of " #NAME " are in one run"); \
+    static inline void decode_block_##name(const block_##name * block, float * y) { \
+        const float d = GGML_FP16_TO_FP32(block->d) * NAME##_UNIT; \
+        for (int at = 0; at < QK_##NAME; at += NAME##_SUB_BLOCK) { \
+            /* exact where d, a scale and a level have no more than 24 bits (BOF4_K: 11 + 5 + 7) */ \
+            const float worth = d * (float) name##_scale(block, at / NAME##_SUB_BLOCK); \
+            const uint8_t * qs = block->qs + at / (2 * NAME##_CODE_RUN) * NAME##_CODE_RUN + at % NAME##_CODE_RUN; \
+            const int shift = at / NAME##_CODE_RUN % 2 * 4; \
+            for (int j = 0; j < NAME##_SUB_BLOCK; ++j) { \
+                y[at + j] = worth * name##_levels[qs[j] >> shift & 0xf]; \
+            } \
+        } \
     }
-}
-
-void dequantize_row_bof4_k(const void * x, float * y, int64_t k) {
-    assert(k % QK_BOF4_K == 0);
-    const block_bof4_k * blocks = x;
-    for (int64_t i = 0; i < k / QK_BOF4_K; ++i, y += QK_BOF4_K) {
-        const float d = GGML_FP16_TO_FP32(blocks[i].d) * BOF4_K_UNIT;
-        for (int b = 0; b < BOF4_K_SUB_BLOCKS; ++b) {
-            // d * s * level is exact: 11 + 5 + 7 bits
-            const float unit = d * (float) bof4_k_scale(blocks + i, b);
-            const uint8_t * qs = blocks[i].qs + 64 * (b / 8) + BOF4_K_SUB_BLOCK * (b % 4);
-            const int shift = b / 4 % 2 * 4;
-            for (int j = 0; j < BOF4_K_SUB_BLOCK; ++j) {
-                y[b * BOF4_K_SUB_BLOCK + j] = unit * bof4_k_levels[qs[j] >> shift & 0xf];
-            }
-        }
-    }
-}
+BOF4_TYPES_ONE_SCALE(DEFINE_DECODE_ONE_SCALE)
+BOF4_TYPES_SUB_SCALES(DEFINE_DECODE_SUB_SCALES)
 
 static bool is_finite_scale(uint16_t d, const char * type, size_t block) {
     if ((d & 0x7c00) != 0x7c00) {
@@ -126,22 +130,28 @@ static bool is_finite_scale(uint16_t d, const char * type, size_t block) {
     return false;
 }
 
-bool validate_row_bof4_s(const void * data, size_t nblocks) {
-    const block_bof4_s * blocks = data;
-    for (size_t i = 0; i < nblocks; ++i) {
-        if (!is_finite_scale(blocks[i].d, "bof4_s", i)) {
-            return false;
-        }
+#define DEFINE_ROWS(NAME, name) \
+    void quantize_row_##name##_ref(const float * x, void * y, int64_t k) { \
+        assert(k % QK_##NAME == 0); \
+        block_##name * blocks = y; \
+        for (int64_t i = 0; i < k / QK_##NAME; ++i) { \
+            encode_block_##name(x + i * QK_##NAME, blocks + i); \
+        } \
+    } \
+    void dequantize_row_##name(const void * x, float * y, int64_t k) { \
+        assert(k % QK_##NAME == 0); \
+        const block_##name * blocks = x; \
+        for (int64_t i = 0; i < k / QK_##NAME; ++i) { \
+            decode_block_##name(blocks + i, y + i * QK_##NAME); \
+        } \
+    } \
+    bool validate_row_##name(const void * data, size_t nblocks) { \
+        const block_##name * blocks = data; \
+        for (size_t i = 0; i < nblocks; ++i) { \
+            if (!is_finite_scale(blocks[i].d, #name, i)) { \
+                return false; \
+            } \
+        } \
+        return true; \
     }
-    return true;
-}
-
-bool validate_row_bof4_k(const void * data, size_t nblocks) {
-    const block_bof4_k * blocks = data;
-    for (size_t i = 0; i < nblocks; ++i) {
-        if (!is_finite_scale(blocks[i].d, "bof4_k", i)) {
-            return false;
-        }
-    }
-    return true;
-}
+BOF4_TYPES(DEFINE_ROWS)

@@ -1,12 +1,11 @@
-// Scale search, both types. A scale is tried by giving every weight its nearest level under it: with the least-squares
+// Scale search, all types. A scale is tried by giving every weight its nearest level under it: with the least-squares
 // scale for those levels k, sum(w x k) / sum(w k^2), the squared error falls by sum(w x k)^2 / sum(w k^2).
 
-#include "bof4-search.h"
 #include "bof4-encode.h"
 
 #include <assert.h>
 
-// Compiled three times, for the vectors of three generations of processors; which one runs is decided when it is loaded. All
+// Compiled three times, for three levels of x86-64; the dynamic loader chooses the one that runs. All
 // give the same bytes: no sum depends on the width of a vector, and contraction to fused operations is off (CMake).
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__)
 #define BOF4_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default"), flatten))
@@ -30,23 +29,33 @@ struct fit {
     float weight;   // sum(w k^2): how much the error grows with the square of a step away from it
 };
 
-// sum(w x k) and sum(w k^2) for the nearest levels where a level is worth 1 / inverse. n and levels are constants wherever
-// this is called, so that it is compiled for them.
-static inline void correlate(
-        const float * x, const float * w, int n, const int8_t * levels, const float * midpoints, float inverse,
-        float * sum_xk, float * sum_kk) {
-    float level[QK_BOF4_S];
+// a constant wherever it is passed, so that code is compiled for the type
+typedef const struct bof4_encoding * encoding;
+
+enum {
+    MAX_SUB_BLOCKS = 16,
+    // superblock scales that are tried: the largest scale of a sub-block is 20/32 to 36/32 of the largest that can be
+    // stored
+    FIRST_SUPERSCALE = 20,
+    LAST_SUPERSCALE  = 36,
+    SUPERSCALES      = 32,
+};
+
+// sum(w x k) and sum(w k^2) for the nearest levels of a sub-block where a level is worth 1 / inverse.
+static inline void correlate(encoding type, const float * x, const float * w, float inverse, float * sum_xk, float * sum_kk) {
+    const int n = type->sub_block;
+    float level[BOF4_MAX_SUB_BLOCK];
     VECTORIZE
     for (int j = 0; j < n; ++j) {
-        level[j] = (float) levels[0];
+        level[j] = (float) type->levels[0];
     }
     // level = lowest level + the steps whose midpoints are below: no branch, so it vectorizes
     UNROLL
     for (int c = 0; c < 15; ++c) {
-        const float step = (float) (levels[c + 1] - levels[c]);
+        const float step = (float) (type->levels[c + 1] - type->levels[c]);
         VECTORIZE
         for (int j = 0; j < n; ++j) {
-            level[j] += x[j] * inverse > midpoints[c] ? step : 0.0f;
+            level[j] += x[j] * inverse > type->midpoints[c] ? step : 0.0f;
         }
     }
     // eight partial sums: without -ffast-math a single one would not vectorize
@@ -65,11 +74,10 @@ static inline void correlate(
     *sum_kk = ((kk[0] + kk[4]) + (kk[1] + kk[5])) + ((kk[2] + kk[6]) + (kk[3] + kk[7]));
 }
 
-static inline struct fit fit_of_scale(
-        const float * x, const float * w, int n, const int8_t * levels, const float * midpoints, float scale) {
+static inline struct fit fit_of_scale(encoding type, const float * x, const float * w, float scale) {
     float xk;
     float kk;
-    correlate(x, w, n, levels, midpoints, 1.0f / scale, &xk, &kk);
+    correlate(type, x, w, 1.0f / scale, &xk, &kk);
     if (!(kk > 0.0f)) {
         return (struct fit) { 0.0f, 0.0f, 0.0f };
     }
@@ -77,11 +85,10 @@ static inline struct fit fit_of_scale(
 }
 
 // By how much the squared error falls with exactly this scale.
-static inline float gain_of_scale(
-        const float * x, const float * w, int n, const int8_t * levels, const float * midpoints, float scale) {
+static inline float gain_of_scale(encoding type, const float * x, const float * w, float scale) {
     float xk;
     float kk;
-    correlate(x, w, n, levels, midpoints, 1.0f / scale, &xk, &kk);
+    correlate(type, x, w, 1.0f / scale, &xk, &kk);
     return scale * (2.0f * xk - scale * kk);
 }
 
@@ -93,48 +100,42 @@ static float largest_magnitude(const float * x, int n) {
     return largest;
 }
 
-// The best fit of either sign, among scales under which the largest weight lands at `first`, `first` + `step`, ... times the
-// largest level, each refined once more.
-static inline struct fit search_fit(
-        const float * x, const float * w, int n, const int8_t * levels, const float * midpoints,
-        float m, float first, float step, int count, struct fit * other_sign) {
+// The best fits of a sub-block with the largest magnitude m, the better sign first, among the scales of the type's
+// grid, each refined once more.
+static inline void search_fits(encoding type, const float * x, const float * w, float m, struct fit fits[2]) {
+    const struct bof4_search_grid grid = type->search;
     struct fit best[2] = { { 0.0f, 0.0f, 0.0f }, { 0.0f, 0.0f, 0.0f } };
     for (int sign = 0; sign < 2; ++sign) {
-        for (int i = 0; i < count; ++i) {
-            const float scale = (sign ? -m : m) / ((float) BOF4_LEVEL_SCALE * (first + step * (float) i));
-            const struct fit found = fit_of_scale(x, w, n, levels, midpoints, scale);
+        for (int i = 0; i < grid.count; ++i) {
+            const float scale = (sign ? -m : m) / ((float) BOF4_LEVEL_SCALE * (grid.first + grid.step * (float) i));
+            const struct fit found = fit_of_scale(type, x, w, scale);
             best[sign] = found.gain > best[sign].gain ? found : best[sign];
         }
         if (best[sign].gain > 0.0f) {
-            const struct fit again = fit_of_scale(x, w, n, levels, midpoints, best[sign].scale);
+            const struct fit again = fit_of_scale(type, x, w, best[sign].scale);
             best[sign] = again.gain > best[sign].gain ? again : best[sign];
         }
     }
     const int better = best[1].gain > best[0].gain;
-    *other_sign = best[1 - better];
-    return best[better];
+    fits[0] = best[better];
+    fits[1] = best[1 - better];
 }
 
-BOF4_CLONES
-uint16_t bof4_s_search_scale(const float * x, const float * w) {
-    const float m = largest_magnitude(x, QK_BOF4_S);
+// The fp16 bits of the only scale of a block; fp16 NaN where an x is not finite.
+static inline uint16_t search_one_scale(encoding type, const float * x, const float * w) {
+    const float m = largest_magnitude(x, type->block);
     if (!isfinite(m)) {
         return BOF4_FP16_NAN;
     }
-    struct fit other;
+    struct fit fits[2];
     // more candidates lower the error on Gaussian weights by less than 0.2 % (bench/NOTES.md)
-    const struct fit best = search_fit(x, w, QK_BOF4_S, bof4_s_levels, bof4_s_midpoints, m, 0.72f, 0.05f, 13, &other);
-    return bof4_stored_scale((best.gain > 0.0f ? best.scale : m / BOF4_LEVEL_SCALE) * (float) BOF4_LEVEL_SCALE);
+    search_fits(type, x, w, m, fits);
+    return bof4_stored_scale((fits[0].gain > 0.0f ? fits[0].scale : m / BOF4_LEVEL_SCALE) * (float) BOF4_LEVEL_SCALE);
 }
 
-// The best fits of a block of BOF4_K, the better sign first.
-static inline void search_fits_of_k(const float * x, const float * w, float m, struct fit fits[2]) {
-    fits[0] = search_fit(x, w, BOF4_K_SUB_BLOCK, bof4_k_levels, bof4_k_midpoints, m, 0.50f, 0.075f, 12, &fits[1]);
-}
-
-// Levels under all 64 scales that a block can have are rarely needed: the error has one dip for either sign, and the best
-// step is one of those beside it.
-static int best_step(const float * x, const float * w, float unit, const struct fit fits[2]) {
+// Levels under all scales that a sub-block can have are rarely needed: the error has one minimum for either sign, and
+// the best step is one of those next to it.
+static inline int best_step(encoding type, const float * x, const float * w, float unit, const struct fit fits[2]) {
     int best = 0;
     float best_gain = 0.0f; // of scale 0, all weights zero
     for (int i = 0; i < 2; ++i) {
@@ -142,12 +143,12 @@ static int best_step(const float * x, const float * w, float unit, const struct 
         if (!(fabsf(at) > 0.0f) || !(fabsf(at) < 1e6f)) {
             continue;
         }
-        const int middle = (int) fminf(fmaxf(floorf(at), -32.0f), 31.0f);
+        const int middle = (int) bof4_clamped_scale(floorf(at), type);
         for (int s = middle - 1; s <= middle + 2; ++s) {
-            if (s == 0 || s < -32 || s > 31) {
+            if (s == 0 || s < -type->offset || s > type->offset - 1) {
                 continue;
             }
-            const float found = gain_of_scale(x, w, BOF4_K_SUB_BLOCK, bof4_k_levels, bof4_k_midpoints, unit * (float) s);
+            const float found = gain_of_scale(type, x, w, unit * (float) s);
             if (found > best_gain) {
                 best_gain = found;
                 best = s;
@@ -157,26 +158,14 @@ static int best_step(const float * x, const float * w, float unit, const struct 
     return best;
 }
 
-BOF4_CLONES
-int bof4_k_search_block(const float * x, const float * w, float d) {
-    const float unit = d * BOF4_K_UNIT;
-    const float m = largest_magnitude(x, BOF4_K_SUB_BLOCK);
-    if (!(m > 0.0f) || !(fabsf(unit) > 0.0f)) {
-        return 0;
-    }
-    struct fit fits[2];
-    search_fits_of_k(x, w, m, fits);
-    return best_step(x, w, unit, fits);
-}
-
-// How far the error of a superblock falls with block scales that are whole numbers of `unit`, to second order.
-static float expected_gain(const struct fit fits[BOF4_K_SUB_BLOCKS][2], float unit) {
+// How far the error of a superblock falls with scales of sub-blocks that are whole numbers of `unit`, to second order.
+static inline float expected_gain(encoding type, const struct fit fits[][2], float unit) {
     float total = 0.0f;
-    for (int b = 0; b < BOF4_K_SUB_BLOCKS; ++b) {
+    for (int b = 0; b < type->sub_blocks; ++b) {
         float best = 0.0f;
         for (int i = 0; i < 2; ++i) {
             const struct fit * f = &fits[b][i];
-            const float s = fminf(fmaxf(rintf(f->scale / unit), -32.0f), 31.0f);
+            const float s = bof4_clamped_scale(rintf(f->scale / unit), type);
             const float off = f->scale - s * unit;
             best = fmaxf(best, f->gain - off * off * f->weight);
         }
@@ -185,15 +174,15 @@ static float expected_gain(const struct fit fits[BOF4_K_SUB_BLOCKS][2], float un
     return total;
 }
 
-// The fits of the sixteen blocks, and the superblock scale (decoded) that serves them best.
-static float search_superscale(const float * x, const float * w, struct fit fits[BOF4_K_SUB_BLOCKS][2]) {
+// The fits of the sub-blocks, and the superblock scale (decoded) that serves them best.
+static inline float search_superscale(encoding type, const float * x, const float * w, struct fit fits[][2]) {
+    const int n = type->sub_block;
     float largest = 0.0f;
-    for (int b = 0; b < BOF4_K_SUB_BLOCKS; ++b) {
-        const float * block_x = x + b * BOF4_K_SUB_BLOCK;
-        const float m = largest_magnitude(block_x, BOF4_K_SUB_BLOCK);
+    for (int b = 0; b < type->sub_blocks; ++b) {
+        const float m = largest_magnitude(x + b * n, n);
         fits[b][0] = fits[b][1] = (struct fit) { 0.0f, 0.0f, 0.0f };
         if (m > 0.0f) {
-            search_fits_of_k(block_x, w + b * BOF4_K_SUB_BLOCK, m, fits[b]);
+            search_fits(type, x + b * n, w + b * n, m, fits[b]);
         }
         largest = fmaxf(largest, fabsf(fits[b][0].scale));
     }
@@ -202,94 +191,93 @@ static float search_superscale(const float * x, const float * w, struct fit fits
     }
     float best_gain = -INFINITY;
     float best_unit = largest;
-    for (int steps = 20; steps <= 36; ++steps) {
+    for (int i = FIRST_SUPERSCALE; i <= LAST_SUPERSCALE; ++i) {
         for (int sign = -1; sign <= 1; sign += 2) {
-            const float unit = (float) sign * largest / (float) steps;
-            const float gain = expected_gain((const struct fit (*)[2]) fits, unit);
+            const float unit = (float) sign * largest / (float) (i * type->offset / SUPERSCALES);
+            const float gain = expected_gain(type, (const struct fit (*)[2]) fits, unit);
             if (gain > best_gain) {
                 best_gain = gain;
                 best_unit = unit;
             }
         }
     }
-    // least squares for the block scales that this unit leads to
+    // least squares for the scales of sub-blocks that this unit leads to
     float sum_xk = 0.0f;
     float sum_kk = 0.0f;
-    for (int b = 0; b < BOF4_K_SUB_BLOCKS; ++b) {
-        const float * block_x = x + b * BOF4_K_SUB_BLOCK;
-        const float * block_w = w + b * BOF4_K_SUB_BLOCK;
-        const float s = (float) best_step(block_x, block_w, best_unit, fits[b]);
+    for (int b = 0; b < type->sub_blocks; ++b) {
+        const float s = (float) best_step(type, x + b * n, w + b * n, best_unit, fits[b]);
         if (s != 0.0f) {
             float xk;
             float kk;
-            correlate(block_x, block_w, BOF4_K_SUB_BLOCK, bof4_k_levels, bof4_k_midpoints, 1.0f / (best_unit * s), &xk, &kk);
+            correlate(type, x + b * n, w + b * n, 1.0f / (best_unit * s), &xk, &kk);
             sum_xk += s * xk;
             sum_kk += s * s * kk;
         }
     }
     const float unit = sum_kk > 0.0f && sum_xk / sum_kk * best_unit > 0.0f ? sum_xk / sum_kk : best_unit;
-    return GGML_FP16_TO_FP32(bof4_stored_scale(unit / BOF4_K_UNIT));
+    return GGML_FP16_TO_FP32(bof4_stored_scale(unit / type->unit));
 }
 
-BOF4_CLONES
-uint16_t bof4_k_search_superscale(const float * x, const float * w) {
-    if (!isfinite(largest_magnitude(x, QK_BOF4_K))) {
-        return BOF4_FP16_NAN;
+// Scales of sub-blocks and codes; returns the fp16 bits of the superblock scale.
+static inline uint16_t search_sub_scales(
+        encoding type, const float * x, const float * w, int8_t * scales, uint8_t * codes) {
+    const bool finite = isfinite(largest_magnitude(x, type->block));
+    struct fit fits[MAX_SUB_BLOCKS][2];
+    const float d = finite ? search_superscale(type, x, w, fits) : NAN;
+    for (int b = 0; b < type->sub_blocks; ++b) {
+        const int at = b * type->sub_block;
+        scales[b] = finite ? (int8_t) best_step(type, x + at, w + at, d * type->unit, fits[b]) : 0;
+        bof4_nearest_codes(x + at, type, d * type->unit * (float) scales[b], codes + at);
     }
-    struct fit fits[BOF4_K_SUB_BLOCKS][2];
-    return bof4_stored_scale(search_superscale(x, w, fits));
+    return bof4_stored_scale(d);
 }
 
-static void search_block_bof4_s(const float * x, const float * w, block_bof4_s * block) {
-    const uint16_t d = bof4_s_search_scale(x, w);
-    uint8_t codes[QK_BOF4_S];
-    bof4_nearest_codes(x, QK_BOF4_S, bof4_s_midpoints, BOF4_S_ZERO_CODE,
-        GGML_FP16_TO_FP32(d) / (float) BOF4_LEVEL_SCALE, codes);
-    bof4_s_pack(block, d, codes);
-}
-
-static void search_block_bof4_k(const float * x, const float * w, block_bof4_k * block) {
-    const bool finite = isfinite(largest_magnitude(x, QK_BOF4_K));
-    struct fit fits[BOF4_K_SUB_BLOCKS][2];
-    const float d = finite ? search_superscale(x, w, fits) : NAN;
-    int8_t scales[BOF4_K_SUB_BLOCKS] = {0};
-    uint8_t codes[QK_BOF4_K];
-    for (int b = 0; b < BOF4_K_SUB_BLOCKS; ++b) {
-        const int at = b * BOF4_K_SUB_BLOCK;
-        scales[b] = finite ? (int8_t) best_step(x + at, w + at, d * BOF4_K_UNIT, fits[b]) : 0;
-        bof4_nearest_codes(x + at, BOF4_K_SUB_BLOCK, bof4_k_midpoints, BOF4_K_ZERO_CODE,
-            d * BOF4_K_UNIT * (float) scales[b], codes + at);
+#define DEFINE_SEARCH_BLOCK_ONE_SCALE(NAME, name) \
+    static void search_block_##name(const float * x, const float * w, block_##name * block) { \
+        uint8_t codes[QK_##NAME]; \
+        const uint16_t d = search_one_scale(&name##_encoding, x, w); \
+        bof4_nearest_codes(x, &name##_encoding, bof4_worth_of_one_scale(d), codes); \
+        name##_pack(block, d, codes); \
     }
-    bof4_k_pack(block, bof4_stored_scale(d), scales, codes);
-}
+#define DEFINE_SEARCH_BLOCK_SUB_SCALES(NAME, name) \
+    BOF4_STATIC_ASSERT(NAME##_SUB_BLOCKS <= MAX_SUB_BLOCKS, "MAX_SUB_BLOCKS is that of all types"); \
+    BOF4_CLONES \
+    uint16_t name##_search_superscale(const float * x, const float * w) { \
+        if (!isfinite(largest_magnitude(x, QK_##NAME))) { \
+            return BOF4_FP16_NAN; \
+        } \
+        struct fit fits[MAX_SUB_BLOCKS][2]; \
+        return bof4_stored_scale(search_superscale(&name##_encoding, x, w, fits)); \
+    } \
+    static void search_block_##name(const float * x, const float * w, block_##name * block) { \
+        int8_t scales[NAME##_SUB_BLOCKS]; \
+        uint8_t codes[QK_##NAME]; \
+        const uint16_t d = search_sub_scales(&name##_encoding, x, w, scales, codes); \
+        name##_pack(block, d, scales, codes); \
+    }
+BOF4_TYPES_ONE_SCALE(DEFINE_SEARCH_BLOCK_ONE_SCALE)
+BOF4_TYPES_SUB_SCALES(DEFINE_SEARCH_BLOCK_SUB_SCALES)
 
+// The importance of the weights of a block where there is no importance matrix.
 static const float * ones(void) {
-    static const float w[QK_BOF4_K] = {
+    static const float w[BOF4_MAX_BLOCK] = {
 #define X16 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1
         X16, X16, X16, X16, X16, X16, X16, X16, X16, X16, X16, X16, X16, X16, X16, X16
 #undef X16
     };
     return w;
 }
+BOF4_STATIC_ASSERT(BOF4_MAX_BLOCK == 256, "ones() has as many as the largest block has weights");
 
-BOF4_CLONES
-size_t quantize_bof4_s(const float * src, void * dst, int64_t nrow, int64_t n_per_row, const float * imatrix) {
-    assert(n_per_row % QK_BOF4_S == 0);
-    block_bof4_s * blocks = dst;
-    for (int64_t i = 0; i < nrow * n_per_row / QK_BOF4_S; ++i) {
-        search_block_bof4_s(
-            src + i * QK_BOF4_S, imatrix ? imatrix + i * QK_BOF4_S % n_per_row : ones(), blocks + i);
+#define DEFINE_QUANTIZE(NAME, name) \
+    BOF4_CLONES \
+    size_t quantize_##name(const float * src, void * dst, int64_t nrow, int64_t n_per_row, const float * imatrix) { \
+        assert(n_per_row % QK_##NAME == 0); \
+        block_##name * blocks = dst; \
+        for (int64_t i = 0; i < nrow * n_per_row / QK_##NAME; ++i) { \
+            search_block_##name( \
+                src + i * QK_##NAME, imatrix ? imatrix + i * QK_##NAME % n_per_row : ones(), blocks + i); \
+        } \
+        return nrow * ggml_row_size(GGML_TYPE_##NAME, n_per_row); \
     }
-    return nrow * ggml_row_size(GGML_TYPE_BOF4_S, n_per_row);
-}
-
-BOF4_CLONES
-size_t quantize_bof4_k(const float * src, void * dst, int64_t nrow, int64_t n_per_row, const float * imatrix) {
-    assert(n_per_row % QK_BOF4_K == 0);
-    block_bof4_k * blocks = dst;
-    for (int64_t i = 0; i < nrow * n_per_row / QK_BOF4_K; ++i) {
-        search_block_bof4_k(
-            src + i * QK_BOF4_K, imatrix ? imatrix + i * QK_BOF4_K % n_per_row : ones(), blocks + i);
-    }
-    return nrow * ggml_row_size(GGML_TYPE_BOF4_K, n_per_row);
-}
+BOF4_TYPES(DEFINE_QUANTIZE)

@@ -1,21 +1,27 @@
-// Scale search: scales that minimize the squared error of the nearest levels, weighted by the importance of each weight.
-// A weight w_i of 0 or more stands for the importance of x_i; where all are equal, any constant will do.
+// Scale search: scales that minimize the squared error of the nearest levels, weighted by the importance of each
+// weight.
 #pragma once
 
 #include "bof4-blocks.h"
+
+// Scales that an encoder tries: those under which the largest weight lands at `first`, `first` + `step`, ... (`count`
+// of them) times the largest level, of either sign.
+struct bof4_search_grid {
+    float first;
+    float step;
+    int   count;
+};
 
 #ifdef __cplusplus
 extern "C" {
 #endif
 
-// BOF4_S: 64 weights; the fp16 bits of d. fp16 NaN where an x is not finite.
-GGML_API uint16_t bof4_s_search_scale(const float * x, const float * w);
-
-// BOF4_K: 256 weights; the fp16 bits of d. fp16 NaN where an x is not finite.
-GGML_API uint16_t bof4_k_search_superscale(const float * x, const float * w);
-
-// BOF4_K: 16 weights under the superblock scale d (decoded); their scale, -32 .. 31.
-GGML_API int bof4_k_search_block(const float * x, const float * w, float d);
+// Types with scales of sub-blocks: the fp16 bits of the scale d of a superblock of weights x with importances w of 0 or
+// more (where all are equal, any constant will do). fp16 NaN where an x is not finite.
+#define BOF4_DECLARE_SEARCH_SUPERSCALE(NAME, name) \
+    GGML_API uint16_t name##_search_superscale(const float * x, const float * w);
+BOF4_TYPES_SUB_SCALES(BOF4_DECLARE_SEARCH_SUPERSCALE)
+#undef BOF4_DECLARE_SEARCH_SUPERSCALE
 
 #ifdef __cplusplus
 }

@@ -3,12 +3,21 @@
 
 #define BOF4_FORMAT_VERSION 1
 #define BOF4_LEVEL_SCALE 127
+#define BOF4_FP16_MAX 65504.0f
+#define BOF4_FP16_NAN 0x7e00
 #define BOF4_OPQ_BLOCK 64
 #define BOF4_TYPE_ID_END 178
+#define BOF4_MAX_BLOCK 256
+#define BOF4_MAX_SUB_BLOCK 64
 
-// X(NAME, name) for every type, and for those of which more than portable code is implemented.
+// X(NAME, name) for every type; for those whose fp16 scale is the only one; for those with scales of
+// sub-blocks; and for those of which more than portable code is implemented.
 #define BOF4_TYPES(X) \
     X(BOF4_S, bof4_s) \
+    X(BOF4_K, bof4_k)
+#define BOF4_TYPES_ONE_SCALE(X) \
+    X(BOF4_S, bof4_s)
+#define BOF4_TYPES_SUB_SCALES(X) \
     X(BOF4_K, bof4_k)
 #define BOF4_TYPES_REPACKED(X) \
     X(BOF4_S, bof4_s) \
@@ -19,6 +28,10 @@
 #define BOF4_TYPES_GPTQ(X) \
     X(BOF4_S, bof4_s) \
     X(BOF4_K, bof4_k)
+
+// BOF4_TYPES(...) in enum ggml_type and in enum llama_ftype
+#define BOF4_TYPE_ENUMERATOR(NAME, name) GGML_TYPE_##NAME = NAME##_TYPE_ID,
+#define BOF4_FILE_TYPE_ENUMERATOR(NAME, name) LLAMA_FTYPE_MOSTLY_##NAME = NAME##_FILE_TYPE,
 
 #define QK_BOF4_S 64
 #define BOF4_S_BLOCK_BYTES 34
@@ -31,6 +44,7 @@
 #define BOF4_S_SUB_SCALE_OFFSET 0
 #define BOF4_S_SUB_SCALE_BYTES 0
 #define BOF4_S_CODES_AT 2
+#define BOF4_S_CODE_RUN 32
 #define BOF4_S_UNIT (1.0f / 127)
 #define BOF4_S_ACTIVATION GGML_TYPE_Q8_0
 #define BOF4_S_FALLBACK GGML_TYPE_Q8_0
@@ -51,6 +65,7 @@
 #define BOF4_K_SUB_SCALE_OFFSET 32
 #define BOF4_K_SUB_SCALE_BYTES 12
 #define BOF4_K_CODES_AT 14
+#define BOF4_K_CODE_RUN 64
 #define BOF4_K_UNIT (1.0f / 4096)
 #define BOF4_K_ACTIVATION GGML_TYPE_Q8_K
 #define BOF4_K_FALLBACK GGML_TYPE_BOF4_S

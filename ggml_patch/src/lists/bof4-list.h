@@ -55,6 +55,11 @@ struct bof4_list_view {
 };
 GGML_API struct bof4_list_view ggml_bof4_view_of_op(const struct ggml_tensor * op);
 
+// An entry of a list. The value is rounded to bf16, to nearest, ties to even.
+static inline int32_t bof4_entry(int64_t column, float value) {
+    return (int32_t) ((uint32_t) column | (uint32_t) ggml_fp32_to_bf16(value).bits << 16);
+}
+
 static inline int32_t bof4_entry_column(int32_t entry) {
     return entry & 0xffff;
 }

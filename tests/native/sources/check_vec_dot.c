@@ -1,7 +1,7 @@
-// Check one build of the kernels of both types: compiled once per instruction set, run on the processor or under qemu.
+// Checks one build of the vec_dot of all types: compiled once per instruction set, run on the processor or under qemu.
 //
 // Every product is compared with the sum over decoded weights and activations in double precision; rows
-// are random, all of one extreme level, and full of zeros. Prints one line a type and exits with 1 on a failure.
+// are random, or all of one extreme level. Prints one line per type and exits with 1 on a failure.
 
 #define GGML_COMMON_DECL_C
 #include "ggml-common.h"
@@ -18,9 +18,27 @@
 // what ggml-cpu.c and ggml.c would provide
 float ggml_table_f32_f16[1 << 16];
 size_t ggml_row_size(enum ggml_type type, int64_t ne) {
-    return type == GGML_TYPE_BOF4_K ? (size_t) (ne / QK_BOF4_K) * sizeof(block_bof4_k)
-                                    : (size_t) (ne / QK_BOF4_S) * sizeof(block_bof4_s);
+    switch (type) {
+#define ROW_SIZE(NAME, name) case GGML_TYPE_##NAME: return (size_t) (ne / QK_##NAME) * NAME##_BLOCK_BYTES;
+        BOF4_TYPES(ROW_SIZE)
+        default: abort();
+    }
 }
+
+struct checked_type {
+    const char *   name;
+    int            block;
+    int            block_bytes;
+    enum ggml_type activation;
+    void (*dequantize)(const void * x, float * y, int64_t k);
+    void (*vec_dot)(int n, float * s, size_t bs, const void * x, size_t bx, const void * y, size_t by, int nrc);
+};
+
+static const struct checked_type types[] = {
+#define CHECKED_TYPE(NAME, name) \
+    { #NAME, QK_##NAME, NAME##_BLOCK_BYTES, NAME##_ACTIVATION, dequantize_row_##name, ggml_vec_dot_##name },
+    BOF4_TYPES(CHECKED_TYPE)
+};
 
 enum { MAX_BLOCKS = 64, ROUNDS = 20 };
 
@@ -49,73 +67,72 @@ static void multiply(const float * w, const float * a, int n, double * product, 
     }
 }
 
-static float weights[MAX_BLOCKS * QK_BOF4_K];
-static float activations[MAX_BLOCKS * QK_BOF4_K];
+static float weights[MAX_BLOCKS * BOF4_MAX_BLOCK];
+static float activations[MAX_BLOCKS * BOF4_MAX_BLOCK];
 
-// One product of each type: its error as a share of the sum of magnitudes. Rows are exactly as large as they must be, so
-// that a sanitizer or the end of the heap shows a read beyond them.
-static double error_of_s(int nblocks, int round) {
-    block_bof4_s * x = calloc(nblocks, sizeof(*x));
-    block_q8_0   * y = calloc(2 * nblocks, sizeof(*y));
-    const int n = nblocks * QK_BOF4_S;
+// n random activations of a type, exactly as large as they must be, and their values.
+static void * random_activations(enum ggml_type type, int n, int round) {
+    if (type == GGML_TYPE_Q8_0) {
+        block_q8_0 * y = calloc(n / QK8_0, sizeof(*y));
+        for (int i = 0; i < n; ++i) {
+            block_q8_0 * block = y + i / QK8_0;
+            if (i % QK8_0 == 0) {
+                block->d = GGML_FP32_TO_FP16(fabsf(next_scale()));
+            }
+            block->qs[i % QK8_0] = next_activation(round);
+            activations[i] = GGML_FP16_TO_FP32(block->d) * block->qs[i % QK8_0];
+        }
+        return y;
+    }
+    if (type == GGML_TYPE_Q8_K) {
+        block_q8_K * y = calloc(n / QK_K, sizeof(*y));
+        for (int i = 0; i < n; ++i) {
+            block_q8_K * block = y + i / QK_K;
+            const int j = i % QK_K;
+            if (j == 0) {
+                block->d = next_scale();
+            }
+            block->qs[j] = next_activation(round);
+            block->bsums[j / 16] = (int16_t) (block->bsums[j / 16] + block->qs[j]);
+            activations[i] = block->d * block->qs[j];
+        }
+        return y;
+    }
+    fprintf(stderr, "no random activations of type %d\n", (int) type);
+    exit(2);
+}
+
+// The error of one product relative to the sum of magnitudes. Rows are exactly as large as they must be, so that a
+// sanitizer or the end of the heap shows a read beyond them.
+static double error_of(const struct checked_type * type, int nblocks, int round) {
+    const int n = nblocks * type->block;
+    uint8_t * x = malloc((size_t) nblocks * type->block_bytes);
     for (int i = 0; i < nblocks; ++i) {
-        x[i].d = GGML_FP32_TO_FP16(next_scale());
-        for (int j = 0; j < QK_BOF4_S / 2; ++j) {
-            x[i].qs[j] = next_codes(round);
+        uint8_t * block = x + (size_t) i * type->block_bytes;
+        const ggml_fp16_t d = GGML_FP32_TO_FP16(next_scale());
+        memcpy(block, &d, sizeof(d));
+        // scales of sub-blocks, where there are some, and codes
+        for (int j = sizeof(d); j < type->block_bytes; ++j) {
+            block[j] = next_codes(round);
         }
     }
-    for (int i = 0; i < n; ++i) {
-        if (i % QK8_0 == 0) {
-            y[i / QK8_0].d = GGML_FP32_TO_FP16(fabsf(next_scale()));
-        }
-        y[i / QK8_0].qs[i % QK8_0] = next_activation(round);
-        activations[i] = GGML_FP16_TO_FP32(y[i / QK8_0].d) * y[i / QK8_0].qs[i % QK8_0];
-    }
+    void * y = random_activations(type->activation, n, round);
     float got = NAN;
-    ggml_vec_dot_bof4_s_q8_0(n, &got, 0, x, 0, y, 0, 1);
+    type->vec_dot(n, &got, 0, x, 0, y, 0, 1);
     double product, magnitude;
-    dequantize_row_bof4_s(x, weights, n);
+    type->dequantize(x, weights, n);
     multiply(weights, activations, n, &product, &magnitude);
     free(x);
     free(y);
     return fabs(got - product) / magnitude;
 }
 
-static double error_of_k(int nblocks, int round) {
-    block_bof4_k * x = calloc(nblocks, sizeof(*x));
-    block_q8_K   * y = calloc(nblocks, sizeof(*y));
-    const int n = nblocks * QK_BOF4_K;
-    for (int i = 0; i < nblocks; ++i) {
-        x[i].d = GGML_FP32_TO_FP16(next_scale());
-        for (size_t j = 0; j < sizeof(x[i].scales); ++j) {
-            x[i].scales[j] = next_codes(round);
-        }
-        for (int j = 0; j < QK_BOF4_K / 2; ++j) {
-            x[i].qs[j] = next_codes(round);
-        }
-        y[i].d = next_scale();
-        for (int j = 0; j < QK_K; ++j) {
-            y[i].qs[j] = next_activation(round);
-            y[i].bsums[j / 16] = (int16_t) (y[i].bsums[j / 16] + y[i].qs[j]);
-            activations[i * QK_K + j] = y[i].d * y[i].qs[j];
-        }
-    }
-    float got = NAN;
-    ggml_vec_dot_bof4_k_q8_K(n, &got, 0, x, 0, y, 0, 1);
-    double product, magnitude;
-    dequantize_row_bof4_k(x, weights, n);
-    multiply(weights, activations, n, &product, &magnitude);
-    free(x);
-    free(y);
-    return fabs(got - product) / magnitude;
-}
-
-static int check(const char * type, double (*error_of)(int nblocks, int round)) {
+static int check(const struct checked_type * type) {
     double worst = 0.0;
     int cases = 0;
     for (int nblocks = 1; nblocks <= MAX_BLOCKS; ++nblocks) {
         for (int round = 0; round < ROUNDS; ++round, ++cases) {
-            const double error = error_of(nblocks, round);
+            const double error = error_of(type, nblocks, round);
             if (!(error <= worst)) {
                 worst = error;
             }
@@ -123,7 +140,8 @@ static int check(const char * type, double (*error_of)(int nblocks, int round)) 
     }
     // 24-bit floats, a few dozen additions deep
     const int failed = !(worst < 2e-6);
-    printf("%s: %d products, largest error %.2g of the sum of magnitudes: %s\n", type, cases, worst, failed ? "FAILED" : "ok");
+    printf("%s: %d products, largest error %.2g of the sum of magnitudes: %s\n",
+        type->name, cases, worst, failed ? "FAILED" : "ok");
     return failed;
 }
 
@@ -131,6 +149,9 @@ int main(void) {
     for (uint32_t i = 0; i < 1 << 16; ++i) {
         ggml_table_f32_f16[i] = GGML_FP16_TO_FP32((ggml_fp16_t) i);
     }
-    const int failed = check("BOF4_S", error_of_s);
-    return check("BOF4_K", error_of_k) | failed;
+    int failed = 0;
+    for (size_t i = 0; i < sizeof(types) / sizeof(*types); ++i) {
+        failed |= check(types + i);
+    }
+    return failed;
 }

@@ -1,11 +1,11 @@
-// One plain kernel, called once: what counters of instructions run. Nothing but the kernel depends on N, so that a difference of
-// two counts is its own.
+// One vec_dot, called once, for counters of instructions. Nothing but the kernel depends on N, so that the difference
+// of two counts is the kernel's.
 //
 //   count_vec_dot TYPE N         one product of N weights, for valgrind and qemu
-//   count_vec_dot TYPE N step    the same, and prints how many instructions a process takes for it, which is let do them one by
-//                                one: for instructions of a processor that valgrind does not know
+//   count_vec_dot TYPE N step    the same, and prints the number of instructions of a process that executes it in single steps:
+//                                for instructions that valgrind does not know
 //
-// Exit code 77 where the system forbids that.
+// Exit code 77 where the system forbids single steps.
 
 #define GGML_COMMON_DECL_C
 #include "ggml-common.h"
@@ -32,15 +32,15 @@ size_t ggml_row_size(enum ggml_type type, int64_t ne) {
 typedef void (*vec_dot)(int n, float * s, size_t bs, const void * x, size_t bx, const void * y, size_t by, int nrc);
 
 static const struct { const char * name; vec_dot f; } kernels[] = {
-    { "BOF4_S", ggml_vec_dot_bof4_s_q8_0 },
-    { "BOF4_K", ggml_vec_dot_bof4_k_q8_K },
+#define KERNEL(NAME, name) { #NAME, ggml_vec_dot_##name },
+    BOF4_TYPES(KERNEL)
     { "IQ4_NL", ggml_vec_dot_iq4_nl_q8_0 },
     { "Q4_K",   ggml_vec_dot_q4_K_q8_K },
 };
 
 enum { MAX_N = 4096 };
 
-// zeros are as good as anything: no kernel looks at what it multiplies
+// zeros: the number of instructions does not depend on the values
 static char x[2 * MAX_N], y[2 * MAX_N];
 
 static int count_steps(vec_dot f, int n) {
@@ -84,6 +84,6 @@ int main(int argc, char ** argv) {
             return 0;
         }
     }
-    fprintf(stderr, "usage: count_vec_dot BOF4_S|BOF4_K|IQ4_NL|Q4_K N [step]\n");
+    fprintf(stderr, "usage: count_vec_dot TYPE N [step]\n");
     return 2;
 }

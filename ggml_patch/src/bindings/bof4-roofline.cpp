@@ -1,4 +1,4 @@
-// The two floors of a product: reading its weights, and multiplying them.
+// The roofline of a product: how fast this machine reads weights, and how fast it multiplies them.
 #include "bof4-api.h"
 #include "bof4-timing.h"
 
@@ -23,7 +23,7 @@ double now_ns() {
     return std::chrono::duration<double, std::nano>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-// What is read must be used, or it would not be read.
+// The data read must be used, or the compiler removes the loads.
 volatile uint64_t sink;
 
 #if defined(__GNUC__)
@@ -42,7 +42,7 @@ struct lanes {
 };
 #endif
 
-// `streams` equal parts, side by side: how many a processor reads fastest is its own affair.
+// `streams` equal parts, read in turns: processors differ in the number of streams that they read fastest.
 template <int streams> ALWAYS_INLINE void read_streams(const char * data, int64_t nbytes) {
     constexpr int unroll = 4;
     const int64_t part = nbytes / streams / (unroll * 64) * (unroll * 64);
@@ -77,7 +77,7 @@ template <int streams> __attribute__((target("avx512f"))) void read_avx512(const
 
 std::vector<reader> readers() {
 #if defined(__x86_64__) && defined(__GNUC__)
-    // of the processor, not of the backend's build: the memory does not know which build asks
+    // by the processor, not by the backend's build: the bandwidth of the memory does not depend on the build
     if (__builtin_cpu_supports("avx512f")) {
         return { read_avx512<1>, read_avx512<2>, read_avx512<4> };
     }
@@ -89,13 +89,13 @@ std::vector<reader> readers() {
 }
 
 double read_once(reader read, const char * data, int64_t nbytes, int threads) {
-    const int64_t share = nbytes / threads;
+    const int64_t part = nbytes / threads;
     std::vector<std::thread> pool;
     const double start = now_ns();
     for (int i = 1; i < threads; ++i) {
-        pool.emplace_back(read, data + i * share, share);
+        pool.emplace_back(read, data + i * part, part);
     }
-    read(data, share);
+    read(data, part);
     for (auto & t : pool) {
         t.join();
     }
@@ -109,12 +109,12 @@ struct instructions {
 };
 
 constexpr int turns = 20000;
-// independent sums: more than any processor needs to hide the latency, and as many as registers hold
+// independent sums: enough to hide the latency on every processor, and few enough to stay in registers
 constexpr int chains = 12;
 
 #if defined(__x86_64__) && defined(__GNUC__)
 
-// the empty asm keeps a sum where it is, so that nothing is left out or joined
+// the empty asm keeps a sum in its register, so that the compiler neither removes nor combines products
 __attribute__((target("avx512f,avx512vnni"))) void multiply_avx512_vnni() {
     __m512i sums[chains] = {};
     __m512i a = _mm512_set1_epi8(1), b = _mm512_set1_epi8(2);
@@ -140,7 +140,7 @@ __attribute__((target("avx2,avxvnni"))) void multiply_avx_vnni() {
 }
 #endif
 
-// without a dot product: pairs, pairs of pairs, and a sum
+// without a dot product instruction: sums of two, of four, and an addition
 __attribute__((target("avx2"))) void multiply_avx2() {
     __m256i sums[chains] = {};
     __m256i a = _mm256_set1_epi8(1), b = _mm256_set1_epi8(2), ones = _mm256_set1_epi16(1);
@@ -208,7 +208,7 @@ instructions instructions_of_backend() {
 
 double bof4_read_ns(const void * data, int64_t nbytes, int threads, int passes) {
     double best = std::numeric_limits<double>::infinity();
-    // in turns, so that a slow moment does not hit one loop alone
+    // in turns, so that a disturbance does not affect one loop only
     for (int pass = 0; pass < passes; ++pass) {
         for (const reader read : readers()) {
             best = std::min(best, read_once(read, (const char *) data, nbytes, std::max(1, threads)));

@@ -1,0 +1,164 @@
+// Encoding, decoding and validation of rows.
+#include "bof4-checks.h"
+#include "bof4-float-rows.h"
+#include "bof4-gptq.h"
+#include "bof4-row-ranges.h"
+
+#include "../format/bof4-blocks.h"
+#include "../lists/bof4-list.h"
+
+#include "ggml.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace {
+
+// Rows of a type by one of its encoders.
+using encode_rows = void (*)(
+    ggml_type type, const float * x, void * rows, int64_t count, int64_t n_per_row, const float * imatrix);
+
+void encode_absmax(ggml_type type, const float * x, void * rows, int64_t count, int64_t n_per_row, const float *) {
+    ggml_get_type_traits(type)->from_float_ref(x, rows, count * n_per_row);
+}
+
+// What llama-quantize calls: the scale search of BOF4 types, and the only encoder of other types.
+void encode_like_llama_quantize(
+        ggml_type type, const float * x, void * rows, int64_t count, int64_t n_per_row, const float * imatrix) {
+    ggml_quantize_chunk(type, x, rows, 0, count, n_per_row, imatrix);
+}
+
+encode_rows encoder_of(ggml_type type, int encoder) {
+    switch (encoder) {
+        case BOF4_ENCODER_ABSMAX: return ggml_is_bof4(type) ? encode_absmax : encode_like_llama_quantize;
+        case BOF4_ENCODER_SEARCH: return encode_like_llama_quantize;
+        default: throw std::runtime_error("there is no encoder " + std::to_string(encoder));
+    }
+}
+
+int64_t first_nonfinite(const float * x, int64_t n) {
+    // an integer "or" vectorizes; the position is looked for only where there is one
+    uint32_t any = 0;
+    for (int64_t i = 0; i < n; ++i) {
+        uint32_t bits;
+        std::memcpy(&bits, x + i, sizeof(bits));
+        any |= (bits & 0x7f800000u) == 0x7f800000u;
+    }
+    return any ? std::find_if(x, x + n, [](float v) { return !std::isfinite(v); }) - x : -1;
+}
+
+} // namespace
+
+int64_t bof4_quantize(
+        int type_, int source_, const void * src, void * dst, int64_t nrow, int64_t n_per_row,
+        int encoder, const float * imatrix, const int32_t * row_pointers, const int32_t * entries, int threads) {
+    return bof4_guarded([&]() -> int64_t {
+        const ggml_type type   = bof4_checked_type(type_);
+        const ggml_type source = bof4_checked_type(source_);
+        const size_t row_bytes = bof4_checked_row_size(type, n_per_row);
+        bof4_checked_row_size(source, n_per_row);
+        bof4_check_source(source);
+        if (ggml_quantize_requires_imatrix(type) && imatrix == nullptr) {
+            throw std::runtime_error(std::string(ggml_type_name(type)) + " cannot be made without an importance matrix");
+        }
+        const auto encode = encoder_of(type, encoder);
+        ggml_quantize_init(type);
+
+        std::atomic<int64_t> bad{INT64_MAX};
+        bof4_for_row_ranges(nrow, bof4_rows_per_range(n_per_row), threads, [&](int64_t first, int64_t count) {
+            thread_local std::vector<float> converted;
+            const float * x = bof4_float_rows(source, src, first, count, n_per_row, converted);
+            const int64_t at = first_nonfinite(x, count * n_per_row);
+            if (at >= 0) {
+                int64_t known = bad;
+                const int64_t found = first * n_per_row + at;
+                while (found < known && !bad.compare_exchange_weak(known, found)) {}
+                return false;
+            }
+            if (row_pointers != nullptr && row_pointers[first] != row_pointers[first + count]) {
+                if (x != converted.data()) {
+                    converted.assign(x, x + count * n_per_row);
+                    x = converted.data();
+                }
+                for (int64_t r = 0; r < count; ++r) {
+                    for (int32_t e = row_pointers[first + r]; e < row_pointers[first + r + 1]; ++e) {
+                        converted[r * n_per_row + bof4_entry_column(entries[e])] = 0.0f;
+                    }
+                }
+            }
+            encode(type, x, (char *) dst + first * row_bytes, count, n_per_row, imatrix);
+            return true;
+        });
+        // ranges are distributed in ascending order and every range that was begun is finished, so this is the first
+        return bad == INT64_MAX ? -1 : bad.load();
+    });
+}
+
+int bof4_gptq(
+        int type_, const float * weights, int64_t nrow, int64_t n_per_row, const int32_t * order, const float * feedback,
+        const float * curvature, const float * hessian, int sweeps, const int32_t * row_pointers, int32_t * entries,
+        void * dst, float * decoded, double * loss, int threads) {
+    return bof4_guarded([&]() -> int {
+        const ggml_type type   = bof4_checked_type(type_);
+        const size_t row_bytes = bof4_checked_row_size(type, n_per_row);
+        if (!bof4_gptq_takes(type)) {
+            throw std::runtime_error(std::string("gptq does not encode the type ") + ggml_type_name(type));
+        }
+        if (!bof4_gptq_keeps_blocks(type, order, n_per_row)) {
+            throw std::runtime_error(std::string("the order of columns tears blocks of ") + ggml_type_name(type) + " apart");
+        }
+        const bof4_gptq_job job = { type, n_per_row, order, feedback, curvature, hessian, sweeps };
+        // losses are summed over tiles in order, whichever threads encoded them
+        const int64_t tile = bof4_gptq_tile_rows;
+        std::vector<double> losses((nrow + tile - 1) / tile * 2);
+        bof4_for_row_ranges(nrow, tile, threads, [&](int64_t first, int64_t count) {
+            bof4_gptq_rows rows = {
+                weights + first * n_per_row, count, row_pointers == nullptr ? nullptr : row_pointers + first, entries,
+                (char *) dst + first * row_bytes, decoded + first * n_per_row, { 0.0, 0.0 } };
+            bof4_gptq_encode(job, rows);
+            losses[first / tile * 2]     = rows.loss[0];
+            losses[first / tile * 2 + 1] = rows.loss[1];
+            return true;
+        });
+        loss[0] = loss[1] = 0.0;
+        for (size_t i = 0; i < losses.size(); ++i) {
+            loss[i % 2] += losses[i];
+        }
+        return 0;
+    });
+}
+
+int bof4_dequantize(int type_, const void * src, float * dst, int64_t nrow, int64_t n_per_row, int threads) {
+    return bof4_guarded([&]() -> int {
+        const ggml_type type = bof4_checked_type(type_);
+        const size_t row_bytes = bof4_checked_row_size(type, n_per_row);
+        const auto decode = ggml_get_type_traits(type)->to_float;
+        if (decode == nullptr && type != GGML_TYPE_F32) {
+            throw std::runtime_error(std::string("ggml cannot decode the type ") + ggml_type_name(type));
+        }
+        bof4_for_row_ranges(nrow, bof4_rows_per_range(n_per_row), threads, [&](int64_t first, int64_t count) {
+            const char * rows = (const char *) src + first * row_bytes;
+            if (decode == nullptr) {
+                std::copy_n((const float *) rows, count * n_per_row, dst + first * n_per_row);
+            } else {
+                decode(rows, dst + first * n_per_row, count * n_per_row);
+            }
+            return true;
+        });
+        return 0;
+    });
+}
+
+int bof4_validate(int type, const void * data, int64_t nbytes) {
+    return bof4_guarded([&]() -> int {
+        if (!ggml_validate_row_data(bof4_checked_type(type), data, nbytes)) {
+            throw std::runtime_error("ggml finds a block that is not valid");
+        }
+        return 0;
+    });
+}

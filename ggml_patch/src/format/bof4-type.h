@@ -1,0 +1,72 @@
+// The types for C++ templates: bof4_type<GGML_TYPE_BOF4_S> and so on. There is no primary definition, so that a type
+// that a template is used with, but that has no specialization here, does not compile.
+#pragma once
+
+#include "bof4-blocks.h"
+#include "bof4-levels.h"
+#include "bof4-search.h"
+
+#include <algorithm>
+#include <cmath>
+
+template <ggml_type type> struct bof4_type;
+
+// The numbers of a type, from the generated header.
+#define BOF4_TYPE_NUMBERS(NAME, name) \
+    using block_type = block_##name; \
+    static constexpr int block      = QK_##NAME;          /* weights */ \
+    static constexpr int sub_block  = NAME##_SUB_BLOCK;   /* weights under the innermost scale */ \
+    static constexpr int sub_blocks = NAME##_SUB_BLOCKS; \
+    static constexpr int zero_code  = NAME##_ZERO_CODE; \
+    static constexpr const int8_t * levels = name##_levels; \
+    static constexpr bof4_search_grid gptq = NAME##_GPTQ;
+
+// A weight is u * level * unit with the multiplier u of its sub-block.
+//   superscale(x, w)   of the weights x[block] with the importances w: the superblock scale, which all u depend on
+//   snap(u, first)     the nearest u that can be stored with the superblock scale `first`
+//   pack(...)          the block with the multipliers u[sub_blocks], all of them snapped
+
+// The fp16 scale is the only one, and it is u.
+#define BOF4_TYPE_ONE_SCALE(NAME, name) \
+    template <> struct bof4_type<GGML_TYPE_##NAME> { \
+        BOF4_TYPE_NUMBERS(NAME, name) \
+        static constexpr float unit = NAME##_UNIT; \
+        static float superscale(const float *, const float *) { return 0.0f; } \
+        static float snap(float u, float) { \
+            return ggml_fp16_to_fp32(ggml_fp32_to_fp16(std::min(std::max(u, -BOF4_FP16_MAX), BOF4_FP16_MAX))); \
+        } \
+        static void pack(block_type * out, float, const float * u, const uint8_t * codes) { \
+            name##_pack(out, ggml_fp32_to_fp16(u[0]), codes); \
+        } \
+    };
+
+// u is a whole number of steps of the superblock scale.
+#define BOF4_TYPE_SUB_SCALES(NAME, name) \
+    template <> struct bof4_type<GGML_TYPE_##NAME> { \
+        BOF4_TYPE_NUMBERS(NAME, name) \
+        static constexpr float unit = 1.0f; \
+        static constexpr int offset = NAME##_SUB_SCALE_OFFSET; \
+        static float superscale(const float * x, const float * w) { \
+            return ggml_fp16_to_fp32(name##_search_superscale(x, w)); \
+        } \
+        static float steps(float u, float first) { \
+            const float step = first * NAME##_UNIT; \
+            return std::fabs(step) > 0.0f \
+                ? std::min(std::max(std::nearbyint(u / step), (float) -offset), (float) (offset - 1)) : 0.0f; \
+        } \
+        static float snap(float u, float first) { return steps(u, first) * (first * NAME##_UNIT); } \
+        static void pack(block_type * out, float first, const float * u, const uint8_t * codes) { \
+            int8_t scales[sub_blocks]; \
+            for (int i = 0; i < sub_blocks; ++i) { \
+                scales[i] = (int8_t) steps(u[i], first); \
+            } \
+            name##_pack(out, ggml_fp32_to_fp16(first), scales, codes); \
+        } \
+    };
+
+BOF4_TYPES_ONE_SCALE(BOF4_TYPE_ONE_SCALE)
+BOF4_TYPES_SUB_SCALES(BOF4_TYPE_SUB_SCALES)
+
+#undef BOF4_TYPE_NUMBERS
+#undef BOF4_TYPE_ONE_SCALE
+#undef BOF4_TYPE_SUB_SCALES
