@@ -48,12 +48,13 @@ static __device__ __forceinline__ void bof4_list_apply(
     }
 }
 
-// The entry that bof4_list_apply would read first in this thread, for bof4_list_apply_prefetched. 0 (no outlier: its value is
-// zero) where the thread has none, or where a row of the operand is not one whole row of the weight.
-static __device__ __forceinline__ int32_t bof4_list_prefetch(const bof4_device_list & list, int64_t element, int thread) {
+// The entry that bof4_list_apply would read first in this thread for a row of the operand, for bof4_list_apply_prefetched. 0 (no
+// outlier: its value is zero) where the thread has none, or where a row of the operand is not one whole row of the weight.
+static __device__ __forceinline__ int32_t bof4_list_prefetch(
+        const bof4_device_list & list, int64_t i1, int64_t i2, int64_t i3, int thread) {
     int32_t entry = 0;
     if (list.row_pointers != nullptr && list.whole_rows) {
-        const int32_t * pointers = list.row_pointers + element / list.row_length;
+        const int32_t * pointers = list.row_pointers + bof4_list_element(list, i1, i2, i3) / list.row_length;
         const int e = pointers[0] + thread;
         if (e < pointers[1]) {
             entry = list.entries[e];
@@ -62,18 +63,19 @@ static __device__ __forceinline__ int32_t bof4_list_prefetch(const bof4_device_l
     return entry;
 }
 
-// bof4_list_apply with the first entry read before.
+// bof4_list_apply for a row of the operand, with the first entry read before.
 template <typename function>
 static __device__ __forceinline__ void bof4_list_apply_prefetched(
-        const bof4_device_list & list, int64_t element, int32_t entry, int thread, int n_threads, function apply) {
+        const bof4_device_list & list, int64_t i1, int64_t i2, int64_t i3, int32_t entry, int thread, int n_threads,
+        function apply) {
     if (!list.whole_rows) {
-        bof4_list_apply(list, element, thread, n_threads, apply);
+        bof4_list_apply(list, bof4_list_element(list, i1, i2, i3), thread, n_threads, apply);
         return;
     }
     if (bof4_list_entry_value(entry) != 0.0f) {
         apply(bof4_list_entry_column(entry), bof4_list_entry_value(entry));
     }
-    const int32_t * pointers = list.row_pointers + element / list.row_length;
+    const int32_t * pointers = list.row_pointers + bof4_list_element(list, i1, i2, i3) / list.row_length;
     for (int e = pointers[0] + thread + n_threads; e < pointers[1]; e += n_threads) {
         apply(bof4_list_entry_column(list.entries[e]), bof4_list_entry_value(list.entries[e]));
     }

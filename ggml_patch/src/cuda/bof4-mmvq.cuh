@@ -144,7 +144,6 @@ static __global__ void bof4_mul_mat_vec_kernel(const bof4_mul_mat_vec_args p, co
     const uint8_t * rows[S];
     int32_t prefetched[S];
     const auto row_of = [&](int s) { return min(row0 + s % R, (int64_t) p.nrows - 1); };
-    const auto element_of = [&](int s) { return bof4_list_element((s < R ? p.up : p.gate).list, row_of(s), at.x2, at.x3); };
 #pragma unroll
     for (int s = 0; s < S; ++s) {
         const bof4_mul_mat_vec_weight & f = s < R ? p.up : p.gate;
@@ -164,7 +163,7 @@ static __global__ void bof4_mul_mat_vec_kernel(const bof4_mul_mat_vec_args p, co
     // Few rows have more outliers than this block has threads.
 #pragma unroll
     for (int s = 0; s < S; ++s) {
-        prefetched[s] = bof4_list_prefetch((s < R ? p.up : p.gate).list, element_of(s), thread);
+        prefetched[s] = bof4_list_prefetch((s < R ? p.up : p.gate).list, row_of(s), at.x2, at.x3, thread);
     }
 
     // two sets of registers, used in turns: a single one would have to be copied in each iteration
@@ -189,12 +188,13 @@ static __global__ void bof4_mul_mat_vec_kernel(const bof4_mul_mat_vec_args p, co
         if (list.row_pointers == nullptr) {
             continue;
         }
-        bof4_list_apply_prefetched(list, element_of(s), prefetched[s], thread, threads, [&](int column, float value) {
+        const auto add = [&](int column, float value) {
 #pragma unroll
             for (int c = 0; c < columns; ++c) {
                 sums[s * columns + c] += value * x[c * p.x_s1 + column];
             }
-        });
+        };
+        bof4_list_apply_prefetched(list, row_of(s), at.x2, at.x3, prefetched[s], thread, threads, add);
     }
 
     constexpr int N = bof4_power_of_two(S * columns);

@@ -21,16 +21,15 @@ template <> struct bof4_cuda_type<GGML_TYPE_BOF4_K> {
     static __device__ __forceinline__ int first_of_word(int word) {
         return n / 2 * (word / 16) + 4 * (word % 16);
     }
-    // Scale j of a superblock, -32 to 31.
-    static __device__ __forceinline__ int sub_block_scale(const uint8_t * block, int j) {
-        const uint8_t * scales = block + scales_at;
+    // Scale j of a superblock, -32 to 31. scales: its 12 bytes of scales.
+    static __device__ __forceinline__ int sub_block_scale(const uint8_t * scales, int j) {
         return ((scales[j % 8] >> 4 * (j / 8) & 0xf) | (scales[8 + j % 4] >> 2 * (j / 4) & 0x3) << 4) - BOF4_K_SUB_SCALE_OFFSET;
     }
     static __device__ __forceinline__ void units(const uint8_t * block, int word, float & low, float & high) {
         const float d = bof4_load_scale(block) * BOF4_K_UNIT;
         const int j = first_of_word(word) / BOF4_K_SUB_BLOCK;
-        low  = d * (float) sub_block_scale(block, j);
-        high = d * (float) sub_block_scale(block, j + word_distance / BOF4_K_SUB_BLOCK);
+        low  = d * (float) sub_block_scale(block + scales_at, j);
+        high = d * (float) sub_block_scale(block + scales_at, j + word_distance / BOF4_K_SUB_BLOCK);
     }
     static __device__ __forceinline__ float weight(float unit, int level) {
         return unit * (float) level;
@@ -40,7 +39,7 @@ template <> struct bof4_cuda_type<GGML_TYPE_BOF4_K> {
     static constexpr int mmq_scales = BOF4_K_SUB_BLOCKS;
 
     static __device__ __forceinline__ float mmq_scale(const uint8_t * block, int i) {
-        return bof4_load_scale(block) * BOF4_K_UNIT * (float) sub_block_scale(block, i);
+        return bof4_load_scale(block) * BOF4_K_UNIT * (float) sub_block_scale(block + scales_at, i);
     }
 
     using act_layout = bof4_k_act_layout;
