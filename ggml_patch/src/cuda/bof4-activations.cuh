@@ -1,20 +1,20 @@
-// Activations as int8 for mul_mat_vec, in the order in which the codes of a type are stored, so that no weight has to be moved to
-// its activation. The number of activations under one scale depends on the type, too.
+// Activations as int8 for mul_mat_vec, in the order in which the codes of a type are stored, so that no weight has to
+// be moved to its activation. The number of activations under one scale depends on the type, too.
 #pragma once
 
 #include <cstdint>
 
-// Columns of n activations each. A column has `stride` words of four int8 in qs, and `scale_stride` floats in scales: each is the
-// scale of a group of activations times the unit of the type, so that the product of level and int8 has to be multiplied by this
-// and by the scale of the weights only.
+// Columns of n activations each. A column has `stride` words of four int8 in qs, and `scale_stride` floats in scales:
+// each is the scale of a group of activations times the unit of the type, so that the product of level and int8 has to
+// be multiplied by this and by the scale of the weights only.
 struct bof4_activations {
     int32_t * qs;
     float * scales;
     int64_t stride, scale_stride;
 };
 
-// One warp per group of activations under one scale; blockIdx.y, z: rows and matrices of x, whose strides s1, s2, s3 are in
-// elements. Groups behind the end of a column, which the products read, become zeros. A layout has
+// One warp per group of activations under one scale; blockIdx.y, z: rows and matrices of x, whose strides s1, s2, s3
+// are in elements. Groups behind the end of a column, which the products read, become zeros. A layout has
 //
 //     static constexpr int per_lane               activations of a lane
 //     static constexpr float unit                 of the type, by which scales are multiplied

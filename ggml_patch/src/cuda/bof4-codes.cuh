@@ -8,9 +8,9 @@
 // The traits of a type: bof4-type.cuh.
 template <ggml_type type> struct bof4_cuda_type;
 
-// Four bytes out of a (0 to 3) and b (4 to 7), selected by the four nibbles of the selector's low half. A nibble of 8 or more
-// gives the sign bit of byte (nibble - 8), repeated eight times: the PTX instruction defines that, the intrinsic __byte_perm
-// does not.
+// Four bytes out of a (0 to 3) and b (4 to 7), selected by the four nibbles of the selector's low half. A nibble of 8
+// or more gives the sign bit of byte (nibble - 8), repeated eight times: the PTX instruction defines that, the
+// intrinsic __byte_perm does not.
 static __device__ __forceinline__ uint32_t bof4_prmt(uint32_t a, uint32_t b, uint32_t selector) {
 #if defined(__CUDA_ARCH__) && !defined(GGML_USE_HIP) && !defined(GGML_USE_MUSA)
     uint32_t result;
@@ -30,11 +30,11 @@ static __device__ __forceinline__ uint32_t bof4_prmt(uint32_t a, uint32_t b, uin
 
 // The levels of a type as operands of prmt: levels 0 to 7 and 8 to 15, eight bytes each.
 //
-// A product needs only the right sum, not the level of each weight in a byte of its own. A code of 8 or more, looked up in `low`,
-// gives the sign of level (code - 8): -1, or 0 where that level is not negative. A code below 8, looked up in `raised` with its
-// top bit flipped, gives 0, because no level of `raised` is negative; a code of 8 or more gives its level there, plus 1 where
-// `low` gave -1. So the two lookups add up to the level. Both are multiplied (dp4a) instead of merged, which would take three
-// more instructions in the pipe that bounds the kernel.
+// A product needs only the right sum, not the level of each weight in a byte of its own. A code of 8 or more, looked up
+// in `low`, gives the sign of level (code - 8): -1, or 0 where that level is not negative. A code below 8, looked up in
+// `raised` with its top bit flipped, gives 0, because no level of `raised` is negative; a code of 8 or more gives its
+// level there, plus 1 where `low` gave -1. So the two lookups add up to the level. Both are multiplied (dp4a) instead
+// of merged, which would take three more instructions in the pipe that bounds the kernel.
 template <ggml_type type> struct bof4_level_table {
     static constexpr int level(int code) {
         return bof4_cuda_type<type>::level(code);
@@ -51,8 +51,8 @@ template <ggml_type type> struct bof4_level_table {
         "levels from code 8 on are not negative, and those that are raised by 1 are less than 127");
 };
 
-// Sum of the levels of the four codes in the low half of `codes` times four int8, and `sum`. flipped: the codes with the top bit
-// of each flipped.
+// Sum of the levels of the four codes in the low half of `codes` times four int8, and `sum`. flipped: the codes with
+// the top bit of each flipped.
 template <ggml_type type>
 static __device__ __forceinline__ int bof4_dot4(uint32_t codes, uint32_t flipped, int x, int sum) {
     using table = bof4_level_table<type>;
@@ -87,8 +87,8 @@ static __device__ __forceinline__ float bof4_load_scale(const uint8_t * p) {
     return __half2float(__ushort_as_half(*(const uint16_t *) p));
 }
 
-// A small integer as float without the conversion unit, whose throughput is a quarter of that of additions: the integer sum starts
-// at the bit pattern of the float 1.5 * 2^23, whose mantissa counts ones.
+// A small integer as float without the conversion unit, whose throughput is a quarter of that of additions: the integer
+// sum starts at the bit pattern of the float 1.5 * 2^23, whose mantissa counts ones.
 static constexpr int BOF4_FLOAT_ZERO = 0x4b400000;
 
 static __device__ __forceinline__ float bof4_small_int(int sum) {

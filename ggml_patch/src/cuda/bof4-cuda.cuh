@@ -7,16 +7,16 @@
 #include "../lists/bof4-list.h"
 #include "bof4-type.cuh"
 
-// Converters of contiguous and of strided tensors to T (float, half or nv_bfloat16), without outliers; null for types that have no
-// CUDA kernels here.
+// Converters of contiguous and of strided tensors to T (float, half or nv_bfloat16), without outliers; null for types
+// that have no CUDA kernels here.
 template <typename T> to_t_cuda_t<T> ggml_cuda_bof4_to(ggml_type type);
 template <typename T> to_t_nc_cuda_t<T> ggml_cuda_bof4_to_nc(ggml_type type);
 
 // get_rows of a weight of these types, with its outliers.
 void ggml_cuda_bof4_get_rows(ggml_backend_cuda_context & ctx, ggml_tensor * dst);
 
-// mul_mat of up to eight columns and mul_mat_id of up to eight tokens, with what upstream fuses: dst is then the sum with a bias or a
-// gated unit, and the list is a source of the product before it. Adds the outliers, of gate and up.
+// mul_mat of up to eight columns and mul_mat_id of up to eight tokens, with what upstream fuses: dst is then the sum
+// with a bias or a gated unit, and the list is a source of the product before it. Adds the outliers, of gate and up.
 void ggml_cuda_bof4_mul_mat_vec_q(
     ggml_backend_cuda_context & ctx, const ggml_tensor * src0, const ggml_tensor * src1, const ggml_tensor * ids, ggml_tensor * dst,
     const ggml_cuda_mm_fusion_args_host * fusion);

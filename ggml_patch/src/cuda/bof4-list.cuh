@@ -30,8 +30,8 @@ static __device__ __forceinline__ int64_t bof4_list_element(
     return list.first + i1 * list.stride[0] + i2 * list.stride[1] + i3 * list.stride[2];
 }
 
-// Calls apply(column, value) for every n_threads-th outlier, beginning with number `thread`, of the operand's row that begins at
-// this element of the weight. The row may span several rows of the weight or be a part of one.
+// Calls apply(column, value) for every n_threads-th outlier, beginning with number `thread`, of the operand's row that
+// begins at this element of the weight. The row may span several rows of the weight or be a part of one.
 template <typename function>
 static __device__ __forceinline__ void bof4_list_apply(
         const bof4_device_list & list, int64_t element, int thread, int n_threads, function apply) {
@@ -48,8 +48,9 @@ static __device__ __forceinline__ void bof4_list_apply(
     }
 }
 
-// The entry that bof4_list_apply would read first in this thread for a row of the operand, for bof4_list_apply_prefetched. 0 (no
-// outlier: its value is zero) where the thread has none, or where a row of the operand is not one whole row of the weight.
+// The entry that bof4_list_apply would read first in this thread for a row of the operand, for
+// bof4_list_apply_prefetched. 0 (no outlier: its value is zero) where the thread has none, or where a row of the
+// operand is not one whole row of the weight.
 static __device__ __forceinline__ int32_t bof4_list_prefetch(
         const bof4_device_list & list, int64_t i1, int64_t i2, int64_t i3, int thread) {
     int32_t entry = 0;

@@ -3,8 +3,8 @@
 
 #include "bof4-type.cuh"
 
-// Tile sizes and numbers of warps are tuned by type and chip. A type takes those of the upstream type whose tiles have the same
-// layout. Other types: themselves.
+// Tile sizes and numbers of warps are tuned by type and chip. A type takes those of the upstream type whose tiles have
+// the same layout. Other types: themselves.
 static constexpr __host__ __device__ ggml_type bof4_mmq_like(ggml_type type) {
     switch (type) {
 #define BOF4_MMQ_LIKE_CASE(NAME, name) case GGML_TYPE_##NAME: return bof4_cuda_type<GGML_TYPE_##NAME>::mmq_like;

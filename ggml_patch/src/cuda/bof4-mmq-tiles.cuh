@@ -3,9 +3,9 @@
 
 #include "bof4-type.cuh"
 
-// Places in a tile: words of four int8 in rows of `qs_stride` words, and the floats of `scales` scales per row. These lie behind
-// the first 64 words of their row where tensor cores read the tile (mma), else behind all rows, with one float of padding for
-// every 32 to put rows in different banks.
+// Places in a tile: words of four int8 in rows of `qs_stride` words, and the floats of `scales` scales per row. These
+// lie behind the first 64 words of their row where tensor cores read the tile (mma), else behind all rows, with one
+// float of padding for every 32 to put rows in different banks.
 template <int rows, int n_scales, int mma_stride, bool mma> struct bof4_tile {
     static constexpr int scales = n_scales;
     static constexpr int qs_stride = mma ? mma_stride : 64 + 1;
@@ -18,8 +18,8 @@ template <int rows, int n_scales, int mma_stride, bool mma> struct bof4_tile {
     }
 };
 
-// Every 32 threads decode a row at a time, a word of codes each. x: the first block of the first row; stride: blocks between
-// rows; clamp: rows behind last_row are that row again.
+// Every 32 threads decode a row at a time, a word of codes each. x: the first block of the first row; stride: blocks
+// between rows; clamp: rows behind last_row are that row again.
 template <ggml_type type, typename tile, int rows, int threads, bool clamp>
 static __device__ __forceinline__ void bof4_load_tile(
         const uint8_t * __restrict__ x, int * __restrict__ tile_x, int thread, int stride, int last_row) {

@@ -1,4 +1,5 @@
-// The parts of upstream's tiled product for these types. Included by mmq.cuh, before it chooses among the parts of all types.
+// The parts of upstream's tiled product for these types. Included by mmq.cuh, before it chooses among the parts of all
+// types.
 #pragma once
 
 #include "bof4-mmq-tiles.cuh"
@@ -41,8 +42,8 @@ template <> struct bof4_mmq_vec_dot<16> {
     }
 };
 
-// Upstream's struct of the parts (funcs, declared behind this include) for a type of ours. Upstream's switch names it for every
-// type, because it is no `if constexpr`; for types that are not ours it is not evaluated.
+// Upstream's struct of the parts (funcs, declared behind this include) for a type of ours. Upstream's switch names it
+// for every type, because it is no `if constexpr`; for types that are not ours it is not evaluated.
 template <typename funcs, ggml_type type, int J, bool fallback> static constexpr __device__ funcs bof4_mmq_util_funcs() {
     if constexpr (!ggml_cuda_bof4_has_kernels(type)) {
         return funcs(1, nullptr, nullptr, nullptr);

@@ -153,9 +153,9 @@ void ggml_cuda_bof4_mul_mat_vec_q(
         p.ids_stride = ids->nb[1] / sizeof(int32_t);
     }
 
-    // With a fused bias, the result may be allocated in the memory of the activations, which the graph does not read after the
-    // product. That is harmless for their int8 copy, but outliers are multiplied with the activations themselves: these are copied
-    // because blocks of threads would overwrite what other blocks still read.
+    // With a fused bias, the result may be allocated in the memory of the activations, which the graph does not read
+    // after the product. That is harmless for their int8 copy, but outliers are multiplied with the activations
+    // themselves: these are copied because blocks of threads would overwrite what other blocks still read.
     cudaStream_t stream = ctx.stream();
     ggml_cuda_pool_alloc<char> x_copy;
     if ((p.up.list.row_pointers != nullptr || p.gate.list.row_pointers != nullptr) && overlap(src1, dst)) {

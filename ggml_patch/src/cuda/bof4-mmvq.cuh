@@ -1,26 +1,27 @@
 // BOF4 weights times one to eight columns of activations, with outliers, bias and gate.
 //
-// Bound by memory bandwidth on most GPUs, by instruction issue on those with the highest bandwidth. Instructions per weight and
-// the reasons for this design: bench/NOTES.md, "CUDA".
+// Bound by memory bandwidth on most GPUs, by instruction issue on those with the highest bandwidth. Instructions per
+// weight and the reasons for this design: bench/NOTES.md, "CUDA".
 //
-// Activations are int8 in the order of the codes (bof4-activations.cuh). A block of threads computes a few rows. Each of its warps
-// computes a part of these rows, chunk by chunk: every lane loads the codes of the next chunk before it multiplies those of this
-// one. Each lane has a partial sum of every row, to which it adds its part of the outliers; the sums of all lanes and warps are
-// added at the end.
+// Activations are int8 in the order of the codes (bof4-activations.cuh). A block of threads computes a few rows. Each
+// of its warps computes a part of these rows, chunk by chunk: every lane loads the codes of the next chunk before it
+// multiplies those of this one. Each lane has a partial sum of every row, to which it adds its part of the outliers;
+// the sums of all lanes and warps are added at the end.
 //
 // A step (traits of the type, bof4-type.cuh) has
 //
-//     static constexpr int rows                   of a block of threads, up to four columns
-//     static constexpr int unroll                 chunks that are loaded and multiplied at once
-//     static constexpr int blocks_per_sm          for __launch_bounds__: with one column,
-//     static constexpr int blocks_per_sm_of_many_columns      and with more than three
-//     int chunks(n)                               of a row of n weights
-//     weights<S>                                  registers with the codes and scales of a chunk of S rows
-//     loader<S>(rows, n, lane)                    load(weights, chunk), and multiply<columns>(weights, act, column, chunk, sums),
-//                                                 which adds to sums[row * columns + column]
+//     static constexpr int rows              of a block of threads, up to four columns
+//     static constexpr int unroll            chunks that are loaded and multiplied at once
+//     static constexpr int blocks_per_sm     for __launch_bounds__: with one column,
+//     static constexpr int blocks_per_sm_of_many_columns     and with more than three
+//     int chunks(n)                          of a row of n weights
+//     weights<S>                             registers with the codes and scales of `unroll` chunks of S rows
+//     loader<S>(rows, n, lane)               load(weights, chunk), and multiply<columns>(weights, act, column, chunk,
+//                                            sums), which adds to sums[row * columns + column]
+//
+// Needs upstream's unary.cuh, included before, for the activation functions of gated units.
 #pragma once
 
-// Needs unary.cuh of upstream for the activation functions of gated units.
 #include "bof4-activations.cuh"
 #include "bof4-list.cuh"
 #include "bof4-type.cuh"
@@ -45,7 +46,7 @@ struct bof4_mul_mat_vec_args {
     int64_t s1, s2, s3;         // strides in elements
     int32_t n, nrows;           // of the weights
     int32_t nchannels_y;        // with ids: columns that a token has for its experts
-    int32_t channel_ratio, sample_ratio;    // matrices of the activations per matrix of the weights, in dimensions 2 and 3
+    int32_t channel_ratio, sample_ratio;    // activation matrices per weight matrix, in dimensions 2 and 3
     int32_t glu;                // ggml_glu_op
     float glu_limit;
 };
@@ -85,8 +86,9 @@ static __device__ __forceinline__ bof4_mul_mat_vec_position bof4_position_of_blo
     return at;
 }
 
-// Sums of sums[i] over the lanes of a warp, for i < N <= 32, a power of two: lane l returns that of i = l * N / 32. Lanes exchange
-// half of their remaining values in each step, so this takes N - 1 + log2(32 / N) shuffles instead of 5 N.
+// Sums of sums[i] over the lanes of a warp, for i < N <= 32, a power of two: lane l returns that of i = l * N / 32.
+// Lanes exchange half of their remaining values in each step, so this takes N - 1 + log2(32 / N) shuffles instead of 5
+// N.
 template <int N, int offset = 16, int size>
 static __device__ __forceinline__ float bof4_warp_sums(float (&sums)[size], int lane) {
     if constexpr (N > 1) {
@@ -131,7 +133,8 @@ static constexpr __host__ __device__ int bof4_rows_per_block() {
 
 // With one column, latency of loads is hidden by many warps; more columns need more registers per thread.
 template <typename step, int columns, int matrices>
-__launch_bounds__(32 * BOF4_MAX_WARPS, (columns == 1 ? step::blocks_per_sm : columns <= 3 ? 4 : step::blocks_per_sm_of_many_columns))
+__launch_bounds__(32 * BOF4_MAX_WARPS,
+    (columns == 1 ? step::blocks_per_sm : columns <= 3 ? 4 : step::blocks_per_sm_of_many_columns))
 static __global__ void bof4_mul_mat_vec_kernel(const bof4_mul_mat_vec_args p, const int64_t ne11, const int64_t ne12) {
     constexpr int R = bof4_rows_per_block<step, columns, matrices>();
     constexpr int S = R * matrices;
@@ -159,8 +162,8 @@ static __global__ void bof4_mul_mat_vec_kernel(const bof4_mul_mat_vec_args p, co
         loader.load(even, begin);
     }
 
-    // The first outlier of each thread is read here, behind the first codes: two loads, the second of which depends on the first.
-    // Few rows have more outliers than this block has threads.
+    // The first outlier of each thread is read here, behind the first codes: two loads, the second of which depends on
+    // the first. Few rows have more outliers than this block has threads.
 #pragma unroll
     for (int s = 0; s < S; ++s) {
         prefetched[s] = bof4_list_prefetch((s < R ? p.up : p.gate).list, row_of(s), at.x2, at.x3, thread);

@@ -1,7 +1,7 @@
-// The products of outliers, added to a result that was computed from the codes: for more columns than bof4-mmvq.cuh takes. Two
-// kernels. The first transposes the activations, so that an outlier reads 32 columns in one cache line. In the second a block of
-// threads computes the sums of 32 rows and 32 columns, one lane per column, and transposes them in shared memory, so that they are
-// added to contiguous elements of dst.
+// The products of outliers, added to a result that was computed from the codes: for more columns than bof4-mmvq.cuh
+// takes. Two kernels. The first transposes the activations, so that an outlier reads 32 columns in one cache line. In
+// the second a block of threads computes the sums of 32 rows and 32 columns, one lane per column, and transposes them
+// in shared memory, so that they are added to contiguous elements of dst.
 #pragma once
 
 #include "bof4-list.cuh"

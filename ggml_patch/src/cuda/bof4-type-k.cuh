@@ -46,9 +46,9 @@ template <> struct bof4_cuda_type<GGML_TYPE_BOF4_K> {
     template <bool aligned> using step = bof4_k_step;
 };
 
-// Eight bytes of codes are eight consecutive weights in the low nibbles and eight in the high nibbles, 64 later. The step merges
-// the nibbles of two words to the order 0 4 1 5 2 6 3 7. The activations are stored in that order: eight of the low nibbles, then
-// eight of the high ones. One scale for half a superblock.
+// Eight bytes of codes are eight consecutive weights in the low nibbles and eight in the high nibbles, 64 later. The
+// step merges the nibbles of two words to the order 0 4 1 5 2 6 3 7. The activations are stored in that order: eight of
+// the low nibbles, then eight of the high ones. One scale for half a superblock.
 struct bof4_k_act_layout {
     static constexpr int superblocks_of_chunk = 4;
     static constexpr int group = QK_BOF4_K / 2;
@@ -82,12 +82,14 @@ struct bof4_k_act_layout {
     }
 };
 
-// A chunk is four superblocks of eight lanes each. A lane has eight bytes of codes of the first 128 weights and the eight bytes at
-// the same place of the other 128: of the twelve bytes of scales it then needs three, for four times eight weights.
+// A chunk is four superblocks of eight lanes each. A lane has eight bytes of codes of the first 128 weights and the
+// eight bytes at the same place of the other 128: of the twelve bytes of scales it then needs three, for four times
+// eight weights.
 //
-// Superblocks are 142 bytes long, so the codes of every other one begin in the middle of a word and are shifted out of two words
-// and a half. Where codes begin at a word, the half word behind them may lie outside of the row: half of their second word is
-// loaded instead and not used. Four superblocks are a whole number of words, so a lane does the same in every chunk.
+// Superblocks are 142 bytes long, so the codes of every other one begin in the middle of a word and are shifted out of
+// two words and a half. Where codes begin at a word, the half word behind them may lie outside of the row: half of
+// their second word is loaded instead and not used. Four superblocks are a whole number of words, so a lane does the
+// same in every chunk.
 struct bof4_k_step {
     static constexpr int rows = 2, unroll = 1;
     static constexpr int blocks_per_sm = 6, blocks_per_sm_of_many_columns = 3;
@@ -161,7 +163,8 @@ struct bof4_k_step {
                 const float * dx = act.scales + (column + c) * act.scale_stride + 2 * b;
 #pragma unroll
                 for (int s = 0; s < S; ++s) {
-                    // stored scales of the low and the high nibbles in the halves of a word: four bits of each, then two
+                    // stored scales of the low and the high nibbles in the halves of a word: four bits of each, then
+                    // two
                     const uint32_t four = w.low[s] | (uint32_t) w.low4[s] << 16, two = w.high[s];
                     float sum = 0.0f;
 #pragma unroll

@@ -37,9 +37,10 @@ template <> struct bof4_cuda_type<GGML_TYPE_BOF4_S> {
     template <bool aligned> using step = bof4_s_step<aligned>;
 };
 
-// Each 16 bits of a row's blocks, scales included, have one word of activations, so that rows are read as a sequence of words
-// without regard to blocks. The word of a scale is zero. Two bytes of codes, 2 i and 2 i + 1, are weights 2 i, 2 i + 32, 2 i + 1
-// and 2 i + 33 in the order of their nibbles, and so are the activations of their word. Hence one scale for all 64.
+// Each 16 bits of a row's blocks, scales included, have one word of activations, so that rows are read as a sequence of
+// words without regard to blocks. The word of a scale is zero. Two bytes of codes, 2 i and 2 i + 1, are weights 2 i, 2
+// i + 32, 2 i + 1 and 2 i + 33 in the order of their nibbles, and so are the activations of their word. Hence one scale
+// for all 64.
 struct bof4_s_act_layout {
     static constexpr int halves = BOF4_S_BLOCK_BYTES / 2;   // 16-bit parts of a block
     static constexpr int chunk = 64;                        // of them that a warp multiplies at a time
@@ -76,9 +77,9 @@ struct bof4_s_act_layout {
     }
 };
 
-// Lane l of chunk c has word 32 c + l of the row: codes of one block, and possibly its scale or that of the next block, whose
-// activations are zero. So no word has codes of two blocks, all loads are coalesced, and blocks of 34 bytes need no realignment.
-// aligned: rows begin at multiples of four bytes; otherwise words are loaded in two halves.
+// Lane l of chunk c has word 32 c + l of the row: codes of one block, and possibly its scale or that of the next block,
+// whose activations are zero. So no word has codes of two blocks, all loads are coalesced, and blocks of 34 bytes need
+// no realignment. aligned: rows begin at multiples of four bytes; otherwise words are loaded in two halves.
 template <bool aligned> struct bof4_s_step {
     static constexpr int rows = 4, unroll = 2;
     static constexpr int blocks_per_sm = aligned ? 7 : 6, blocks_per_sm_of_many_columns = 4;

@@ -1,26 +1,26 @@
 // The CUDA traits of the types, and dispatch by type.
 //
-// bof4_cuda_type<type> has no primary definition, so that a type of BOF4_TYPES_CUDA without traits does not compile. Traits are
-// defined in a header per type, which is included below. A word is four bytes of codes: eight weights, four from first_of_word()
-// on and four `word_distance` later.
+// bof4_cuda_type<type> has no primary definition, so that a type of BOF4_TYPES_CUDA without traits does not compile.
+// Traits are defined in a header per type, which is included below. A word is four bytes of codes: eight weights, four
+// from first_of_word() on and four `word_distance` later.
 //
-//     static constexpr int n                      weights of a block
-//     static constexpr int bytes                  of a block
-//     static constexpr int words                  of codes in a block
-//     static constexpr int codes_at               byte at which the codes begin
-//     static constexpr int word_distance          from the weights of the low nibbles of a word to those of the high nibbles
-//     static constexpr int level(code)            the int8 level
-//     int first_of_word(word)                     first weight of the low nibbles, in the block
-//     void units(block, word, & low, & high)      values of level 1 in the low and in the high nibbles of a word
-//     float weight(unit, level)                   the weight, rounded as dequantize_row_* rounds
+//     static constexpr int n                 weights of a block
+//     static constexpr int bytes             of a block
+//     static constexpr int words             of codes in a block
+//     static constexpr int codes_at          byte at which the codes begin
+//     static constexpr int word_distance     from the weights of a word's low nibbles to those of its high nibbles
+//     static constexpr int level(code)       the int8 level
+//     int first_of_word(word)                first weight of the low nibbles, in the block
+//     void units(block, word, & low, & high) values of level 1 in the low and in the high nibbles of a word
+//     float weight(unit, level)              the weight, rounded as dequantize_row_* rounds
 //
-//     static constexpr ggml_type mmq_like         the upstream type whose tile configuration in the tiled product (mmq) is used
-//     static constexpr int mmq_scales             scales of 256 weights in a tile: 8 as upstream's Q8_0, or 16
-//     float mmq_scale(block, i)                   scale i of those that a block has in a tile
+//     static constexpr ggml_type mmq_like    the upstream type whose tile configuration the tiled product (mmq) uses
+//     static constexpr int mmq_scales        scales of 256 weights in a tile: 8 as for upstream's Q8_0, or 16
+//     float mmq_scale(block, i)              scale i of those that a block has in a tile
 //
-//     act_layout                                  order of the int8 activations of mul_mat_vec (bof4-activations.cuh)
-//     step<aligned>                               loads and multiplies in mul_mat_vec (bof4-mmvq.cuh); aligned: all rows begin
-//                                                 at multiples of four bytes
+//     act_layout                             order of the int8 activations of mul_mat_vec (bof4-activations.cuh)
+//     step<aligned>                          loads and multiplies in mul_mat_vec (bof4-mmvq.cuh);
+//                                            aligned: all rows begin at multiples of four bytes
 #pragma once
 
 #include "bof4-type-k.cuh"
@@ -32,9 +32,10 @@
 #define BOF4_CASE(NAME, name) case GGML_TYPE_##NAME:
 #endif
 
-#define BOF4_ASSERT_CUDA_TYPE(NAME, name) \
-    static_assert(bof4_cuda_type<GGML_TYPE_##NAME>::n == QK_##NAME && bof4_cuda_type<GGML_TYPE_##NAME>::bytes == NAME##_BLOCK_BYTES && \
-        bof4_cuda_type<GGML_TYPE_##NAME>::codes_at == NAME##_CODES_AT, "traits of another type");
+#define BOF4_ASSERT_CUDA_TYPE(NAME, name)                                                                             \
+    static_assert(bof4_cuda_type<GGML_TYPE_##NAME>::n == QK_##NAME, "traits of " #NAME);                               \
+    static_assert(bof4_cuda_type<GGML_TYPE_##NAME>::bytes == NAME##_BLOCK_BYTES, "traits of " #NAME);                  \
+    static_assert(bof4_cuda_type<GGML_TYPE_##NAME>::codes_at == NAME##_CODES_AT, "traits of " #NAME);
 BOF4_TYPES_CUDA(BOF4_ASSERT_CUDA_TYPE)
 #undef BOF4_ASSERT_CUDA_TYPE
 

@@ -73,7 +73,8 @@ void check_get_rows(ggml_type type, std::vector<int64_t> ne, double density, con
     ++cases;
 }
 
-// mul_mat of a view. With more than eight columns the codes are multiplied here, and only the outliers are added by a kernel.
+// mul_mat of a view. With more than eight columns the codes are multiplied here, and only the outliers are added by a
+// kernel.
 void check_mul_mat(ggml_type type, std::vector<int64_t> ne, double density, int64_t columns, int64_t repeat,
                    const view_of & view = whole) {
     new_case();
@@ -144,8 +145,8 @@ void check_mul_mat_id(ggml_type type, int64_t rows, int64_t tokens, bool own, do
     ++cases;
 }
 
-// What upstream fuses: a bias, a gated unit, both. experts: as a mul_mat_id of two tokens. of_up, of_gate: density of the lists.
-// over_x: the result is in the memory of the activations.
+// What upstream fuses: a bias, a gated unit, both. experts: as a mul_mat_id of two tokens. of_up, of_gate: density of
+// the lists. over_x: the result is in the memory of the activations.
 void check_fused(ggml_type type, bool experts, bool bias, int glu, double of_up, double of_gate, bool over_x = false) {
     new_case();
     const int64_t n = 768, rows = 13, n_experts = experts ? 4 : 1, tokens = experts ? 2 : 1, used = experts ? 2 : 1;

@@ -40,8 +40,8 @@ inline ggml_tensor * new_tensor(ggml_type type, std::vector<int64_t> ne) {
     return with_memory(ggml_new_tensor(context.get(), type, (int) ne.size(), ne.data()));
 }
 
-// A weight of random blocks with its list (density 0: none) and its values. Rows 1, 4, 7 .. of the list are empty; of the others,
-// rows 5, 12, 19 .. consist of outliers only.
+// A weight of random blocks with its list (density 0: none) and its values. Rows 1, 4, 7 .. of the list are empty; of
+// the others, rows 5, 12, 19 .. consist of outliers only.
 struct weight_of {
     ggml_tensor * tensor;
     std::vector<float> codes;       // without the outliers

@@ -1,6 +1,6 @@
-// Enough of CUDA for g++ to compile this project's .cu files, and for a CPU to run their kernels: blocks one after the other,
-// the threads of a block as coroutines that switch at barriers. The parts of upstream's headers that those files use are defined
-// in cuda_on_host/, under the names that they include.
+// Enough of CUDA for g++ to compile this project's .cu files, and for a CPU to run their kernels: blocks one after the
+// other, the threads of a block as coroutines that switch at barriers. The parts of upstream's headers that those files
+// use are defined in cuda_on_host/, under the names that they include.
 #pragma once
 
 #include "ggml-impl.h"
@@ -114,7 +114,8 @@ inline void run_block(const std::function<void()> & function) {
         t.context.uc_link = nullptr;
         makecontext(&t.context, entry, 0);
     }
-    // forwards in one block, backwards in the next: a kernel that relies on an order without a barrier fails in one of them
+    // forwards in one block, backwards in the next: a kernel that relies on an order without a barrier fails in one of
+    // them
     static bool backwards = false;
     backwards = !backwards;
     for (size_t left = n; left > 0;) {
@@ -146,8 +147,8 @@ inline void __syncthreads() {
     on_host::barrier(1, 0, on_host::threads.size());
 }
 
-// Written before a barrier and read after it, in two places alternately: a thread writes to the same place again only after
-// another barrier, when all have read it.
+// Written before a barrier and read after it, in two places alternately: a thread writes to the same place again only
+// after another barrier, when all have read it.
 template <typename T> T __shfl_xor_sync(unsigned, T value, int mask, int) {
     static_assert(sizeof(T) == sizeof(uint32_t));
     using namespace on_host;
