@@ -8,13 +8,13 @@ bof4_device_list ggml_cuda_bof4_list(const ggml_tensor * op) {
         return bof4_device_list{};
     }
     const bof4_list_view view = ggml_bof4_view_of_op(op);
-    bool whole_rows = view.n == view.row_length && view.first % view.row_length == 0;
+    bool whole = view.n == view.row_length && view.first % view.row_length == 0;
     for (const int64_t stride : view.stride) {
-        whole_rows = whole_rows && stride % view.row_length == 0;
+        whole = whole && stride % view.row_length == 0;
     }
     return {
         view.row_pointers, view.entries, view.first, { view.stride[0], view.stride[1], view.stride[2] },
-        (int32_t) view.row_length, (int32_t) view.n, whole_rows,
+        (int32_t) view.row_length, (int32_t) view.n, whole,
     };
 }
 
