@@ -1,4 +1,4 @@
-"""CUDA builds: the toolkit, the architectures to compile for, and the remedy where a part is missing."""
+"""CUDA builds: the toolkit, the architectures to compile for, and a remedy where a part is missing."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from pathlib import Path
 from gguf_bof4.errors import UserError
 
 TARGETS = ("bof4-bench-cuda",)
-"""What a CUDA build has beside the programs of an ordinary one."""
+"""Programs that only a CUDA build has."""
 
 ENVIRONMENT = ("CUDAHOSTCXX", "CUDAFLAGS", "NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS", "NVCC_CCBIN")
-"""What CMake and nvcc read, beside CUDACXX."""
+"""Variables that CMake and nvcc read, beside CUDACXX."""
 
 REMEDIES = (
     (
@@ -30,20 +30,20 @@ REMEDIES = (
     ),
     (
         r"links to:\s+CUDA::cuda_driver",
-        "There is no libcuda.so to link with: install NVIDIA's driver, or the toolkit's stand-in for it, e.g. "
+        "There is no libcuda.so to link with: install NVIDIA's driver, or the toolkit's stub library, e.g. "
         "`apt install cuda-driver-dev-{dashed}` from NVIDIA's repository.",
     ),
     (
         "unsupported (GNU|clang) version",
-        "nvcc {version} does not take this C++ compiler: install an older one and name it, e.g. "
+        "nvcc {version} does not support this C++ compiler: install an older one and name it, e.g. "
         "`CUDAHOSTCXX=g++-12 bof4 build --cuda`, or install a newer CUDA toolkit.",
     ),
     (
         "Unsupported gpu architecture",
-        "nvcc {version} does not know one of the architectures: choose others with --cuda-architectures.",
+        "nvcc {version} does not support one of the architectures: choose others with --cuda-architectures.",
     ),
 )
-"""What the output of CMake or nvcc holds, and what helps."""
+"""Patterns of error messages of CMake and nvcc, and the remedy for each."""
 
 
 class ToolkitError(UserError):
@@ -52,7 +52,7 @@ class ToolkitError(UserError):
 
 @dataclass(frozen=True)
 class Toolkit:
-    """An nvcc, its version ("13.0.88") and the folder of the toolkit that it belongs to."""
+    """An nvcc, its version ("13.0.88") and the folder of its toolkit."""
 
     nvcc: str
     version: str
@@ -81,7 +81,7 @@ def _candidates() -> list[str]:
 def _read_toolkit(nvcc: str) -> Toolkit | None:
     shown = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False)
     version = re.search(r"release [\d.]+, V([\d.]+)", shown.stdout)
-    # /usr/local/bin/nvcc may be a script that calls the real one: it knows itself where it belongs
+    # /usr/local/bin/nvcc may be a script that calls the real one, which prints its folder
     traced = subprocess.run([nvcc, "-v", "__none"], capture_output=True, text=True, check=False)
     top = re.search(r"^#\$ TOP=(.*)$", traced.stdout + traced.stderr, re.MULTILINE)
     if version is None:
@@ -91,10 +91,10 @@ def _read_toolkit(nvcc: str) -> Toolkit | None:
 
 
 def find_toolkit() -> Toolkit:
-    """The toolkit of $CUDACXX, else of the nvcc on the PATH, else in the usual folders.
+    """The toolkit of $CUDACXX, else of the nvcc on the PATH, else of those in $CUDA_PATH, $CUDA_HOME, /usr/local/cuda.
 
     Raises:
-        ToolkitError: there is none, or its nvcc does not work.
+        ToolkitError: there is no nvcc, or it does not run.
     """
     candidates = _candidates()
     for name in candidates:
@@ -108,7 +108,7 @@ def find_toolkit() -> Toolkit:
 
 
 def fingerprint() -> tuple[str, ...]:
-    """What a CUDA build depends on beside its arguments."""
+    """What a CUDA build depends on beside its arguments: nvcc, its version and the environment. Empty without nvcc."""
     try:
         toolkit = find_toolkit()
     except ToolkitError:
@@ -117,7 +117,7 @@ def fingerprint() -> tuple[str, ...]:
 
 
 def gpu_architectures() -> tuple[str, ...]:
-    """Compute capabilities of this machine's NVIDIA GPUs as nvidia-smi gives them: ("90",)."""
+    """Compute capabilities of this machine's NVIDIA GPUs by nvidia-smi, ascending, without the dot: ("90",)."""
     if not shutil.which("nvidia-smi"):
         return ()
     shown = subprocess.run(
@@ -128,7 +128,7 @@ def gpu_architectures() -> tuple[str, ...]:
 
 
 def has_driver() -> bool:
-    """Can programs that use CUDA start here? They need the driver's library, with a GPU or without."""
+    """Can programs that use CUDA start here? They need the driver's library, even without a GPU."""
     try:
         ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:
@@ -137,9 +137,9 @@ def has_driver() -> bool:
 
 
 def default_architectures(toolkit: Toolkit) -> tuple[str, ...]:
-    """Those of this machine's GPUs; without one, what llama.cpp's own releases are compiled for.
+    """Architectures of this machine's GPUs; without a GPU, those of llama.cpp's own releases.
 
-    Without a GPU, "native" would make CMake choose an architecture that is too old.
+    CMake's "native" is not used, because without a GPU it means an architecture that is too old.
     """
     if gpus := gpu_architectures():
         return tuple(f"{gpu}-real" for gpu in gpus)
@@ -150,20 +150,20 @@ def default_architectures(toolkit: Toolkit) -> tuple[str, ...]:
 
 
 def parse_architectures(text: str) -> tuple[str, ...]:
-    """The names in a list as CMake has it, "86;90", or with commas or blanks; "8.6" is 86.
+    """The names in a list that is separated by semicolons (as in CMake), commas or blanks. "8.6" becomes "86".
 
     Raises:
-        ToolkitError: one is no architecture.
+        ToolkitError: one of them is not an architecture.
     """
     names = tuple(re.sub(r"^(\d+)\.(\d)", r"\1\2", name) for name in re.split(r"[;,\s]+", text.strip()))
     for name in names:
         if not re.fullmatch(r"native|all|all-major|\d{2,3}[af]?(-real|-virtual)?", name):
-            raise ToolkitError(f"{name!r} is no CUDA architecture: write numbers, as in --cuda-architectures 86,90")
+            raise ToolkitError(f"{name!r} is not a CUDA architecture: write numbers, as in --cuda-architectures 86,90")
     return names
 
 
 def cmake_arguments(architectures: tuple[str, ...], flash_attention: bool) -> tuple[str, ...]:
-    """What makes a build a CUDA build."""
+    """CMake options of a CUDA build."""
     return (
         "-DGGML_CUDA=ON",
         f"-DCMAKE_CUDA_ARCHITECTURES={';'.join(architectures)}",
@@ -172,7 +172,7 @@ def cmake_arguments(architectures: tuple[str, ...], flash_attention: bool) -> tu
 
 
 def packaged_cublas() -> tuple[Path, Path] | None:
-    """Folders of headers and of libraries of the installed Python package nvidia-cublas (or nvidia-cublas-cu12)."""
+    """Folders of the headers and libraries of the Python package nvidia-cublas or nvidia-cublas-cu12, if installed."""
     spec = importlib.util.find_spec("nvidia")
     for place in spec.submodule_search_locations or () if spec else ():
         for header in sorted(Path(place).glob("*/include/cublas_v2.h"), reverse=True):
@@ -181,20 +181,20 @@ def packaged_cublas() -> tuple[Path, Path] | None:
 
 
 def has_cublas(toolkit: Toolkit) -> bool:
-    """Are cuBLAS' headers the toolkit's own, or the system's?"""
+    """Does the toolkit or the system have cuBLAS' headers?"""
     root = toolkit.root
     folders = [root / "include", root / "../../math_libs/include", Path("/usr/include")]
     return any((folder / "cublas_v2.h").is_file() for folder in (*folders, *root.glob("targets/*/include")))
 
 
 def toolchain_arguments(toolkit: Toolkit) -> tuple[str, ...]:
-    """How CMake finds this toolkit, and the Python package's cuBLAS where the toolkit has none of its own."""
+    """CMake options that select this toolkit, and the Python package's cuBLAS where the toolkit has none."""
     arguments = [f"-DCMAKE_CUDA_COMPILER={toolkit.nvcc}", f"-DCUDAToolkit_ROOT={toolkit.root}"]
     package = packaged_cublas()
     if package is None or has_cublas(toolkit):
         return tuple(arguments)
     include, libraries = package
-    # as system headers: the package's folder may hold a whole second toolkit, which must not shadow nvcc's own
+    # -isystem: the package's folder may contain a second toolkit, whose headers must not precede nvcc's own
     flags = f"{os.environ.get('CUDAFLAGS', '')} -isystem {include}".strip()
     arguments.append(f"-DCMAKE_CUDA_FLAGS={flags}")
     for name in ("cublas", "cublasLt"):
@@ -204,7 +204,7 @@ def toolchain_arguments(toolkit: Toolkit) -> tuple[str, ...]:
 
 
 def remedy(toolkit: Toolkit, output: str) -> str:
-    """What helps against the failure that this output shows; empty where nobody knows."""
+    """The remedy for the failure that this output of CMake or nvcc shows; empty where none is known."""
     major, minor = toolkit.release
     for pattern, text in REMEDIES:
         if re.search(pattern, output):

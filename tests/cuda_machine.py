@@ -1,4 +1,4 @@
-"""What tests of CUDA need, or why it is not here: nvcc, cuBLAS' headers, a GPU and a build for it."""
+"""What tests of CUDA need: nvcc, cuBLAS' headers, a GPU and a build for it; or the reason why it is missing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gguf_bof4.ggml_patch.source import cache_root
 
 @cache
 def no_nvcc() -> str:
-    """Why nothing can be compiled for GPUs here; empty where it can."""
+    """The reason why CUDA files cannot be compiled; empty where they can."""
     try:
         cuda.find_toolkit()
     except cuda.ToolkitError as error:
@@ -27,14 +27,14 @@ def no_nvcc() -> str:
 
 @cache
 def no_gpu() -> str:
-    """Why nothing can run on a GPU here; empty where it can."""
+    """The reason why nothing can run on a GPU; empty where it can."""
     if not cuda.gpu_architectures():
         return "nothing runs on a GPU: nvidia-smi is missing or shows none"
     return "" if _chosen_bin() else no_nvcc()
 
 
 def cublas_headers(toolkit: cuda.Toolkit) -> Path | None:
-    """The folder of cublas_v2.h where it is not the toolkit's own: of a Python package, installed or in the cache."""
+    """The folder of cublas_v2.h: of a Python package, installed or in the cache. None where the toolkit has it."""
     if cuda.has_cublas(toolkit):
         return None
     if package := cuda.packaged_cublas():
@@ -53,14 +53,14 @@ def cublas_headers(toolkit: cuda.Toolkit) -> Path | None:
             with zipfile.ZipFile(wheel) as packed:
                 kept.mkdir(exist_ok=True)
                 headers = [n for n in packed.namelist() if "/include/" in n and n.endswith(".h")]
-                # the one that is looked for last: it stands for all
+                # last, because its presence shows that all were written
                 for header in sorted(headers, key=lambda n: n.endswith("cublas_v2.h")):
                     (kept / Path(header).name).write_bytes(packed.read(header))
     return kept
 
 
 def _chosen_bin() -> Path | None:
-    """The folder that BOF4_BIN names, where that is a CUDA build."""
+    """The folder in BOF4_BIN, if that is a CUDA build."""
     if chosen := os.environ.get("BOF4_BIN"):
         configured = Path(chosen).parent / "CMakeCache.txt"
         if configured.is_file() and "GGML_CUDA:BOOL=ON" in configured.read_text():
@@ -69,11 +69,11 @@ def _chosen_bin() -> Path | None:
 
 
 def gpu_bin() -> Path:
-    """Programs for this machine's GPU: those of BOF4_BIN, of the last `bof4 build --cuda`, or built now."""
+    """The folder of programs for this machine's GPU: BOF4_BIN, that of the last `bof4 build --cuda`, or built now."""
     if chosen := _chosen_bin():
         return chosen
     arguments = building.chosen_arguments()
     if not cuda.wanted(arguments):
-        # FlashAttention is most of the compile time, and has no BOF4 type
+        # without FlashAttention, which is most of the compile time and has no BOF4 type
         arguments = cuda.cmake_arguments(cuda.default_architectures(cuda.find_toolkit()), flash_attention=False)
     return building.build((*building.PROGRAMS, *building.TESTS, *cuda.TARGETS), arguments).bin

@@ -1,4 +1,4 @@
-"""The programs on an NVIDIA GPU: every product that upstream's tests know, and models with all layers there."""
+"""The programs on an NVIDIA GPU: upstream's tests of operations, and models with all layers on the GPU."""
 
 from __future__ import annotations
 
@@ -15,16 +15,18 @@ from listed_models import divergence, predict, write_decoded, write_listed, writ
 from llama import greedy, llama
 
 from gguf_bof4.convert import convert
+from gguf_bof4.formats import FORMATS, Format, Kernels
 
 pytestmark = pytest.mark.skipif(bool(no_gpu()), reason=no_gpu() or "a GPU is here")
 
+CUDA_FORMATS = tuple(fmt for fmt in FORMATS if Kernels.CUDA in fmt.kernels)
 ON_GPU = ("--gpu-layers", "99")
 ON_CPU = ("--device", "none")
 
 
 @pytest.fixture(autouse=True, scope="module")
 def programs() -> Path:
-    """Programs for the GPU, which everything here runs; some minutes where they are not built yet."""
+    """The folder of programs for the GPU that all tests here run; built first where necessary, which takes minutes."""
     return gpu_bin()
 
 
@@ -41,24 +43,24 @@ def run(program: Path, *arguments: str) -> str:
 
 def test_upstreams_tests_of_operations_pass(programs: Path) -> None:
     output = run(programs / "test-backend-ops", "test", "-b", "CUDA0", "-p", "bof4_")
-    cases = re.findall(r"^ *(\w+)\((.*=(bof4_[sk]),?.*)\): (OK|not supported.*)$", output, re.MULTILINE)
+    cases = re.findall(r"^ *(\w+)\((.*=(bof4_\w+?)\b.*)\): (OK|not supported.*)$", output, re.MULTILINE)
     passed = Counter(
         (operation, of_type, "list=1" in case) for operation, case, of_type, result in cases if result == "OK"
     )
     print({f"{operation} {of_type}{' list' * listed}": n for (operation, of_type, listed), n in sorted(passed.items())})
     for operation in ("MUL_MAT", "MUL_MAT_ID", "GET_ROWS"):
-        for of_type in ("bof4_s", "bof4_k"):
+        for fmt in CUDA_FORMATS:
             for listed in (False, True):
-                assert passed[operation, of_type, listed] > 5, (operation, of_type, listed)
-    # what the GPU leaves to the CPU must not hide that it leaves everything
+                assert passed[operation, fmt.c_name, listed] > 5, (operation, fmt.name, listed)
+    # few products may be unsupported, and left to the CPU
     refused = [f"{operation}({case})" for operation, case, _, result in cases if result != "OK"]
     products = [case for case in refused if case.startswith("MUL_MAT") and "type_b=f32" in case]
     assert len(products) < 0.2 * sum(passed.values()), products[:20]
 
 
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
-def test_nothing_is_read_or_written_where_it_should_not(programs: Path, tool: str) -> None:
-    """This project's kernels under NVIDIA's checker, which slows them down a hundred times: small products only."""
+def test_compute_sanitizer_finds_no_error(programs: Path, tool: str) -> None:
+    """This project's kernels under compute-sanitizer, which makes them a hundred times slower: small products only."""
     checker = shutil.which("compute-sanitizer")
     if checker is None:
         pytest.skip("compute-sanitizer, which comes with the CUDA toolkit, is not on the PATH")
@@ -81,17 +83,17 @@ def test_all_layers_on_the_gpu_predict_what_the_decoded_weights_do(
     listed = write_listed(smol, tmp_path / "listed.gguf")
     decoded = write_decoded(listed, tmp_path / "decoded.gguf")
     exact = predict(decoded, evaluation, *ON_CPU)
-    found = divergence(predict(listed, evaluation, *ON_GPU), exact).mean()
-    some = divergence(predict(listed, evaluation, "--gpu-layers", "10"), exact).mean()
+    all_layers = divergence(predict(listed, evaluation, *ON_GPU), exact).mean()
+    ten_layers = divergence(predict(listed, evaluation, "--gpu-layers", "10"), exact).mean()
     bare = write_without_lists(listed, tmp_path / "bare.gguf")
-    lost = divergence(predict(bare, evaluation, *ON_GPU), exact).mean()
-    print(f"divergence from the decoded weights: {found:.5f}, with ten layers there {some:.5f}, lists lost {lost:.2f}")
-    # the rounding of activations to 8 bits, as on the CPU
-    assert max(found, some) < 0.006
-    assert lost > 100 * found
+    without_lists = divergence(predict(bare, evaluation, *ON_GPU), exact).mean()
+    print(f"KL divergence: {all_layers:.5f}, ten layers {ten_layers:.5f}, without lists {without_lists:.2f}")
+    # activations are rounded to 8 bits, as on the CPU
+    assert max(all_layers, ten_layers) < 0.006
+    assert without_lists > 100 * all_layers
 
 
-def test_layers_are_really_there_and_answer(smol_bof4: Path) -> None:
+def test_layers_are_offloaded_and_the_model_answers(smol_bof4: Path) -> None:
     assert "Paris" in greedy(smol_bof4, "What is the capital of France?", *ON_GPU)
     options = ("-p", "Hello", "-n", "1", "--single-turn", "--log-verbosity", "4", *ON_GPU)
     log = llama("completion", "-m", smol_bof4, *options)
@@ -100,21 +102,21 @@ def test_layers_are_really_there_and_answer(smol_bof4: Path) -> None:
     assert re.search(r"CUDA0 model buffer size = +[\d.]+ MiB", log.stderr)
 
 
-@pytest.mark.parametrize("of_type", ["BOF4_S", "BOF4_K"])
-def test_a_converted_model_predicts_as_on_the_cpu(smol: Path, evaluation: Path, tmp_path: Path, of_type: str) -> None:
+@pytest.mark.parametrize("fmt", CUDA_FORMATS, ids=lambda f: f.name)
+def test_a_converted_model_predicts_as_on_the_cpu(smol: Path, evaluation: Path, tmp_path: Path, fmt: Format) -> None:
     model = tmp_path / "model.gguf"
-    convert(smol, model, type=of_type)
-    there = divergence(predict(model, evaluation, *ON_GPU), predict(model, evaluation, *ON_CPU)).mean()
-    print(f"{of_type}: divergence of GPU and CPU {there:.5f}")
-    assert there < 0.006
+    convert(smol, model, type=fmt.name)
+    found = divergence(predict(model, evaluation, *ON_GPU), predict(model, evaluation, *ON_CPU)).mean()
+    print(f"{fmt.name}: KL divergence of the GPU from the CPU {found:.5f}")
+    assert found < 0.006
 
 
 def test_mixtures_of_experts(smol: Path, evaluation: Path, tmp_path: Path) -> None:
     mixture = write_mixture(smol, tmp_path / "mixture.gguf")
     listed = write_listed(mixture, tmp_path / "listed.gguf", chosen=lambda name: True)
     exact = predict(write_decoded(listed, tmp_path / "decoded.gguf"), evaluation, *ON_CPU)
-    # medians: rounded activations may tip the choice of experts for a token or two
+    # medians: rounded activations may change the choice of experts for a few tokens
     on_cpu = np.median(divergence(predict(listed, evaluation, *ON_CPU), exact))
     on_gpu = np.median(divergence(predict(listed, evaluation, *ON_GPU), exact))
-    print(f"divergence from the decoded weights: GPU {on_gpu:.2g}, CPU {on_cpu:.2g}")
+    print(f"KL divergence from the decoded weights: GPU {on_gpu:.2g}, CPU {on_cpu:.2g}")
     assert on_gpu < 3 * on_cpu

@@ -1,4 +1,4 @@
-"""The project's CUDA files compile, where nvcc is, for three generations of tensor cores."""
+"""The project's CUDA files compile for three generations of tensor cores, where there is nvcc."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ FLAGS = (
     "-std=c++17", "-O3", "-use_fast_math", "-extended-lambda", "-DGGML_CUDA_USE_GRAPHS", "-DGGML_BACKEND_SHARED",
     "-DGGML_BACKEND_BUILD", "-Dggml_cuda_EXPORTS", "-Xcompiler=-fPIC,-Wall",
 )  # fmt: skip
-"""What CMake gives llama.cpp's own CUDA files."""
+"""The flags with which CMake compiles llama.cpp's CUDA files."""
 
 STRICTLY = ("-Xcompiler=-Werror=suggest-attribute=noreturn",)
-"""For our files: g++ says where a function cannot but abort, as undefined behaviour makes it."""
+"""For our files: g++ reports functions that can only abort, which undefined behaviour may cause."""
 
 QUICKLY = ("-Xcicc=-O0", "-Xptxas=-O0")
-"""For llama.cpp's own files: whether our lines in them compile."""
+"""For llama.cpp's own files, which are compiled only to check the patched lines."""
 
 OURS = sorted(path.relative_to(SOURCES).as_posix() for path in SOURCES.rglob("*.cu"))
 HOOKED = sorted({hunk.path for hunk in all_hunks() if hunk.path.endswith(".cu")})
@@ -46,7 +46,7 @@ class Work:
 
 
 def compile_one(work: Work, tree: Path, key: str) -> str:
-    """What the compiler says where it fails, else nothing; files that have not changed are not compiled again."""
+    """The compiler's errors, or nothing. Files that have not changed since they compiled are not compiled again."""
     kept = cache_root() / "cuda-compiled"
     kept.mkdir(parents=True, exist_ok=True)
     toolkit = find_toolkit()
@@ -77,7 +77,7 @@ def compile_one(work: Work, tree: Path, key: str) -> str:
 
 
 def content_key() -> str:
-    """Changes with whatever a CUDA file can include."""
+    """A hash of all files that a CUDA file may include."""
     digest = hashlib.sha256()
     files = [LOCK, *sorted(PATCHES.glob("*.patch")), *sorted(SOURCES.rglob("*.h"))]
     for folder in ("cuda", "bench"):
@@ -107,7 +107,7 @@ def test_cuda_files_compile_for_each_architecture(tree: Path) -> None:
     work = [Work(tree / path, ARCHITECTURES[-1], QUICKLY) for path in HOOKED]
     work += [Work(tree / SOURCES_IN_TREE / path, name, STRICTLY) for path in OURS for name in ARCHITECTURES]
     assert all(one.path.is_file() for one in work)
-    cublas_headers(find_toolkit())  # once, not in each thread
+    cublas_headers(find_toolkit())  # download once, not in each thread
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         failures = [text for text in pool.map(lambda one: compile_one(one, tree, key), work) if text]
     assert not failures, "\n".join(failures)

@@ -1,6 +1,7 @@
 #include "bench-products.h"
 
 #include "../lists/bof4-list.h"
+#include "bof4-format.h"
 
 #include <algorithm>
 #include <cmath>
@@ -10,15 +11,16 @@
 
 const std::vector<weight_type> & weight_types() {
     static const std::vector<weight_type> types = {
-        { "bof4_s",     GGML_TYPE_BOF4_S, false, 0.0 },
-        { "bof4_s+opq", GGML_TYPE_BOF4_S, false, 0.002 },
-        { "bof4_k",     GGML_TYPE_BOF4_K, false, 0.0 },
-        { "bof4_k+opq", GGML_TYPE_BOF4_K, false, 0.002 },
-        { "q4_0",       GGML_TYPE_Q4_0,   true,  0.0 },
-        { "iq4_nl",     GGML_TYPE_IQ4_NL, true,  0.0 },
-        { "iq4_xs",     GGML_TYPE_IQ4_XS, true,  0.0 },
-        { "q4_k",       GGML_TYPE_Q4_K,   true,  0.0 },
-        { "mxfp4",      GGML_TYPE_MXFP4,  true,  0.0 },
+#define BOF4_WEIGHT_TYPES(NAME, name)                \
+        { #name,        GGML_TYPE_##NAME, false, 0.0 }, \
+        { #name "+opq", GGML_TYPE_##NAME, false, 0.002 },
+        BOF4_TYPES_CUDA(BOF4_WEIGHT_TYPES)
+#undef BOF4_WEIGHT_TYPES
+        { "q4_0",   GGML_TYPE_Q4_0,   true, 0.0 },
+        { "iq4_nl", GGML_TYPE_IQ4_NL, true, 0.0 },
+        { "iq4_xs", GGML_TYPE_IQ4_XS, true, 0.0 },
+        { "q4_k",   GGML_TYPE_Q4_K,   true, 0.0 },
+        { "mxfp4",  GGML_TYPE_MXFP4,  true, 0.0 },
     };
     return types;
 }
@@ -41,16 +43,15 @@ const std::vector<shape> & shapes() {
     return table;
 }
 
-// About a share p of the entries of each row, columns ascending.
+// A random list with about the fraction p of the weights of each row.
 static std::vector<int32_t> random_list(int64_t rows, int64_t columns, double p, std::mt19937 & rng) {
     std::geometric_distribution<int64_t> gap(p);
-    std::normal_distribution<float> normal(0.0f, 0.1f); // five deviations of the weights
+    std::normal_distribution<float> normal(0.0f, 0.1f); // five standard deviations of the weights
     std::vector<int32_t> list = { 0 };
     std::vector<int32_t> entries;
     for (int64_t r = 0; r < rows; ++r) {
         for (int64_t j = gap(rng); j < columns; j += 1 + gap(rng)) {
-            const uint32_t value = ggml_fp32_to_bf16(normal(rng)).bits;
-            entries.push_back((int32_t) ((uint32_t) j | value << 16));
+            entries.push_back(bof4_entry(j, normal(rng)));
         }
         list.push_back((int32_t) entries.size());
     }
@@ -75,7 +76,7 @@ encoded::encoded(const weight_type & type, int64_t rows, int64_t columns, int64_
     }
 }
 
-// A graph counts weights, lists and inputs, too.
+// The leafs of a graph (weights, lists and inputs) count, too.
 static size_t graph_size(size_t products) {
     return 3 * products + 8;
 }
@@ -186,7 +187,7 @@ difference compare(
         const double error = (double) found[i] - expected[i];
         squares += (double) expected[i] * expected[i];
         errors += error * error;
-        // written so that a NaN stays the largest
+        // this comparison keeps a NaN as the largest
         largest = std::abs(error) <= largest ? largest : std::abs(error);
     }
     return { errors / squares, largest / std::sqrt(squares / (double) expected.size()) };

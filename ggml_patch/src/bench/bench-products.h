@@ -10,39 +10,39 @@
 #include <vector>
 
 struct weight_type {
-    std::string name; // as the options and the table have it
+    std::string name; // in options and tables
     ggml_type type;
-    bool peer;        // one of llama.cpp's own
-    double outliers;  // share of the weights in a list; 0: no list
+    bool peer;        // a type of llama.cpp, to compare with
+    double outliers;  // fraction of the weights in a list; 0: no list
 };
 
-// All that can be measured.
+// All types that can be measured.
 const std::vector<weight_type> & weight_types();
 
 struct shape {
     std::string model;
     std::string matrices;
     int64_t rows;
-    int64_t columns; // length of a row
+    int64_t columns; // weights of a row
 };
 
-// Weight matrices of llama models, one table for all.
+// Weight matrices of Llama models.
 const std::vector<shape> & shapes();
 
-// Encoded rows of Gaussian numbers and their list, on the host.
+// Quantized rows of Gaussian numbers and their list, in host memory.
 struct encoded {
     std::vector<uint8_t> weight;
     std::vector<int32_t> list; // empty: none
 
-    // `distinct` rows are encoded and repeated.
+    // `distinct` rows are quantized, and repeated.
     encoded(const weight_type & type, int64_t rows, int64_t columns, int64_t distinct, uint32_t seed);
     size_t bytes() const { return weight.size() + list.size() * sizeof(int32_t); }
 };
 
-// Copies of one weight on a backend, so many that a pass over them finds none in the cache.
+// Copies of one weight on a backend: enough of them that a pass over all reads each from memory, not from the L2 cache.
 class rotating_weight {
   public:
-    // Throws std::runtime_error where the memory does not suffice.
+    // Throws std::runtime_error where there is not enough memory.
     rotating_weight(ggml_backend_t backend, const weight_type & type, const shape & shape, const encoded & data, int copies);
 
     ggml_tensor * copy(size_t i) const { return weights[i % weights.size()]; }
@@ -54,15 +54,15 @@ class rotating_weight {
     std::vector<ggml_tensor *> weights;
 };
 
-// A graph of products of a rotating weight with one matrix of activations. They share one result, which a model would
-// read at once, from the cache.
+// A graph of products of a rotating weight with one matrix of activations. All products have the same memory for their
+// result, so that it stays in the L2 cache, from which a model would read it.
 class product_graph {
   public:
     product_graph(ggml_backend_t backend, const rotating_weight & weight, int64_t columns, int products);
 
-    // False where the backend cannot compute the product.
+    // Can the backend compute the product?
     bool supported() const;
-    // Puts the products on the backend's stream.
+    // Enqueues the products on the backend's stream.
     void enqueue();
 
     const int products;
@@ -76,9 +76,9 @@ class product_graph {
 };
 
 struct difference {
-    double nmse;    // squared differences over squares; test-backend-ops admits 5e-4
+    double nmse;    // sum of squared differences over sum of squares; test-backend-ops accepts 5e-4
     double largest; // largest difference, in units of the root mean square of the product
 };
 
-// The product on `backend` against that on `reference`.
+// Compares the product on `backend` with that on `reference`.
 difference compare(ggml_backend_t backend, ggml_backend_t reference, const weight_type & type, const shape & shape, int64_t columns);

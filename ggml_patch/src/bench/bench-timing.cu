@@ -28,7 +28,7 @@ gpu_facts select_gpu(int device) {
     return facts;
 }
 
-// Four loads in flight a thread; the sum is used, or the loads would be left out.
+// Four loads in flight per thread. The sum is used, otherwise the compiler would remove the loads.
 static __global__ void read_all(const uint4 * __restrict__ x, size_t n, uint32_t * sink) {
     const size_t stride = (size_t) gridDim.x * blockDim.x;
     size_t i = (size_t) blockIdx.x * blockDim.x + threadIdx.x;
@@ -45,7 +45,7 @@ static __global__ void read_all(const uint4 * __restrict__ x, size_t n, uint32_t
     }
 }
 
-// Median seconds of one pass on the stream; each is timed while the one before it runs.
+// Median seconds of one pass. Passes are enqueued without waiting for the one before.
 template <typename Pass> static double median_seconds(Pass pass) {
     enum { PASSES = 21 };
     std::vector<cudaEvent_t> events(PASSES + 1);
@@ -97,7 +97,8 @@ bandwidth measure_bandwidth(const gpu_facts & gpu) {
     return result;
 }
 
-// ggml's own events do not take the time. Its backend records any event on the stream that it uses.
+// An event that records time, which ggml's own events do not. The CUDA backend records any event on the stream that it
+// uses.
 struct timed_event {
     cudaEvent_t event = nullptr;
     ggml_backend_event wrapped;

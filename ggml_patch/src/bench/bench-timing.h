@@ -1,4 +1,4 @@
-// Times on the GPU's own clock, and the bandwidth of its memory.
+// Times by CUDA events, and the bandwidth of the GPU's memory.
 #pragma once
 
 #include "ggml-backend.h"
@@ -14,18 +14,19 @@ struct gpu_facts {
     size_t free_bytes;
 };
 
-// What the device with this number is; makes it the current one. Throws std::runtime_error where it cannot be used.
+// Properties of the device with this number, which becomes the current one. Throws std::runtime_error where it cannot
+// be used.
 gpu_facts select_gpu(int device);
 
 struct bandwidth {
-    double read; // bytes a second that a kernel reads which does nothing else
-    double copy; // bytes a second of a copy, read and written both counted
+    double read; // bytes per second of a kernel that only reads
+    double copy; // bytes per second of a copy, reads plus writes
 };
 
 // Medians of several passes over a buffer many times as large as the L2 cache.
 bandwidth measure_bandwidth(const gpu_facts & gpu);
 
-// Seconds that `work` takes on the backend's stream, between two CUDA events. `work` puts operations on the stream and does
-// not wait. It is done twice and the second time is timed: the GPU is busy with the first while the processor
-// prepares the second, so what is timed has no gap at its beginning.
+// Seconds that `work` takes on the backend's stream, between two CUDA events. `work` enqueues operations and does not
+// wait for them. It is called twice, and the second call is timed: the GPU computes the first while the CPU prepares
+// the second, so that the timed interval does not begin with an idle GPU.
 double seconds_on_gpu(ggml_backend_t backend, const std::function<void()> & work);

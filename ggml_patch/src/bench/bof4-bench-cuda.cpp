@@ -1,11 +1,12 @@
-// bof4-bench-cuda: time per product on an NVIDIA GPU, BOF4 types beside llama.cpp's own, in one run.
+// bof4-bench-cuda: time per product on an NVIDIA GPU, of BOF4 types and of types of llama.cpp, in one run.
 //
-// A measurement is a graph of products that walks over copies of the weight, four times as large together as the L2 cache, so
-// that each product reads its weight from memory. It is timed with CUDA events on the stream of ggml's CUDA backend. Types
-// take turns within a round; what is printed is the median of the rounds. A product is everything that ggml does for it:
-// the activations are quantized in each.
+// A measurement is a graph of products of copies of the weight, which together are four times as large as the L2 cache,
+// so that each product reads its weight from memory. It is timed by CUDA events on the stream of ggml's CUDA backend.
+// Each round measures every type once; the median of the rounds is printed. A product includes the quantization of the
+// activations.
 #include "bench-products.h"
 #include "bench-timing.h"
+#include "bof4-format.h"
 
 #include <algorithm>
 #include <cstdio>
@@ -16,17 +17,21 @@
 
 namespace {
 
+#define BOF4_NAMES(NAME, name) #name " " #name "+opq "
+
 const char * const USAGE =
     "usage: bof4-bench-cuda [options]\n"
     "  --shapes LIST    models whose matrices are measured      (1b,8b,70b)\n"
     "  --columns LIST   columns of the activations              (1,2,4,8,512)\n"
-    "  --types LIST     bof4_s bof4_s+opq bof4_k bof4_k+opq q4_0 iq4_nl iq4_xs q4_k mxfp4   (all)\n"
+    "  --types LIST     " BOF4_TYPES_CUDA(BOF4_NAMES) "q4_0 iq4_nl iq4_xs q4_k mxfp4   (all)\n"
     "                   +opq: with outlier lists, 0.2 % of the weights\n"
     "  --rounds N       rounds; the median is printed           (15)\n"
-    "  --csv FILE       write the table as CSV, too\n"
+    "  --csv FILE       also write the table as CSV\n"
     "  --device N       number of the GPU                       (0)\n"
     "  --check          only compare products with the CPU's\n"
     "  -h, --help\n";
+
+#undef BOF4_NAMES
 
 struct usage_error : std::runtime_error {
     using std::runtime_error::runtime_error;
@@ -122,7 +127,8 @@ ggml_backend_ptr backend_of(const char * name, int number) {
     return ggml_backend_ptr(ggml_backend_dev_init(ggml_backend_reg_dev_get(backend, number), nullptr));
 }
 
-// Types whose product with the CPU's is the same but for rounding; the others are named.
+// Types that the GPU can compute. Prints the difference of their products from the CPU's; all_right: all are supported,
+// and equal but for rounding.
 std::vector<weight_type> checked_types(ggml_backend_t gpu, const options & opts, bool & all_right) {
     const shape small = { "", "", 256, 4096 };
     ggml_backend_ptr cpu = backend_of("CPU", 0);
@@ -215,7 +221,7 @@ struct candidate {
     const weight_type * type;
     size_t bytes;
     rotating_weight weight;
-    int products; // in a graph: all copies, and not so few that the ends of the measurement count
+    int products; // in a graph: at least 16, so that its beginning and end do not matter, and a multiple of the copies
 };
 
 void measure(ggml_backend_t gpu, const gpu_facts & facts, const std::vector<weight_type> & types, const shape & s,
@@ -234,7 +240,7 @@ void measure(ggml_backend_t gpu, const gpu_facts & facts, const std::vector<weig
             graphs.emplace_back(new product_graph(gpu, c->weight, columns, c->products));
         }
         std::vector<std::vector<double>> seconds(candidates.size());
-        // ggml turns a graph into a CUDA graph when it comes the second time: one round of two passes, not counted
+        // a warm-up round of two passes: ggml captures a graph as a CUDA graph when it is computed the second time
         for (int round = -1; round < opts.rounds; ++round) {
             for (size_t i = 0; i < candidates.size(); ++i) {
                 const double time = seconds_on_gpu(gpu, [&] { graphs[i]->enqueue(); }) / graphs[i]->products;
@@ -260,9 +266,9 @@ int run(const options & opts) {
     const std::vector<weight_type> types = checked_types(gpu.get(), opts, all_right);
     if (!opts.check_only && !types.empty()) {
         const bandwidth memory = measure_bandwidth(facts);
-        printf("memory: a kernel that only reads gets %.0f GB/s, a copy %.0f GB/s, read and written both counted\n"
-            "us: median time of a product; GB/s: bytes of weight and list over it; share: of what the reading kernel gets;\n"
-            "per byte/peer: GB/s over those of the fastest of llama.cpp's types; speed/peer: products a second over those of the fastest\n",
+        printf("memory: a kernel that only reads gets %.0f GB/s, a copy %.0f GB/s (reads plus writes)\n"
+            "us: median time of a product; GB/s: bytes of weight and list over that time; share: GB/s over those of the reading kernel;\n"
+            "per byte/peer: GB/s over those of the fastest type of llama.cpp; speed/peer: products per second over those of the fastest\n",
             memory.read * 1e-9, memory.copy * 1e-9);
         table out(opts.csv, memory);
         for (const shape & s : opts.shapes_) {

@@ -5,23 +5,25 @@
 #include "ggml-cuda/convert.cuh"
 
 #include "../lists/bof4-list.h"
+#include "bof4-type.cuh"
 
-// Converters of whole tensors and of strided ones, or null for other types.
+// Converters of contiguous and of strided tensors to T (float, half or nv_bfloat16), without outliers; null for types
+// that have no CUDA kernels here.
 template <typename T> to_t_cuda_t<T> ggml_cuda_bof4_to(ggml_type type);
 template <typename T> to_t_nc_cuda_t<T> ggml_cuda_bof4_to_nc(ggml_type type);
 
 // get_rows of a weight of these types, with its outliers.
 void ggml_cuda_bof4_get_rows(ggml_backend_cuda_context & ctx, ggml_tensor * dst);
 
-// mul_mat and mul_mat_id with at most eight columns, or tokens, and what upstream fuses with them: dst is then a bias or a gated
-// unit, and the list is found at the product before it. Adds outliers, of gate and up.
+// mul_mat of up to eight columns and mul_mat_id of up to eight tokens, with what upstream fuses: dst is then the sum
+// with a bias or a gated unit, and the list is a source of the product before it. Adds the outliers, of gate and up.
 void ggml_cuda_bof4_mul_mat_vec_q(
     ggml_backend_cuda_context & ctx, const ggml_tensor * src0, const ggml_tensor * src1, const ggml_tensor * ids, ggml_tensor * dst,
     const ggml_cuda_mm_fusion_args_host * fusion);
 
-// After any other way to compute a mul_mat or mul_mat_id: add the outliers, where there is a list.
+// After any other way to compute a mul_mat or mul_mat_id: adds the products of the outliers, where there is a list.
 void ggml_cuda_bof4_add_outliers(ggml_backend_cuda_context & ctx, ggml_tensor * dst);
 
-// The list of an operation of ours for kernels, or one without pointers.
+// The list of such an operation for kernels; without pointers where it has none.
 struct bof4_device_list;
 bof4_device_list ggml_cuda_bof4_list(const ggml_tensor * op);

@@ -1,47 +1,83 @@
-// Outlier lists on a GPU: where the outliers of an operand's row are.
+// Outlier lists on a GPU: the view of an operand's list, and applying it for the rows that a kernel computes.
 #pragma once
 
 #include "../lists/bof4-list.h"
 
 #include <cstdint>
 
-// bof4_list_view, with pointers into the device's memory. No list: row_pointers is null.
+// bof4_list_view with pointers into device memory. No list: row_pointers is null.
 struct bof4_device_list {
     const int32_t * row_pointers;
     const int32_t * entries;
     int64_t first;          // element of the weight at which the operand begins
     int64_t stride[3];      // elements of the weight between neighbours in dimensions 1, 2, 3 of the operand
-    int32_t row_length;     // of the weight
+    int32_t row_length;     // elements of a row of the weight
     int32_t n;              // elements of a row of the operand
     bool whole_rows;        // a row of the operand is one whole row of the weight
 };
 
-static __device__ __forceinline__ int bof4_column(int32_t entry) {
+static __device__ __forceinline__ int bof4_list_entry_column(int32_t entry) {
     return entry & 0xffff;
 }
 
-static __device__ __forceinline__ float bof4_value(int32_t entry) {
+static __device__ __forceinline__ float bof4_list_entry_value(int32_t entry) {
     return __int_as_float(entry & (int32_t) 0xffff0000);
 }
 
-static __device__ __forceinline__ int64_t bof4_element(const bof4_device_list & list, int64_t i1, int64_t i2, int64_t i3) {
+// Element of the weight at which a row of the operand begins.
+static __device__ __forceinline__ int64_t bof4_list_element(
+        const bof4_device_list & list, int64_t i1, int64_t i2, int64_t i3) {
     return list.first + i1 * list.stride[0] + i2 * list.stride[1] + i3 * list.stride[2];
 }
 
-// take(column, value) for every outlier of the operand's row that begins at this element of the weight, shared out among
-// `sharers` threads, of which this one is number `self`. That row can span several rows of the weight, or be a part of one.
+// Calls apply(column, value) for every n_threads-th outlier, beginning with number `thread`, of the operand's row that
+// begins at this element of the weight. The row may span several rows of the weight or be a part of one.
 template <typename function>
-static __device__ __forceinline__ void bof4_each_outlier(
-        const bof4_device_list & list, int64_t element, int self, int sharers, function take) {
+static __device__ __forceinline__ void bof4_list_apply(
+        const bof4_device_list & list, int64_t element, int thread, int n_threads, function apply) {
     int64_t row = element / list.row_length;
     for (int64_t start = row * list.row_length - element; start < list.n; start += list.row_length, ++row) {
         const int end = list.row_pointers[row + 1];
-        for (int e = list.row_pointers[row] + self; e < end; e += sharers) {
+        for (int e = list.row_pointers[row] + thread; e < end; e += n_threads) {
             const int32_t entry = list.entries[e];
-            const int64_t column = start + bof4_column(entry);
+            const int64_t column = start + bof4_list_entry_column(entry);
             if (column >= 0 && column < list.n) {
-                take((int) column, bof4_value(entry));
+                apply((int) column, bof4_list_entry_value(entry));
             }
         }
+    }
+}
+
+// The entry that bof4_list_apply would read first in this thread for a row of the operand, for
+// bof4_list_apply_prefetched. 0 (no outlier: its value is zero) where the thread has none, or where a row of the
+// operand is not one whole row of the weight.
+static __device__ __forceinline__ int32_t bof4_list_prefetch(
+        const bof4_device_list & list, int64_t i1, int64_t i2, int64_t i3, int thread) {
+    int32_t entry = 0;
+    if (list.row_pointers != nullptr && list.whole_rows) {
+        const int32_t * pointers = list.row_pointers + bof4_list_element(list, i1, i2, i3) / list.row_length;
+        const int e = pointers[0] + thread;
+        if (e < pointers[1]) {
+            entry = list.entries[e];
+        }
+    }
+    return entry;
+}
+
+// bof4_list_apply for a row of the operand, with the first entry read before.
+template <typename function>
+static __device__ __forceinline__ void bof4_list_apply_prefetched(
+        const bof4_device_list & list, int64_t i1, int64_t i2, int64_t i3, int32_t entry, int thread, int n_threads,
+        function apply) {
+    if (!list.whole_rows) {
+        bof4_list_apply(list, bof4_list_element(list, i1, i2, i3), thread, n_threads, apply);
+        return;
+    }
+    if (bof4_list_entry_value(entry) != 0.0f) {
+        apply(bof4_list_entry_column(entry), bof4_list_entry_value(entry));
+    }
+    const int32_t * pointers = list.row_pointers + bof4_list_element(list, i1, i2, i3) / list.row_length;
+    for (int e = pointers[0] + thread + n_threads; e < pointers[1]; e += n_threads) {
+        apply(bof4_list_entry_column(list.entries[e]), bof4_list_entry_value(list.entries[e]));
     }
 }

@@ -1,19 +1,29 @@
-// Upstream's tiles for these types: what mmq.cuh must know before its configurations.
+// What upstream's mmq.cuh needs of these types before its tile configurations.
 #pragma once
 
-#include "../format/bof4-blocks.h"
-#include "../lists/bof4-list.h"
+#include "bof4-type.cuh"
 
-// Tile sizes and numbers of warps are tuned by type and chip. They are those of a type whose tiles look the same: int8 with one
-// scale for 32 of them, or for 16.
+// Tile sizes and numbers of warps are tuned by type and chip. A type takes those of the upstream type whose tiles have
+// the same layout. Other types: themselves.
 static constexpr __host__ __device__ ggml_type bof4_mmq_like(ggml_type type) {
-    return type == GGML_TYPE_BOF4_S ? GGML_TYPE_IQ4_NL : type == GGML_TYPE_BOF4_K ? GGML_TYPE_IQ2_S : type;
+    switch (type) {
+#define BOF4_MMQ_LIKE_CASE(NAME, name) case GGML_TYPE_##NAME: return bof4_cuda_type<GGML_TYPE_##NAME>::mmq_like;
+        BOF4_TYPES_CUDA(BOF4_MMQ_LIKE_CASE)
+#undef BOF4_MMQ_LIKE_CASE
+        default: return type;
+    }
 }
 
-template <> struct ggml_cuda_type_traits<GGML_TYPE_BOF4_S> {
-    static constexpr int qk = QK_BOF4_S;
-};
+#define BOF4_MMQ_TRAITS(NAME, name)                             \
+    template <> struct ggml_cuda_type_traits<GGML_TYPE_##NAME> { \
+        static constexpr int qk = QK_##NAME;                    \
+    };
+BOF4_TYPES_CUDA(BOF4_MMQ_TRAITS)
+#undef BOF4_MMQ_TRAITS
 
-template <> struct ggml_cuda_type_traits<GGML_TYPE_BOF4_K> {
-    static constexpr int qk = QK_BOF4_K;
-};
+// For upstream's switch over types, and for its declarations of instances, which are compiled in bof4-mmq-*.cu.
+#define BOF4_MMQ_CASE(NAME, name)                           \
+    case GGML_TYPE_##NAME:                                  \
+        mul_mat_q_case<GGML_TYPE_##NAME>(ctx, args, stream); \
+        break;
+#define BOF4_MMQ_DECLARE(NAME, name) extern DECL_MMQ_CASE(GGML_TYPE_##NAME);

@@ -1,9 +1,9 @@
 #include "bof4-cuda.cuh"
 #include "ggml-cuda/unary.cuh"
-#include "bof4-mmvq-steps.cuh"
+#include "bof4-mmvq.cuh"
 #include "bof4/cuda/bof4-launch.cuh"
 
-// The product of src0 and src1: node itself, or what a bias was added to.
+// The product of src0 and src1: the node itself, or the operand to which it adds a bias. Else null.
 static const ggml_tensor * product_before(const ggml_tensor * node, const ggml_tensor * src0, const ggml_tensor * src1) {
     const bool biased = node->op == GGML_OP_ADD || node->op == GGML_OP_ADD_ID;
     for (int i = 0; i < (biased ? 2 : 1); ++i) {
@@ -15,7 +15,7 @@ static const ggml_tensor * product_before(const ggml_tensor * node, const ggml_t
     return nullptr;
 }
 
-// The same where upstream hands over the node that it fuses up to, which may be the gated unit of two products.
+// The same for the last node of those that upstream fuses, which may be the gated unit of two products.
 static const ggml_tensor * find_product(const ggml_tensor * dst, const ggml_tensor * src0, const ggml_tensor * src1) {
     if (dst->op != GGML_OP_GLU) {
         return product_before(dst, src0, src1);
@@ -24,8 +24,9 @@ static const ggml_tensor * find_product(const ggml_tensor * dst, const ggml_tens
     return found ? found : product_before(dst->src[0], src0, src1);
 }
 
-static bof4_factor factor_of(const ggml_tensor * weight, const ggml_tensor * product, const ggml_tensor * bias, bool experts) {
-    bof4_factor f = {};
+static bof4_mul_mat_vec_weight weight_args(
+        const ggml_tensor * weight, const ggml_tensor * product, const ggml_tensor * bias, bool experts) {
+    bof4_mul_mat_vec_weight f = {};
     f.data = (const uint8_t *) weight->data;
     f.nb1 = (int64_t) weight->nb[1];
     f.nb2 = (int64_t) weight->nb[2];
@@ -36,7 +37,7 @@ static bof4_factor factor_of(const ggml_tensor * weight, const ggml_tensor * pro
     if (bias != nullptr) {
         GGML_ASSERT(bias->type == GGML_TYPE_F32 && bias->ne[0] == weight->ne[1] && bias->nb[0] == sizeof(float));
         f.bias = (const float *) bias->data;
-        // one row of bias for each expert, else one for each column
+        // with experts one row of bias per expert, else one per column
         f.bias_s1 = experts ? 0 : bias->nb[1] / sizeof(float);
         f.bias_s2 = bias->nb[experts ? 1 : 2] / sizeof(float);
         f.bias_s3 = bias->nb[3] / sizeof(float);
@@ -49,24 +50,24 @@ static bool overlap(const ggml_tensor * a, const ggml_tensor * b) {
     return of_a < of_b + ggml_nbytes(b) && of_b < of_a + ggml_nbytes(a);
 }
 
-static bool rows_are_aligned(const bof4_factor & f) {
+static bool rows_are_aligned(const bof4_mul_mat_vec_weight & f) {
     return ((uintptr_t) f.data | f.nb1 | f.nb2 | f.nb3) % sizeof(uint32_t) == 0;
 }
 
-// A quarter of a row to each warp where rows are few or long: a GPU wants all of its warps at once.
+// More warps per block where there are few rows or long ones, so that all SMs are occupied.
 static int warps_of_block(int64_t chunks, int64_t blocks) {
     const int64_t wanted = 16 * ggml_cuda_info().devices[ggml_cuda_get_device()].nsm;
-    // of one warp some chips take 16 at most
+    // two at least: some chips hold at most 16 blocks per SM
     int warps = chunks > 1 ? 2 : 1;
-    while (warps < BOF4_MOST_WARPS && 2 * warps <= chunks && (warps * blocks < wanted || chunks >= 8 * warps)) {
+    while (warps < BOF4_MAX_WARPS && 2 * warps <= chunks && (warps * blocks < wanted || chunks >= 8 * warps)) {
         warps *= 2;
     }
     return warps;
 }
 
 template <typename step, int columns, int matrices>
-static void launch(const bof4_product & p, int64_t ne11, int64_t ne12, int64_t channels, int64_t z, cudaStream_t stream) {
-    constexpr int rows = bof4_rows_of_block<step, columns, matrices>();
+static void launch(const bof4_mul_mat_vec_args & p, int64_t ne11, int64_t ne12, int64_t channels, int64_t z, cudaStream_t stream) {
+    constexpr int rows = bof4_rows_per_block<step, columns, matrices>();
     const dim3 blocks((unsigned) ((p.nrows + rows - 1) / rows), (unsigned) channels, (unsigned) z);
     const int warps = warps_of_block(step::chunks(p.n) / step::unroll, (int64_t) blocks.x * blocks.y * blocks.z);
     bof4_launch(bof4_mul_mat_vec_kernel<step, columns, matrices>, blocks, dim3(32, warps, 1), stream, p, ne11, ne12);
@@ -74,7 +75,7 @@ static void launch(const bof4_product & p, int64_t ne11, int64_t ne12, int64_t c
 
 template <typename step>
 static void launch(
-        const bof4_product & p, int64_t columns, int64_t ne11, int64_t ne12, int64_t channels, int64_t z, cudaStream_t stream) {
+        const bof4_mul_mat_vec_args & p, int64_t columns, int64_t ne11, int64_t ne12, int64_t channels, int64_t z, cudaStream_t stream) {
     if (p.gate.data != nullptr) {
         GGML_ASSERT(columns == 1);
         launch<step, 1, 2>(p, ne11, ne12, channels, z, stream);
@@ -89,12 +90,12 @@ static void launch(
         case 6: launch<step, 6, 1>(p, ne11, ne12, channels, z, stream); break;
         case 7: launch<step, 7, 1>(p, ne11, ne12, channels, z, stream); break;
         case 8: launch<step, 8, 1>(p, ne11, ne12, channels, z, stream); break;
-        default: GGML_ABORT("%d columns are too many for this product", (int) columns);
+        default: GGML_ABORT("%d columns: this product takes 1 to 8", (int) columns);
     }
 }
 
 template <typename layout>
-static void quantize(ggml_cuda_pool & pool, const ggml_tensor * src1, bof4_product & p,
+static void quantize(ggml_cuda_pool & pool, const ggml_tensor * src1, bof4_mul_mat_vec_args & p,
         ggml_cuda_pool_alloc<int32_t> & qs, ggml_cuda_pool_alloc<float> & scales, cudaStream_t stream) {
     const int64_t n = src1->ne[0];
     p.act.stride = layout::stride(n);
@@ -114,23 +115,23 @@ void ggml_cuda_bof4_mul_mat_vec_q(
     GGML_ASSERT(src0->nb[0] == ggml_type_size(src0->type) && src1->nb[0] == sizeof(float) && dst->nb[0] == sizeof(float));
     const ggml_tensor * product = find_product(dst, src0, src1);
     if (product != nullptr) {
-        // where upstream takes the third source of a product for the experts, that of a mul_mat may be its list
+        // upstream passes the third source of a product as ids: that of a mul_mat may be its list
         ids = product->op == GGML_OP_MUL_MAT_ID ? product->src[2] : nullptr;
     } else {
-        // one expert of many, in temporary tensors: the caller adds the outliers of all of them
+        // one expert, in temporary tensors: the caller adds the outliers of all experts
         GGML_ASSERT(fusion == nullptr && dst->op == GGML_OP_NONE);
     }
     GGML_ASSERT(fusion == nullptr || (fusion->x_scale == nullptr && fusion->gate_scale == nullptr));
     GGML_ASSERT(ids == nullptr || (ids->type == GGML_TYPE_I32 && ids->nb[0] == sizeof(int32_t) && src1->ne[3] == 1));
 
     const int64_t f = sizeof(float);
-    bof4_product p = {};
-    p.up = factor_of(src0, product, fusion ? fusion->x_bias : nullptr, ids != nullptr);
+    bof4_mul_mat_vec_args p = {};
+    p.up = weight_args(src0, product, fusion ? fusion->x_bias : nullptr, ids != nullptr);
     if (fusion != nullptr && fusion->gate != nullptr) {
         GGML_ASSERT(fusion->gate->type == src0->type && ggml_are_same_shape(fusion->gate, src0));
         const ggml_tensor * gate_product = find_product(dst, fusion->gate, src1);
         GGML_ASSERT(gate_product != nullptr);
-        p.gate = factor_of(fusion->gate, gate_product, fusion->gate_bias, ids != nullptr);
+        p.gate = weight_args(fusion->gate, gate_product, fusion->gate_bias, ids != nullptr);
         p.glu = fusion->glu_op;
         p.glu_limit = fusion->glu_limit;
     }
@@ -152,13 +153,14 @@ void ggml_cuda_bof4_mul_mat_vec_q(
         p.ids_stride = ids->nb[1] / sizeof(int32_t);
     }
 
-    // Where a bias is fused, the activations may be done with before it is due, and their memory be that of the result. Their int8
-    // copy does not mind. Outliers do: blocks of threads that are done would write what others still read.
+    // With a fused bias, the result may be allocated in the memory of the activations, which the graph does not read
+    // after the product. That is harmless for their int8 copy, but outliers are multiplied with the activations
+    // themselves: these are copied because blocks of threads would overwrite what other blocks still read.
     cudaStream_t stream = ctx.stream();
-    ggml_cuda_pool_alloc<char> kept;
+    ggml_cuda_pool_alloc<char> x_copy;
     if ((p.up.list.row_pointers != nullptr || p.gate.list.row_pointers != nullptr) && overlap(src1, dst)) {
-        p.x = (const float *) kept.alloc(ctx.pool(), ggml_nbytes(src1));
-        CUDA_CHECK(cudaMemcpyAsync(kept.get(), src1->data, ggml_nbytes(src1), cudaMemcpyDeviceToDevice, stream));
+        p.x = (const float *) x_copy.alloc(ctx.pool(), ggml_nbytes(src1));
+        CUDA_CHECK(cudaMemcpyAsync(x_copy.get(), src1->data, ggml_nbytes(src1), cudaMemcpyDeviceToDevice, stream));
     }
 
     const int64_t columns  = ids ? 1 : src1->ne[1];
@@ -166,16 +168,15 @@ void ggml_cuda_bof4_mul_mat_vec_q(
     const int64_t z        = ids ? src1->ne[2] : src1->ne[3];
     ggml_cuda_pool_alloc<int32_t> qs;
     ggml_cuda_pool_alloc<float> scales;
-    if (src0->type == GGML_TYPE_BOF4_S) {
-        quantize<bof4_s_act>(ctx.pool(), src1, p, qs, scales, stream);
-        const bool even = p.n / QK_BOF4_S % 2 == 0;
-        if (even && rows_are_aligned(p.up) && (p.gate.data == nullptr || rows_are_aligned(p.gate))) {
-            launch<bof4_s_step<true>>(p, columns, src1->ne[1], src1->ne[2], channels, z, stream);
+    const bool aligned = ggml_row_size(src0->type, p.n) % sizeof(uint32_t) == 0 && rows_are_aligned(p.up) &&
+        (p.gate.data == nullptr || rows_are_aligned(p.gate));
+    bof4_dispatch(src0->type, "mul_mat", [&](auto type) {
+        using traits = bof4_cuda_type<decltype(type)::value>;
+        quantize<typename traits::act_layout>(ctx.pool(), src1, p, qs, scales, stream);
+        if (aligned) {
+            launch<typename traits::template step<true>>(p, columns, src1->ne[1], src1->ne[2], channels, z, stream);
         } else {
-            launch<bof4_s_step<false>>(p, columns, src1->ne[1], src1->ne[2], channels, z, stream);
+            launch<typename traits::template step<false>>(p, columns, src1->ne[1], src1->ne[2], channels, z, stream);
         }
-    } else {
-        quantize<bof4_k_act>(ctx.pool(), src1, p, qs, scales, stream);
-        launch<bof4_k_step>(p, columns, src1->ne[1], src1->ne[2], channels, z, stream);
-    }
+    });
 }

@@ -1,57 +1,71 @@
 // BOF4 weights times one to eight columns of activations, with outliers, bias and gate.
 //
-// What bounds it is the memory bus, if the other units keep up; on the fastest buses they barely do. Figures per weight and the
-// reasons for this shape: bench/NOTES.md, "CUDA".
+// Bound by memory bandwidth on most GPUs, by instruction issue on those with the highest bandwidth. Instructions per
+// weight and the reasons for this design: bench/NOTES.md, "CUDA".
 //
-// Activations are int8 in an order of their own, so that no weight has to be moved to where its activation is (bof4-mmvq-act.cuh).
-// Needs, of upstream's, the functions of unary.cuh that a gate goes through.
-// A block of threads computes a few rows, its warps each a part of them; every lane holds the codes of the next step while it
-// works on those of this one. Lanes end up with parts of every row's sum, to which they add their share of the outliers.
+// Activations are int8 in the order of the codes (bof4-activations.cuh). A block of threads computes a few rows. Each
+// of its warps computes a part of these rows, chunk by chunk: every lane loads the codes of the next chunk before it
+// multiplies those of this one. Each lane has a partial sum of every row, to which it adds its part of the outliers;
+// the sums of all lanes and warps are added at the end.
+//
+// A step (traits of the type, bof4-type.cuh) has
+//
+//     static constexpr int rows              of a block of threads, up to four columns
+//     static constexpr int unroll            chunks that are loaded and multiplied at once
+//     static constexpr int blocks_per_sm     for __launch_bounds__: with one column,
+//     static constexpr int blocks_per_sm_of_many_columns     and with more than three
+//     int chunks(n)                          of a row of n weights
+//     weights<S>                             registers with the codes and scales of `unroll` chunks of S rows
+//     loader<S>(rows, n, lane)               load(weights, chunk), and multiply<columns>(weights, act, column, chunk,
+//                                            sums), which adds to sums[row * columns + column]
+//
+// Needs upstream's unary.cuh, included before, for the activation functions of gated units.
 #pragma once
 
-#include "bof4-codes.cuh"
+#include "bof4-activations.cuh"
 #include "bof4-list.cuh"
-#include "bof4-mmvq-act.cuh"
+#include "bof4-type.cuh"
 
-// One matrix of weights; strides in bytes. A bias has the strides of its own tensor, in elements.
-struct bof4_factor {
+// One matrix of weights with its list and bias.
+struct bof4_mul_mat_vec_weight {
     const uint8_t * data;
-    int64_t nb1, nb2, nb3;
+    int64_t nb1, nb2, nb3;                  // strides in bytes
     bof4_device_list list;
-    const float * bias;
-    int64_t bias_s1, bias_s2, bias_s3;
+    const float * bias;                     // or null
+    int64_t bias_s1, bias_s2, bias_s3;      // strides in elements
 };
 
-struct bof4_product {
-    bof4_factor up, gate;
+struct bof4_mul_mat_vec_args {
+    bof4_mul_mat_vec_weight up, gate;
     bof4_activations act;
-    const float * x;            // the activations that act was made from, for the outliers
-    int64_t x_s1, x_s2, x_s3;
+    const float * x;            // the activations before they were quantized, for the outliers
+    int64_t x_s1, x_s2, x_s3;   // strides in elements
     const int32_t * ids;        // of experts, or null
     int64_t ids_stride;
     float * dst;
-    int64_t s1, s2, s3;
-    int32_t n, nrows;
-    int32_t nchannels_y;        // columns that a token has for its experts
-    int32_t channel_ratio, sample_ratio;
+    int64_t s1, s2, s3;         // strides in elements
+    int32_t n, nrows;           // of the weights
+    int32_t nchannels_y;        // with ids: columns that a token has for its experts
+    int32_t channel_ratio, sample_ratio;    // activation matrices per weight matrix, in dimensions 2 and 3
     int32_t glu;                // ggml_glu_op
     float glu_limit;
 };
 
-// Where the results of one block of threads lie: matrix of the weights, first column of the activations, place in dst and bias.
-struct bof4_where {
-    int64_t x2, x3;
-    int64_t column;
-    int64_t x;
-    int64_t dst;
-    int64_t bias2, bias3;
+// What one block of threads computes: places in the tensors.
+struct bof4_mul_mat_vec_position {
+    int64_t x2, x3;             // matrix of the weights
+    int64_t column;             // first column of the quantized activations
+    int64_t x;                  // its element in the activations
+    int64_t dst;                // element
+    int64_t bias2, bias3;       // matrix of the bias
 };
 
-static __device__ __forceinline__ bof4_where bof4_find(const bof4_product & p, int64_t ne11, int64_t ne12) {
-    bof4_where at;
+static __device__ __forceinline__ bof4_mul_mat_vec_position bof4_position_of_block(
+        const bof4_mul_mat_vec_args & p, int64_t ne11, int64_t ne12) {
+    bof4_mul_mat_vec_position at;
     const int64_t channel = blockIdx.y, z = blockIdx.z;
     if (p.ids != nullptr) {
-        // a slot of a token: its expert, and the only column it meets
+        // blockIdx.y is a slot of token z: the weights of its expert times one column
         at.x2 = p.ids[z * p.ids_stride + channel];
         at.x3 = 0;
         const int64_t y = channel % p.nchannels_y;
@@ -72,17 +86,18 @@ static __device__ __forceinline__ bof4_where bof4_find(const bof4_product & p, i
     return at;
 }
 
-// sums[i] over the lanes of a warp, for i < N <= 32, a power of two: lane l gets number l * N / 32. Lanes exchange halves of what
-// they hold, so this takes N + log2(32 / N) shuffles instead of 5 N.
-template <int N, int offset = 16, int most>
-static __device__ __forceinline__ float bof4_warp_sums(float (&sums)[most], int lane) {
+// Sums of sums[i] over the lanes of a warp, for i < N <= 32, a power of two: lane l returns that of i = l * N / 32.
+// Lanes exchange half of their remaining values in each step, so this takes N - 1 + log2(32 / N) shuffles instead of 5
+// N.
+template <int N, int offset = 16, int size>
+static __device__ __forceinline__ float bof4_warp_sums(float (&sums)[size], int lane) {
     if constexpr (N > 1) {
         const bool upper = lane & offset;
 #pragma unroll
         for (int i = 0; i < N / 2; ++i) {
-            const float mine = upper ? sums[i + N / 2] : sums[i];
-            const float other = upper ? sums[i] : sums[i + N / 2];
-            sums[i] = mine + __shfl_xor_sync(0xffffffff, other, offset, 32);
+            const float kept = upper ? sums[i + N / 2] : sums[i];
+            const float sent = upper ? sums[i] : sums[i + N / 2];
+            sums[i] = kept + __shfl_xor_sync(0xffffffff, sent, offset, 32);
         }
     } else {
         sums[0] += __shfl_xor_sync(0xffffffff, sums[0], offset, 32);
@@ -93,6 +108,7 @@ static __device__ __forceinline__ float bof4_warp_sums(float (&sums)[most], int 
     return sums[0];
 }
 
+// n, rounded up to a power of two.
 static constexpr __host__ __device__ int bof4_power_of_two(int n) {
     return n <= 1 ? 1 : 2 * bof4_power_of_two((n + 1) / 2);
 }
@@ -107,73 +123,65 @@ static __device__ __forceinline__ float bof4_glu(int32_t op, float gate, float u
     }
 }
 
-enum { BOF4_MOST_WARPS = 4 };
+enum { BOF4_MAX_WARPS = 4 };
 
-// Rows that a block of threads has of each matrix. Two matrices: rows of both count.
+// Rows of each matrix that a block of threads computes. Two matrices (up and gate) have half of the rows each.
 template <typename step, int columns, int matrices>
-static constexpr __host__ __device__ int bof4_rows_of_block() {
+static constexpr __host__ __device__ int bof4_rows_per_block() {
     return (columns <= 4 ? step::rows : 2) / matrices;
 }
 
-// One column waits for memory and wants many warps; more columns want registers.
+// With one column, latency of loads is hidden by many warps; more columns need more registers per thread.
 template <typename step, int columns, int matrices>
-__launch_bounds__(32 * BOF4_MOST_WARPS, (columns == 1 ? step::blocks : columns <= 3 ? 4 : step::blocks_of_many))
-static __global__ void bof4_mul_mat_vec_kernel(const bof4_product p, const int64_t ne11, const int64_t ne12) {
-    constexpr int R = bof4_rows_of_block<step, columns, matrices>();
-    constexpr int S = R * matrices;             // streams of weights
+__launch_bounds__(32 * BOF4_MAX_WARPS,
+    (columns == 1 ? step::blocks_per_sm : columns <= 3 ? 4 : step::blocks_per_sm_of_many_columns))
+static __global__ void bof4_mul_mat_vec_kernel(const bof4_mul_mat_vec_args p, const int64_t ne11, const int64_t ne12) {
+    constexpr int R = bof4_rows_per_block<step, columns, matrices>();
+    constexpr int S = R * matrices;
     const int lane = threadIdx.x, warp = threadIdx.y, warps = blockDim.y;
     const int thread = 32 * warp + lane, threads = 32 * warps;
     const int64_t row0 = (int64_t) blockIdx.x * R;
-    const bof4_where at = bof4_find(p, ne11, ne12);
+    const bof4_mul_mat_vec_position at = bof4_position_of_block(p, ne11, ne12);
 
-    // Stream s: row s % R of matrix s / R. What lies beyond the last row reads that row again.
+    // Number s is row s % R of matrix s / R. Rows behind the last one are that row again.
     const uint8_t * rows[S];
-    int32_t entries[S];
+    int32_t prefetched[S];
     const auto row_of = [&](int s) { return min(row0 + s % R, (int64_t) p.nrows - 1); };
-    const auto element_of = [&](int s) { return bof4_element((s < R ? p.up : p.gate).list, row_of(s), at.x2, at.x3); };
 #pragma unroll
     for (int s = 0; s < S; ++s) {
-        const bof4_factor & f = s < R ? p.up : p.gate;
+        const bof4_mul_mat_vec_weight & f = s < R ? p.up : p.gate;
         rows[s] = f.data + row_of(s) * f.nb1 + at.x2 * f.nb2 + at.x3 * f.nb3;
     }
 
     float sums[bof4_power_of_two(S * columns)] = {};
     const int n_chunks = step::chunks(p.n);
     const int begin = step::unroll * warp, stride = step::unroll * warps;
-    const typename step::template source<S> source(rows, p.n, lane);
+    const typename step::template loader<S> loader(rows, p.n, lane);
     typename step::template weights<S> even, odd;
     if (begin < n_chunks) {
-        source.load(even, begin);
+        loader.load(even, begin);
     }
 
-    // Few rows have more outliers than this block has threads. The first of each are asked for here, behind the first codes:
-    // two loads that wait for each other, which would otherwise stand at the end, where nothing hides them.
+    // The first outlier of each thread is read here, behind the first codes: two loads, the second of which depends on
+    // the first. Few rows have more outliers than this block has threads.
 #pragma unroll
     for (int s = 0; s < S; ++s) {
-        const bof4_device_list & list = (s < R ? p.up : p.gate).list;
-        entries[s] = 0;
-        if (list.row_pointers != nullptr && list.whole_rows) {
-            const int32_t * pointers = list.row_pointers + element_of(s) / list.row_length;
-            const int e = pointers[0] + thread;
-            if (e < pointers[1]) {
-                entries[s] = list.entries[e];
-            }
-        }
+        prefetched[s] = bof4_list_prefetch((s < R ? p.up : p.gate).list, row_of(s), at.x2, at.x3, thread);
     }
 
-    // two sets of registers that take turns: one would be copied every time
+    // two sets of registers, used in turns: a single one would have to be copied in each iteration
     for (int chunk = begin; chunk < n_chunks; chunk += 2 * stride) {
         if (chunk + stride < n_chunks) {
-            source.load(odd, chunk + stride);
+            loader.load(odd, chunk + stride);
         }
-        source.template multiply<columns>(even, p.act, at.column, chunk, sums);
+        loader.template multiply<columns>(even, p.act, at.column, chunk, sums);
         if (chunk + stride >= n_chunks) {
             break;
         }
         if (chunk + 2 * stride < n_chunks) {
-            source.load(even, chunk + 2 * stride);
+            loader.load(even, chunk + 2 * stride);
         }
-        source.template multiply<columns>(odd, p.act, at.column, chunk + stride, sums);
+        loader.template multiply<columns>(odd, p.act, at.column, chunk + stride, sums);
     }
 
     const float * x = p.x + at.x;
@@ -183,27 +191,17 @@ static __global__ void bof4_mul_mat_vec_kernel(const bof4_product p, const int64
         if (list.row_pointers == nullptr) {
             continue;
         }
-        const auto take = [&](int column, float value) {
+        const auto add = [&](int column, float value) {
 #pragma unroll
             for (int c = 0; c < columns; ++c) {
                 sums[s * columns + c] += value * x[c * p.x_s1 + column];
             }
         };
-        if (!list.whole_rows) {
-            bof4_each_outlier(list, element_of(s), thread, threads, take);
-            continue;
-        }
-        if (bof4_value(entries[s]) != 0.0f) {
-            take(bof4_column(entries[s]), bof4_value(entries[s]));
-        }
-        const int32_t * pointers = list.row_pointers + element_of(s) / list.row_length;
-        for (int e = pointers[0] + thread + threads; e < pointers[1]; e += threads) {
-            take(bof4_column(list.entries[e]), bof4_value(list.entries[e]));
-        }
+        bof4_list_apply_prefetched(list, row_of(s), at.x2, at.x3, prefetched[s], thread, threads, add);
     }
 
     constexpr int N = bof4_power_of_two(S * columns);
-    __shared__ float of_warps[BOF4_MOST_WARPS][N];
+    __shared__ float of_warps[BOF4_MAX_WARPS][N];
     const float sum = bof4_warp_sums<N>(sums, lane);
     if (lane % (32 / N) == 0) {
         of_warps[warp][lane / (32 / N)] = sum;
@@ -221,7 +219,7 @@ static __global__ void bof4_mul_mat_vec_kernel(const bof4_product p, const int64
             gate += of_warps[w][R * columns + thread];
         }
     }
-    const auto bias = [&](const bof4_factor & f) {
+    const auto bias = [&](const bof4_mul_mat_vec_weight & f) {
         return f.bias ? f.bias[at.bias3 * f.bias_s3 + at.bias2 * f.bias_s2 + column * f.bias_s1 + row0 + row] : 0.0f;
     };
     up += bias(p.up);

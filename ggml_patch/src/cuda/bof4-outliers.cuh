@@ -1,25 +1,25 @@
-// Adding what outliers contribute to a product that something else has computed from the codes: more columns than
-// bof4-mmvq.cuh takes. Two kernels. The activations are transposed, so that an outlier meets 32 columns in one line of memory;
-// then every block of threads does 32 rows of 32 columns, and turns its sums around before it adds them to rows of dst.
+// The products of outliers, added to a result that was computed from the codes: for more columns than bof4-mmvq.cuh
+// takes. Two kernels. The first transposes the activations, so that an outlier reads 32 columns in one cache line. In
+// the second a block of threads computes the sums of 32 rows and 32 columns, one lane per column, and transposes them
+// in shared memory, so that they are added to contiguous elements of dst.
 #pragma once
 
 #include "bof4-list.cuh"
 
 enum { BOF4_TILE = 32, BOF4_TILE_WARPS = 8 };
 
-// Columns of src1, in the order in which the kernel below takes them: column c is row source[c] of a matrix of ne1 rows in ne2
-// and ne3 matrices; no source: row c.
-struct bof4_columns {
+// Columns of src1 in the order in which bof4_add_outliers_kernel reads them.
+struct bof4_transpose_args {
     const float * x;
-    int64_t n;
-    int64_t count, padded;
-    const int32_t * source;
-    int64_t ne1, ne2;
-    int64_t s1, s2, s3;
+    int64_t n;              // elements of a column
+    int64_t count, padded;  // number of columns, and that number rounded up to whole tiles
+    const int32_t * source; // column c is row source[c] of x, counted over its three dimensions; null: row c
+    int64_t ne1, ne2;       // of x
+    int64_t s1, s2, s3;     // strides of x in elements
 };
 
 // transposed[i * padded + c] = element i of column c
-static __global__ void bof4_transpose_kernel(const bof4_columns columns, float * __restrict__ transposed) {
+static __global__ void bof4_transpose_kernel(const bof4_transpose_args columns, float * __restrict__ transposed) {
     __shared__ float tile[BOF4_TILE][BOF4_TILE + 1];
     const int64_t i0 = (int64_t) blockIdx.x * BOF4_TILE, c0 = (int64_t) blockIdx.y * BOF4_TILE;
     const int lane = threadIdx.x;
@@ -40,49 +40,48 @@ static __global__ void bof4_transpose_kernel(const bof4_columns columns, float *
     }
 }
 
-// Where the sums go. blockIdx.z is a matrix of columns (ne2, ne3), or an expert: then its columns are bounds[z] to bounds[z + 1],
-// and column c of them is row dst_rows[c].
-struct bof4_sums {
+// blockIdx.z is a matrix of columns, or an expert where bounds is not null.
+struct bof4_add_outliers_args {
     float * dst;
-    int64_t nrows;
-    int64_t ne1, ne2;
-    int64_t s1, s2, s3;
-    int32_t ratio2, ratio3;
-    const int32_t * bounds;
-    const int32_t * dst_rows;
+    int64_t nrows;              // of the weight
+    int64_t ne1, ne2;           // of dst
+    int64_t s1, s2, s3;         // strides of dst in elements
+    int32_t ratio2, ratio3;     // matrices of dst per matrix of the weight, in dimensions 2 and 3
+    const int32_t * bounds;     // expert z has the columns bounds[z] to bounds[z + 1] - 1
+    const int32_t * dst_rows;   // and column c of them is row dst_rows[c] of dst
 };
 
 static __global__ void bof4_add_outliers_kernel(
-        const bof4_device_list list, const bof4_sums sums, const float * __restrict__ transposed, const int64_t padded) {
+        const bof4_device_list list, const bof4_add_outliers_args args, const float * __restrict__ transposed, const int64_t padded) {
     __shared__ float tile[BOF4_TILE][BOF4_TILE + 1];
     const int lane = threadIdx.x;
-    const int64_t z = blockIdx.z, i2 = z % sums.ne2, i3 = z / sums.ne2;
-    const int64_t first = sums.bounds ? sums.bounds[z] : z * sums.ne1;
-    const int64_t count = sums.bounds ? sums.bounds[z + 1] - first : sums.ne1;
+    const int64_t z = blockIdx.z, i2 = z % args.ne2, i3 = z / args.ne2;
+    const int64_t first = args.bounds ? args.bounds[z] : z * args.ne1;
+    const int64_t count = args.bounds ? args.bounds[z + 1] - first : args.ne1;
     const int64_t r0 = (int64_t) blockIdx.x * BOF4_TILE, c0 = (int64_t) blockIdx.y * BOF4_TILE;
     if (c0 >= count) {
         return;
     }
-    const bool mine = c0 + lane < count;
-    const float * x = transposed + first + c0 + (mine ? lane : 0);
+    const bool has_column = c0 + lane < count;
+    const float * x = transposed + first + c0 + (has_column ? lane : 0);
     for (int k = threadIdx.y; k < BOF4_TILE; k += BOF4_TILE_WARPS) {
         float sum = 0.0f;
-        if (r0 + k < sums.nrows) {
-            const int64_t element = sums.bounds ?
-                bof4_element(list, r0 + k, z, 0) : bof4_element(list, r0 + k, i2 / sums.ratio2, i3 / sums.ratio3);
-            // every lane meets every outlier, each in a column of its own
-            bof4_each_outlier(list, element, 0, 1,
+        if (r0 + k < args.nrows) {
+            const int64_t element = args.bounds ?
+                bof4_list_element(list, r0 + k, z, 0) : bof4_list_element(list, r0 + k, i2 / args.ratio2, i3 / args.ratio3);
+            // every lane applies every outlier, in its own column
+            bof4_list_apply(list, element, 0, 1,
                 [&](int column, float value) { sum += value * x[column * padded]; });
         }
         tile[k][lane] = sum;
     }
     __syncthreads();
-    if (r0 + lane >= sums.nrows) {
+    if (r0 + lane >= args.nrows) {
         return;
     }
     for (int k = threadIdx.y; k < BOF4_TILE && c0 + k < count; k += BOF4_TILE_WARPS) {
-        const int64_t at = sums.bounds ?
-            sums.dst_rows[first + c0 + k] * sums.s1 : (c0 + k) * sums.s1 + i2 * sums.s2 + i3 * sums.s3;
-        sums.dst[at + r0 + lane] += tile[lane][k];
+        const int64_t at = args.bounds ?
+            args.dst_rows[first + c0 + k] * args.s1 : (c0 + k) * args.s1 + i2 * args.s2 + i3 * args.s3;
+        args.dst[at + r0 + lane] += tile[lane][k];
     }
 }

@@ -1,9 +1,9 @@
-// The CUDA kernels, run on a CPU (cuda_on_host.h) through the functions that ggml-cuda's hooks call, on tensors of ggml.
+// Runs the CUDA kernels on a CPU (cuda_on_host.h), by the functions that ggml-cuda's hooks call, with tensors of ggml.
 //
 //     check_cuda                                     random blocks, every kernel and shape
-//     check_cuda TYPE N BLOCKS DECODED               real rows of N weights: files of blocks and of what they decode to (float32)
+//     check_cuda TYPE N BLOCKS DECODED               rows of N weights of a model: files of blocks and of decoded weights (float32)
 //
-// One line a group, exit code 1 on a failure.
+// Prints one line per group; exit code 1 on a failure.
 
 #include "check_cuda.h"
 
@@ -16,7 +16,9 @@
 namespace {
 
 ggml_backend_cuda_context cuda;
-const ggml_type types[] = { GGML_TYPE_BOF4_S, GGML_TYPE_BOF4_K };
+#define TYPE(NAME, name) GGML_TYPE_##NAME,
+const ggml_type types[] = { BOF4_TYPES_CUDA(TYPE) };
+#undef TYPE
 using view_of = std::function<ggml_tensor *(ggml_tensor *)>;
 
 ggml_tensor * whole(ggml_tensor * w) {
@@ -71,7 +73,8 @@ void check_get_rows(ggml_type type, std::vector<int64_t> ne, double density, con
     ++cases;
 }
 
-// mul_mat of a view; more than eight columns: codes are multiplied here, outliers added by the second pass.
+// mul_mat of a view. With more than eight columns the codes are multiplied here, and only the outliers are added by a
+// kernel.
 void check_mul_mat(ggml_type type, std::vector<int64_t> ne, double density, int64_t columns, int64_t repeat,
                    const view_of & view = whole) {
     new_case();
@@ -103,13 +106,13 @@ void check_mul_mat(ggml_type type, std::vector<int64_t> ne, double density, int6
     ++cases;
 }
 
-// own: every slot of a token has a column of its own
+// own: every slot of a token has its own column
 void check_mul_mat_id(ggml_type type, int64_t rows, int64_t tokens, bool own, double density) {
     new_case();
     const int64_t n = 512, experts = 5, used = 2;
     const weight_of w(type, { n, rows, experts }, density);
     ggml_tensor * x = exact_activations({ n, own ? used : 1, tokens });
-    // a slice of a longer table, as from top-k
+    // a view of a longer table, as top-k returns it
     ggml_tensor * table = new_tensor(GGML_TYPE_I32, { experts, tokens });
     for (int64_t t = 0; t < tokens; ++t) {
         auto * of_token = (int32_t *) table->data + t * experts;
@@ -142,8 +145,8 @@ void check_mul_mat_id(ggml_type type, int64_t rows, int64_t tokens, bool own, do
     ++cases;
 }
 
-// What upstream fuses: a bias, a gated unit, both; experts: as a mul_mat_id of two tokens. Lists of either, both or none.
-// over_x: the result lies where the activations were.
+// What upstream fuses: a bias, a gated unit, both. experts: as a mul_mat_id of two tokens. of_up, of_gate: density of
+// the lists. over_x: the result is in the memory of the activations.
 void check_fused(ggml_type type, bool experts, bool bias, int glu, double of_up, double of_gate, bool over_x = false) {
     new_case();
     const int64_t n = 768, rows = 13, n_experts = experts ? 4 : 1, tokens = experts ? 2 : 1, used = experts ? 2 : 1;
@@ -179,7 +182,7 @@ void check_fused(ggml_type type, bool experts, bool bias, int glu, double of_up,
     } else {
         with_memory(y);
     }
-    // upstream takes the third source for the experts, whatever it is
+    // upstream passes the third source as ids, whatever it is
     const ggml_tensor * product_node = y->op == GGML_OP_GLU ? y->src[1] : y;
     while (product_node->op != GGML_OP_MUL_MAT && product_node->op != GGML_OP_MUL_MAT_ID) {
         product_node = product_node->src[0];
@@ -195,8 +198,8 @@ void check_fused(ggml_type type, bool experts, bool bias, int glu, double of_up,
         double magnitude = m_up;
         switch (glu) {
             case GGML_GLU_OP_SWIGLU: expected *= g / (1 + std::exp(-g)); magnitude = m_up * m_gate; break;
-            case GGML_GLU_OP_GEGLU:  expected *= g > 0 ? g : 0; magnitude = m_up * m_gate; break; // so large a gate is one or zero
-            case GGML_GLU_OP_REGLU:  expected *= g; magnitude = m_up * m_gate; break;             // any other: the plain product
+            case GGML_GLU_OP_GEGLU:  expected *= g > 0 ? g : 0; magnitude = m_up * m_gate; break; // gelu of a large number is that number or zero
+            case GGML_GLU_OP_REGLU:  expected *= g; magnitude = m_up * m_gate; break;             // not implemented: the plain product
             default: break;
         }
         compare(((const float *) y->data)[(t * used + u) * rows + r], expected, magnitude);
@@ -204,16 +207,18 @@ void check_fused(ggml_type type, bool experts, bool bias, int glu, double of_up,
     ++cases;
 }
 
-template <typename type, int rows, int scales, bool mma>
+template <ggml_type type, int rows, bool mma>
 void check_tile(const uint8_t * blocks, int64_t n_rows, int64_t n, const std::vector<float> & values) {
+    using traits = bof4_cuda_type<type>;
+    constexpr int scales = traits::mmq_scales;
     constexpr int stride = mma ? 64 + scales + 4 : 0;
     using tile = bof4_tile<rows, scales, stride, mma>;
     std::vector<int> memory(mma ? rows * stride : rows * 65 + rows * scales + rows * scales / 32, 0x7f7f7f7f);
     const int last = (int) std::min<int64_t>(rows, n_rows) - 1;
     for (int64_t k = 0; k + 256 <= n; k += 256) {
         on_host::run(dim3(1), dim3(32, 8), [&] {
-            bof4_load_tile<type, tile, rows, 256, true>(blocks + k / type::n * type::bytes, memory.data(),
-                (int) (threadIdx.y * 32 + threadIdx.x), (int) (n / type::n), last);
+            bof4_load_tile<type, tile, rows, 256, true>(blocks + k / traits::n * traits::bytes, memory.data(),
+                (int) (threadIdx.y * 32 + threadIdx.x), (int) (n / traits::n), last);
         });
         for (int64_t r = 0; r <= last; ++r) for (int i = 0; i < 256; ++i) {
             const int level = ((const int8_t *) &memory[tile::word((int) r, i / 4)])[i % 4];
@@ -225,13 +230,20 @@ void check_tile(const uint8_t * blocks, int64_t n_rows, int64_t n, const std::ve
 }
 
 void check_tiles(ggml_type type, const uint8_t * blocks, int64_t rows, int64_t n, const std::vector<float> & values) {
-    if (type == GGML_TYPE_BOF4_S) {
-        check_tile<bof4_s_type, 128, 8, true>(blocks, rows, n, values);
-        check_tile<bof4_s_type, 64, 8, false>(blocks, rows, n, values);
-    } else {
-        check_tile<bof4_k_type, 128, 16, true>(blocks, rows, n, values);
-        check_tile<bof4_k_type, 64, 16, false>(blocks, rows, n, values);
+    bof4_dispatch(type, "tiles", [&](auto of_type) {
+        check_tile<decltype(of_type)::value, 128, true>(blocks, rows, n, values);
+        check_tile<decltype(of_type)::value, 64, false>(blocks, rows, n, values);
+    });
+}
+
+ggml_type type_of(const std::string & name) {
+#define TYPE(NAME, name_)     \
+    if (name == #NAME) {      \
+        return GGML_TYPE_##NAME; \
     }
+    BOF4_TYPES_CUDA(TYPE)
+#undef TYPE
+    GGML_ABORT("no CUDA kernels for the type %s", name.c_str());
 }
 
 std::vector<char> file(const char * path) {
@@ -239,9 +251,9 @@ std::vector<char> file(const char * path) {
     return { std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>() };
 }
 
-// Real rows, against what the reference decodes them to.
+// Rows of a model, compared with the weights that the numpy reference decodes.
 bool check_real(const std::string & name, int64_t n, const char * blocks_file, const char * decoded_file) {
-    const ggml_type type = name == "BOF4_S" ? GGML_TYPE_BOF4_S : GGML_TYPE_BOF4_K;
+    const ggml_type type = type_of(name);
     const std::vector<char> blocks = file(blocks_file), bytes = file(decoded_file);
     const int64_t rows = (int64_t) blocks.size() / ggml_row_size(type, n);
     std::vector<float> values(rows * n);

@@ -1,8 +1,7 @@
-// What the checks of check_cuda*.cpp share: weights with lists and their values in double precision, and how results are judged.
+// Weights with lists and their values in double precision for check_cuda.cpp, and the comparison of results.
 #pragma once
 
 #include "lists/bof4-list.h"
-#include "format/bof4-blocks.h"
 #include "cuda_on_host.h"
 #include "ggml-cpp.h"
 
@@ -15,7 +14,7 @@
 
 inline std::mt19937 rng(11);
 
-// Memory exactly as large as it is said to be, so that a sanitizer sees what lies behind it.
+// Memory of exactly this size, so that a sanitizer reports accesses behind its end.
 struct exact_memory {
     void * data;
     explicit exact_memory(size_t bytes) : data(std::malloc(bytes)) {}
@@ -41,21 +40,8 @@ inline ggml_tensor * new_tensor(ggml_type type, std::vector<int64_t> ne) {
     return with_memory(ggml_new_tensor(context.get(), type, (int) ne.size(), ne.data()));
 }
 
-// What a block of random codes and scales decodes to, rounded as dequantize_row_* rounds.
-inline float decoded(ggml_type type, const uint8_t * block, int i) {
-    const int8_t s_levels[16] = BOF4_S_LEVELS, k_levels[16] = BOF4_K_LEVELS;
-    if (type == GGML_TYPE_BOF4_S) {
-        const auto * b = (const block_bof4_s *) block;
-        const int code = i < 32 ? b->qs[i] & 15 : b->qs[i - 32] >> 4;
-        return ggml_compute_fp16_to_fp32(b->d) * (float) s_levels[code] * (1.0f / 127);
-    }
-    const auto * b = (const block_bof4_k *) block;
-    const uint8_t q = b->qs[i / 128 * 64 + i % 64];
-    return ggml_compute_fp16_to_fp32(b->d) * (1.0f / 4096) * (float) bof4_k_scale(b, i / 16) *
-        (float) k_levels[i % 128 < 64 ? q & 15 : q >> 4];
-}
-
-// A weight with its list (density 0: none) and its values; every third row has no outlier, every seventh nothing else.
+// A weight of random blocks with its list (density 0: none) and its values. Rows 1, 4, 7 .. of the list are empty; of
+// the others, rows 5, 12, 19 .. consist of outliers only.
 struct weight_of {
     ggml_tensor * tensor;
     std::vector<float> codes;       // without the outliers
@@ -71,9 +57,7 @@ struct weight_of {
         for (size_t b = 0; b < codes.size() / blck; ++b) {
             const ggml_fp16_t d = ggml_compute_fp32_to_fp16(((float) (rng() % 2001) - 1000.0f) / 512.0f);
             std::memcpy(data + b * bytes, &d, sizeof(d));
-            for (int i = 0; i < blck; ++i) {
-                codes[b * blck + i] = decoded(type, data + b * bytes, i);
-            }
+            ggml_get_type_traits(type)->to_float(data + b * bytes, codes.data() + b * blck, blck);
         }
         values.assign(codes.begin(), codes.end());
         if (density == 0.0) {
@@ -86,9 +70,8 @@ struct weight_of {
             const double p = r % 3 == 1 ? 0.0 : r % 7 == 5 ? 1.0 : density;
             for (int64_t j = 0; j < n; ++j) {
                 if (uniform(rng) < p) {
-                    const ggml_bf16_t value = ggml_fp32_to_bf16(100.0f * normal(rng));
-                    entries.push_back((int32_t) ((uint32_t) j | (uint32_t) value.bits << 16));
-                    values[r * n + j] += ggml_bf16_to_fp32(value);
+                    entries.push_back(bof4_entry(j, 100.0f * normal(rng)));
+                    values[r * n + j] += bof4_entry_value(entries.back());
                 }
             }
             list.push_back((int32_t) entries.size());
@@ -99,14 +82,14 @@ struct weight_of {
         ggml_bof4_attach_list(tensor, t);
     }
 
-    // Where element 0 of a row of a view of it is, in the weight.
+    // Element of the weight at which a row of a view of it begins.
     int64_t element(const ggml_tensor * view, int64_t r, int64_t i2 = 0, int64_t i3 = 0) const {
         const auto * at = (const char *) view->data + r * view->nb[1] + i2 * view->nb[2] + i3 * view->nb[3];
         return (at - (const char *) tensor->data) / ggml_type_size(tensor->type) * ggml_blck_size(tensor->type);
     }
 };
 
-// Whole numbers, the largest of every 64 being 127, times a power of two: int8 holds them exactly.
+// Whole numbers, the largest of every 64 of which is 127, times a power of two: quantized to int8 without error.
 inline ggml_tensor * exact_activations(std::vector<int64_t> ne) {
     ggml_tensor * t = new_tensor(GGML_TYPE_F32, ne);
     for (int64_t i = 0; i < ggml_nelements(t); ++i) {
@@ -128,7 +111,7 @@ inline ggml_tensor * random_floats(std::vector<int64_t> ne, float scale) {
 inline double worst = 0.0;
 inline int cases = 0;
 
-// magnitude: what the rounding of the terms is measured by
+// magnitude: the scale of the error, e.g. the sum of the magnitudes of a product's terms
 inline void compare(double y, double expected, double magnitude) {
     const double error = std::fabs(y - expected) / std::max(magnitude, 1e-30);
     worst = std::isfinite(error) ? std::max(worst, error) : INFINITY;

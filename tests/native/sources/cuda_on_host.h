@@ -1,6 +1,6 @@
-// Enough of CUDA for g++ to compile this project's .cu files, and for a CPU to run their kernels: blocks one after the other,
-// the threads of a block as coroutines that switch where they wait for each other. What upstream's headers give those files
-// stands in cuda_on_host/ under the names that they include.
+// Enough of CUDA for g++ to compile this project's .cu files, and for a CPU to run their kernels: blocks one after the
+// other, the threads of a block as coroutines that switch at barriers. The parts of upstream's headers that those files
+// use are defined in cuda_on_host/, under the names that they include.
 #pragma once
 
 #include "ggml-impl.h"
@@ -46,8 +46,8 @@ struct thread {
     std::unique_ptr<char[]> stack;
     dim3 index;
     bool done = false;
-    int waits[2] = {};      // times that it has come to a barrier of its warp, of its block
-    uint32_t shared[2] = {};
+    int waits[2] = {};      // barriers that it has reached: of its warp, of its block
+    uint32_t shuffled[2] = {};   // values of __shfl_xor_sync
     void * fake_stack = nullptr;
 };
 
@@ -78,7 +78,7 @@ inline void yield() {
     finish_switch(self.fake_stack, &scheduler_stack, &scheduler_stack_size);
 }
 
-// Wait for the other threads from first to end, those of them that are not done.
+// Wait for the other threads from first to end, except for those that are done.
 inline void barrier(int scope, size_t first, size_t end) {
     const int mine = ++threads[running].waits[scope];
     const auto behind = [&](const thread & t) { return !t.done && t.waits[scope] < mine; };
@@ -114,7 +114,8 @@ inline void run_block(const std::function<void()> & function) {
         t.context.uc_link = nullptr;
         makecontext(&t.context, entry, 0);
     }
-    // forwards in one block, backwards in the next: what relies on an order without waiting is wrong in one of them
+    // forwards in one block, backwards in the next: a kernel that relies on an order without a barrier fails in one of
+    // them
     static bool backwards = false;
     backwards = !backwards;
     for (size_t left = n; left > 0;) {
@@ -146,15 +147,16 @@ inline void __syncthreads() {
     on_host::barrier(1, 0, on_host::threads.size());
 }
 
-// Written before a barrier and read behind it, in two places that take turns: nobody comes to the next but one too early.
+// Written before a barrier and read after it, in two places alternately: a thread writes to the same place again only
+// after another barrier, when all have read it.
 template <typename T> T __shfl_xor_sync(unsigned, T value, int mask, int) {
     static_assert(sizeof(T) == sizeof(uint32_t));
     using namespace on_host;
     const size_t self = running, first = self / WARP * WARP;
     const int place = threads[self].waits[0] % 2;
-    std::memcpy(&threads[self].shared[place], &value, sizeof(value));
+    std::memcpy(&threads[self].shuffled[place], &value, sizeof(value));
     barrier(0, first, first + WARP);
-    std::memcpy(&value, &threads[first + ((self - first) ^ mask)].shared[place], sizeof(value));
+    std::memcpy(&value, &threads[first + ((self - first) ^ mask)].shuffled[place], sizeof(value));
     return value;
 }
 

@@ -1,4 +1,4 @@
-// Of upstream's common.cuh what this project's files use, on a CPU.
+// The parts of upstream's common.cuh that this project's files use, on a CPU.
 #pragma once
 
 #include "cuda_on_host.h"
@@ -20,7 +20,7 @@ struct ggml_backend_cuda_context {
     ggml_cuda_pool & pool() { return memory; }
 };
 
-// Exactly as large as asked for, and full of what no kernel may count on.
+// Exactly as large as requested, and filled with a pattern, because a kernel must not rely on the contents.
 template <typename T> struct ggml_cuda_pool_alloc {
     T * ptr = nullptr;
 
@@ -30,7 +30,7 @@ template <typename T> struct ggml_cuda_pool_alloc {
     ~ggml_cuda_pool_alloc() { std::free(ptr); }
 
     T * alloc(ggml_cuda_pool &, size_t n) {
-        // the 16 bytes that a device's allocator would align to, and no more behind the end
+        // aligned to 16 bytes, as kernels may assume; nothing behind the end
         const size_t bytes = n * sizeof(T);
         void * memory = nullptr;
         GGML_ASSERT(posix_memalign(&memory, 16, bytes) == 0);

@@ -1,4 +1,4 @@
-// Upstream's sorting of (token, slot) pairs by expert, from what its comments promise.
+// Sorts (token, slot) pairs by expert, as the comments of upstream's function specify.
 #pragma once
 
 #include "common.cuh"

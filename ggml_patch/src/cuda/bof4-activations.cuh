@@ -1,0 +1,60 @@
+// Activations as int8 for mul_mat_vec, in the order in which the codes of a type are stored, so that no weight has to
+// be moved to its activation. The number of activations under one scale depends on the type, too.
+#pragma once
+
+#include <cstdint>
+
+// Columns of n activations each. A column has `stride` words of four int8 in qs, and `scale_stride` floats in scales:
+// each is the scale of a group of activations times the unit of the type, so that the product of level and int8 has to
+// be multiplied by this and by the scale of the weights only.
+struct bof4_activations {
+    int32_t * qs;
+    float * scales;
+    int64_t stride, scale_stride;
+};
+
+// One warp per group of activations under one scale; blockIdx.y, z: rows and matrices of x, whose strides s1, s2, s3
+// are in elements. Groups behind the end of a column, which the products read, become zeros. A layout has
+//
+//     static constexpr int per_lane               activations of a lane
+//     static constexpr float unit                 of the type, by which scales are multiplied
+//     int64_t stride(n), scale_stride(n)          of bof4_activations, for columns of n
+//     int64_t groups(n)                           warps per column
+//     int64_t chunks(n)                           of a column, as the step of mul_mat_vec takes them
+//     int64_t at(group, lane, k)                  the k-th activation of a lane
+//     void store(act, column, group, lane, q)
+template <typename layout>
+static __global__ void bof4_quantize_kernel(
+        const float * __restrict__ x, const bof4_activations act, const int64_t n,
+        const int64_t ne11, const int64_t ne12, const int64_t s1, const int64_t s2, const int64_t s3) {
+    const int lane = threadIdx.x;
+    const int64_t group = (int64_t) blockIdx.x * blockDim.y + threadIdx.y;
+    if (group >= layout::groups(n)) {
+        return;
+    }
+    const int64_t i1 = blockIdx.y, i2 = blockIdx.z % ne12, i3 = blockIdx.z / ne12;
+    const float * column = x + i1 * s1 + i2 * s2 + i3 * s3;
+    float v[layout::per_lane];
+    float largest = 0.0f;
+#pragma unroll
+    for (int k = 0; k < layout::per_lane; ++k) {
+        const int64_t i = layout::at(group, lane, k);
+        v[k] = i < n ? column[i] : 0.0f;
+        largest = fmaxf(largest, fabsf(v[k]));
+    }
+#pragma unroll
+    for (int offset = 16; offset > 0; offset /= 2) {
+        largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, offset, 32));
+    }
+    const float inverse = largest > 0.0f ? 127.0f / largest : 0.0f;
+    int8_t q[layout::per_lane];
+#pragma unroll
+    for (int k = 0; k < layout::per_lane; ++k) {
+        q[k] = (int8_t) rintf(v[k] * inverse);
+    }
+    const int64_t c = (i3 * ne12 + i2) * ne11 + i1;
+    layout::store(act, c, group, lane, q);
+    if (lane == 0 && group < act.scale_stride) {
+        act.scales[c * act.scale_stride + group] = largest / 127.0f * layout::unit;
+    }
+}
