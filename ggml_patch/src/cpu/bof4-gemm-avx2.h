@@ -60,7 +60,7 @@ inline void keep_order(__m256i & accumulator) {
 //
 //   SUMS                             sums of a block in GEMM, each of which is converted to float32
 //   sub_scales(head)                 the scales of all dots of weights
-//   part                             the sum of a block in GEMV: begins as {}
+//   part, zero()                     the sum of a block in GEMV
 //   add(part, dots, j, x, s, r)      adds dot j; dots: of high and of low parts of activations
 //   value(part)                      as float32
 //   scaled(levels, s, j, r)          16-bit weights
@@ -77,6 +77,7 @@ template <> struct joining<GGML_TYPE_BOF4_S> {
     };
     using part = __m256;
 
+    static part zero() { return _mm256_setzero_ps(); }
     static void add(part & p, const __m256i * dots, int j, const layout::act & x, const sub_scales &, int) {
         const __m256i total = _mm256_add_epi32(
             _mm256_add_epi32(_mm256_madd_epi16(dots[0], _mm256_set1_epi16(16)), _mm256_madd_epi16(dots[1], _mm256_set1_epi16(1))),
@@ -128,6 +129,7 @@ template <> struct joining<GGML_TYPE_BOF4_K> {
         __m256i high, low;  // of parts of activations
     };
 
+    static part zero() { return { _mm256_setzero_si256(), _mm256_setzero_si256() }; }
     static void add(part & p, const __m256i * dots, int j, const layout::act & x, const sub_scales & scales, int r) {
         const __m256i s = scales.of(j, r);
         // the offset, -2^7 * sum, as 2^4 * (-2^3 * sum): the sum of 16 numbers fits 12 bits
@@ -179,7 +181,7 @@ struct bof4_kernel {
             for (int r = 0; r < 2; ++r) {
                 typename join::part part[T];
                 for (int t = 0; t < T; ++t) {
-                    part[t] = {};
+                    part[t] = join::zero();
                 }
                 for (int k = 0; k < DOTS / 2; ++k) {
                     const int j[2] = { bof4_low_dot<layout>(k), bof4_low_dot<layout>(k) + layout::NIBBLES / DOT };

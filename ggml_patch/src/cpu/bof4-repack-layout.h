@@ -54,6 +54,9 @@ template <int N, int SCALES, int OFFSETS>
 struct bof4_act_block : bof4_act_form::numbers<N> {
     float   d[SCALES];
     int32_t offset[OFFSETS];
+
+    // The scale of dot j of so many.
+    float d_of_dot(int j, int dots) const { return d[j * SCALES / dots]; }
 };
 using bof4_s_act_block = bof4_act_block<QK_BOF4_S, 2, 2>;                   // scales of Q8_0
 using bof4_k_act_block = bof4_act_block<QK_BOF4_K, 1, BOF4_K_SUB_BLOCKS>;   // of Q8_K, but positive
