@@ -168,7 +168,7 @@ struct bof4_kernel {
     }
 
     template <int T>
-    static void gemv(const pair * group, int64_t n_blocks, const act * const * x, float * const * y) {
+    [[gnu::noinline]] static void gemv(const pair * group, int64_t n_blocks, const act * const * x, float * const * y) {
         const __m256i levels = table(layout::LEVELS, 128);
         __m256 sum[2][T];
         for (int t = 0; t < T; ++t) {
@@ -208,8 +208,8 @@ struct bof4_kernel {
                             }
                         }
                     }
-                    for (int h = 0; h < 2; ++h) {
-                        for (int t = 0; t < T; ++t) {
+                    for (int t = 0; t < T; ++t) {
+                        for (int h = 0; h < 2; ++h) {
                             join::add(part[t], dot[h][t], j[h], x[t][b], sub_scales, r);
                         }
                     }
@@ -260,7 +260,7 @@ struct bof4_kernel {
     };
 
     template <int R, int T>
-    static void tile(const unpacked<R> & w, int64_t n, const act * const * columns, bool first, float * const * y) {
+    [[gnu::noinline]] static void tile(const unpacked<R> & w, int64_t n, const act * const * columns, bool first, float * const * y) {
         const act * x[T];
         alignas(32) float sum[T][2][8];
         for (int t = 0; t < T; ++t) {

@@ -47,7 +47,7 @@ struct bof4_kernel : neon_kernel<type> {
 
     // Eight rows at a time, for all sums to stay in registers.
     template <int R, int T>
-    static void tile(const unpacked<R> & w, int64_t n, const act * const * x, bool first, float * const * y) {
+    [[gnu::noinline]] static void tile(const unpacked<R> & w, int64_t n, const act * const * x, bool first, float * const * y) {
         for (int r0 = 0; r0 < 4; r0 += 2) {
             float32x4_t sum[T][2];
             for (int t = 0; t < T; ++t) {

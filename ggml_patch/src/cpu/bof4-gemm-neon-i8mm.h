@@ -69,7 +69,7 @@ struct bof4_kernel : neon_kernel<type> {
 
     // Two columns at a time, for all sums to stay in registers.
     template <int R, int T>
-    static void tile(const unpacked<R> & w, int64_t n, const act * const * x, bool first, float * const * y) {
+    [[gnu::noinline]] static void tile(const unpacked<R> & w, int64_t n, const act * const * x, bool first, float * const * y) {
         for (int t = 0; t < T; t += 2) {
             float32x4_t sum[8];
             for (int r = 0; r < 4; ++r) {

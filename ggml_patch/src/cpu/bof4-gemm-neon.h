@@ -152,7 +152,7 @@ struct neon_kernel {
     };
 
     template <int T>
-    static void gemv(const pair * group, int64_t n_blocks, const act * const * x, float * const * y) {
+    [[gnu::noinline]] static void gemv(const pair * group, int64_t n_blocks, const act * const * x, float * const * y) {
         const int8x16_t levels = vld1q_s8(layout::LEVELS);
         float32x4_t sum[T][4];
         for (int t = 0; t < T; ++t) {

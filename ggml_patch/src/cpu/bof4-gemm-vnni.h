@@ -136,7 +136,7 @@ struct bof4_kernel : tiles_of<bof4_layout<type>::HAS_SUB_SCALES> {
     }
 
     template <int T>
-    static void gemv(const pair * group, int64_t n_blocks, const act * const * x, float * const * y) {
+    [[gnu::noinline]] static void gemv(const pair * group, int64_t n_blocks, const act * const * x, float * const * y) {
         const decoder<type> decode;
         floats sum[T];
         for (int t = 0; t < T; ++t) {
@@ -215,7 +215,7 @@ struct bof4_kernel : tiles_of<bof4_layout<type>::HAS_SUB_SCALES> {
     };
 
     template <int R, int T>
-    static void tile(const unpacked<R> & w, int64_t n, const act * const * columns, bool first, float * const * y) {
+    [[gnu::noinline]] static void tile(const unpacked<R> & w, int64_t n, const act * const * columns, bool first, float * const * y) {
         const act * x[T];
         alignas(64) float sum[T][R][16];
         for (int t = 0; t < T; ++t) {
