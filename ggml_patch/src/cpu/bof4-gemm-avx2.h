@@ -177,7 +177,7 @@ struct bof4_kernel {
         for (int64_t b = 0; b < n_blocks; ++b) {
             const auto & head = bof4_head(group, b);
             const typename join::sub_scales sub_scales(head);
-#pragma GCC unroll 2
+#pragma GCC unroll 1
             for (int r = 0; r < 2; ++r) {
                 typename join::part part[T];
                 for (int t = 0; t < T; ++t) {
