@@ -49,8 +49,10 @@ struct bof4_kernel : neon_kernel<type> {
     template <int R, int T>
     [[gnu::noinline]] static void tile(const unpacked<R> & w, int64_t n, const act * const * x, bool first, float * const * y) {
         for (int r0 = 0; r0 < 4; r0 += 2) {
+            const act * a[T];
             float32x4_t sum[T][2];
             for (int t = 0; t < T; ++t) {
+                a[t] = x[t];
                 for (int r = 0; r < 2; ++r) {
                     sum[t][r] = first ? vdupq_n_f32(0.0f) : vld1q_f32(y[t] + 4 * (r0 + r));
                 }
@@ -70,7 +72,7 @@ struct bof4_kernel : neon_kernel<type> {
                     for (int i = 0; i < 2; ++i) {
                         int8x16_t act16[T];
                         for (int t = 0; t < T; ++t) {
-                            act16[t] = vld1q_s8(x[t][b].q + 32 * h + 16 * i);
+                            act16[t] = vld1q_s8(a[t][b].q + 32 * h + 16 * i);
                         }
 #define STEP(lane) \
                         for (int r = 0; r < 2; ++r) { \
@@ -91,7 +93,7 @@ struct bof4_kernel : neon_kernel<type> {
                         for (int r = 0; r < 2; ++r) {
                             const auto scale = w.sub_scales[b].get(j, r0 + r);
                             for (int t = 0; t < T; ++t) {
-                                part[t][r] = join::add_dot(part[t][r], dot[t][r], j, x[t][b].d_of_dot(j, DOTS), scale);
+                                part[t][r] = join::add_dot(part[t][r], dot[t][r], j, a[t][b].d_of_dot(j, DOTS), scale);
                             }
                         }
                     }
@@ -99,7 +101,7 @@ struct bof4_kernel : neon_kernel<type> {
                 for (int r = 0; r < 2; ++r) {
                     const float32x4_t d = vld1q_f32(w.d[b] + 4 * (r0 + r));
                     for (int t = 0; t < T; ++t) {
-                        sum[t][r] = vfmaq_f32(sum[t][r], join::value(part[t][r]), join::scale(d, x[t][b].d[0]));
+                        sum[t][r] = vfmaq_f32(sum[t][r], join::value(part[t][r]), join::scale(d, a[t][b].d[0]));
                     }
                 }
             }
