@@ -1,4 +1,5 @@
-// Vector operations of AVX-VNNI for bof4-gemm-vnni.h: 16 lanes are two registers, and there are half as many as in AVX-512.
+// Vector operations of AVX-VNNI for bof4-gemm-vnni.h: 16 lanes are two registers, and there are half as many as in
+// AVX-512.
 #pragma once
 
 #include <immintrin.h>

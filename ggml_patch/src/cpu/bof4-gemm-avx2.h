@@ -1,17 +1,18 @@
 // Kernels for AVX2, which has no instruction for dot products of bytes.
 //
-// vpmaddubsw, the nearest to one, adds two products of an unsigned and a signed byte and saturates at 16 bits, which two
-// products of a level and an int8 activation exceed. Two ways around it, of four instructions for 32 products both:
+// vpmaddubsw, the nearest to one, adds two products of an unsigned and a signed byte and saturates at 16 bits, which
+// two products of a level and an int8 activation exceed. Two ways around it, of four instructions for 32 products both:
 //
-// GEMM widens levels and activations to 16 bits, once for all that they meet: vpmaddwd and vpaddd for 16 products, nothing
-// else in the loop. 16 rows of 512 weights are 16 KiB, which stay in L1 while all columns meet them. Two registers of weights
-// (16 rows) meet six columns in 12 accumulators. Of BOF4_K, a 16-bit weight is the product of level and sub-block scale
-// (127 * 32 at most), and the sum of 256 products with activations (less than 2^28) fits 32 bits: one conversion in 256.
+// GEMM widens levels and activations to 16 bits, once for all that they meet: vpmaddwd and vpaddd for 16 products,
+// nothing else in the loop. 16 rows of 512 weights are 16 KiB, which stay in L1 while all columns meet them. Two
+// registers of weights (16 rows) meet six columns in 12 accumulators. Of BOF4_K, a 16-bit weight is the product of
+// level and sub-block scale (127 * 32 at most), and the sum of 256 products with activations (less than 2^28) fits 32
+// bits: one conversion in 256.
 //
-// GEMV has to look up levels for each product, and is faster with bytes: the activation is 16 * high + low, |high| and |low|
-// at most 8, so that the sums of a dot (32 products of level + 128 in pairs) fit 16 bits: vpmaddubsw and vpaddw for each part,
-// the widening to 32 bits once a dot. The accumulators of low and high nibbles, of high and low parts, are four. BOF4_K's dots
-// are multiplied by their scales as they are widened: vpmaddwd with the scale in both places.
+// GEMV has to look up levels for each product, and is faster with bytes: the activation is 16 * high + low, |high| and
+// |low| at most 8, so that the sums of a dot (32 products of level + 128 in pairs) fit 16 bits: vpmaddubsw and vpaddw
+// for each part, the widening to 32 bits once a dot. The accumulators of low and high nibbles, of high and low parts,
+// are four. BOF4_K's dots are multiplied by their scales as they are widened: vpmaddwd with the scale in both places.
 #pragma once
 
 #include "bof4-repack-layout.h"
@@ -19,6 +20,9 @@
 #include <immintrin.h>
 
 #include <cstring>
+
+// Types of upstream that have kernels, too.
+#define BOF4_GEMM_UPSTREAM_TYPES(X)
 
 namespace {
 
@@ -46,8 +50,8 @@ inline __m256i high(__m256i codes, __m256i levels) {
     return low(_mm256_srli_epi16(codes, 4), levels);
 }
 
-// GCC otherwise reassociates a chain of integer additions, adds products to products and spills them: the accumulators occupy
-// all registers here.
+// GCC otherwise reassociates a chain of integer additions, adds products to products and spills them: the accumulators
+// occupy all registers here.
 inline void keep_order(__m256i & accumulator) {
 #if defined(__GNUC__)
     __asm__("" : "+x"(accumulator));

@@ -51,8 +51,8 @@ inline __m512i repeat(__m128i table) { return _mm512_broadcast_i32x4(table); }
 
 #ifdef __AVX512VBMI__
 
-// Bytes by the lower four bits of an index. vpermb takes six bits of it: with the table four times over, the two bits that
-// belong to the other nibble have no effect.
+// Bytes by the lower four bits of an index. vpermb takes six bits of it: with the table four times over, the two bits
+// that belong to the other nibble have no effect.
 inline bytes look_up(__m512i table, bytes index) { return _mm512_permutexvar_epi8(index, table); }
 
 // Numbers of six bits plus a constant. Of an index, vpermb takes those bits.

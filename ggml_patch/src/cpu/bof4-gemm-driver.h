@@ -1,5 +1,5 @@
-// The driver of products: groups of rows, chunks of blocks, tiles of columns, the ends of them, and sums of outliers, for every
-// instruction set and type. Private to bof4-gemm.cpp.
+// The driver of products: groups of rows, chunks of blocks, tiles of columns, the ends of them, and sums of outliers,
+// for every instruction set and type. Private to bof4-gemm.cpp.
 //
 // It calls the inner loops of a kernel, which is
 //
@@ -16,6 +16,9 @@
 //                         levels and scales of blocks [b0, b0 + n) of R groups, n at most CHUNK
 //   tile<R, T>(unpacked, n, x, first, y)
 //                         adds their products to y[t][0 .. 16 R - 1], which are zero if first
+//
+// gemv and tile are not to be inlined: within the driver GCC 12 has registers too few for their accumulators (on AVX2,
+// BOF4_S took 4 to 12 % longer and BOF4_K with many columns 24 %), and takes ten times as long to compile.
 #pragma once
 
 #include "bof4-repack-layout.h"
@@ -26,7 +29,8 @@
 
 namespace {
 
-// Weights of a row that are unpacked at a time: 16 rows of them are 8 KiB of bytes, which stay in L1 while all columns meet them.
+// Weights of a row that are unpacked at a time: 16 rows of them are 8 KiB of bytes, which stay in L1 while all columns
+// meet them.
 enum { BOF4_UNPACKED = 512 };
 
 // Calls f with width, LEAST to MOST, as a constant.
@@ -86,8 +90,8 @@ struct gemm_driver {
         }
     }
 
-    // A tile of fewer rows or columns than there must be: results are in a scratch buffer first, and columns that are missing
-    // repeat the last one.
+    // A tile of fewer rows or columns than there must be: results are in a scratch buffer first, and columns that are
+    // missing repeat the last one.
     template <int R, int LEAST, int MOST, typename F>
     void end_tile(int64_t rows, int width, bool first, const act ** from, float * const * to, const float * addend,
                   const F & compute) const {
@@ -108,8 +112,8 @@ struct gemm_driver {
         }
     }
 
-    // To results that are in L1 still. (Added to a finished matrix, they cost more: columns of it, a power of two apart, evict
-    // each other.)
+    // To results that are in L1 still. (Added to a finished matrix, they cost more: columns of it, a power of two
+    // apart, evict each other.)
     template <int R>
     void add_outlier_sums(const float * addend, int width, float * const * to) const {
         if (addend == nullptr) {

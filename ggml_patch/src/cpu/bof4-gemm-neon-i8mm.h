@@ -1,6 +1,6 @@
-// The GEMM path of bof4-gemm-neon.h with smmla, which multiplies two rows by two columns, eight weights each: as many products
-// as two sdot. Unpacking puts rows in pairs, and an accumulator holds (row, column) 00 01 10 11. Zips at the beginning and the
-// end of a tile convert from and to columns.
+// The GEMM path of bof4-gemm-neon.h with smmla, which multiplies two rows by two columns, eight weights each: as many
+// products as two sdot. Unpacking puts rows in pairs, and an accumulator holds (row, column) 00 01 10 11. Zips at the
+// beginning and the end of a tile convert from and to columns.
 #pragma once
 
 namespace {
@@ -19,8 +19,8 @@ struct bof4_kernel : neon_kernel<type> {
     using typename base::act, typename base::join, typename base::layout, typename base::pair;
     using base::CHUNK, base::DOT, base::DOTS, base::STEPS;
 
-    // Levels: [block][eight weights][pair of rows][row of the pair][weight]. Scales: those of the first row twice, of the second
-    // row twice.
+    // Levels: [block][eight weights][pair of rows][row of the pair][weight]. Scales: those of the first row twice, of
+    // the second row twice.
     template <int R>
     struct unpacked {
         alignas(64) int8_t levels[CHUNK][layout::BLOCK / 8][8][16];

@@ -1,18 +1,22 @@
 // Kernels for NEON with dotprod, and with i8mm where the processor has it. 16 rows are four registers.
 //
-// sdot adds four signed byte products to each of four lanes, the activations taken from one lane of a register: activations
-// need no copy in every lane, and levels no offset.
+// sdot adds four signed byte products to each of four lanes, the activations taken from one lane of a register:
+// activations need no copy in every lane, and levels no offset.
 //
-// GEMV looks up levels for each product. GEMM looks them up once for all columns: 16 rows of 512 weights become 8 KiB of
-// levels, which stay in L1 while all columns meet them, four at a time: 16 accumulators, four weights, four activations.
+// GEMV looks up levels for each product. GEMM looks them up once for all columns: 16 rows of 512 weights become 8 KiB
+// of levels, which stay in L1 while all columns meet them, four at a time: 16 accumulators, four weights, four
+// activations.
 //
-// A dot of BOF4_K is multiplied by its scale as an integer, one mla for four sdot (or two smmla), and the sum of 256 weights
-// (less than 2^28) becomes a float once.
+// A dot of BOF4_K is multiplied by its scale as an integer, one mla for four sdot (or two smmla), and the sum of 256
+// weights (less than 2^28) becomes a float once.
 #pragma once
 
 #include "bof4-repack-layout.h"
 
 #include <arm_neon.h>
+
+// Types of upstream that have kernels, too.
+#define BOF4_GEMM_UPSTREAM_TYPES(X)
 
 namespace {
 
@@ -34,8 +38,8 @@ struct no_scale {};
 
 // How dots join the sum of a block, and the scales of dots of weights, if any. No primary definition.
 //
-//   sub_scales(head)                  all of them; to_differences() for accumulators that are not reset between two dots:
-//                                     a s + b t = a (s - t) + (a + b) t
+//   sub_scales(head)                  all of them; to_differences() for accumulators that are not reset
+//                                     between two dots: a s + b t = a (s - t) + (a + b) t
 //   dot_scales(sub_scales, j)         of dot j: element r of rows 4 r to 4 r + 3
 //   unpacked_scales<N>                of all dots in memory, N registers each
 //   part, zero()                      the sum of a block
@@ -83,7 +87,8 @@ template <> struct joining<GGML_TYPE_BOF4_K> {
             };
             for (int j = 0; j < 4; ++j) {
                 const uint8x16_t more = vld1q_u8(head.scales[8 + j]);
-                // of sub-blocks j, j + 4, j + 8 and j + 12: their high two bits, and above them what inserting and masking remove
+                // of sub-blocks j, j + 4, j + 8 and j + 12: their high two bits, and above them what inserting and
+                // masking remove
                 const uint8x16_t high[4] = { more, vshrq_n_u8(more, 2), vshrq_n_u8(more, 4), vshrq_n_u8(more, 6) };
                 for (int k = 0; k < 2; ++k) {
                     const uint8x16_t low = vld1q_u8(head.scales[4 * k + j]);
@@ -135,7 +140,7 @@ inline float32x4_t scales(const typename layout::head & head, int r) {
     return vmulq_n_f32(vcvt_f32_f16(half), layout::UNIT);
 }
 
-// What the unpacked weights and tiles of dotprod and of i8mm have in common.
+// What dotprod and i8mm have in common. Each has unpacked weights and tiles of its own.
 template <ggml_type type>
 struct neon_kernel {
     using repacked = bof4_repacked<type>;

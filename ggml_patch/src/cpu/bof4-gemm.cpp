@@ -2,21 +2,10 @@
 
 #include "bof4-gemm.h"
 
-#if defined(BOF4_GEMM_AVX512) || defined(BOF4_GEMM_AVX_VNNI)
-#define BOF4_GEMM_HEADER "bof4-gemm-vnni.h"
-#define BOF4_GEMM_UPSTREAM(X) X(Q6_K, q6_k)
-#elif defined(BOF4_GEMM_AVX2)
-#define BOF4_GEMM_HEADER "bof4-gemm-avx2.h"
-#define BOF4_GEMM_UPSTREAM(X)
-#elif defined(BOF4_GEMM_NEON)
-#define BOF4_GEMM_HEADER "bof4-gemm-neon.h"
-#define BOF4_GEMM_UPSTREAM(X)
-#endif
-
-#ifdef BOF4_GEMM_HEADER
+#ifdef BOF4_GEMM
 
 #include "bof4-gemm-driver.h"
-#include BOF4_GEMM_HEADER
+#include BOF4_GEMM
 
 template <ggml_type type>
 static const bof4_gemm_kernels * kernels_of() {
@@ -33,7 +22,7 @@ const bof4_gemm_kernels * bof4_gemm_kernels_of(ggml_type type) {
 #define BOF4_CASE(NAME, name) case GGML_TYPE_##NAME: return kernels_of<GGML_TYPE_##NAME>();
     switch (type) {
         BOF4_TYPES_REPACKED(BOF4_CASE)
-        BOF4_GEMM_UPSTREAM(BOF4_CASE)
+        BOF4_GEMM_UPSTREAM_TYPES(BOF4_CASE)
         default: return nullptr;
     }
 }

@@ -11,6 +11,8 @@
 #include <cstring>
 #include <type_traits>
 
+#ifdef BOF4_GEMM
+
 namespace {
 
 // f(part of a block, its place in the group, bytes of it) for all parts of a block of row r. No primary definition.
@@ -75,8 +77,8 @@ float largest_magnitude(const float * x) {
     return value;
 }
 
-// q = the integers nearest to x * scale, ties to even. (rintf, and no addition of 1.5 * 2^23: that a compiler would fuse with
-// the product, which must be rounded first, as upstream does it.)
+// q = the integers nearest to x * scale, ties to even. (rintf, and no addition of 1.5 * 2^23: that a compiler would
+// fuse with the product, which must be rounded first, as upstream does it.)
 template <int N>
 void round_all(const float * x, float scale, int8_t * q) {
     for (int i = 0; i < N; ++i) {
@@ -193,3 +195,5 @@ void bof4_repacked<type>::quantize_act(const float * x, void * y, int64_t n, boo
 #define BOF4_INSTANTIATE(NAME, name) template struct bof4_repacked<GGML_TYPE_##NAME>;
 BOF4_TYPES_REPACKED(BOF4_INSTANTIATE)
 BOF4_INSTANTIATE(Q6_K, q6_k)
+
+#endif

@@ -1,23 +1,24 @@
 // The memory layout of repacked weights, and that of the activations that meet them.
 //
-// A matrix is divided into groups of 16 rows, one for each 32-bit lane of an AVX-512 register (two AVX2 registers, four NEON
-// ones). Their dot-product instructions add four int8 products to each lane: lane r needs four neighbouring weights of row r,
-// and all lanes need the same four activations. So a group is a transposition of the dwords of codes of 16 rows. Each two
-// blocks of its rows are one bof4_block_pair, blocks 0 and 1 first:
+// A matrix is divided into groups of 16 rows, one for each 32-bit lane of an AVX-512 register (two AVX2 registers, four
+// NEON ones). Their dot-product instructions add four int8 products to each lane: lane r needs four neighbouring
+// weights of row r, and all lanes need the same four activations. So a group is a transposition of the dwords of codes
+// of 16 rows. Each two blocks of its rows are one bof4_block_pair, blocks 0 and 1 first:
 //
 //   BOF4_S   fp16 d[2][16], u8 qs[2][8][16][4]
 //   BOF4_K   (fp16 d[16], u8 scales[12][16]) [2], u8 qs[2][32][16][4]
 //   Q6_K     (fp16 d[16], i8 scales[16][16]) [2], (u8 qh[4][16][4], u8 ql[2][4][16][4]) [2][4]
 //
-// The first index of two is the block of the pair, that of 16 the row. d and byte j of scales are those of upstream's or our
-// block. qs[b][i][r] are bytes 4i to 4i+3 of the codes of row r. Of Q6_K, qh[k] of part i are bytes 4 (4i + k) to + 3 of qh,
-// ql[0][k] bytes 4 (16 (i / 2) + 4 (i % 2) + k) to + 3 of ql, ql[1][k] those 32 bytes later: the upper bits precede the lower
-// bits that they belong to.
+// The first index of two is the block of the pair, that of 16 the row. d and byte j of scales are those of upstream's
+// or our block. qs[b][i][r] are bytes 4i to 4i+3 of the codes of row r. Of Q6_K, qh[k] of part i are bytes 4 (4i + k)
+// to + 3 of qh, ql[0][k] bytes 4 (16 (i / 2) + 4 (i % 2) + k) to + 3 of ql, ql[1][k] those 32 bytes later: the upper
+// bits precede the lower bits that they belong to.
 //
-// Two blocks, because their scales fill whole cache lines then, and codes begin on a cache line. A group is read from its first
-// byte to its last, one sequential stream for the prefetcher of the processor (an array of scales in front of all codes made
-// one column a third slower). At the end of rows with an odd number of blocks, the second half of the codes is missing. The
-// last group of a matrix is padded with rows of zeros. A group unpacks to the very bytes of its rows.
+// Two blocks, because their scales fill whole cache lines then, and codes begin on a cache line. A group is read from
+// its first byte to its last, one sequential stream for the prefetcher of the processor (an array of scales in front of
+// all codes made one column a third slower). At the end of rows with an odd number of blocks, the second half of the
+// codes is missing. The last group of a matrix is padded with rows of zeros. A group unpacks to the very bytes of its
+// rows.
 #pragma once
 
 #include "../format/bof4-blocks.h"
@@ -26,8 +27,8 @@
 #include <cstddef>
 #include <cstdint>
 
-// Activations are int8. Without an instruction for dot products of bytes (bof4-gemm-avx2.h) GEMM reads them as int16, the first
-// and third of four before the second and fourth, and GEMV as 16 * high + low.
+// Activations are int8. Without an instruction for dot products of bytes (bof4-gemm-avx2.h) GEMM reads them as int16,
+// the first and third of four before the second and fourth, and GEMV as 16 * high + low.
 struct bof4_act_bytes {
     template <int N> struct numbers { int8_t q[N]; };
 };
@@ -48,8 +49,8 @@ using bof4_act_form = bof4_act_words;
 using bof4_act_form = bof4_act_bytes;
 #endif
 
-// N activations with a scale for every N / SCALES of them. offset[j] = -128 * (sum of part j of OFFSETS parts) corrects a dot
-// product of level + 128.
+// N activations with a scale for every N / SCALES of them. offset[j] = -128 * (sum of part j of OFFSETS parts) corrects
+// a dot product of level + 128.
 template <int N, int SCALES, int OFFSETS>
 struct bof4_act_block : bof4_act_form::numbers<N> {
     float   d[SCALES];
@@ -61,8 +62,8 @@ struct bof4_act_block : bof4_act_form::numbers<N> {
 using bof4_s_act_block = bof4_act_block<QK_BOF4_S, 2, 2>;                   // scales of Q8_0
 using bof4_k_act_block = bof4_act_block<QK_BOF4_K, 1, BOF4_K_SUB_BLOCKS>;   // of Q8_K, but positive
 
-// How a type is read. A dot is a run of weights whose products with activations are summed up as integers: they have one
-// scale each, that of activations included. No primary definition: a type without a layout does not compile.
+// How a type is read. A dot is a run of weights whose products with activations are summed up as integers: they have
+// one scale each, that of activations included. No primary definition: a type without a layout does not compile.
 //
 //   head, codes     of one block of 16 rows
 //   BLOCK, DOT      weights of a block, of a dot
@@ -105,8 +106,8 @@ template <> struct bof4_layout<GGML_TYPE_BOF4_K> {
     static constexpr int pair_at(int k) { return k; }
 };
 
-// Upstream's Q6_K, in which files of every 4-bit type have their output matrix: a sixth of what a token reads of a small model.
-// Codes of six bits less 32 are the levels.
+// Upstream's Q6_K, in which files of every 4-bit type have their output matrix: a sixth of what a token reads of a
+// small model. Codes of six bits less 32 are the levels.
 template <> struct bof4_layout<GGML_TYPE_Q6_K> {
     using act = bof4_k_act_block;
     enum { BLOCK = 256, DOT = 16, NIBBLES = 64, ZERO_CODE = 32 };

@@ -1,10 +1,10 @@
-// Checks one build of the kernels for repacked weights: compiled once per instruction set, run on the processor or under
-// qemu. Prints one line for each type and exits with 1 on a failure.
+// Checks one build of the kernels for repacked weights: compiled once per instruction set, run on the processor or
+// under qemu. Prints one line for each type and exits with 1 on a failure.
 //
-// With exact activations (integers times a power of two, the largest magnitude in every 32 being 127 of those) only sums are
-// rounded, so every product is compared with its sum in double precision, and with that of the row kernel, which must have
-// the same bits (Q6_K's is upstream's, and adds in another order). Random activations measure the error of their rounding, that
-// of Q8_0 and Q8_K.
+// With exact activations (integers times a power of two, the largest magnitude in every 32 being 127 of those) only
+// sums are rounded, so every product is compared with its sum in double precision, and with that of the row kernel,
+// which must have the same bits (Q6_K's is upstream's, and adds in another order). Random activations measure the error
+// of their rounding, that of Q8_0 and Q8_K.
 
 #define GGML_COMMON_DECL_CPP
 #include "ggml-common.h"

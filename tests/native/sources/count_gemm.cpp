@@ -2,7 +2,8 @@
 //
 //   count_gemm TYPE COLUMNS    TYPE: BOF4_S, BOF4_K, or IQ4_NL as upstream repacks it; 0 columns: nothing
 //
-// Weights and activations are zeros: the count does not depend on them. The count less that of 0 columns is the product's own.
+// Weights and activations are zeros: the count does not depend on them. The count less that of 0 columns is the
+// product's own.
 
 #define GGML_COMMON_DECL_CPP
 #include "ggml-common.h"
