@@ -1,6 +1,6 @@
 """Instructions of the plain kernels for a weight, beside those of llama.cpp's types with the same activations.
 
-And of the interleaved ones on NEON, beside those of llama.cpp's interleaved IQ4_NL.
+And of the kernels of repacked weights on NEON, beside those of llama.cpp's repacked IQ4_NL.
 
 Counted, not timed: by valgrind, by qemu for other processors, and by single steps for what valgrind does not know. The
 counts are printed (pytest -s) and stand in bench/NOTES.md.
@@ -46,17 +46,17 @@ LIMITS = {("avx2", "BOF4_S"): 0.80, ("avx2", "BOF4_K"): 1.15, ("avx512-vnni", "B
           ("avx512-vnni", "BOF4_K"): 0.65, ("neon-dotprod", "BOF4_S"): 1.00,
           ("portable", "BOF4_K"): 1.45, ("neon", "BOF4_K"): 0.70, ("neon-dotprod", "BOF4_K"): 1.05}  # fmt: skip
 """Ratios that no change may lose again, some percent above what they were: compilers differ. (BOF4_K on AVX2 had 1.06
-before its sums had the order of the interleaved kernels.)"""
+before its sums had the order of the kernels of repacked weights.)"""
 
 SHORT, LONG = 2048, 4096
 Counter = Callable[[Path, str, int], int]
 
-INTERLEAVED = (
+REPACKED = (
     TARGETS[-1],
     Target("neon-i8mm", "aarch64", ("-march=armv8.2-a+dotprod+fp16+i8mm",)),
 )
-INTERLEAVED_LIMIT = 1.05
-"""Of upstream's instructions for the same product: it interleaves IQ4_NL in one way for all of NEON."""
+REPACKED_LIMIT = 1.05
+"""Of upstream's instructions for the same product: it repacks IQ4_NL in one way for all of NEON."""
 ROWS, WEIGHTS = 64, 512
 COLUMNS = {"GEMV": 1, "GEMM": 32}
 
@@ -82,9 +82,9 @@ PLAIN = Program(
     "gcc", "gnu11", "count_vec_dot.c", ("cpu/bof4-vec-dot-s.c", "cpu/bof4-vec-dot-k.c", "format/bof4-quants.c"),
     ("quants.c", "arch/{architecture}/quants.c"),
 )  # fmt: skip
-INTERLEAVING = Program(
+REPACKING = Program(
     "g++", "gnu++17", "count_gemm.cpp",
-    ("cpu/bof4-repack-layout.cpp", "cpu/bof4-gemm-neon.cpp", "cpu/bof4-gemm-neon-k.cpp"),
+    ("cpu/bof4-repack-layout.cpp", "cpu/bof4-gemm.cpp"),
     ("arch/{architecture}/repack.cpp",),
 )  # fmt: skip
 
@@ -162,10 +162,10 @@ def test_valgrind_counts_what_single_steps_count(target: Target, tmp_path: Path)
         assert per_weight(by_callgrind, program, name) == pytest.approx(per_weight(by_steps, program, name), abs=0.005)
 
 
-@pytest.mark.parametrize("target", INTERLEAVED, ids=lambda t: t.name)
-def test_interleaved_kernels_take_few_instructions(target: Target, tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", REPACKED, ids=lambda t: t.name)
+def test_repacked_kernels_take_few_instructions(target: Target, tmp_path: Path) -> None:
     program = tmp_path / "count_gemm"
-    if not compile_counter(target, INTERLEAVING, program):
+    if not compile_counter(target, REPACKING, program):
         pytest.skip("counted under qemu, which this processor does without")
     counts = {
         name: {
@@ -180,4 +180,4 @@ def test_interleaved_kernels_take_few_instructions(target: Target, tmp_path: Pat
         print(f"{name:8}" + "   ".join(row))
     for name in PAIRS:
         for kind, count in counts[name].items():
-            assert 0.01 < count <= INTERLEAVED_LIMIT * counts["IQ4_NL"][kind], (name, kind)
+            assert 0.01 < count <= REPACKED_LIMIT * counts["IQ4_NL"][kind], (name, kind)

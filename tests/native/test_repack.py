@@ -1,4 +1,4 @@
-"""Interleaved weights: every instruction set's kernels, the buffer type through ggml, and whole models."""
+"""Repacked weights: every instruction set's kernels, the buffer type through ggml, and whole models."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TARGETS = (
 
 
 def compile_check(target: Target, extra: list[str], program: Path) -> list[str]:
-    """Compile the check with the interleaved and the plain kernels; returns what must stand in front of the program."""
+    """Compile the check with the kernels of repacked weights and of rows; returns the command in front of the program."""
     tree = source_tree() / "ggml"
     flags = [
         "-Wall", "-Wextra", "-Werror", *target.flags, *extra,
@@ -47,7 +47,7 @@ def compile_check(target: Target, extra: list[str], program: Path) -> list[str]:
         objects.append(program.with_name(f"{Path(name).name}.o"))
         compile_(cc, "-std=c11", *flags, "-c", SOURCES / f"{name}.c", "-o", objects[-1])
     cxx, emulator = toolchain(target, "g++")
-    kernels = [SOURCES / "cpu/bof4-repack-layout.cpp", *sorted(SOURCES.glob("cpu/bof4-gemm*.cpp"))]
+    kernels = [SOURCES / "cpu/bof4-repack-layout.cpp", SOURCES / "cpu/bof4-gemm.cpp"]
     compile_(cxx, "-std=c++17", *flags, NATIVE / "check_gemm.cpp", *kernels, *objects, "-o", program)
     return emulator
 
@@ -64,8 +64,8 @@ def test_products_equal_float64(target: Target, tmp_path: Path) -> None:
     run = subprocess.run([*emulator, program], capture_output=True, text=True, check=False)
     print(run.stdout)
     assert run.returncode == 0, run.stdout + run.stderr
-    passed = re.findall(r"^(\w+): 261 shapes(, as the plain kernel has them)?.*: ok$", run.stdout, re.MULTILINE)
-    ours = [(name, ", as the plain kernel has them") for name in ("BOF4_S", "BOF4_K")]
+    passed = re.findall(r"^(\w+): 261 shapes(, equal to the row kernel)?.*: ok$", run.stdout, re.MULTILINE)
+    ours = [(name, ", equal to the row kernel") for name in ("BOF4_S", "BOF4_K")]
     assert passed == ours + [("Q6_K", "")] * ("vnni" in " ".join(target.flags))
 
 
@@ -77,7 +77,7 @@ def test_kernels_stay_inside_their_memory(target: Target, tmp_path: Path) -> Non
     assert run.returncode == 0, run.stdout + run.stderr
 
 
-def test_interleaved_weights_give_the_results_of_ordinary_ones(built: Path, tmp_path: Path) -> None:
+def test_repacked_weights_give_the_results_of_rows(built: Path, tmp_path: Path) -> None:
     program = tmp_path / "check_repack"
     compile_(
         native_compiler("g++"), "-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror",
@@ -87,7 +87,7 @@ def test_interleaved_weights_give_the_results_of_ordinary_ones(built: Path, tmp_
     run = subprocess.run([program], capture_output=True, text=True, check=False, timeout=300)
     print(run.stdout)
     if run.returncode == NO_KERNELS:
-        pytest.skip("this processor has no kernels for interleaved weights")
+        pytest.skip("this processor has no kernels for repacked weights")
     assert run.returncode == 0, run.stdout + run.stderr
     assert re.findall(r"^(.*): \d+ cases, .*: ok$", run.stdout, re.MULTILINE) == [
         "mul_mat", "mul_mat in batches", "mul_mat_id",
@@ -103,7 +103,7 @@ def test_perplexity_is_the_same_to_the_last_digit(
     convert(request.getfixturevalue(model), target, type="BOF4_K", token_embedding_type="F16")
 
     def perplexities(*arguments: str) -> tuple[str, str]:
-        """Where the weights lie, and the estimate after every chunk."""
+        """The buffer type of the weights, and the estimate after every chunk."""
         chosen = ("-f", evaluation, "-c", "512", "--chunks", "2", "-v", *THREADS, *arguments)
         result = llama("perplexity", "-m", target, *chosen)
         assert result.returncode == 0, result.stderr[-2000:]
@@ -112,11 +112,11 @@ def test_perplexity_is_the_same_to_the_last_digit(
         assert found, output[-2000:]
         return "CPU_BOF4" if "CPU_BOF4" in output else "CPU", found[0]
 
-    where, interleaved = perplexities()
+    where, repacked = perplexities()
     plainly, plain = perplexities("--no-repack")
     target.unlink()
-    print(f"{model}: {interleaved} in {where}, {plain} in {plainly}")
+    print(f"{model}: {repacked} in {where}, {plain} in {plainly}")
     assert plainly == "CPU"
     if where == "CPU":
-        pytest.skip("this processor has no kernels for interleaved weights")
-    assert interleaved == plain
+        pytest.skip("this processor has no kernels for repacked weights")
+    assert repacked == plain

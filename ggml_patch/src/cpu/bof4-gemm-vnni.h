@@ -1,110 +1,41 @@
-// Sixteen lanes for the kernels that have vpdpbusd: one register of AVX-512, or two of AVX-VNNI. Private to
-// bof4-gemm-vnni.cpp and bof4-gemm-vnni-k.cpp.
+// Kernels for processors with vpdpbusd: AVX-512 VNNI, and AVX-VNNI, which has half the registers of half the width.
+//
+// vpdpbusd adds four products of an unsigned and a signed byte to each of 16 lanes. The unsigned byte is the weight, as
+// level + 128; accumulators begin with -128 * sum(activations), the offset of an activation block, so that no
+// correction is left. The processors of interest (Zen 5, Sapphire Rapids) execute two instructions a cycle: 128
+// products. Everything else is overhead. (Numbers for AVX-512.)
+//
+// GEMV (BOF4_S, 1 to 6 columns) loads codes, looks up levels and multiplies: 24 instructions beside 16 vpdpbusd for
+// each column and 1024 weights. That is several times faster than memory.
+//
+// GEMM looks up levels once for all columns. 32 rows of 512 weights become 16 KiB of bytes, which stay in L1 while all
+// columns meet them, six at a time: 12 accumulators hide the latency of vpdpbusd, and a step of 12 needs 8 loads (two
+// of weights, six broadcasts of activations), where the processors do two a cycle. For 64 weights, 12 x 16 vpdpbusd are
+// followed by 12 x 5 others for the scales: convert two halves, scale and add them, scale by the weight's d, add. Sums
+// stay in memory, an access to L1 for 16 vpdpbusd, to leave the registers to the accumulators.
+//
+// Of BOF4_K and Q6_K, every 16 weights have a scale of their own: four vpdpbusd are followed by a conversion and a
+// fused multiply-add, for which unpacking makes floats of the sub-block scales. That is six instructions where the dot
+// product needs four, and still less than to multiply the scales into 16-bit weights (eight). The numbers remain
+// integers all the same: a sub-block times its scale is below 2^23, and the sum of sixteen is exact below 2^24, where
+// the products of models end at 2^20. (Beyond, it is rounded as any float.) The superblock's and the activations'
+// scales are applied once in 256 weights.
 #pragma once
 
 #include "bof4-repack-layout.h"
 
-#ifdef BOF4_GEMM_VNNI
-
-#if defined(__GNUC__) && !defined(__clang__)
-// GCC 12 warns of its own _mm512_undefined_ps
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#ifdef BOF4_GEMM_AVX512
+#include "bof4-gemm-avx512.h"
+#else
+#include "bof4-gemm-avx-vnni.h"
 #endif
-
-#include <immintrin.h>
 
 #include <cstring>
 
+// Types of upstream that have kernels, too.
+#define BOF4_GEMM_UPSTREAM_TYPES(X) X(Q6_K, q6_k)
+
 namespace {
-
-#ifdef BOF4_GEMM_AVX512
-
-using bytes  = __m512i;         // 64 of them
-using ints   = __m512i;
-using floats = __m512;
-using four   = __m512i;         // four bytes, in every lane
-using mask   = __mmask16;       // of lanes
-
-inline mask first_lanes(int64_t n) { return n >= 16 ? 0xffff : (mask) ((1u << n) - 1); }
-
-inline bytes  load_bytes(const void * p)                        { return _mm512_loadu_si512(p); }
-inline void   store_bytes(void * p, bytes v)                    { _mm512_store_si512(p, v); }
-// Of 16-bit numbers: what comes from the neighbour is for the caller to drop.
-template <int N> inline bytes shift_left(bytes v)               { return _mm512_slli_epi16(v, N); }
-template <int N> inline bytes shift_right(bytes v)              { return _mm512_srli_epi16(v, N); }
-inline ints   all_lanes(int32_t v)                              { return _mm512_set1_epi32(v); }
-inline four   all_lanes_four(int32_t v)                         { return _mm512_set1_epi32(v); }
-inline ints   add_dot(ints sum, bytes levels, four act)             { return _mm512_dpbusd_epi32(sum, levels, act); }
-inline floats to_floats(ints v)                                 { return _mm512_cvtepi32_ps(v); }
-inline floats from_bytes(__m128i v)                             { return to_floats(_mm512_cvtepi8_epi32(v)); }
-inline floats from_halves(const uint16_t * p)                   { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *) p)); }
-inline floats all_lanes(float v)                                { return _mm512_set1_ps(v); }
-inline floats multiply(floats a, floats b)                      { return _mm512_mul_ps(a, b); }
-inline floats add(floats a, floats b)                           { return _mm512_add_ps(a, b); }
-inline floats multiply_add(floats a, floats b, floats c)        { return _mm512_fmadd_ps(a, b, c); }
-inline floats load(const float * p)                             { return _mm512_load_ps(p); }
-inline void   store(float * p, floats v)                        { _mm512_store_ps(p, v); }
-inline floats load(const float * p, mask m)                     { return _mm512_maskz_loadu_ps(m, p); }
-inline void   store(float * p, mask m, floats v)                { _mm512_mask_storeu_ps(p, m, v); }
-
-#else
-
-struct bytes  { __m256i a, b; };
-struct ints   { __m256i a, b; };
-struct floats { __m256  a, b; };
-using four  = __m256i;
-struct mask   { __m256i a, b; };
-
-inline mask first_lanes(int64_t n) {
-    const __m256i count = _mm256_set1_epi32(n > 16 ? 16 : (int) n);
-    return { _mm256_cmpgt_epi32(count, _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)),
-             _mm256_cmpgt_epi32(count, _mm256_setr_epi32(8, 9, 10, 11, 12, 13, 14, 15)) };
-}
-
-inline bytes load_bytes(const void * p) {
-    const auto * v = static_cast<const __m256i *>(p);
-    return { _mm256_loadu_si256(v), _mm256_loadu_si256(v + 1) };
-}
-inline void store_bytes(void * p, bytes v) {
-    auto * to = static_cast<__m256i *>(p);
-    _mm256_store_si256(to, v.a);
-    _mm256_store_si256(to + 1, v.b);
-}
-template <int N> inline bytes shift_left(bytes v)  { return { _mm256_slli_epi16(v.a, N), _mm256_slli_epi16(v.b, N) }; }
-template <int N> inline bytes shift_right(bytes v) { return { _mm256_srli_epi16(v.a, N), _mm256_srli_epi16(v.b, N) }; }
-inline ints   all_lanes(int32_t v)                              { return { _mm256_set1_epi32(v), _mm256_set1_epi32(v) }; }
-inline four   all_lanes_four(int32_t v)                         { return _mm256_set1_epi32(v); }
-inline ints   add_dot(ints sum, bytes levels, four act) {
-    return { _mm256_dpbusd_avx_epi32(sum.a, levels.a, act), _mm256_dpbusd_avx_epi32(sum.b, levels.b, act) };
-}
-inline floats to_floats(ints v)                                 { return { _mm256_cvtepi32_ps(v.a), _mm256_cvtepi32_ps(v.b) }; }
-inline floats from_bytes(__m128i v) {
-    return to_floats({ _mm256_cvtepi8_epi32(v), _mm256_cvtepi8_epi32(_mm_unpackhi_epi64(v, v)) });
-}
-inline floats from_halves(const uint16_t * p) {
-    return { _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *) p)), _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *) (p + 8))) };
-}
-inline floats all_lanes(float v)                                { return { _mm256_set1_ps(v), _mm256_set1_ps(v) }; }
-inline floats multiply(floats x, floats y)                      { return { _mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b) }; }
-inline floats add(floats x, floats y)                           { return { _mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b) }; }
-inline floats multiply_add(floats x, floats y, floats z)        { return { _mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b) }; }
-inline floats load(const float * p)                             { return { _mm256_load_ps(p), _mm256_load_ps(p + 8) }; }
-inline void   store(float * p, floats v)                        { _mm256_store_ps(p, v.a); _mm256_store_ps(p + 8, v.b); }
-inline floats load(const float * p, mask m)                     { return { _mm256_maskload_ps(p, m.a), _mm256_maskload_ps(p + 8, m.b) }; }
-inline void   store(float * p, mask m, floats v)                { _mm256_maskstore_ps(p, m.a, v.a); _mm256_maskstore_ps(p + 8, m.b, v.b); }
-
-#endif
-
-// Says that a value is in a register from here on. GCC loads weights anew for every column otherwise, when it thinks that it
-// has registers too few: more loads than the processor does beside the products.
-#if defined(__GNUC__) && defined(BOF4_GEMM_AVX512)
-inline void in_register(bytes & v) { __asm__("" : "+v"(v)); }
-#elif defined(__GNUC__)
-inline void in_register(bytes & v) { __asm__("" : "+x"(v.a), "+x"(v.b)); }
-#else
-inline void in_register(bytes &) {}
-#endif
 
 // Four activations, the same for every lane.
 inline four broadcast(const int8_t * q) {
@@ -113,73 +44,240 @@ inline four broadcast(const int8_t * q) {
     return all_lanes_four(v);
 }
 
-// Codes to level + 128, 64 at a time.
-struct lookup {
-#ifdef BOF4_GEMM_AVX512
-    __m512i table;
+// How weights and the scales of dots are decoded. No primary definition.
+//
+//   step(codes, k, i, low, high)     levels + 128 of pair k of dots, four weights a row from 4 i on
+//   sub_scales(head, s, stride)      s[j * stride] = scales of dot j, of 16 rows
+template <ggml_type type> struct decoder;
 
-    explicit lookup(const int8_t * levels)
-        : table(_mm512_broadcast_i32x4(_mm_xor_si128(_mm_loadu_si128((const __m128i *) levels), _mm_set1_epi8((char) 0x80)))) {}
+// Codes of nibbles.
+template <ggml_type type>
+struct nibble_decoder {
+    using layout = bof4_layout<type>;
 
-#ifdef __AVX512VBMI__
-    // vpermb takes six bits of an index: with the table four times over, the two that belong to the other nibble do no harm
-    bytes low(bytes codes) const  { return _mm512_permutexvar_epi8(codes, table); }
-    bytes high(bytes codes) const { return _mm512_permutexvar_epi8(_mm512_srli_epi16(codes, 4), table); }
-#else
-    bytes low(bytes codes) const  { return _mm512_shuffle_epi8(table, _mm512_and_si512(codes, _mm512_set1_epi8(0x0f))); }
-    bytes high(bytes codes) const { return low(_mm512_srli_epi16(codes, 4)); }
-#endif
-#else
-    __m256i table;
+    decltype(repeat(__m128i())) table = repeat(_mm_xor_si128(
+        _mm_loadu_si128((const __m128i *) layout::LEVELS), _mm_set1_epi8((char) 0x80)));
 
-    explicit lookup(const int8_t * levels)
-        : table(_mm256_broadcastsi128_si256(_mm_xor_si128(_mm_loadu_si128((const __m128i *) levels), _mm_set1_epi8((char) 0x80)))) {}
-
-    __m256i low8(__m256i codes) const { return _mm256_shuffle_epi8(table, _mm256_and_si256(codes, _mm256_set1_epi8(0x0f))); }
-    bytes low(bytes codes) const  { return { low8(codes.a), low8(codes.b) }; }
-    bytes high(bytes codes) const { return { low8(_mm256_srli_epi16(codes.a, 4)), low8(_mm256_srli_epi16(codes.b, 4)) }; }
-#endif
+    void step(const typename layout::codes & c, int k, int i, bytes & low, bytes & high) const {
+        const bytes codes = load_bytes(c.qs[layout::DOT / 4 * k + i]);
+        low = look_up(table, codes);
+        high = look_up(table, shift_right<4>(codes));
+    }
 };
 
-// Numbers of six bits, to each of which a constant is added: the lower four bits of one byte, bits 4 and 5 of another.
-struct six_bits {
-#if defined(BOF4_GEMM_AVX512) && defined(__AVX512VBMI__)
-    __m512i table;          // vpermb takes six bits of an index, and so drops the others
+template <> struct decoder<GGML_TYPE_BOF4_S> : nibble_decoder<GGML_TYPE_BOF4_S> {
+    static void sub_scales(const layout::head &, float (*)[16], int) {}
+};
 
-    explicit six_bits(int constant) {
-        alignas(64) int8_t numbers[64];
-        for (int i = 0; i < 64; ++i) {
-            numbers[i] = (int8_t) (i + constant);
+template <> struct decoder<GGML_TYPE_BOF4_K> : nibble_decoder<GGML_TYPE_BOF4_K> {
+    static void sub_scales(const layout::head & h, float (* s)[16], int stride) {
+#pragma GCC unroll 16
+        for (int j = 0; j < BOF4_K_SUB_BLOCKS; ++j) {
+            const __m128i low = _mm_loadu_si128((const __m128i *) h.scales[j % 8]);
+            const __m128i high = _mm_loadu_si128((const __m128i *) h.scales[8 + j % 4]);
+            const __m128i low4 = _mm_and_si128(j < 8 ? low : _mm_srli_epi16(low, 4), _mm_set1_epi8(0x0f));
+            const __m128i high2 = _mm_and_si128(
+                j < 8 ? _mm_slli_epi16(high, 4 - j / 4 * 2) : _mm_srli_epi16(high, j / 4 * 2 - 4), _mm_set1_epi8(0x30));
+            store(s[j * stride],
+                from_bytes(_mm_sub_epi8(_mm_or_si128(low4, high2), _mm_set1_epi8(BOF4_K_SUB_SCALE_OFFSET))));
         }
-        table = _mm512_load_si512(numbers);
+    }
+};
+
+template <> struct decoder<GGML_TYPE_Q6_K> {
+    using layout = bof4_layout<GGML_TYPE_Q6_K>;
+
+    six_bits level{128 - layout::ZERO_CODE};
+
+    void step(const layout::codes & c, int k, int i, bytes & low, bytes & high) const {
+        const auto & part = c.parts[k / 4 * 2 + k % 2];
+        const bool second = k % 4 >= 2;
+        const bytes two = load_bytes(part.qh[i]);
+        const bytes four = load_bytes(part.ql[second][i]);
+        low = level.join(four, second ? shift_left<2>(two) : shift_left<4>(two));
+        high = level.join(shift_right<4>(four), second ? shift_right<2>(two) : two);
     }
 
-    bytes join(bytes four, bytes two) const {
-        constexpr int choose = 0xca;
-        return _mm512_permutexvar_epi8(_mm512_ternarylogic_epi32(_mm512_set1_epi8(0x0f), four, two, choose), table);
+    static void sub_scales(const layout::head & h, float (* s)[16], int stride) {
+        for (int j = 0; j < layout::BLOCK / layout::DOT; ++j) {
+            store(s[j * stride], from_bytes(_mm_loadu_si128((const __m128i *) h.scales[j])));
+        }
     }
-#elif defined(BOF4_GEMM_AVX512)
-    __m512i constant;
+};
 
-    explicit six_bits(int constant) : constant(_mm512_set1_epi8((char) constant)) {}
+template <ggml_type type>
+struct bof4_kernel : tiles_of<bof4_layout<type>::HAS_SUB_SCALES> {
+    using repacked = bof4_repacked<type>;
+    using layout = bof4_layout<type>;
+    using act = typename layout::act;
+    using pair = bof4_block_pair<type>;
+    enum {
+        DOT    = layout::DOT,
+        DOTS   = layout::BLOCK / DOT,
+        STEPS  = DOT / 4,                           // vpdpbusd of a dot
+        CHUNK  = BOF4_UNPACKED / layout::BLOCK,
+        GEMM_LEAST  = 1,
+        ACT_OF_PATH = 0,
+    };
 
-    bytes join(bytes four, bytes two) const {
-        const __m512i low = _mm512_and_si512(four, _mm512_set1_epi8(0x0f));
-        return _mm512_add_epi8(_mm512_or_si512(low, _mm512_and_si512(two, _mm512_set1_epi8(0x30))), constant);
+    // d of 16 rows.
+    static floats scales(const typename layout::head & h) {
+        return multiply(from_halves(h.d), all_lanes(layout::UNIT));
     }
-#else
-    __m256i constant;
 
-    explicit six_bits(int constant) : constant(_mm256_set1_epi8((char) constant)) {}
-
-    __m256i join8(__m256i four, __m256i two) const {
-        const __m256i low = _mm256_and_si256(four, _mm256_set1_epi8(0x0f));
-        return _mm256_add_epi8(_mm256_or_si256(low, _mm256_and_si256(two, _mm256_set1_epi8(0x30))), constant);
+    // The sum of a block so far, and dot j of it.
+    static floats add_dot_to(floats part, ints dot, int j, const act & x, const float * sub_scales) {
+        if constexpr (layout::HAS_SUB_SCALES) {
+            return multiply_add(to_floats(dot), load(sub_scales), part);
+        }
+        const floats d = all_lanes(x.d[j]);
+        return j == 0 ? multiply(to_floats(dot), d) : multiply_add(to_floats(dot), d, part);
     }
-    bytes join(bytes four, bytes two) const { return { join8(four.a, two.a), join8(four.b, two.b) }; }
-#endif
+
+    // The sum of a row so far, and that of a block.
+    static floats add_block(floats sum, floats part, floats d, const act & x) {
+        return multiply_add(part, layout::HAS_SUB_SCALES ? multiply(d, all_lanes(x.d[0])) : d, sum);
+    }
+
+    template <int T>
+    [[gnu::noinline]] static void gemv(const pair * group, int64_t n_blocks, const act * const * x, float * const * y) {
+        const decoder<type> decode;
+        floats sum[T];
+        for (int t = 0; t < T; ++t) {
+            sum[t] = all_lanes(0.0f);
+        }
+        for (int64_t b = 0; b < n_blocks; ++b) {
+            const auto & head = bof4_head(group, b);
+            const auto & codes = bof4_codes(group, b);
+            alignas(64) float sub_scales[DOTS][16];
+            decode.sub_scales(head, sub_scales, 1);
+            floats part[T];
+            for (int t = 0; t < T; ++t) {
+                part[t] = all_lanes(0.0f);
+            }
+#pragma GCC unroll 8
+            for (int n = 0; n < DOTS / 2; ++n) {
+                const int k = layout::pair_at(n);
+                const int j = bof4_low_dot<layout>(k), j2 = j + layout::NIBBLES / DOT;
+                ints dot[T], dot2[T];
+                for (int t = 0; t < T; ++t) {
+                    dot[t] = all_lanes(x[t][b].offset[j]);
+                    dot2[t] = all_lanes(x[t][b].offset[j2]);
+                }
+#pragma GCC unroll 8
+                for (int i = 0; i < STEPS; ++i) {
+                    bytes low, high;
+                    decode.step(codes, k, i, low, high);
+                    for (int t = 0; t < T; ++t) {
+                        dot[t] = add_dot(dot[t], low, broadcast(x[t][b].q + DOT * j + 4 * i));
+                        dot2[t] = add_dot(dot2[t], high, broadcast(x[t][b].q + DOT * j2 + 4 * i));
+                    }
+                }
+                for (int t = 0; t < T; ++t) {
+                    part[t] = add_dot_to(part[t], dot[t], j, x[t][b], sub_scales[j]);
+                    part[t] = add_dot_to(part[t], dot2[t], j2, x[t][b], sub_scales[j2]);
+                }
+            }
+            const floats d = scales(head);
+            for (int t = 0; t < T; ++t) {
+                sum[t] = add_block(sum[t], part[t], d, x[t][b]);
+            }
+        }
+        for (int t = 0; t < T; ++t) {
+            store_unaligned(y[t], sum[t]);
+        }
+    }
+
+    // Levels + 128 of four weights a row, dot by dot.
+    template <int R>
+    struct unpacked {
+        alignas(64) uint8_t levels[CHUNK][DOTS][STEPS][R][64];
+        alignas(64) float sub_scales[layout::HAS_SUB_SCALES ? CHUNK : 1][DOTS][R][16];
+        alignas(64) float d[CHUNK][R][16];
+
+        const float * sub_scales_of(int64_t b, int j, int r) const {
+            return sub_scales[layout::HAS_SUB_SCALES ? b : 0][j][r];
+        }
+
+        void fill(const pair * group, int r, int64_t b0, int64_t n) {
+            const decoder<type> decode;
+            for (int64_t b = 0; b < n; ++b) {
+                const auto & head = bof4_head(group, b0 + b);
+                for (int k = 0; k < DOTS / 2; ++k) {
+                    const int j = bof4_low_dot<layout>(k), j2 = j + layout::NIBBLES / DOT;
+                    for (int i = 0; i < STEPS; ++i) {
+                        bytes low, high;
+                        decode.step(bof4_codes(group, b0 + b), k, i, low, high);
+                        store_bytes(levels[b][j][i][r], low);
+                        store_bytes(levels[b][j2][i][r], high);
+                    }
+                }
+                decode.sub_scales(head, sub_scales[layout::HAS_SUB_SCALES ? b : 0][0] + r, R);
+                store(d[b][r], scales(head));
+            }
+        }
+    };
+
+    template <int R, int T>
+    [[gnu::noinline]] static void tile(const unpacked<R> & w, int64_t n, const act * const * columns, bool first, float * const * y) {
+        const act * x[T];
+        alignas(64) float sum[T][R][16];
+        for (int t = 0; t < T; ++t) {
+            x[t] = columns[t];
+            for (int r = 0; r < R; ++r) {
+                store(sum[t][r], first ? all_lanes(0.0f) : load_unaligned(y[t] + r * 16));
+            }
+        }
+        for (int64_t b = 0; b < n; ++b) {
+            floats part[T][R];
+            for (int t = 0; t < T; ++t) {
+                for (int r = 0; r < R; ++r) {
+                    part[t][r] = all_lanes(0.0f);
+                }
+            }
+            for (int j0 = 0; j0 < DOTS; j0 += 2) {
+#pragma GCC unroll 2
+                for (int j = j0; j < j0 + 2; ++j) {
+                    ints dot[T][R];
+                    for (int t = 0; t < T; ++t) {
+                        for (int r = 0; r < R; ++r) {
+                            dot[t][r] = all_lanes(x[t][b].offset[j]);
+                        }
+                    }
+#pragma GCC unroll 8
+                    for (int i = 0; i < STEPS; ++i) {
+                        bytes level[R];
+                        for (int r = 0; r < R; ++r) {
+                            level[r] = load_bytes(w.levels[b][j][i][r]);
+                            in_register(level[r]);
+                        }
+                        for (int t = 0; t < T; ++t) {
+                            const four act4 = broadcast(x[t][b].q + DOT * j + 4 * i);
+                            for (int r = 0; r < R; ++r) {
+                                dot[t][r] = add_dot(dot[t][r], level[r], act4);
+                            }
+                        }
+                    }
+                    for (int t = 0; t < T; ++t) {
+                        for (int r = 0; r < R; ++r) {
+                            part[t][r] = add_dot_to(part[t][r], dot[t][r], j, x[t][b], w.sub_scales_of(b, j, r));
+                        }
+                    }
+                }
+            }
+            for (int r = 0; r < R; ++r) {
+                const floats d = load(w.d[b][r]);
+                for (int t = 0; t < T; ++t) {
+                    store(sum[t][r], add_block(load(sum[t][r]), part[t][r], d, x[t][b]));
+                }
+            }
+        }
+        for (int t = 0; t < T; ++t) {
+            for (int r = 0; r < R; ++r) {
+                store_unaligned(y[t] + r * 16, load(sum[t][r]));
+            }
+        }
+    }
 };
 
 } // namespace
-
-#endif

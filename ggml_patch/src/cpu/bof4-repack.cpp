@@ -12,7 +12,7 @@
 
 #include "bof4-repack.h"
 
-#include "bof4-repack-layout.h"
+#include "bof4-gemm.h"
 #include "../lists/bof4-list-cpu.h"
 #include "../lists/bof4-list.h"
 #include "ggml-backend-impl.h"
@@ -62,42 +62,6 @@ void on_all_cores(int64_t n, int64_t grain, const F & f) {
 int64_t groups_of(const ggml_tensor * weight) {
     return (weight->ne[1] + BOF4_GROUP - 1) / BOF4_GROUP;
 }
-
-// How one type is interleaved and multiplied.
-struct kernels {
-    size_t  (*group_bytes)(int64_t n);
-    void    (*interleave)(const void * rows, int64_t n_rows, int64_t n, void * group);
-    void    (*deinterleave)(const void * group, int64_t n_rows, int64_t n, void * rows);
-    void    (*quantize_act)(const float * x, void * y, int64_t n, bool few);
-    bool    (*few)(int64_t n_columns);
-    void    (*gemm)(const void * groups, int64_t n_rows, int64_t n, const void * const * x, const float * plus,
-                    float * const * y, int64_t n_columns, bool few);
-    size_t  act_bytes;      // of a block
-};
-
-// The functions of a type, of its own blocks and activations, as functions of any.
-#define BOF4_KERNELS(type) { \
-    type##_group_bytes, \
-    [](const void * rows, int64_t n_rows, int64_t n, void * group) { \
-        type##_interleave(static_cast<const block_##type *>(rows), n_rows, n, group); \
-    }, \
-    [](const void * group, int64_t n_rows, int64_t n, void * rows) { \
-        type##_deinterleave(group, n_rows, n, static_cast<block_##type *>(rows)); \
-    }, \
-    [](const float * x, void * y, int64_t n, bool few) { type##_quantize_act(x, static_cast<type##_act *>(y), n, few); }, \
-    type##_few, \
-    [](const void * groups, int64_t n_rows, int64_t n, const void * const * x, const float * plus, float * const * y, \
-       int64_t n_columns, bool few) { \
-        type##_gemm(groups, n_rows, n, reinterpret_cast<const type##_act * const *>(x), plus, y, n_columns, few); \
-    }, \
-    sizeof(type##_act), \
-}
-
-const kernels bof4_s = BOF4_KERNELS(bof4_s);
-const kernels bof4_k = BOF4_KERNELS(bof4_k);
-#ifdef BOF4_GEMM_Q6
-const kernels bof4_q6 = BOF4_KERNELS(bof4_q6);
-#endif
 
 // Takes successive parts of the work buffer.
 struct cut {
@@ -159,9 +123,9 @@ struct column_id {
 
 class traits : public ggml::cpu::tensor_traits {
 public:
-    explicit traits(const kernels & k) : k(k) {}
+    explicit traits(const bof4_gemm_kernels & k) : k(k) {}
 
-    const kernels & k;
+    const bof4_gemm_kernels & k;
 
     bool work_size(int n_threads, const ggml_tensor * op, size_t & size) override {
         if (op->op != GGML_OP_MUL_MAT && op->op != GGML_OP_MUL_MAT_ID) {
@@ -199,7 +163,7 @@ private:
 
     // An operation and its part of the work buffer.
     struct plan {
-        const kernels & k;
+        const bof4_gemm_kernels & k;
         ggml_tensor * op;
         const ggml_tensor * weight;
         const ggml_tensor * act;
@@ -222,11 +186,11 @@ private:
         int64_t parts;          // pieces of a matrix
         size_t bytes;
 
-        plan(const kernels & k, const ggml_tensor * op_, void * wdata, int n_threads)
+        plan(const bof4_gemm_kernels & k, const ggml_tensor * op_, void * wdata, int n_threads)
             : k(k), op(const_cast<ggml_tensor *>(op_)), weight(op->src[0]), act(op->src[1]),
               n_columns(op->ne[1] * op->ne[2] * op->ne[3]), n_matrices(weight->ne[2] * weight->ne[3]),
-              act_row(weight->ne[0] / ggml_blck_size(weight->type) * k.act_bytes),
-              few(k.few(op->op == GGML_OP_MUL_MAT_ID ? op->ne[2] : n_columns / n_matrices)),
+              act_row(weight->ne[0] / ggml_blck_size(weight->type) * k.act_block_bytes),
+              few(k.use_gemv(op->op == GGML_OP_MUL_MAT_ID ? op->ne[2] : n_columns / n_matrices)),
               listed(ggml_bof4_list_of_op(op) != nullptr), view() {
             if (listed) {
                 view = ggml_bof4_view_of_op(op);
@@ -260,7 +224,7 @@ private:
         void quantize_blocks(int64_t row, int64_t b0, int64_t b1) const {
             const int64_t unit = ggml_blck_size(weight->type);
             const float * from = act_at(row % act->ne[1], row / act->ne[1] % act->ne[2], row / act->ne[1] / act->ne[2]);
-            k.quantize_act(from + b0 * unit, acts + row * act_row + b0 * k.act_bytes, (b1 - b0) * unit, few);
+            k.quantize_act(from + b0 * unit, acts + row * act_row + b0 * k.act_block_bytes, (b1 - b0) * unit, few);
         }
 
         // The share of a thread in rounding activations to int8, and in putting them side by side for outliers, where that is wanted.
@@ -437,19 +401,23 @@ private:
     };
 };
 
+// One of each type that has kernels.
+template <ggml_type type>
+traits * traits_of_type() {
+    const bof4_gemm_kernels * kernels = bof4_gemm_kernels_of(type);
+    if (kernels == nullptr) {
+        return nullptr;
+    }
+    static traits t(*kernels);
+    return &t;
+}
+
 traits * traits_of(const ggml_tensor * weight) {
-    static traits s(bof4_s);
-    static traits k(bof4_k);
-#ifdef BOF4_GEMM_Q6
-    static traits q6(bof4_q6);
-#endif
+#define BOF4_CASE(NAME, name) case GGML_TYPE_##NAME: return traits_of_type<GGML_TYPE_##NAME>();
     switch (weight->type) {
-        case GGML_TYPE_BOF4_S: return &s;
-        case GGML_TYPE_BOF4_K: return &k;
-#ifdef BOF4_GEMM_Q6
-        case GGML_TYPE_Q6_K:   return &q6;
-#endif
-        default:               return nullptr;
+        BOF4_TYPES_REPACKED(BOF4_CASE)
+        BOF4_CASE(Q6_K, q6_k)
+        default: return nullptr;
     }
 }
 
@@ -489,7 +457,7 @@ public:
 // Calls f(rows of the plain tensor, number of rows, group) for every group, on all cores.
 template <typename F>
 void each_group(const ggml_tensor * weight, const F & f) {
-    const kernels & k = traits_of(weight)->k;
+    const bof4_gemm_kernels & k = traits_of(weight)->k;
     const int64_t n_groups = groups_of(weight);
     const int64_t all = n_groups * weight->ne[2] * weight->ne[3];
     const size_t group_bytes = k.group_bytes(weight->ne[0]);
@@ -510,15 +478,15 @@ ggml_status init_tensor(ggml_backend_buffer_t, ggml_tensor * tensor) {
 
 void set_tensor(ggml_backend_buffer_t, ggml_tensor * tensor, const void * data, size_t offset, size_t size) {
     GGML_ASSERT(tensor->extra && offset == 0 && size == ggml_nbytes(tensor));
-    each_group(tensor, [&](const kernels & k, size_t rows, int64_t n_rows, void * group) {
-        k.interleave(static_cast<const char *>(data) + rows, n_rows, tensor->ne[0], group);
+    each_group(tensor, [&](const bof4_gemm_kernels & k, size_t rows, int64_t n_rows, void * group) {
+        k.repack_group(static_cast<const char *>(data) + rows, n_rows, tensor->ne[0], group);
     });
 }
 
 void get_tensor(ggml_backend_buffer_t, const ggml_tensor * tensor, void * data, size_t offset, size_t size) {
     GGML_ASSERT(tensor->extra && offset == 0 && size == ggml_nbytes(tensor));
-    each_group(tensor, [&](const kernels & k, size_t rows, int64_t n_rows, void * group) {
-        k.deinterleave(group, n_rows, tensor->ne[0], static_cast<char *>(data) + rows);
+    each_group(tensor, [&](const bof4_gemm_kernels & k, size_t rows, int64_t n_rows, void * group) {
+        k.unpack_group(group, n_rows, tensor->ne[0], static_cast<char *>(data) + rows);
     });
 }
 

@@ -1,16 +1,16 @@
-// Check one build of the kernels for interleaved weights: compiled once per instruction set, run on the processor or under
-// qemu. Prints one line for each type and exits with 1 on a failure.
+// Checks one build of the kernels for repacked weights: compiled once per instruction set, run on the processor or
+// under qemu. Prints one line for each type and exits with 1 on a failure.
 //
-// Exact activations (integers times a power of two, the largest magnitude in every 32 being 127 of those) leave nothing but
-// the rounding of sums, so every product is compared with its sum in double precision, and with the one of the plain kernel,
-// which must have the same bits (Q6_K's is upstream's, and adds in another order); random ones show that the rounding of
-// activations costs what it costs in Q8_0 and Q8_K.
+// With exact activations (integers times a power of two, the largest magnitude in every 32 being 127 of those) only
+// sums are rounded, so every product is compared with its sum in double precision, and with that of the row kernel,
+// which must have the same bits (Q6_K's is upstream's, and adds in another order). Random activations measure the error
+// of their rounding, that of Q8_0 and Q8_K.
 
 #define GGML_COMMON_DECL_CPP
 #include "ggml-common.h"
 
+#include "cpu/bof4-gemm.h"
 #include "cpu/bof4-vec-dot.h"
-#include "cpu/bof4-repack-layout.h"
 #include "format/bof4-blocks.h"
 #include "ggml-impl.h"
 
@@ -47,21 +47,13 @@ float unit_of(const float * x, int n) {
     return most / 127.0f;
 }
 
-// The functions of a type that are checked.
-#define KERNELS(type) \
-    static constexpr auto group_bytes = type##_group_bytes; \
-    static constexpr auto interleave = type##_interleave; \
-    static constexpr auto deinterleave = type##_deinterleave; \
-    static constexpr auto quantize_act = type##_quantize_act; \
-    static constexpr auto few = type##_few; \
-    static constexpr auto gemm = type##_gemm;
+// A type: its kernels, random blocks, the value of a weight, and the row kernel with its activations.
 
 struct bof4_s {
     using block = block_bof4_s;
-    using act = bof4_s_act;
     enum { N = QK_BOF4_S };
     static constexpr const char * name = "BOF4_S";
-    KERNELS(bof4_s)
+    static constexpr ggml_type type = GGML_TYPE_BOF4_S;
 
     // extreme 0 and 1: nothing but the lowest, the highest level
     static block random(int extreme) {
@@ -72,8 +64,8 @@ struct bof4_s {
         }
         return b;
     }
-    // What the plain kernel wants, of activations that are integers times a power of two.
-    static auto plain_act(const float * x, int n) {
+    // Activations of the row kernel, from activations that are integers times a power of two.
+    static auto row_act(const float * x, int n) {
         std::vector<block_q8_0> act(n / QK8_0);
         float unit = 0.0f;
         for (int i = 0; i < n; ++i) {
@@ -83,20 +75,19 @@ struct bof4_s {
         }
         return act;
     }
-    static constexpr bool has_plain = true;
-    static constexpr auto plain = ggml_vec_dot_bof4_s_q8_0;
+    static constexpr bool has_row_kernel = true;
+    static constexpr auto row_kernel = ggml_vec_dot_bof4_s_q8_0;
     static double weight(const block & b, int i) {
         const int8_t levels[16] = BOF4_S_LEVELS;
-        return (double) ggml_compute_fp16_to_fp32(b.d) / 127 * levels[i < 32 ? b.qs[i] & 15 : b.qs[i - 32] >> 4];
+        return (double) ggml_compute_fp16_to_fp32(b.d) / BOF4_LEVEL_SCALE * levels[i < 32 ? b.qs[i] & 15 : b.qs[i - 32] >> 4];
     }
 };
 
 struct bof4_k {
     using block = block_bof4_k;
-    using act = bof4_k_act;
     enum { N = QK_BOF4_K };
     static constexpr const char * name = "BOF4_K";
-    KERNELS(bof4_k)
+    static constexpr ggml_type type = GGML_TYPE_BOF4_K;
 
     static block random(int extreme) {
         block b;
@@ -109,7 +100,7 @@ struct bof4_k {
         }
         return b;
     }
-    static auto plain_act(const float * x, int n) {
+    static auto row_act(const float * x, int n) {
         std::vector<block_q8_K> act(n / QK_K);
         float unit = 0.0f;
         for (int i = 0; i < n; ++i) {
@@ -121,8 +112,8 @@ struct bof4_k {
         }
         return act;
     }
-    static constexpr bool has_plain = true;
-    static constexpr auto plain = ggml_vec_dot_bof4_k_q8_K;
+    static constexpr bool has_row_kernel = true;
+    static constexpr auto row_kernel = ggml_vec_dot_bof4_k_q8_K;
     static double weight(const block & b, int i) {
         const int8_t levels[16] = BOF4_K_LEVELS;
         const uint8_t q = b.qs[i / 128 * 64 + i % 64];
@@ -130,15 +121,13 @@ struct bof4_k {
     }
 };
 
-#ifdef BOF4_GEMM_Q6
 struct q6_k {
     using block = block_q6_K;
-    using act = bof4_q6_act;
     enum { N = QK_K };
     static constexpr const char * name = "Q6_K";
-    KERNELS(bof4_q6)
-    static constexpr auto plain_act = bof4_k::plain_act;
-    static constexpr bool has_plain = false;
+    static constexpr ggml_type type = GGML_TYPE_Q6_K;
+    static constexpr auto row_act = bof4_k::row_act;
+    static constexpr bool has_row_kernel = false;
 
     static block random(int extreme) {
         block b;
@@ -162,7 +151,6 @@ struct q6_k {
         return (double) ggml_compute_fp16_to_fp32(b.d) * b.scales[i / 16] * ((low | high << 4) - 32);
     }
 };
-#endif
 
 // The largest error of any product, of the sum of the magnitudes of its terms; relative squared error of all of them.
 struct result {
@@ -171,7 +159,7 @@ struct result {
 };
 
 template <typename type>
-result check(int rows, int n, int columns, int extreme, bool exact) {
+result check(const bof4_gemm_kernels & k, int rows, int n, int columns, int extreme, bool exact) {
     const int n_blocks = n / type::N;
     const int n_groups = (rows + BOF4_GROUP - 1) / BOF4_GROUP;
     std::vector<typename type::block> blocks(rows * n_blocks), back(rows * n_blocks);
@@ -181,17 +169,17 @@ result check(int rows, int n, int columns, int extreme, bool exact) {
         weights[i] = type::weight(blocks[i / type::N], i % type::N);
     }
 
-    const size_t group_bytes = type::group_bytes(n);
+    const size_t group_bytes = k.group_bytes(n);
     // as large as it must be and not larger, so that a sanitizer sees a read beyond it
     char * groups = static_cast<char *>(std::aligned_alloc(64, (n_groups * group_bytes + 63) / 64 * 64));
     for (int g = 0; g < n_groups; ++g) {
         const int count = std::min<int>(BOF4_GROUP, rows - g * BOF4_GROUP);
         const int at = g * BOF4_GROUP * n_blocks;
-        type::interleave(blocks.data() + at, count, n, groups + g * group_bytes);
-        type::deinterleave(groups + g * group_bytes, count, n, back.data() + at);
+        k.repack_group(blocks.data() + at, count, n, groups + g * group_bytes);
+        k.unpack_group(groups + g * group_bytes, count, n, back.data() + at);
     }
     if (std::memcmp(blocks.data(), back.data(), blocks.size() * sizeof(blocks[0])) != 0) {
-        std::printf("%s: rows do not come back from a group of %d x %d\n", type::name, rows, n);
+        std::printf("%s: a group does not unpack to its rows: %d x %d\n", type::name, rows, n);
         std::exit(1);
     }
 
@@ -202,31 +190,32 @@ result check(int rows, int n, int columns, int extreme, bool exact) {
         const float unit = std::ldexp(1.0f, i / 256 % 5 - 2);
         x[i] = !exact ? normal(rng) : unit * (float) (i % 32 == 5 ? 127 : extreme < 2 ? (rng() & 1 ? 127 : -127) : integer(rng));
     }
-    std::vector<typename type::act> act(columns * n_blocks);
+    std::vector<char> act(columns * n_blocks * k.act_block_bytes);
     std::vector<float> y(columns * rows + 1, NAN);
-    std::vector<const typename type::act *> xs(columns);
+    std::vector<const void *> xs(columns);
     std::vector<float *> ys(columns);
     for (int c = 0; c < columns; ++c) {
-        type::quantize_act(x.data() + c * n, act.data() + c * n_blocks, n, type::few(columns));
-        xs[c] = act.data() + c * n_blocks;
+        char * column = act.data() + c * n_blocks * k.act_block_bytes;
+        k.quantize_act(x.data() + c * n, column, n, k.use_gemv(columns));
+        xs[c] = column;
         ys[c] = y.data() + c * rows;
     }
-    type::gemm(groups, rows, n, xs.data(), nullptr, ys.data(), columns, type::few(columns));
+    k.gemm(groups, rows, n, xs.data(), nullptr, ys.data(), columns, k.use_gemv(columns));
 
-    // the same, and something
-    const size_t n_plus = (size_t) n_groups * columns * BOF4_GROUP;
-    float * plus = static_cast<float *>(std::aligned_alloc(64, n_plus * sizeof(float)));
-    std::generate(plus, plus + n_plus, [&] { return normal(rng); });
+    // the same with sums of outliers
+    const size_t n_sums = (size_t) n_groups * columns * BOF4_GROUP;
+    float * outlier_sums = static_cast<float *>(std::aligned_alloc(64, n_sums * sizeof(float)));
+    std::generate(outlier_sums, outlier_sums + n_sums, [&] { return normal(rng); });
     std::vector<float> added(columns * rows + 1, NAN);
     for (int c = 0; c < columns; ++c) {
         ys[c] = added.data() + c * rows;
     }
-    type::gemm(groups, rows, n, xs.data(), plus, ys.data(), columns, type::few(columns));
+    k.gemm(groups, rows, n, xs.data(), outlier_sums, ys.data(), columns, k.use_gemv(columns));
     std::free(groups);
 
     double largest = 0.0, error2 = 0.0, all2 = 0.0;
     for (int c = 0; c < columns; ++c) {
-        const auto plain_act = type::plain_act(x.data() + c * n, n);
+        const auto row_act = type::row_act(x.data() + c * n, n);
         for (int r = 0; r < rows; ++r) {
             const float got = y[c * rows + r];
             double sum = 0.0, magnitude = 0.0;
@@ -237,22 +226,22 @@ result check(int rows, int n, int columns, int extreme, bool exact) {
             }
             const double error = std::fabs(got - sum);
             largest = std::max(largest, std::isfinite(error) ? error / std::max(magnitude, 1e-30) : INFINITY);
-            // one addition in the end, as it would be done to the result
-            if (added[c * rows + r] != got + plus[(r / BOF4_GROUP * columns + c) * BOF4_GROUP + r % BOF4_GROUP]) {
+            // a single addition after the product
+            if (added[c * rows + r] != got + outlier_sums[(r / BOF4_GROUP * columns + c) * BOF4_GROUP + r % BOF4_GROUP]) {
                 largest = INFINITY;
             }
             error2 += error * error;
             all2 += sum * sum;
-            if constexpr (type::has_plain) {
-                float plain;
-                type::plain(n, &plain, 0, blocks.data() + r * n_blocks, 0, plain_act.data(), 0, 1);
-                if (exact && got != plain) {
+            if constexpr (type::has_row_kernel) {
+                float of_row;
+                type::row_kernel(n, &of_row, 0, blocks.data() + r * n_blocks, 0, row_act.data(), 0, 1);
+                if (exact && got != of_row) {
                     largest = INFINITY;
                 }
             }
         }
     }
-    std::free(plus);
+    std::free(outlier_sums);
     if (!std::isnan(y.back()) || !std::isnan(added.back())) {
         largest = INFINITY; // a write beyond the last row of the last column
     }
@@ -261,23 +250,29 @@ result check(int rows, int n, int columns, int extreme, bool exact) {
 
 template <typename type>
 bool check_all() {
+    const bof4_gemm_kernels * kernels = bof4_gemm_kernels_of(type::type);
+    if (kernels == nullptr) {
+        std::printf("%s: no kernels\n", type::name);
+        return true;
+    }
+    const bof4_gemm_kernels & k = *kernels;
     int cases = 0;
     double largest = 0.0;
     for (const int n : { (int) type::N, 3 * type::N, 1024, 1024 + 5 * type::N }) {
         for (const int rows : { 1, 15, 16, 33, 63 }) {
             for (const int columns : { 1, 2, 3, 4, 5, 6, 7, 11, 16, 18, 19, 33, 64 }) {
                 const int extreme = cases++ % 7;
-                largest = std::max(largest, check<type>(rows, n, columns, extreme, true).largest);
+                largest = std::max(largest, check<type>(k, rows, n, columns, extreme, true).largest);
             }
         }
     }
-    largest = std::max(largest, check<type>(17, 512, 512, 2, true).largest);
-    const double few = check<type>(64, 1024, 1, 2, false).squared;
-    const double many = check<type>(64, 1024, 32, 2, false).squared;
+    largest = std::max(largest, check<type>(k, 17, 512, 512, 2, true).largest);
+    const double gemv = check<type>(k, 64, 1024, 1, 2, false).squared;
+    const double gemm = check<type>(k, 64, 1024, 32, 2, false).squared;
     // 24-bit floats, a few dozen additions deep; an eighth bit of activations is worth 3e-5 (Q8_0) to 5e-5 (Q8_K)
-    const bool ok = largest < 1e-6 && few < 1e-4 && many < 1e-4;
+    const bool ok = largest < 1e-6 && gemv < 1e-4 && gemm < 1e-4;
     std::printf("%s: %d shapes%s, largest error %.2g of the sum of magnitudes; of rounded activations %.2g, %.2g: %s\n",
-        type::name, cases + 1, type::has_plain ? ", as the plain kernel has them" : "", largest, few, many, ok ? "ok" : "FAILED");
+        type::name, cases + 1, type::has_row_kernel ? ", equal to the row kernel" : "", largest, gemv, gemm, ok ? "ok" : "FAILED");
     return ok;
 }
 
@@ -289,8 +284,6 @@ int main() {
     }
     bool ok = check_all<bof4_s>();
     ok &= check_all<bof4_k>();
-#ifdef BOF4_GEMM_Q6
     ok &= check_all<q6_k>();
-#endif
     return ok ? 0 : 1;
 }

@@ -1,0 +1,186 @@
+// The driver of products: groups of rows, chunks of blocks, tiles of columns, the ends of them, and sums of outliers,
+// for every instruction set and type. Private to bof4-gemm.cpp.
+//
+// It calls the inner loops of a kernel, which is
+//
+//   layout, act, pair     of its type, see bof4-repack-layout.h
+//   GROUPS                groups of rows that share a pass over activations in the GEMM path
+//   GEMM_COLUMNS          columns of a tile that share a pass over unpacked weights, at most, and
+//   GEMM_LEAST            at least: fewer are padded
+//   GEMV_COLUMNS          columns that share a pass over codes
+//   USE_GEMV              up to so many columns, unpacking does not pay
+//   ACT_OF_PATH           the two paths read activations in forms of their own
+//   gemv<T>(group, n_blocks, x, y)
+//                         y[t][0 .. 15] = product of a group and column x[t], of T columns
+//   unpacked<R>, its fill(group, r, b0, n)
+//                         levels and scales of blocks [b0, b0 + n) of R groups, n at most CHUNK
+//   tile<R, T>(unpacked, n, x, first, y)
+//                         adds their products to y[t][0 .. 16 R - 1], which are zero if first
+//
+// gemv and tile are not to be inlined: within the driver GCC 12 has registers too few for their accumulators (on AVX2,
+// BOF4_S took 4 to 12 % longer and BOF4_K with many columns 24 %), and takes ten times as long to compile.
+#pragma once
+
+#include "bof4-repack-layout.h"
+
+#include <algorithm>
+#include <cstring>
+#include <type_traits>
+
+namespace {
+
+// Weights of a row that are unpacked at a time: 16 rows of them are 8 KiB of bytes, which stay in L1 while all columns
+// meet them.
+enum { BOF4_UNPACKED = 512 };
+
+// Calls f with width, LEAST to MOST, as a constant.
+template <int LEAST, int MOST, typename F>
+inline void with_width(int width, const F & f) {
+    if constexpr (MOST > LEAST) {
+        if (width < MOST) {
+            with_width<LEAST, MOST - 1>(width, f);
+            return;
+        }
+    }
+    f(std::integral_constant<int, MOST>());
+}
+
+template <typename kernel>
+struct gemm_driver {
+    using act = typename kernel::act;
+    using pair = typename kernel::pair;
+    enum { BLOCK = kernel::layout::BLOCK, CHUNK = BOF4_UNPACKED / BLOCK };
+
+    const char * groups;
+    size_t group_bytes;
+    int64_t n_rows;
+    int64_t n_blocks;
+    const void * const * x;
+    const float * outlier_sums; // or NULL
+    float * const * y;
+    int64_t n_columns;
+
+    const pair * group(int64_t g) const {
+        return reinterpret_cast<const pair *>(groups + g * group_bytes);
+    }
+
+    // Calls compute(width of a tile as a constant, its x, its y) for blocks [b0, b1) of R groups, the first of them g.
+    template <int R, int LEAST, int MOST, typename F>
+    void tiles(int64_t g, int64_t b0, int64_t b1, const F & compute) const {
+        const int64_t row0 = g * BOF4_GROUP;
+        const int64_t rows = std::min<int64_t>(R * BOF4_GROUP, n_rows - row0);
+        // as many columns in each tile, or one less: a last tile of one would cost as much as one of three
+        const int64_t n_tiles = (n_columns + MOST - 1) / MOST;
+        for (int64_t i = 0; i < n_tiles; ++i) {
+            const int64_t c = i * n_columns / n_tiles;
+            const int width = (int) ((i + 1) * n_columns / n_tiles - c);
+            const act * from[MOST];
+            float * to[MOST];
+            for (int t = 0; t < width; ++t) {
+                from[t] = static_cast<const act *>(x[c + t]) + b0;
+                to[t] = y[c + t] + row0;
+            }
+            const float * addend = outlier_sums && b1 == n_blocks ? outlier_sums + (g * n_columns + c) * BOF4_GROUP : nullptr;
+            if (rows == R * BOF4_GROUP && width >= LEAST) {
+                with_width<LEAST, MOST>(width, [&](auto T) { compute(T, from, to); });
+                add_outlier_sums<R>(addend, width, to);
+            } else {
+                end_tile<R, LEAST, MOST>(rows, width, b0 == 0, from, to, addend, compute);
+            }
+        }
+    }
+
+    // A tile of fewer rows or columns than there must be: results are in a scratch buffer first, and columns that are
+    // missing repeat the last one.
+    template <int R, int LEAST, int MOST, typename F>
+    void end_tile(int64_t rows, int width, bool first, const act ** from, float * const * to, const float * addend,
+                  const F & compute) const {
+        alignas(64) float scratch[MOST][R * BOF4_GROUP] = {};
+        float * results[MOST];
+        for (int t = 0; t < MOST; ++t) {
+            results[t] = scratch[t];
+            if (t >= width) {
+                from[t] = from[width - 1];
+            } else if (!first) {
+                memcpy(scratch[t], to[t], rows * sizeof(float));
+            }
+        }
+        with_width<LEAST, MOST>(std::max(width, LEAST), [&](auto T) { compute(T, from, results); });
+        add_outlier_sums<R>(addend, width, results);
+        for (int t = 0; t < width; ++t) {
+            memcpy(to[t], scratch[t], rows * sizeof(float));
+        }
+    }
+
+    // To results that are in L1 still. (Added to a finished matrix, they cost more: columns of it, a power of two
+    // apart, evict each other.)
+    template <int R>
+    void add_outlier_sums(const float * addend, int width, float * const * to) const {
+        if (addend == nullptr) {
+            return;
+        }
+        for (int t = 0; t < width; ++t) {
+            for (int r = 0; r < R; ++r) {
+                const float * sums = addend + (r * n_columns + t) * BOF4_GROUP;
+                for (int i = 0; i < BOF4_GROUP; ++i) {
+                    to[t][r * BOF4_GROUP + i] += sums[i];
+                }
+            }
+        }
+    }
+
+    void gemv() const {
+        for (int64_t g = 0; g * BOF4_GROUP < n_rows; ++g) {
+            tiles<1, 1, kernel::GEMV_COLUMNS>(g, 0, n_blocks, [&](auto T, const act * const * from, float * const * to) {
+                kernel::template gemv<T>(group(g), n_blocks, from, to);
+            });
+        }
+    }
+
+    template <int R>
+    void gemm_groups(int64_t g, int64_t b0, typename kernel::template unpacked<R> & memory) const {
+        const int64_t n = std::min<int64_t>(CHUNK, n_blocks - b0);
+        for (int r = 0; r < R; ++r) {
+            memory.fill(group(g + r), r, b0, n);
+        }
+        tiles<R, kernel::GEMM_LEAST, kernel::GEMM_COLUMNS>(
+            g, b0, b0 + n, [&](auto T, const act * const * from, float * const * to) {
+                kernel::template tile<R, T>(memory, n, from, b0 == 0, to);
+            });
+    }
+
+    void gemm() const {
+        const int64_t n_groups = (n_rows + BOF4_GROUP - 1) / BOF4_GROUP;
+        typename kernel::template unpacked<kernel::GROUPS> memory;
+        for (int64_t b0 = 0; b0 < n_blocks; b0 += CHUNK) {
+            int64_t g = 0;
+            for (; g + kernel::GROUPS <= n_groups; g += kernel::GROUPS) {
+                gemm_groups<kernel::GROUPS>(g, b0, memory);
+            }
+            if (g < n_groups) {
+                typename kernel::template unpacked<1> last;
+                gemm_groups<1>(g, b0, last);
+            }
+        }
+    }
+};
+
+// gemm and use_gemv of bof4_gemm_kernels.
+template <typename kernel>
+bool bof4_use_gemv(int64_t n_columns) {
+    return n_columns <= kernel::USE_GEMV;
+}
+
+template <typename kernel>
+void bof4_gemm(const void * groups, int64_t n_rows, int64_t n, const void * const * x, const float * outlier_sums,
+               float * const * y, int64_t n_columns, bool use_gemv) {
+    const gemm_driver<kernel> driver = {
+        static_cast<const char *>(groups), kernel::repacked::group_bytes(n), n_rows, n / kernel::layout::BLOCK, x,
+        outlier_sums, y, n_columns,
+    };
+    // an expert meets fewer columns than its operation has
+    const bool narrow = kernel::ACT_OF_PATH ? use_gemv : bof4_use_gemv<kernel>(n_columns);
+    narrow ? driver.gemv() : driver.gemm();
+}
+
+} // namespace

@@ -1,0 +1,57 @@
+// Products of repacked weights of the BOF4 types and of Q6_K with columns of activations. The memory layout of repacked
+// weights: bof4-repack-layout.h.
+//
+// A product takes one of two paths: GEMM unpacks levels to L1 once for all columns, GEMV decodes codes as it
+// multiplies. The result of a column has the same bits on both.
+#pragma once
+
+#include "bof4-format.h"
+#include "ggml.h"
+
+#include <stddef.h>
+#include <stdint.h>
+
+// The instruction sets that have kernels, and the header of each. ggml compiles this folder once for each of its CPU
+// variants, and loads the one that fits the processor. Without any of them BOF4_GEMM is not defined, nothing is
+// repacked, and the row kernels of bof4-vec-dot.h multiply.
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512VNNI__)
+#define BOF4_GEMM "bof4-gemm-vnni.h"
+#define BOF4_GEMM_AVX512
+#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__) && defined(__AVXVNNI__)
+#define BOF4_GEMM "bof4-gemm-vnni.h"
+#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+#define BOF4_GEMM "bof4-gemm-avx2.h"
+#define BOF4_GEMM_AVX2
+#elif defined(__ARM_NEON) && defined(__aarch64__) && defined(__ARM_FEATURE_DOTPROD)
+#define BOF4_GEMM "bof4-gemm-neon.h"
+#endif
+
+enum { BOF4_GROUP = 16 }; // rows of a group
+
+// The functions of one type. n, weights of a row, is a multiple of the type's block.
+struct bof4_gemm_kernels {
+    // Bytes of a group of 16 rows.
+    size_t (*group_bytes)(int64_t n);
+
+    // n_rows rows (at most 16) of blocks into a group, where the rows that are missing become zeros, and back.
+    void (*repack_group)(const void * rows, int64_t n_rows, int64_t n, void * group);
+    void (*unpack_group)(const void * group, int64_t n_rows, int64_t n, void * rows);
+
+    // Rounds n float32 activations to n / (weights of a block) blocks of act_block_bytes, with the scales of the type's
+    // activation type (Q8_0, Q8_K). use_gemv: for which of the two paths.
+    void (*quantize_act)(const float * x, void * y, int64_t n, bool use_gemv);
+
+    // Is the GEMV path the faster one for so many columns?
+    bool (*use_gemv)(int64_t n_columns);
+
+    // y[c][r] = product of row r and column x[c], an array of quantized blocks, for n_rows rows and n_columns columns.
+    // outlier_sums, float32 [groups][n_columns][16], 64-byte aligned, is added where it is not NULL. use_gemv: what the
+    // columns were quantized for.
+    void (*gemm)(const void * groups, int64_t n_rows, int64_t n, const void * const * x, const float * outlier_sums,
+                 float * const * y, int64_t n_columns, bool use_gemv);
+
+    size_t act_block_bytes;
+};
+
+// NULL for a type that has no kernels in this build.
+const bof4_gemm_kernels * bof4_gemm_kernels_of(ggml_type type);
