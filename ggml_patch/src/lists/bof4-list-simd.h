@@ -124,12 +124,24 @@ static inline bof4_list_running_sum bof4_list_add_8(
 enum { BOF4_LIST_MASKED_ENTRIES = 0 };
 enum { BOF4_LIST_USE_PREFETCH_AHEAD = 0 };
 
+// Vectors of the compiler, of 32 bytes for AVX and of 16 bytes for SSE and NEON: GCC 12 vectorizes arrays of 16 floats
+// only in part for NEON (35 instructions per entry instead of 26).
+#if defined(__AVX__)
+enum { BOF4_LIST_PART = 8 };
+#define BOF4_LIST_INIT(X) { X(0), X(1), X(2), X(3), X(4), X(5), X(6), X(7) }
+#else
+enum { BOF4_LIST_PART = 4 };
+#define BOF4_LIST_INIT(X) { X(0), X(1), X(2), X(3) }
+#endif
+enum { BOF4_LIST_PARTS = BOF4_LIST_LANES / BOF4_LIST_PART };
+typedef float    bof4_list_floats __attribute__((vector_size(4 * BOF4_LIST_PART)));
+typedef uint32_t bof4_list_bits   __attribute__((vector_size(4 * BOF4_LIST_PART)));
 typedef struct {
-    float v[BOF4_LIST_LANES];
+    bof4_list_floats v[BOF4_LIST_PARTS];
 } bof4_list_f32x16;
 
 static inline bof4_list_f32x16 bof4_list_zero(void) {
-    const bof4_list_f32x16 zero = { { 0.0f } };
+    const bof4_list_f32x16 zero = { { { 0.0f } } };
     return zero;
 }
 
@@ -145,37 +157,40 @@ static inline void bof4_list_add_to(float * p, const float * v) {
 
 static inline bof4_list_f32x16 bof4_list_gather(const float * const * x, int64_t j) {
     bof4_list_f32x16 act;
-    for (int c = 0; c < BOF4_LIST_LANES; ++c) {
-        act.v[c] = x[c][j];
+    for (int i = 0; i < BOF4_LIST_PARTS; ++i) {
+#define X(c) x[BOF4_LIST_PART * i + c][j]
+        const bof4_list_floats part = BOF4_LIST_INIT(X);
+#undef X
+        act.v[i] = part;
     }
     return act;
 }
 
 static inline bof4_list_f32x16 bof4_list_add_product(bof4_list_f32x16 sum, int32_t entry, bof4_list_f32x16 act) {
     const float value = bof4_entry_value(entry);
-    for (int c = 0; c < BOF4_LIST_LANES; ++c) {
-        sum.v[c] += value * act.v[c];
+    for (int i = 0; i < BOF4_LIST_PARTS; ++i) {
+        sum.v[i] += value * act.v[i];
     }
     return sum;
 }
 
 static inline bof4_list_f32x16 bof4_list_low_bf16(const uint32_t * pairs) {
     bof4_list_f32x16 act;
-    uint32_t low[BOF4_LIST_LANES];
-    for (int c = 0; c < BOF4_LIST_LANES; ++c) {
-        low[c] = pairs[c] << 16;
+    for (int i = 0; i < BOF4_LIST_PARTS; ++i) {
+        bof4_list_bits part;
+        memcpy(&part, pairs + BOF4_LIST_PART * i, sizeof(part));
+        act.v[i] = (bof4_list_floats) (part << 16);
     }
-    memcpy(act.v, low, sizeof(low));
     return act;
 }
 
 static inline bof4_list_f32x16 bof4_list_high_bf16(const uint32_t * pairs) {
     bof4_list_f32x16 act;
-    uint32_t high[BOF4_LIST_LANES];
-    for (int c = 0; c < BOF4_LIST_LANES; ++c) {
-        high[c] = pairs[c] & 0xffff0000u;
+    for (int i = 0; i < BOF4_LIST_PARTS; ++i) {
+        bof4_list_bits part;
+        memcpy(&part, pairs + BOF4_LIST_PART * i, sizeof(part));
+        act.v[i] = (bof4_list_floats) (part & 0xffff0000u);
     }
-    memcpy(act.v, high, sizeof(high));
     return act;
 }
 
