@@ -13,9 +13,10 @@
 #include <atomic>
 #include <chrono>
 
-// Weights in huge pages are read a quarter faster, and first touched four times as fast. But where memory is fragmented,
-// the kernel may move other pages for seconds to free a huge page: so each thread stops where pages take longer than
-// MAX_NS_PER_BYTE (after MIN_NS), and the rest remains in ordinary pages (which take 0.5 ns per byte: 1 s for 2 GB).
+// Weights in huge pages are read a quarter faster, and first touched four times as fast. But where memory is
+// fragmented, the kernel may move other pages for seconds to free a huge page: so each thread stops where pages take
+// longer than MAX_NS_PER_BYTE (after MIN_NS), and the rest remains in ordinary pages (which take 0.5 ns per byte: 1 s
+// for 2 GB).
 void bof4_request_huge_pages(void * base, size_t size) {
     constexpr size_t page = 2 << 20, chunk = 16 * page;
     constexpr double MIN_NS = 1e8, MAX_NS_PER_BYTE = 2.5;

@@ -10,8 +10,8 @@
 
 namespace {
 
-// Rows whose outliers are summed at a time, and columns that are multiplied at a time: their sums, activations (int16 on
-// some instruction sets) and results stay in L2.
+// Rows whose outliers are summed at a time, and columns that are multiplied at a time: their sums, activations (int16
+// on some instruction sets) and results stay in L2.
 enum { MAX_ROWS = 8 * BOF4_GROUP, MAX_COLUMNS = 128 };
 
 // Takes successive parts of the work buffer, each from a cache line on.
@@ -147,7 +147,8 @@ int32_t bof4_repack_plan::expert_of(int64_t slot, int64_t token) const {
 
 void bof4_repack_plan::list_columns_of_experts() const {
     const int64_t n_slots = op->src[2]->ne[0], n_tokens = op->src[2]->ne[1];
-    // Counts, then their sums: first_column[e] is where the next column of e goes, in the end where those of e + 1 begin.
+    // Counts, then their sums: first_column[e] is where the next column of e goes, in the end where those of e + 1
+    // begin.
     std::fill(first_column, first_column + n_matrices + 1, 0);
     for (int64_t token = 0; token < n_tokens; ++token) for (int64_t slot = 0; slot < n_slots; ++slot) {
         ++first_column[expert_of(slot, token) + 1];
@@ -220,7 +221,8 @@ void bof4_repack_plan::multiply_rows(int64_t matrix, int64_t row0, int64_t row1)
     if (transposed) {
         bof4_list_prefetch(op, &view, matrix, row0, row1);
     }
-    const char * groups = static_cast<const char *>(weight->data) + (matrix * n_groups + row0 / BOF4_GROUP) * group_bytes;
+    const int64_t group = matrix * n_groups + row0 / BOF4_GROUP;
+    const char * groups = static_cast<const char *>(weight->data) + group * group_bytes;
     float * to[MAX_COLUMNS];
     alignas(64) float sums[MAX_ROWS * MAX_COLUMNS];
     const int64_t c1 = first_column[matrix + 1];

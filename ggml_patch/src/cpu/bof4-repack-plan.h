@@ -3,9 +3,9 @@
 //
 // First all threads quantize the activations to int8, and one lists for each matrix its columns: where each one's
 // activations and results are. After one barrier, threads take pieces (some rows of one matrix, with all its columns)
-// until none is left. Each has a work range of neighbouring pieces, so that weights are one long stream, and then steals
-// half of another's. The thread that computes a piece applies its outliers: of many columns, it passes their sums to the
-// kernel; of few, it adds them to the results.
+// until none is left. Each has a work range of neighbouring pieces, so that weights are one long stream, and then
+// steals half of another's. The thread that computes a piece applies its outliers: of many columns, it passes their
+// sums to the kernel; of few, it adds them to the results.
 #pragma once
 
 #include "../lists/bof4-list.h"
@@ -42,7 +42,7 @@ private:
     bool    use_gemv;               // even where all columns belong to one matrix
     bool    has_list;
     bof4_list_view view;            // of the list
-    bool    is_one_column;          // and whole rows: the list is prefetched for whole pieces, and applied to parts of them
+    bool    is_one_column;          // see bof4_list_is_one_column
 
     int64_t n_groups;               // of a matrix
     size_t  group_bytes;

@@ -20,8 +20,8 @@ public:
         return next_of(r);
     }
 
-    // Steals the second half of another thread's pieces; false where it has none left. Called for an empty range, and only by the
-    // thread that it belongs to.
+    // Steals the second half of another thread's pieces; false where it has none left. Called for an empty range, and
+    // only by the thread that it belongs to.
     bool steal_half(bof4_work_range & victim) {
         uint64_t r = victim.range.load();
         int64_t middle;

@@ -6,8 +6,8 @@
 // rows of few outliers, each of another number, cost no mispredicted branch. In double precision, because the
 // difference of two floats would lose the digits of a small row beside a large one.
 //
-// Meanwhile memory from `next` on is prefetched, a cache line per eight entries: the sums are compute bound and leave the
-// memory bus idle. (More lines per entry are slower.)
+// Meanwhile memory from `next` on is prefetched, a cache line per eight entries: the sums are compute bound and leave
+// the memory bus idle. (More lines per entry are slower.)
 static void running_sums(const int32_t * entries, int n, const float * x, double * s, const char * next) {
     bof4_list_running_sum sum = bof4_list_running_sum_zero();
     int i = 0;

@@ -30,8 +30,8 @@ static inline void row_sums_of_transposed(
         sum0 = bof4_list_add_product(sum0, masked, bof4_list_low_bf16(act)); \
         sum1 = bof4_list_add_product(sum1, masked, bof4_list_high_bf16(act)); \
     } while (0)
-    // Most rows have two outliers or fewer: two in any case, whose value is zero where they belong to the next row, cost
-    // less than a mispredicted branch where a vector is one register.
+    // Most rows have two outliers or fewer: two in any case, whose value is zero where they belong to the next row,
+    // cost less than a mispredicted branch where a vector is one register.
     for (int32_t i = 0; i < BOF4_LIST_MASKED_ENTRIES; ++i) {
         const int32_t entry = entries[MIN(e + i, end - 1)];
         ADD_ENTRY(entry, n > i ? 0xffff0000u : 0u);

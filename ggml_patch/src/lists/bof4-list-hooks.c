@@ -75,7 +75,8 @@ void ggml_bof4_list_apply_mul_mat(
 }
 
 void ggml_bof4_list_apply_mul_mat_id(
-        struct ggml_tensor * dst, int64_t expert, int64_t row0, int64_t row1, const int32_t * columns, int64_t n_columns) {
+        struct ggml_tensor * dst, int64_t expert, int64_t row0, int64_t row1,
+        const int32_t * columns, int64_t n_columns) {
     if (ggml_bof4_list_of_op(dst) != NULL) {
         const struct bof4_list_view view = ggml_bof4_list_view_of_op(dst);
         bof4_list_add_mul_mat_id(dst, &view, expert, row0, row1, columns, n_columns);

@@ -46,7 +46,8 @@ static void add_tile(struct bof4_list_rows rows, int64_t row0, const struct bof4
 
 // Adds the outliers of rows [row0, row1) of a matrix to the results of a tile.
 static void add_outliers(
-        const struct bof4_list_view * view, int64_t matrix, int64_t row0, int64_t row1, const struct bof4_list_tile * tile) {
+        const struct bof4_list_view * view, int64_t matrix, int64_t row0, int64_t row1,
+        const struct bof4_list_tile * tile) {
     if (!view->is_whole_rows) {
         bof4_list_add_slices(view, matrix, row0, row1, tile);
         return;

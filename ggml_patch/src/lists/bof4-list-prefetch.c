@@ -26,7 +26,8 @@ void bof4_list_prefetch_entries(struct bof4_list_rows rows) {
 }
 
 void bof4_list_prefetch(
-        const struct ggml_tensor * dst, const struct bof4_list_view * view, int64_t matrix, int64_t row0, int64_t row1) {
+        const struct ggml_tensor * dst, const struct bof4_list_view * view, int64_t matrix,
+        int64_t row0, int64_t row1) {
     if (!view->is_whole_rows || row0 >= row1) {
         return;
     }

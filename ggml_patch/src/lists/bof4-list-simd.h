@@ -1,5 +1,5 @@
-// Vector operations of the functions that apply lists: AVX-512, and portable C that compilers vectorize. All branches on
-// the instruction set are in this header. Results of the two differ in the order of sums only where it says so.
+// Vector operations of the functions that apply lists: AVX-512, and portable C that compilers vectorize. All branches
+// on the instruction set are in this header. Results of the two differ in the order of sums only where it says so.
 #pragma once
 
 #include "bof4-list.h"

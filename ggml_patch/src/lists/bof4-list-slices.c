@@ -39,7 +39,8 @@ static void add_row(const struct bof4_list_view * view, int64_t first, int64_t r
 }
 
 void bof4_list_add_slices(
-        const struct bof4_list_view * view, int64_t matrix, int64_t row0, int64_t row1, const struct bof4_list_tile * tile) {
+        const struct bof4_list_view * view, int64_t matrix, int64_t row0, int64_t row1,
+        const struct bof4_list_tile * tile) {
     const int64_t first = view->first + matrix % view->ne2 * view->stride[1] + matrix / view->ne2 * view->stride[2];
     for (int64_t r = row0; r < row1; ++r) {
         add_row(view, first + r * view->stride[0], r, tile);

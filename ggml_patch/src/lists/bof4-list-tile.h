@@ -27,14 +27,15 @@ static inline const float * bof4_list_column(const struct ggml_tensor * src1, in
 // y[r] += outliers of row r times x. One column; running sums in double precision. next: memory that is read next.
 void bof4_list_add_column(struct bof4_list_rows rows, const float * x, float * y, const char * next);
 
-// sums[c][r] = outliers of row r times column c, for at most 16 rows (0 for rows that do not exist) and the columns of the
-// tile. `after`: rows behind these, whose activations are prefetched. Returns false, without sums, where no row has outliers.
+// sums[c][r] = outliers of row r times column c, for at most 16 rows (0 for rows that do not exist) and the columns of
+// the tile. `after`: rows behind these, whose activations are prefetched. Returns false, without sums, where no row has
+// outliers.
 bool bof4_list_sum_tile(
     struct bof4_list_rows rows, int64_t after, const struct bof4_list_tile * tile, float (*sums)[BOF4_LIST_LANES]);
 
-// The part of an operand's row that lies in one row of the weight: entries [begin, end), whose columns plus `offset` are
-// elements of the operand's row. A row of a reshaped operand may span several rows of the weight, a row of a slice may be
-// a part of one.
+// The part of an operand's row that lies in one row of the weight: entries [begin, end), whose columns plus `offset`
+// are elements of the operand's row. A row of a reshaped operand may span several rows of the weight, a row of a slice
+// may be a part of one.
 struct bof4_list_run {
     int32_t begin;
     int32_t end;

@@ -30,8 +30,8 @@ static int64_t blocks_of(const struct ggml_tensor * dst) {
     return dst->src[0]->ne[0] / ggml_blck_size(dst->src[0]->type);
 }
 
-// Pieces that 32 columns are cut into: at most 2048 elements, which stay in L2, and two pieces per thread. No more than that, because
-// whole rows are the longest streams of memory.
+// Pieces that 32 columns are cut into: at most 2048 elements, which stay in L2, and two pieces per thread. No more than
+// that, because whole rows are the longest streams of memory.
 static int64_t parts_of(const struct ggml_tensor * dst, int nth) {
     const int64_t n_tiles = tiles_of(dst);
     const int64_t parts = MAX((dst->src[0]->ne[0] + 2047) / 2048, (2 * nth + n_tiles - 1) / n_tiles);

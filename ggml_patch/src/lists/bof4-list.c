@@ -17,8 +17,8 @@ struct place {
 };
 enum { PLACE_BYTE = GGML_MAX_OP_PARAMS - sizeof(struct place) };
 
-// Backends that apply lists, by the names of their registries. RPC sends the operation to another machine, whose patched
-// CPU or CUDA backend computes it.
+// Backends that apply lists, by the names of their registries. RPC sends the operation to another machine, whose
+// patched CPU or CUDA backend computes it.
 static const char * const BACKENDS_WITH_LISTS[] = { "CPU", "CUDA", "RPC" };
 
 // Index of the list among the sources of an operation that applies lists, else -1.

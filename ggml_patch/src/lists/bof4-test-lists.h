@@ -47,11 +47,11 @@ struct bof4_list_test : public test {
         ggml_tensor * out = test::build_graph(ctx);
         weight = out->src[0]->view_src ? out->src[0]->view_src : out->src[0];
         list = bof4_list_random(ggml_nrows(weight), weight->ne[0], rng);
-        // new_tensor of the test puts a sentinel behind it, which detects writes beyond its end
+        // upstream puts a sentinel behind it, which detects writes beyond its end
         ggml_tensor * t = this->ggml_new_tensor_1d(ctx, GGML_TYPE_I32, (int64_t) list.size());
         ggml_set_name(t, "list");
         ggml_bof4_list_attach(weight, t);
-        ggml_bof4_link_list(out);
+        ggml_bof4_list_link(out);
         return out;
     }
 

@@ -19,7 +19,7 @@ static void check_list(
         const llama_model_loader & ml, const std::string & name, const llama_model_loader::llama_tensor_weight & list) {
     auto refuse = [&](const std::string & why) {
         const std::string message = format("outlier list '%s' is not valid: %s", name.c_str(), why.c_str());
-        // the programs' logs are written by a thread that can be gone before it wrote this
+        // llama.cpp's log is written by a thread that may end before it has written this
         fprintf(stderr, "%s\n", message.c_str());
         throw std::runtime_error(message);
     };

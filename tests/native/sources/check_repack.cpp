@@ -1,8 +1,8 @@
-// Products of repacked weights through ggml's public API, linked against the built libraries: mul_mat and mul_mat_id with
-// the weight in the extra buffer type of the CPU backend, against the same operation with the weight in an ordinary
-// buffer; BOF4 types, with lists and without, and upstream's Q6_K where it is repacked. Both round activations alike and
-// add in the same order, so that results are equal to the last bit, except those of Q6_K and of outliers of few
-// columns, whose running sums begin where a thread's rows do.
+// Products of repacked weights through ggml's public API, linked against the built libraries: mul_mat and mul_mat_id
+// with the weight in the extra buffer type of the CPU backend, against the same operation with the weight in an
+// ordinary buffer; BOF4 types, with lists and without, and upstream's Q6_K where it is repacked. Both round activations
+// alike and add in the same order, so that results are equal to the last bit, except those of Q6_K and of outliers of
+// few columns, whose running sums begin where a thread's rows do.
 //
 // Exit code 77 where this processor has no kernels for repacked weights.
 
