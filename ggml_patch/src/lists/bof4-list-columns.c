@@ -8,13 +8,17 @@
 
 enum { LANES = BOF4_LIST_LANES };
 
+static inline const uint32_t * activations_of(const uint32_t * transposed, int32_t entry) {
+    return transposed + (int64_t) bof4_entry_column(entry) * LANES;
+}
+
 // sums[c] = n entries times column c, for 16 columns.
 static inline void row_sums(const int32_t * entries, int32_t n, const float * const * x, float * sums) {
-    bof4_list_f32x16 sum = bof4_list_zero();
+    bof4_list_sums_16 sum = bof4_list_zero_16();
     for (int32_t e = 0; e < n; ++e) {
-        sum = bof4_list_add_product(sum, entries[e], bof4_list_gather(x, bof4_entry_column(entries[e])));
+        sum = bof4_list_add_16(sum, entries[e], x);
     }
-    bof4_list_store(sums, sum);
+    bof4_list_store_16(sum, sums);
 }
 
 // The same for 32 columns of transposed activations: sums0 are of the first 16, sums1 of the others. The row is entries
@@ -22,26 +26,18 @@ static inline void row_sums(const int32_t * entries, int32_t n, const float * co
 static inline void row_sums_of_transposed(
         const int32_t * entries, int32_t e, int32_t n, int32_t end, const uint32_t * transposed,
         float * sums0, float * sums1) {
-    bof4_list_f32x16 sum0 = bof4_list_zero();
-    bof4_list_f32x16 sum1 = bof4_list_zero();
-#define ADD_ENTRY(entry, mask) do { \
-        const uint32_t * act = transposed + (int64_t) bof4_entry_column(entry) * LANES; \
-        const int32_t masked = (int32_t) ((uint32_t) (entry) & (mask)); \
-        sum0 = bof4_list_add_product(sum0, masked, bof4_list_low_bf16(act)); \
-        sum1 = bof4_list_add_product(sum1, masked, bof4_list_high_bf16(act)); \
-    } while (0)
-    // Most rows have two outliers or fewer: two in any case, whose value is zero where they belong to the next row,
-    // cost less than a mispredicted branch where a vector is one register.
+    bof4_list_sums_32 sum = bof4_list_zero_32();
+    // Most rows have two outliers or fewer: two in any case, whose value is zero where they belong to the next row, cost
+    // less than a mispredicted branch where a vector is one register.
     for (int32_t i = 0; i < BOF4_LIST_MASKED_ENTRIES; ++i) {
         const int32_t entry = entries[MIN(e + i, end - 1)];
-        ADD_ENTRY(entry, n > i ? 0xffff0000u : 0u);
+        const uint32_t mask = n > i ? 0xffff0000u : 0u;
+        sum = bof4_list_add_32(sum, (int32_t) ((uint32_t) entry & mask), activations_of(transposed, entry));
     }
     for (int32_t i = BOF4_LIST_MASKED_ENTRIES; i < n; ++i) {
-        ADD_ENTRY(entries[e + i], 0xffff0000u);
+        sum = bof4_list_add_32(sum, entries[e + i], activations_of(transposed, entries[e + i]));
     }
-#undef ADD_ENTRY
-    bof4_list_store(sums0, sum0);
-    bof4_list_store(sums1, sum1);
+    bof4_list_store_32(sum, sums0, sums1);
 }
 
 // columns[c - from][r] = sums[r][c] for columns [from, end).
@@ -71,7 +67,7 @@ static void sum_gathered(struct bof4_list_rows rows, const struct bof4_list_tile
 
 static void prefetch_activations(struct bof4_list_rows rows, int64_t from, int64_t end, const uint32_t * transposed) {
     for (int32_t e = rows.row_pointers[from]; e < rows.row_pointers[end]; ++e) {
-        __builtin_prefetch(transposed + (int64_t) bof4_entry_column(rows.entries[e]) * LANES);
+        __builtin_prefetch(activations_of(transposed, rows.entries[e]));
     }
 }
 

@@ -19,41 +19,58 @@ enum { BOF4_LIST_MASKED_ENTRIES = 2 };
 // Whether running sums leave time for prefetches of other memory.
 enum { BOF4_LIST_USE_PREFETCH_AHEAD = 1 };
 
-// 16 floats.
-typedef __m512 bof4_list_f32x16;
-
-static inline bof4_list_f32x16 bof4_list_zero(void) {
-    return _mm512_setzero_ps();
-}
-
-static inline void bof4_list_store(float * p, bof4_list_f32x16 v) {
-    _mm512_storeu_ps(p, v);
-}
-
 // p[i] += v[i]
 static inline void bof4_list_add_to(float * p, const float * v) {
     _mm512_storeu_ps(p, _mm512_add_ps(_mm512_loadu_ps(p), _mm512_loadu_ps(v)));
 }
 
-// x[c][j] for 16 columns c. Loads and inserts: a gather instruction takes three times as long on Zen.
-static inline bof4_list_f32x16 bof4_list_gather(const float * const * x, int64_t j) {
-    return _mm512_setr_ps(x[0][j], x[1][j], x[2][j], x[3][j], x[4][j], x[5][j], x[6][j], x[7][j],
+static inline __m512 bof4_list_values(int32_t entry) {
+    return _mm512_castsi512_ps(_mm512_set1_epi32((int) ((uint32_t) entry & 0xffff0000u)));
+}
+
+// Sums of 16 columns.
+typedef __m512 bof4_list_sums_16;
+
+static inline bof4_list_sums_16 bof4_list_zero_16(void) {
+    return _mm512_setzero_ps();
+}
+
+// Adds the entry times its activations, x[c][column of the entry] for 16 columns c. Loads and inserts: a gather
+// instruction takes three times as long on Zen.
+static inline bof4_list_sums_16 bof4_list_add_16(bof4_list_sums_16 sums, int32_t entry, const float * const * x) {
+    const int32_t j = bof4_entry_column(entry);
+    const __m512 act = _mm512_setr_ps(x[0][j], x[1][j], x[2][j], x[3][j], x[4][j], x[5][j], x[6][j], x[7][j],
         x[8][j], x[9][j], x[10][j], x[11][j], x[12][j], x[13][j], x[14][j], x[15][j]);
+    return _mm512_fmadd_ps(bof4_list_values(entry), act, sums);
 }
 
-// sum + value of the entry * act
-static inline bof4_list_f32x16 bof4_list_add_product(bof4_list_f32x16 sum, int32_t entry, bof4_list_f32x16 act) {
-    const __m512 value = _mm512_castsi512_ps(_mm512_set1_epi32((int) ((uint32_t) entry & 0xffff0000u)));
-    return _mm512_fmadd_ps(value, act, sum);
+static inline void bof4_list_store_16(bof4_list_sums_16 sums, float * p) {
+    _mm512_storeu_ps(p, sums);
 }
 
-// The low and the high halves of 16 packed pairs of bf16.
-static inline bof4_list_f32x16 bof4_list_low_bf16(const uint32_t * pairs) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(pairs), 16));
+// Sums of 32 columns, of packed pairs of bf16: 16 in the low halves, 16 in the high halves.
+typedef struct {
+    __m512 low, high;
+} bof4_list_sums_32;
+
+static inline bof4_list_sums_32 bof4_list_zero_32(void) {
+    const bof4_list_sums_32 zero = { _mm512_setzero_ps(), _mm512_setzero_ps() };
+    return zero;
 }
 
-static inline bof4_list_f32x16 bof4_list_high_bf16(const uint32_t * pairs) {
-    return _mm512_castsi512_ps(_mm512_and_si512(_mm512_set1_epi32((int) 0xffff0000), _mm512_loadu_si512(pairs)));
+// Adds the value of the entry times 16 pairs of activations.
+static inline bof4_list_sums_32 bof4_list_add_32(bof4_list_sums_32 sums, int32_t entry, const uint32_t * pairs) {
+    const __m512i act = _mm512_loadu_si512(pairs);
+    const __m512i high = _mm512_and_si512(_mm512_set1_epi32((int) 0xffff0000), act);
+    const __m512 value = bof4_list_values(entry);
+    sums.low  = _mm512_fmadd_ps(value, _mm512_castsi512_ps(_mm512_slli_epi32(act, 16)), sums.low);
+    sums.high = _mm512_fmadd_ps(value, _mm512_castsi512_ps(high), sums.high);
+    return sums;
+}
+
+static inline void bof4_list_store_32(bof4_list_sums_32 sums, float * low, float * high) {
+    _mm512_storeu_ps(low, sums.low);
+    _mm512_storeu_ps(high, sums.high);
 }
 
 // Packed pairs of bf16, rounded to nearest, ties away from zero.
@@ -124,74 +141,68 @@ static inline bof4_list_running_sum bof4_list_add_8(
 enum { BOF4_LIST_MASKED_ENTRIES = 0 };
 enum { BOF4_LIST_USE_PREFETCH_AHEAD = 0 };
 
-// Vectors of the compiler, of 32 bytes for AVX and of 16 bytes for SSE and NEON: GCC 12 vectorizes arrays of 16 floats
-// only in part for NEON (35 instructions per entry instead of 26).
-#if defined(__AVX__)
-enum { BOF4_LIST_PART = 8 };
-#define BOF4_LIST_INIT(X) { X(0), X(1), X(2), X(3), X(4), X(5), X(6), X(7) }
-#else
-enum { BOF4_LIST_PART = 4 };
-#define BOF4_LIST_INIT(X) { X(0), X(1), X(2), X(3) }
-#endif
-enum { BOF4_LIST_PARTS = BOF4_LIST_LANES / BOF4_LIST_PART };
-typedef float    bof4_list_floats __attribute__((vector_size(4 * BOF4_LIST_PART)));
-typedef uint32_t bof4_list_bits   __attribute__((vector_size(4 * BOF4_LIST_PART)));
-typedef struct {
-    bof4_list_floats v[BOF4_LIST_PARTS];
-} bof4_list_f32x16;
-
-static inline bof4_list_f32x16 bof4_list_zero(void) {
-    const bof4_list_f32x16 zero = { { { 0.0f } } };
-    return zero;
-}
-
-static inline void bof4_list_store(float * p, bof4_list_f32x16 v) {
-    memcpy(p, v.v, sizeof(v.v));
-}
-
 static inline void bof4_list_add_to(float * p, const float * v) {
     for (int i = 0; i < BOF4_LIST_LANES; ++i) {
         p[i] += v[i];
     }
 }
 
-static inline bof4_list_f32x16 bof4_list_gather(const float * const * x, int64_t j) {
-    bof4_list_f32x16 act;
-    for (int i = 0; i < BOF4_LIST_PARTS; ++i) {
-#define X(c) x[BOF4_LIST_PART * i + c][j]
-        const bof4_list_floats part = BOF4_LIST_INIT(X);
-#undef X
-        act.v[i] = part;
-    }
-    return act;
+// An array, not vectors: GCC 12 rounds some of the products before it adds them, others not, and results of a file must
+// remain the same to the last bit.
+typedef struct {
+    float v[BOF4_LIST_LANES];
+} bof4_list_sums_16;
+
+static inline bof4_list_sums_16 bof4_list_zero_16(void) {
+    const bof4_list_sums_16 zero = { { 0.0f } };
+    return zero;
 }
 
-static inline bof4_list_f32x16 bof4_list_add_product(bof4_list_f32x16 sum, int32_t entry, bof4_list_f32x16 act) {
+static inline bof4_list_sums_16 bof4_list_add_16(bof4_list_sums_16 sums, int32_t entry, const float * const * x) {
+    const float value = bof4_entry_value(entry);
+    for (int c = 0; c < BOF4_LIST_LANES; ++c) {
+        sums.v[c] += value * x[c][bof4_entry_column(entry)];
+    }
+    return sums;
+}
+
+static inline void bof4_list_store_16(bof4_list_sums_16 sums, float * p) {
+    memcpy(p, sums.v, sizeof(sums.v));
+}
+
+// Vectors of the compiler, of 32 bytes for AVX and of 16 bytes for SSE and NEON: GCC 12 vectorizes arrays of 16 floats
+// only in part for NEON (35 instructions per entry instead of 26).
+#if defined(__AVX__)
+enum { BOF4_LIST_PART = 8 };
+#else
+enum { BOF4_LIST_PART = 4 };
+#endif
+enum { BOF4_LIST_PARTS = BOF4_LIST_LANES / BOF4_LIST_PART };
+typedef float    bof4_list_floats __attribute__((vector_size(4 * BOF4_LIST_PART)));
+typedef uint32_t bof4_list_bits   __attribute__((vector_size(4 * BOF4_LIST_PART)));
+typedef struct {
+    bof4_list_floats low[BOF4_LIST_PARTS], high[BOF4_LIST_PARTS];
+} bof4_list_sums_32;
+
+static inline bof4_list_sums_32 bof4_list_zero_32(void) {
+    const bof4_list_sums_32 zero = { { { 0.0f } }, { { 0.0f } } };
+    return zero;
+}
+
+static inline bof4_list_sums_32 bof4_list_add_32(bof4_list_sums_32 sums, int32_t entry, const uint32_t * pairs) {
     const float value = bof4_entry_value(entry);
     for (int i = 0; i < BOF4_LIST_PARTS; ++i) {
-        sum.v[i] += value * act.v[i];
+        bof4_list_bits act;
+        memcpy(&act, pairs + BOF4_LIST_PART * i, sizeof(act));
+        sums.low[i]  += value * (bof4_list_floats) (act << 16);
+        sums.high[i] += value * (bof4_list_floats) (act & 0xffff0000u);
     }
-    return sum;
+    return sums;
 }
 
-static inline bof4_list_f32x16 bof4_list_low_bf16(const uint32_t * pairs) {
-    bof4_list_f32x16 act;
-    for (int i = 0; i < BOF4_LIST_PARTS; ++i) {
-        bof4_list_bits part;
-        memcpy(&part, pairs + BOF4_LIST_PART * i, sizeof(part));
-        act.v[i] = (bof4_list_floats) (part << 16);
-    }
-    return act;
-}
-
-static inline bof4_list_f32x16 bof4_list_high_bf16(const uint32_t * pairs) {
-    bof4_list_f32x16 act;
-    for (int i = 0; i < BOF4_LIST_PARTS; ++i) {
-        bof4_list_bits part;
-        memcpy(&part, pairs + BOF4_LIST_PART * i, sizeof(part));
-        act.v[i] = (bof4_list_floats) (part & 0xffff0000u);
-    }
-    return act;
+static inline void bof4_list_store_32(bof4_list_sums_32 sums, float * low, float * high) {
+    memcpy(low, sums.low, sizeof(sums.low));
+    memcpy(high, sums.high, sizeof(sums.high));
 }
 
 static inline void bof4_list_pack_bf16(const float * low, const float * high, uint32_t * pairs) {
