@@ -22,7 +22,7 @@ class Backend:
     Attributes:
         name: as in ggml/src/ggml-NAME, the folder of its sources that a bundle carries.
         title: its name in ggml's registry of backends, and in documents.
-        applies_lists: whether it applies outlier lists (ggml_bof4_backend_applies_list in ggml_patch/src/lists); the
+        applies_lists: whether it applies outlier lists (ggml_bof4_list_is_supported in ggml_patch/src/lists); the
             scheduler gives products of weights with lists to another backend otherwise.
         programs: targets that every build of it has beside those of an ordinary build.
         cmake_options: of every build, for a backend that is in every build.

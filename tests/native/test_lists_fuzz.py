@@ -36,11 +36,11 @@ UPSTREAM = (
         "llama-arch.cpp", "llama-hparams.cpp", "llama-impl.cpp", "llama-mmap.cpp", "llama-model-loader.cpp",
     )),
 )  # fmt: skip
-"""What reading a model takes: the loader, not the models' graphs."""
+"""Upstream's sources that load a model, without the models' graphs."""
 
 OWN = (
-    "format/bof4-quants.c", "format/bof4-search.c", "lists/bof4-list.c", "lists/bof4-list-cpu.c",
-    "llama/bof4-llama.cpp",
+    "format/bof4-quants.c", "format/bof4-search.c", "llama/bof4-llama.cpp",
+    *(f"lists/{path.name}" for path in sorted(SOURCES.glob("lists/*.c"))),
 )  # fmt: skip
 
 SHAPES = {

@@ -100,7 +100,7 @@ rotating_weight::rotating_weight(
     for (int i = 0; i < copies; ++i) {
         ggml_tensor * weight = ggml_new_tensor_2d(context.get(), type.type, shape.columns, shape.rows);
         if (!data.list.empty()) {
-            ggml_bof4_attach_list(weight, ggml_new_tensor_1d(context.get(), GGML_TYPE_I32, (int64_t) data.list.size()));
+            ggml_bof4_list_attach(weight, ggml_new_tensor_1d(context.get(), GGML_TYPE_I32, (int64_t) data.list.size()));
         }
         weights.push_back(weight);
     }
@@ -108,7 +108,7 @@ rotating_weight::rotating_weight(
     ggml_backend_buffer_set_usage(buffer.get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
     for (ggml_tensor * weight : weights) {
         ggml_backend_tensor_set(weight, data.weight.data(), 0, data.weight.size());
-        if (ggml_tensor * list = ggml_bof4_list(weight)) {
+        if (ggml_tensor * list = ggml_bof4_list_of_weight(weight)) {
             ggml_backend_tensor_set(list, data.list.data(), 0, data.list.size() * sizeof(int32_t));
         }
     }

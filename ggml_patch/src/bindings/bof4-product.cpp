@@ -48,7 +48,7 @@ int bof4_mul_mat(
         ggml_tensor * l = nullptr;
         if (list != nullptr) {
             l = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I32, n_list);
-            ggml_bof4_attach_list(w, l);
+            ggml_bof4_list_attach(w, l);
         }
         ggml_tensor * y = ggml_mul_mat(ctx.get(), w, x);
         ggml_cgraph * graph = ggml_new_graph(ctx.get());

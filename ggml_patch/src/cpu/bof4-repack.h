@@ -1,7 +1,7 @@
-// The extra buffer type of the CPU backend that interleaves BOF4 weights as they are loaded (bof4-gemm.h).
+// The extra buffer type of the CPU backend that repacks weights as they are loaded (layout: bof4-repack-layout.h).
 #pragma once
 
 #include "ggml-backend.h"
 
-// NULL where this processor has no kernels for interleaved weights.
+// NULL where this build has no kernels for repacked weights (bof4-gemm.h).
 ggml_backend_buffer_type_t ggml_backend_cpu_bof4_buffer_type(void);

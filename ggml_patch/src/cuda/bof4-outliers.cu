@@ -7,7 +7,7 @@ bof4_device_list ggml_cuda_bof4_list(const ggml_tensor * op) {
     if (ggml_bof4_list_of_op(op) == nullptr) {
         return bof4_device_list{};
     }
-    const bof4_list_view view = ggml_bof4_view_of_op(op);
+    const bof4_list_view view = ggml_bof4_list_view_of_op(op);
     bool whole = view.n == view.row_length && view.first % view.row_length == 0;
     for (const int64_t stride : view.stride) {
         whole = whole && stride % view.row_length == 0;

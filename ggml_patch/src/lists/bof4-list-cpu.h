@@ -1,85 +1,108 @@
-// OPQ outlier lists on the CPU backend. Each function adds what the outliers contribute to a part of the
-// result that the calling thread has just computed from the codes, so no further barrier is needed.
+// Outlier lists on the CPU backend: adding what the outliers contribute to a part of a result that the calling thread
+// has just computed from the codes, so that no further barrier is needed.
+//
+// Functions called from ggml's own code begin with ggml_bof4_list_. They find the view of the list and pass it to the
+// functions that begin with bof4_list_, which the repacked products (cpu/bof4-repack-plan.cpp) call directly.
 #pragma once
 
-#include "ggml.h"
+#include "bof4-list.h"
 
-#include <stdbool.h>
 #include <stddef.h>
-#include <stdint.h>
 
 #ifdef __cplusplus
 extern "C" {
 #endif
 
 struct ggml_compute_params;
-struct bof4_list_view;
 
-// Bytes of the activations of a mul_mat side by side, so that an outlier meets 32 of them in one load. They are rounded to bf16:
-// two in a lane halve what the caches must hold, and the error is a fifth of the one that rounding to int8 makes beside it. 0
-// where there is no list, few columns (of a matrix), or too few outliers to pay for it; then outliers meet the activations as
-// they are. Else with room to begin a cache line.
-size_t bof4_pairs_size(const struct ggml_tensor * dst);
+// == mul_mat with many columns: transposed bf16 activations ==
+//
+// Outliers are multiplied by 32 columns at a time. Their activations are transposed, so that one entry takes one load, and rounded
+// to bf16: two in 32 bits halve what the caches must hold, and the error is a fifth of that of rounding to int8.
+// transposed[(column / 32 * n + element) * 16 + lane] holds columns lane (low half) and 16 + lane of each 32.
 
-// Columns that are put side by side: two tiles of 16, of which bf16 pairs make one line of cache an element.
-enum { BOF4_PAIRED = 32 };
+enum { BOF4_LIST_COLUMNS = 32 };
 
-// Puts elements [j0, j1) of columns ir1 .. ir1 + BOF4_PAIRED (those that exist, counted over dimensions 1 to 3) side by side, at the
-// first cache line of a buffer of that size. ir1 is a multiple of BOF4_PAIRED, j0 and j1 of 16.
-void bof4_pair_part(const struct ggml_tensor * dst, int64_t ir1, int64_t j0, int64_t j1, uint32_t * pairs);
+// Bytes of the transposed activations of a mul_mat, with room for alignment to a cache line. 0 where outliers use the
+// activations as they are: no list, fewer than 8 columns per matrix, rows that are not rows of the weight, or too few
+// outliers to pay for transposing.
+size_t bof4_list_transposed_size(const struct ggml_tensor * dst);
 
-// Are the rows of matrix 0 of src[0] rows of the list's weight?
-bool bof4_whole_rows(const struct bof4_list_view * view);
+// Transposing is divided among threads by pieces: elements [j0, j1) of columns [c0, c1), which are counted over
+// dimensions 1 to 3 of src[1]. c0 is a multiple of 32, c1 - c0 at most 32; j0 and j1 are multiples of the weight's
+// block.
+struct bof4_list_piece {
+    int64_t c0, c1, j0, j1;
+};
 
-// Of such rows: ask for the row pointers of n_rows rows from r0 on, and, where those are at hand, for their entries. `limit`: rows
-// that there are.
-void bof4_prefetch_pointers(const struct bof4_list_view * view, int64_t r0, int64_t n_rows, int64_t limit);
-void bof4_prefetch_entries(const struct bof4_list_view * view, int64_t r0, int64_t n_rows, int64_t limit);
+// The pieces of thread ith of nth: numbers [*first, *end).
+void bof4_list_pieces_of_thread(const struct ggml_tensor * dst, int ith, int nth, int64_t * first, int64_t * end);
+struct bof4_list_piece bof4_list_piece_of(const struct ggml_tensor * dst, int nth, int64_t number);
 
-// For ggml's own products. Before this thread encodes its share of the activations of a mul_mat: ask for the row pointers that
-// it will want first.
-void bof4_foresee_list(const struct ggml_compute_params * params, const struct ggml_tensor * dst);
+void bof4_list_transpose_piece(const struct ggml_tensor * dst, struct bof4_list_piece piece, uint32_t * transposed);
 
-// After that, and before the threads wait for each other: with several columns, the share of this thread in putting
-// the activations side by side, behind the encoded ones; with one, ask for the entries that it will want first.
-void bof4_prepare_list(const struct ggml_compute_params * params, struct ggml_tensor * dst);
+// == prefetching: the list is a stream that the hardware does not prefetch early enough ==
 
-// Rows [ir0_start, ir0_end) and columns [ir1_start, ir1_end) of a mul_mat, columns counted over dimensions 1 to 3.
-// wdata: the activations, encoded one after the other, and side by side.
-void bof4_add_outliers(
-    struct ggml_tensor * dst, const void * wdata, int64_t ir0_start, int64_t ir0_end, int64_t ir1_start, int64_t ir1_end);
+void bof4_list_prefetch_row_pointers(struct bof4_list_rows rows);
 
-// The same where the caller has the list, and all columns side by side, or NULL.
-void bof4_add_outliers_to(
-    struct ggml_tensor * dst, const struct bof4_list_view * view, const uint32_t * pairs,
-    int64_t ir0_start, int64_t ir0_end, int64_t ir1_start, int64_t ir1_end);
+// At most 8 KiB of entries. Reads row pointers: prefetch them before.
+void bof4_list_prefetch_entries(struct bof4_list_rows rows);
 
-// What outliers of rows [row0, row1) of matrix `matrix` contribute to columns [c0, c1) of a mul_mat, of activations side by side:
-// sums[(row - row0) / 16][column - c0][(row - row0) % 16]. All rows are rows of the list's weight.
-void bof4_sum_outliers(
-    const struct ggml_tensor * dst, const struct bof4_list_view * view, const uint32_t * pairs, int64_t matrix,
+// Entries of rows [row0, row1) of a matrix, and row pointers of as many rows after them.
+void bof4_list_prefetch(
+    const struct ggml_tensor * dst, const struct bof4_list_view * view, int64_t matrix, int64_t row0, int64_t row1);
+
+// == applying ==
+
+// true where the result of a mul_mat is one column and rows are rows of the weight. Then the time of the list is that
+// of its memory: prefetch it early.
+bool bof4_list_is_one_column(const struct ggml_tensor * dst, const struct bof4_list_view * view);
+
+// Adds the outliers' products to rows [row0, row1) and columns [c0, c1) of a mul_mat, columns counted over dimensions 1
+// to 3. transposed: all activations, or NULL. next_weights: what the thread reads next, prefetched meanwhile where the
+// result is one column.
+void bof4_list_add_mul_mat(
+    struct ggml_tensor * dst, const struct bof4_list_view * view, const uint32_t * transposed,
+    int64_t row0, int64_t row1, int64_t c0, int64_t c1, const char * next_weights);
+
+// The same for rows of one expert of a mul_mat_id. Column j is slot columns[2 * j] of token columns[2 * j + 1].
+void bof4_list_add_mul_mat_id(
+    struct ggml_tensor * dst, const struct bof4_list_view * view, int64_t expert,
+    int64_t row0, int64_t row1, const int32_t * columns, int64_t n_columns);
+
+// The sums alone, for kernels that add them to their own: rows [row0, row1) of a matrix, columns [c0, c1) of a mul_mat.
+// sums[(row - row0) / 16][column - c0][(row - row0) % 16]; zeros for rows from row1 on.
+void bof4_list_sum_mul_mat(
+    const struct ggml_tensor * dst, const struct bof4_list_view * view, const uint32_t * transposed, int64_t matrix,
     int64_t row0, int64_t row1, int64_t c0, int64_t c1, float * sums);
 
-// Rows [ir0_start, ir0_end) of a product of one column with whole rows of the list's weight. What lies at `ahead`, weights that
-// this thread wants next, is asked for meanwhile.
-void bof4_add_outliers_to_column(
-    struct ggml_tensor * dst, const struct bof4_list_view * view, int64_t ir0_start, int64_t ir0_end, const char * ahead);
+// == calls from ggml's mul_mat, mul_mat_id and get_rows; without a list they do nothing ==
 
-// Rows (and columns) that a thread takes at a time: for weights of our types more than the usual number, so that weights
-// and list remain long streams, interrupted seldom, and small models are not handed out in crumbs.
-int bof4_chunk_rows(const struct ggml_tensor * dst, int usual);
+// Bytes of work buffer beyond those of the encoded activations.
+size_t ggml_bof4_list_work_size(const struct ggml_tensor * dst);
 
-// Ask for the part of the list that these rows of matrix `matrix` of src[0] will want. Between two runs of weights it is a
-// stream that the processor does not see coming, and waiting for it costs more than using it.
-void bof4_prefetch_list(const struct ggml_tensor * dst, int64_t matrix, int64_t ir0_start, int64_t ir0_end);
+// Rows (and columns) of a chunk: for weights of these types eight times the usual number, so that weights and list
+// remain long streams.
+int ggml_bof4_list_chunk_rows(const struct ggml_tensor * dst, int usual);
 
-// Rows of one expert of a mul_mat_id. Column j of the part: slot columns[2*j] of token columns[2*j + 1].
-void bof4_add_outliers_of_expert(
-    struct ggml_tensor * dst, int64_t expert, int64_t ir0_start, int64_t ir0_end,
-    const int32_t * columns, int64_t n_columns);
+// Before the thread encodes activations: prefetch the row pointers of its first rows.
+void ggml_bof4_list_begin_mul_mat(const struct ggml_compute_params * params, const struct ggml_tensor * dst);
 
-// The share of get_rows that thread params->ith has, as ggml_compute_forward_get_rows_q divides it.
-void bof4_add_outliers_to_rows(const struct ggml_compute_params * params, struct ggml_tensor * dst);
+// After that, before the barrier: transpose the thread's part of the activations, or prefetch the entries of its first
+// rows.
+void ggml_bof4_list_prepare_mul_mat(const struct ggml_compute_params * params, const struct ggml_tensor * dst);
+
+// Before a chunk of rows of a matrix (an expert) is computed.
+void ggml_bof4_list_prefetch(const struct ggml_tensor * dst, int64_t matrix, int64_t row0, int64_t row1);
+
+// After it. wdata: the work buffer.
+void ggml_bof4_list_apply_mul_mat(
+    struct ggml_tensor * dst, const void * wdata, int64_t row0, int64_t row1, int64_t c0, int64_t c1);
+void ggml_bof4_list_apply_mul_mat_id(
+    struct ggml_tensor * dst, int64_t expert, int64_t row0, int64_t row1, const int32_t * columns, int64_t n_columns);
+
+// For the rows of thread params->ith, as ggml_compute_forward_get_rows_q divides them.
+void ggml_bof4_list_apply_get_rows(const struct ggml_compute_params * params, struct ggml_tensor * dst);
 
 #ifdef __cplusplus
 }

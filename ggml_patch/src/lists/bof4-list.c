@@ -1,15 +1,13 @@
 #include "bof4-list.h"
-#include "../format/bof4-blocks.h"
 #include "ggml-impl.h"
 
 #include <math.h>
 #include <string.h>
 
-// A weight is a leaf, whose own sources nothing computes from: the first one holds its list.
+// A weight is a leaf without sources of its own: its first source holds the list.
 enum { LIST_OF_WEIGHT = 0 };
 
-// Where the operand lies in its weight, in the last bytes of op_params. (mul_mat uses the first eight.) All of it is found when
-// the operation is made: it takes divisions, and small models compute thousands of products in the time of a token.
+// Where the operand lies in its weight, in the last bytes of op_params (mul_mat uses the first eight).
 struct place {
     int64_t first;
     int64_t stride[3];
@@ -18,6 +16,11 @@ struct place {
 };
 enum { PLACE_BYTE = GGML_MAX_OP_PARAMS - sizeof(struct place) };
 
+// Backends that apply lists, by the names of their registries. RPC sends the operation to another machine, whose
+// patched CPU or CUDA backend computes it.
+static const char * const BACKENDS_WITH_LISTS[] = { "CPU", "CUDA", "RPC" };
+
+// Index of the list among the sources of an operation that applies lists, else -1.
 static int list_source(const struct ggml_tensor * op) {
     switch (op->op) {
         case GGML_OP_MUL_MAT:
@@ -32,25 +35,21 @@ static int64_t elements(enum ggml_type type, size_t nbytes) {
     return (int64_t) (nbytes / ggml_type_size(type)) * ggml_blck_size(type);
 }
 
-bool ggml_bof4_is_type(enum ggml_type type) {
-    return type == GGML_TYPE_BOF4_S || type == GGML_TYPE_BOF4_K;
-}
-
-struct ggml_tensor * ggml_bof4_list(const struct ggml_tensor * weight) {
+struct ggml_tensor * ggml_bof4_list_of_weight(const struct ggml_tensor * weight) {
     const struct ggml_tensor * base = weight->view_src ? weight->view_src : weight;
-    return ggml_bof4_is_type(base->type) && base->op == GGML_OP_NONE ? base->src[LIST_OF_WEIGHT] : NULL;
+    return ggml_is_bof4(base->type) && base->op == GGML_OP_NONE ? base->src[LIST_OF_WEIGHT] : NULL;
 }
 
-void ggml_bof4_attach_list(struct ggml_tensor * weight, struct ggml_tensor * list) {
-    GGML_ASSERT(ggml_bof4_is_type(weight->type) && weight->op == GGML_OP_NONE && weight->view_src == NULL);
+void ggml_bof4_list_attach(struct ggml_tensor * weight, struct ggml_tensor * list) {
+    GGML_ASSERT(ggml_is_bof4(weight->type) && weight->op == GGML_OP_NONE && weight->view_src == NULL);
     GGML_ASSERT(ggml_is_contiguous(weight));
     GGML_ASSERT(list->type == GGML_TYPE_I32 && list->ne[0] > ggml_nrows(weight));
     weight->src[LIST_OF_WEIGHT] = list;
 }
 
-void ggml_bof4_link_list(struct ggml_tensor * op) {
+void ggml_bof4_list_link(struct ggml_tensor * op) {
     const struct ggml_tensor * operand = op->src[0];
-    struct ggml_tensor * list = ggml_bof4_list(operand);
+    struct ggml_tensor * list = ggml_bof4_list_of_weight(operand);
     if (list == NULL) {
         return;
     }
@@ -70,10 +69,10 @@ void ggml_bof4_link_list(struct ggml_tensor * op) {
 
 const struct ggml_tensor * ggml_bof4_list_of_op(const struct ggml_tensor * op) {
     const int source = list_source(op);
-    return source >= 0 && ggml_bof4_is_type(op->src[0]->type) ? op->src[source] : NULL;
+    return source >= 0 && ggml_is_bof4(op->src[0]->type) ? op->src[source] : NULL;
 }
 
-struct bof4_list_view ggml_bof4_view_of_op(const struct ggml_tensor * op) {
+struct bof4_list_view ggml_bof4_list_view_of_op(const struct ggml_tensor * op) {
     const struct ggml_tensor * list = ggml_bof4_list_of_op(op);
     const struct ggml_tensor * operand = op->src[0];
     struct place place;
@@ -81,15 +80,24 @@ struct bof4_list_view ggml_bof4_view_of_op(const struct ggml_tensor * op) {
 
     struct bof4_list_view view;
     view.row_pointers = (const int32_t *) list->data;
-    view.entries      = view.row_pointers ? view.row_pointers + place.nrows + 1 : NULL; // none yet while a graph is planned
+    view.entries      = view.row_pointers ? view.row_pointers + place.nrows + 1 : NULL;
     view.row_length   = place.row_length;
     view.first        = place.first;
     view.n            = operand->ne[0];
     memcpy(view.stride, place.stride, sizeof(view.stride));
+
+    view.is_whole_rows = view.n == view.row_length && view.stride[0] == view.row_length
+        && view.first % view.row_length == 0
+        && (operand->ne[2] == 1 || view.stride[1] % view.row_length == 0)
+        && (operand->ne[3] == 1 || view.stride[2] % view.row_length == 0);
+    view.first_row     = view.first / view.row_length;
+    view.row_stride[0] = view.stride[1] / view.row_length;
+    view.row_stride[1] = view.stride[2] / view.row_length;
+    view.ne2           = operand->ne[2];
     return view;
 }
 
-void ggml_bof4_check_use(const struct ggml_tensor * node) {
+void ggml_bof4_list_check_use(const struct ggml_tensor * node) {
     switch (node->op) {
         case GGML_OP_NONE:
         case GGML_OP_VIEW:
@@ -103,7 +111,7 @@ void ggml_bof4_check_use(const struct ggml_tensor * node) {
     const int source = list_source(node);
     for (int i = 0; i < GGML_MAX_SRC; ++i) {
         const struct ggml_tensor * src = node->src[i];
-        struct ggml_tensor * list = src ? ggml_bof4_list(src) : NULL;
+        struct ggml_tensor * list = src ? ggml_bof4_list_of_weight(src) : NULL;
         if (list != NULL && !(i == 0 && source >= 0 && node->src[source] == list)) {
             GGML_ABORT("%s of %s would lose the outlier list of that tensor: only mul_mat, mul_mat_id and get_rows "
                 "apply lists. Convert the model without lists (--opq off) for this use.",
@@ -112,13 +120,15 @@ void ggml_bof4_check_use(const struct ggml_tensor * node) {
     }
 }
 
-bool ggml_bof4_backend_applies_list(const char * backend, const struct ggml_tensor * op) {
+bool ggml_bof4_list_is_supported(const char * backend, const struct ggml_tensor * op) {
     if (ggml_bof4_list_of_op(op) == NULL) {
         return true;
     }
-    // the RPC backend asks the other side to compute, and that is a patched CPU or GPU backend again
-    const bool here = strcmp(backend, "CPU") == 0 || strcmp(backend, "CUDA") == 0 || strcmp(backend, "RPC") == 0;
-    return here && (op->op == GGML_OP_GET_ROWS || op->src[1]->type == GGML_TYPE_F32);
+    bool applies_lists = false;
+    for (size_t i = 0; i < sizeof(BACKENDS_WITH_LISTS) / sizeof(BACKENDS_WITH_LISTS[0]); ++i) {
+        applies_lists = applies_lists || strcmp(backend, BACKENDS_WITH_LISTS[i]) == 0;
+    }
+    return applies_lists && (op->op == GGML_OP_GET_ROWS || op->src[1]->type == GGML_TYPE_F32);
 }
 
 const char * ggml_bof4_list_error(const int32_t * list, int64_t n, int64_t nrows, int64_t ncols) {

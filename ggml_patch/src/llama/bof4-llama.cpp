@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-static const std::string suffix = BOF4_OPQ_SUFFIX;
+static const std::string suffix = BOF4_LIST_SUFFIX;
 
 static bool is_list_name(const std::string & name) {
     return name.size() > suffix.size() && name.compare(name.size() - suffix.size(), suffix.size(), suffix) == 0;
@@ -19,7 +19,7 @@ static void check_list(
         const llama_model_loader & ml, const std::string & name, const llama_model_loader::llama_tensor_weight & list) {
     auto refuse = [&](const std::string & why) {
         const std::string message = format("outlier list '%s' is not valid: %s", name.c_str(), why.c_str());
-        // the programs' logs are written by a thread that can be gone before it wrote this
+        // llama.cpp's log is written by a thread that may end before it has written this
         fprintf(stderr, "%s\n", message.c_str());
         throw std::runtime_error(message);
     };
@@ -28,7 +28,7 @@ static void check_list(
     if (weight == nullptr) {
         refuse("the file has no tensor '" + weight_name + "'");
     }
-    if (!ggml_bof4_is_type(weight->type)) {
+    if (!ggml_is_bof4(weight->type)) {
         refuse(std::string("its weight is of type ") + ggml_type_name(weight->type) + ", which has no lists");
     }
     const ggml_tensor * t = list.tensor;
@@ -44,7 +44,7 @@ static void check_list(
     }
 }
 
-int bof4_check_lists(const llama_model_loader & ml) {
+int bof4_list_check_all(const llama_model_loader & ml) {
     int n_lists = 0;
     for (const auto & [name, weight] : ml.weights_map) {
         if (is_list_name(name)) {
@@ -69,16 +69,16 @@ ggml_backend_buffer_type_t bof4_list_buft(ggml_backend_buffer_type_t weight_buft
     return on_cpu ? ggml_backend_dev_buffer_type(dev) : weight_buft;
 }
 
-void bof4_create_list(ggml_tensor * weight, const ggml_tensor * meta, ggml_context * ctx) {
+void bof4_list_create(ggml_tensor * weight, const ggml_tensor * meta, ggml_context * ctx) {
     ggml_tensor * list = ggml_get_tensor(ctx, ggml_get_name(meta));
     if (list == nullptr) {
         list = ggml_dup_tensor(ctx, meta);
         ggml_set_name(list, ggml_get_name(meta));
     }
-    ggml_bof4_attach_list(weight, list);
+    ggml_bof4_list_attach(weight, list);
 }
 
-void bof4_refuse_to_lose_list(const llama_model_loader & ml, const ggml_tensor * weight) {
+void bof4_list_refuse_to_lose(const llama_model_loader & ml, const ggml_tensor * weight) {
     if (bof4_list_meta(ml, weight) != nullptr) {
         throw std::runtime_error(format(
             "tensor '%s' has an outlier list, which this program would lose: quantize the original model, "

@@ -6,17 +6,19 @@
 
 struct llama_model_loader;
 
-// Refuse (std::runtime_error, naming the tensor) lists that are malformed or have no weight; returns their number.
-int bof4_check_lists(const llama_model_loader & ml);
+// Checks all lists of the file; returns their number. Throws std::runtime_error, naming the tensor, where a list is
+// malformed or has no weight.
+int bof4_list_check_all(const llama_model_loader & ml);
 
-// What the file says of the list of this weight, or null.
+// The metadata of the weight's list in the file, or null where it has none.
 const ggml_tensor * bof4_list_meta(const llama_model_loader & ml, const ggml_tensor * weight);
 
-// Where a list goes whose weight goes to `weight_buft`: repacked weights still have ordinary lists.
+// The buffer type of the list of a weight in `weight_buft`: lists of repacked weights are in ordinary memory. Throws
+// std::runtime_error for weights that are split over devices.
 ggml_backend_buffer_type_t bof4_list_buft(ggml_backend_buffer_type_t weight_buft);
 
-// Create the list in `ctx`, which is loaded like any other, and attach it to its weight.
-void bof4_create_list(ggml_tensor * weight, const ggml_tensor * meta, ggml_context * ctx);
+// Creates the list in `ctx`, from which it is loaded like any other tensor, and attaches it to its weight.
+void bof4_list_create(ggml_tensor * weight, const ggml_tensor * meta, ggml_context * ctx);
 
-// llama-quantize would decode the codes alone: refuse instead (std::runtime_error).
-void bof4_refuse_to_lose_list(const llama_model_loader & ml, const ggml_tensor * weight);
+// For llama-quantize, which would decode the codes alone: throws std::runtime_error where the weight has a list.
+void bof4_list_refuse_to_lose(const llama_model_loader & ml, const ggml_tensor * weight);

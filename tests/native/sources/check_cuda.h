@@ -79,7 +79,7 @@ struct weight_of {
         list.insert(list.end(), entries.begin(), entries.end());
         ggml_tensor * t = new_tensor(GGML_TYPE_I32, { (int64_t) list.size() });
         std::memcpy(t->data, list.data(), ggml_nbytes(t));
-        ggml_bof4_attach_list(tensor, t);
+        ggml_bof4_list_attach(tensor, t);
     }
 
     // Element of the weight at which a row of a view of it begins.

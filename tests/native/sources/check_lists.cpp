@@ -2,9 +2,9 @@
 // slices, reshapes and experts; linked against the built libraries.
 //
 //     check_lists            check everything, one line a group, exit code 1 on a failure
-//     check_lists lose OP    build a graph that would lose a list: must abort (the caller looks)
+//     check_lists lose OP    build a graph that would lose a list: must abort (the caller checks)
 //
-// Activations are small integers with a 127 in every 32, which Q8_0 holds exactly: nothing but float rounding is left.
+// Activations are small integers with a 127 in every 32, which Q8_0 represents exactly: only float rounding remains.
 
 #include "lists/bof4-list.h"
 #include "format/bof4-blocks.h"
@@ -42,15 +42,14 @@ struct weight_data {
         std::vector<std::pair<size_t, float>> outliers;
         list.push_back(0);
         for (int64_t r = 0; r < nrows; ++r) {
-            // small rows beside large ones: neither may take digits from the other
+            // small rows beside large ones: sums of these must not round those of the small ones
             const float scale = r % 2 ? 1e4f : 1.0f;
             const double p = density == 0.0 || r % 3 == 1 ? 0.0 : r % 5 == 4 ? 1.0 : density;
             for (int64_t j = 0; j < n; ++j) {
                 x[r * n + j] = scale * normal(rng);
                 if (uniform(rng) < p) {
-                    const ggml_bf16_t value = ggml_fp32_to_bf16(8.0f * scale * normal(rng));
-                    entries.push_back((int32_t) ((uint32_t) j | (uint32_t) value.bits << 16));
-                    outliers.emplace_back(r * n + j, ggml_bf16_to_fp32(value));
+                    entries.push_back(bof4_entry(j, 8.0f * scale * normal(rng)));
+                    outliers.emplace_back(r * n + j, bof4_entry_value(entries.back()));
                     x[r * n + j] = 0.0f;
                 }
             }
@@ -88,7 +87,7 @@ struct session {
         weight = ggml_new_tensor(ctx.get(), GGML_TYPE_BOF4_S, 4, ne.data());
         list = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I32, data.list.size());
         ggml_set_name(weight, "weight");
-        ggml_bof4_attach_list(weight, list);
+        ggml_bof4_list_attach(weight, list);
         ggml_backend_cpu_set_n_threads(backend.get(), threads);
     }
 

@@ -1,9 +1,10 @@
-// Interleaved weights through ggml's public API, linked against the built libraries: mul_mat and mul_mat_id with the weight in
-// the extra buffer type of the CPU backend, against the same operation with the weight in an ordinary buffer; our types, with
-// lists and without, and upstream's Q6_K where it is interleaved. Both round activations alike and add in the same order, so there
-// is nothing between them, not a bit; but Q6_K, and the sums of outliers of few columns, which begin where a thread's part does.
+// Products of repacked weights through ggml's public API, linked against the built libraries: mul_mat and mul_mat_id
+// with the weight in the extra buffer type of the CPU backend, against the same operation with the weight in an
+// ordinary buffer; BOF4 types, with lists and without, and upstream's Q6_K where it is repacked. Both round activations
+// alike and add in the same order, so that results are equal to the last bit, except those of Q6_K and of outliers of
+// few columns, whose running sums begin where a thread's rows do.
 //
-// Exit code 77 where this processor has no kernels for interleaved weights.
+// Exit code 77 where this processor has no kernels for repacked weights.
 
 #include "lists/bof4-list.h"
 #include "lists/bof4-test-lists.h"
@@ -23,7 +24,7 @@ namespace {
 
 std::mt19937 rng(11);
 
-ggml_backend_buffer_type_t interleaved() {
+ggml_backend_buffer_type_t repacked() {
     ggml_backend_dev_t cpu = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
     const auto extra = (ggml_backend_dev_get_extra_bufts_t)
         ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(cpu), "ggml_backend_dev_get_extra_bufts");
@@ -56,7 +57,7 @@ std::vector<float> compute(const operation & o, ggml_backend_buffer_type_t buft,
     ggml_tensor * ids = o.used ? ggml_new_tensor_2d(ctx.get(), GGML_TYPE_I32, o.used, o.act[2]) : nullptr;
     ggml_tensor * l = o.listed ? ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I32, (int64_t) list.size()) : nullptr;
     if (l) {
-        ggml_bof4_attach_list(weight, l);
+        ggml_bof4_list_attach(weight, l);
     }
     ggml_tensor * out = o.used ? ggml_mul_mat_id(ctx.get(), weight, act, ids) : ggml_mul_mat(ctx.get(), weight, act);
     ggml_cgraph * graph = ggml_new_graph(ctx.get());
@@ -82,7 +83,7 @@ std::vector<float> compute(const operation & o, ggml_backend_buffer_type_t buft,
     return result;
 }
 
-// Columns that meet their outliers one after the other may differ in the last bit, and upstream's kernel adds in another order.
+// The outliers of few columns may make a difference in the last bit, and upstream's kernel adds in another order.
 bool must_be_equal(const operation & o) {
     return o.type != GGML_TYPE_Q6_K && (!o.listed || (o.used == 0 && o.act[1] >= 8));
 }
@@ -110,7 +111,7 @@ double difference(const operation & o, ggml_backend_buffer_type_t buft) {
         std::shuffle(all.begin(), all.end(), rng);
         chosen.insert(chosen.end(), all.begin(), all.begin() + o.used);
     }
-    const std::vector<int32_t> list = bof4_random_list(n_rows, o.weight[0], rng);
+    const std::vector<int32_t> list = bof4_list_random(n_rows, o.weight[0], rng);
 
     const auto y = compute(o, buft, weights, list, x, chosen);
     const auto expected = compute(o, ggml_backend_cpu_buffer_type(), weights, list, x, chosen);
@@ -130,7 +131,7 @@ bool check(const char * name, const std::vector<operation> & operations, ggml_ba
     for (const operation & o : operations) {
         worst = std::max(worst, difference(o, buft));
     }
-    // 24-bit floats; a wrong activation or outlier would be 1e-5 and more
+    // squared: float32 rounding is 1e-14, a wrong activation or outlier 1e-5 and more
     const bool ok = worst < 1e-11;
     std::printf("%s: %zu cases, largest difference %.2g: %s\n", name, operations.size(), worst, ok ? "ok" : "FAILED");
     return ok;
@@ -139,9 +140,9 @@ bool check(const char * name, const std::vector<operation> & operations, ggml_ba
 } // namespace
 
 int main() {
-    ggml_backend_buffer_type_t buft = interleaved();
+    ggml_backend_buffer_type_t buft = repacked();
     if (buft == nullptr) {
-        std::printf("no kernels for interleaved weights\n");
+        std::printf("no kernels for repacked weights\n");
         return 77;
     }
     std::vector<operation> plain, batches, experts;
@@ -150,7 +151,7 @@ int main() {
         types.push_back(GGML_TYPE_Q6_K);
     }
     for (const ggml_type type : types) for (const bool listed : { false, true }) {
-        if (listed && !ggml_bof4_is_type(type)) {
+        if (listed && !ggml_is_bof4(type)) {
             continue;
         }
         for (const int64_t rows : { 8, 31, 200 }) for (const int64_t columns : { 1, 2, 7, 33, 512 }) for (const int threads : { 1, 2, 5 }) {

@@ -1,4 +1,4 @@
-// Damaged models with outlier lists before llama.cpp's loader, under AddressSanitizer.
+// Loads damaged models with outlier lists by llama.cpp's loader, under AddressSanitizer.
 //
 //     fuzz_lists MODEL SCRATCH N SEED
 //
@@ -24,7 +24,7 @@
 #include <string>
 #include <vector>
 
-// What ggml-cpu.c says of the types: which one their activations are rounded to.
+// In place of ggml-cpu.c: the type that activations are rounded to.
 const ggml_type_traits_cpu * ggml_get_type_traits_cpu(ggml_type type) {
     static const ggml_type_traits_cpu s { nullptr, nullptr, GGML_TYPE_Q8_0, 1 };
     static const ggml_type_traits_cpu k { nullptr, nullptr, GGML_TYPE_Q8_K, 1 };
@@ -55,7 +55,7 @@ llama_model_loader open(const std::string & path) {
 }
 
 bool is_list(const std::string & name) {
-    const std::string suffix = BOF4_OPQ_SUFFIX;
+    const std::string suffix = BOF4_LIST_SUFFIX;
     return name.size() > suffix.size() && name.compare(name.size() - suffix.size(), suffix.size(), suffix) == 0;
 }
 
@@ -111,7 +111,7 @@ std::vector<char> mutant(const std::vector<char> & original, const layout & at) 
     return file;
 }
 
-// Tensors with memory of their own, so that a step beyond one is seen.
+// Each tensor in an allocation of its own, so that accesses beyond its end are detected.
 struct arena {
     ggml_context_ptr ctx { ggml_init({ 32 * ggml_tensor_overhead(), nullptr, true }) };
     std::vector<std::vector<char>> memory;
@@ -150,33 +150,34 @@ std::vector<char> encoded(const ggml_tensor * weight, const ggml_tensor * b) {
 void multiply(arena & a, ggml_tensor * weight, int64_t columns) {
     ggml_tensor * b = a.floats({ weight->ne[0], columns, weight->ne[2], weight->ne[3] });
     ggml_tensor * y = a.fill(ggml_mul_mat(a.ctx.get(), weight, b));
-    // exactly what ggml_graph_plan asks for
+    // exactly what ggml_graph_plan allocates
     std::vector<char> work = encoded(weight, b);
-    work.resize(work.size() + bof4_pairs_size(y));
+    work.resize(work.size() + ggml_bof4_list_work_size(y));
     ggml_compute_params params = {};
     params.nth = 1;
     params.wdata = work.data();
-    bof4_foresee_list(&params, y);
-    bof4_prepare_list(&params, y);
-    bof4_prefetch_list(y, 0, 0, y->ne[0]);
-    bof4_add_outliers(y, work.data(), 0, y->ne[0], 0, ggml_nrows(y));
-    // as interleaved weights have it done: some columns and rows at a time
-    const bof4_list_view view = ggml_bof4_view_of_op(y);
-    std::vector<uint32_t> pairs(bof4_pairs_size(y) / sizeof(uint32_t));
-    for (int64_t c = 0; c < ggml_nrows(b) && !pairs.empty(); c += BOF4_PAIRED) {
-        bof4_pair_part(y, c, 0, b->ne[0] / 32 * 16, pairs.data());
-        bof4_pair_part(y, c, b->ne[0] / 32 * 16, b->ne[0], pairs.data());
-    }
-    if (!pairs.empty()) {
+    ggml_bof4_list_begin_mul_mat(&params, y);
+    ggml_bof4_list_prepare_mul_mat(&params, y);
+    ggml_bof4_list_prefetch(y, 0, 0, y->ne[0]);
+    ggml_bof4_list_apply_mul_mat(y, work.data(), 0, y->ne[0], 0, ggml_nrows(y));
+    // as products of repacked weights: some columns and rows at a time
+    const bof4_list_view view = ggml_bof4_list_view_of_op(y);
+    std::vector<uint32_t> transposed(bof4_list_transposed_size(y) / sizeof(uint32_t));
+    if (!transposed.empty()) {
+        const int threads = 3;
+        for (int thread = 0; thread < threads; ++thread) {
+            int64_t number, end;
+            for (bof4_list_pieces_of_thread(y, thread, threads, &number, &end); number < end; ++number) {
+                bof4_list_transpose_piece(y, bof4_list_piece_of(y, threads, number), transposed.data());
+            }
+        }
         const int64_t row0 = y->ne[0] / 2, c0 = y->ne[1] / 3;
         std::vector<float> sums((y->ne[0] - row0 + 15) / 16 * 16 * (y->ne[1] - c0));
-        bof4_sum_outliers(y, &view, pairs.data(), 0, row0, y->ne[0], c0, y->ne[1], sums.data());
+        bof4_list_sum_mul_mat(y, &view, transposed.data(), 0, row0, y->ne[0], c0, y->ne[1], sums.data());
     }
-    if (bof4_whole_rows(&view)) {
-        bof4_prefetch_pointers(&view, 0, y->ne[0], y->ne[0]);
-        bof4_prefetch_entries(&view, y->ne[0] / 2, y->ne[0], y->ne[0]);
-    }
-    bof4_add_outliers_to(y, &view, pairs.empty() ? nullptr : pairs.data(), y->ne[0] / 2, y->ne[0], ggml_nrows(y) / 3, ggml_nrows(y));
+    bof4_list_prefetch(y, &view, 0, y->ne[0] / 2, y->ne[0]);
+    bof4_list_add_mul_mat(y, &view, transposed.empty() ? nullptr : transposed.data(),
+        y->ne[0] / 2, y->ne[0], ggml_nrows(y) / 3, ggml_nrows(y), nullptr);
 }
 
 void apply(const llama_model_loader & ml, const std::string & name) {
@@ -186,7 +187,7 @@ void apply(const llama_model_loader & ml, const std::string & name) {
     if (ggml_nelements(weight) == 0) {
         return; // no architecture has such a weight
     }
-    ggml_bof4_attach_list(weight, a.read(ml, ml.weights_map.at(name + BOF4_OPQ_SUFFIX)));
+    ggml_bof4_list_attach(weight, a.read(ml, ml.weights_map.at(name + BOF4_LIST_SUFFIX)));
 
     const int64_t row = below(weight->ne[1]), column = 64 * below(weight->ne[0] / 64);
     for (const int64_t columns : { 1, 3, 17, 40 }) {
@@ -201,22 +202,22 @@ void apply(const llama_model_loader & ml, const std::string & name) {
         ggml_tensor * y = a.fill(ggml_mul_mat_id(ctx, weight, b, ids));
         const int32_t columns[] = { 0, 0, 0, 1 };
         for (const int n_columns : { 1, 2 }) {
-            bof4_add_outliers_of_expert(y, below(weight->ne[2]), 0, y->ne[0], columns, n_columns);
+            ggml_bof4_list_apply_mul_mat_id(y, below(weight->ne[2]), 0, y->ne[0], columns, n_columns);
         }
     }
     ggml_tensor * y = a.fill(ggml_get_rows(ctx, weight, a.numbers({ 4, weight->ne[2], weight->ne[3] }, weight->ne[1])));
     ggml_compute_params params = {};
     params.nth = 1;
-    bof4_add_outliers_to_rows(&params, y);
+    ggml_bof4_list_apply_get_rows(&params, y);
 }
 
 } // namespace
 
-// what processors without a conversion of half floats look up; the activations are zeros
+// the table for processors without fp16 conversion; the activations are zeros
 extern "C" float ggml_table_f32_f16[1 << 16];
 float ggml_table_f32_f16[1 << 16];
 
-// upstream has them beside the models' graphs; no part of a split model is opened here
+// upstream defines them in files that are not linked here; split models are not opened
 int32_t llama_split_path(char *, size_t, const char *, int32_t, int32_t) {
     return 0;
 }
@@ -244,7 +245,7 @@ int main(int argc, char ** argv) {
     int unreadable = 0, refused = 0, accepted = 0, applied = 0;
     for (int i = 0; i < n; ++i) {
         const std::vector<char> file = mutant(original, at);
-        std::remove(scratch.c_str()); // file systems wait for the disk where a file is written over
+        std::remove(scratch.c_str()); // overwriting a file waits for the disk on some file systems
         std::ofstream(scratch, std::ios::binary).write(file.data(), (std::streamsize) file.size());
         try {
             const llama_model_loader ml = open(scratch);

@@ -1,0 +1,253 @@
+#include "bof4-repack-plan.h"
+
+#include "../lists/bof4-list-cpu.h"
+#include "ggml-cpu-impl.h"
+#include "ggml-cpu.h"
+#include "ggml-impl.h"
+
+#include <algorithm>
+#include <new>
+
+namespace {
+
+// Rows whose outliers are summed at a time, and columns that are multiplied at a time: their sums, activations (int16
+// on some instruction sets) and results stay in L2.
+enum { MAX_ROWS = 8 * BOF4_GROUP, MAX_COLUMNS = 128 };
+
+// Takes successive parts of the work buffer, each from a cache line on.
+struct work_buffer {
+    char * at;
+
+    explicit work_buffer(void * wdata) : at(static_cast<char *>(wdata)) {}
+
+    template <typename T> T * take(size_t n) {
+        at = reinterpret_cast<char *>(GGML_PAD(reinterpret_cast<uintptr_t>(at), 64));
+        T * p = reinterpret_cast<T *>(at);
+        at += n * sizeof(T);
+        return p;
+    }
+};
+
+} // namespace
+
+bof4_repack_plan::bof4_repack_plan(const bof4_gemm_kernels & kernels, ggml_tensor * op, void * wdata, int n_threads)
+    : kernels(kernels), op(op), weight(op->src[0]), act(op->src[1]),
+      n_columns(op->ne[1] * op->ne[2] * op->ne[3]), n_matrices(weight->ne[2] * weight->ne[3]),
+      act_row_bytes(weight->ne[0] / ggml_blck_size(weight->type) * kernels.act_block_bytes),
+      use_gemv(kernels.use_gemv(op->op == GGML_OP_MUL_MAT_ID ? op->ne[2] : n_columns / n_matrices)),
+      has_list(ggml_bof4_list_of_op(op) != nullptr),
+      view(has_list ? ggml_bof4_list_view_of_op(op) : bof4_list_view()),
+      is_one_column(has_list && bof4_list_is_one_column(op, &view)),
+      n_groups((weight->ne[1] + BOF4_GROUP - 1) / BOF4_GROUP), group_bytes(kernels.group_bytes(weight->ne[0])) {
+    // Enough pieces that no thread waits long for another, but no smaller than keeps the cost of each piece low: in
+    // prompts loading activations into the caches, and lists.
+    piece    = std::min<int64_t>(32, std::max<int64_t>(1, n_groups / (4 * n_threads)));
+    n_pieces = (n_groups + piece - 1) / piece;
+
+    const size_t transposed_bytes = op->op == GGML_OP_MUL_MAT ? bof4_list_transposed_size(op) : 0;
+    work_buffer buffer(wdata);
+    uint32_t * first = buffer.take<uint32_t>(transposed_bytes / sizeof(uint32_t));
+    transposed   = transposed_bytes > 0 ? first : nullptr;
+    acts         = buffer.take<char>(act_row_bytes * ggml_nrows(act));
+    x            = buffer.take<const void *>(n_columns);
+    y            = buffer.take<float *>(n_columns);
+    ids          = buffer.take<column_id>(n_columns);
+    first_column = buffer.take<int64_t>(n_matrices + 1);
+    ranges       = buffer.take<bof4_work_range>(n_threads);
+    work_bytes   = buffer.at - static_cast<char *>(wdata);
+}
+
+size_t bof4_repack_plan::work_size() const {
+    return work_bytes + 64; // for alignment to a cache line
+}
+
+void bof4_repack_plan::compute(const ggml_compute_params * params) const {
+    const int ith = params->ith, nth = params->nth;
+    GGML_ASSERT(work_bytes <= params->wsize);
+    GGML_ASSERT(act->type == GGML_TYPE_F32 && op->nb[0] == sizeof(float));
+    if (is_one_column) {
+        bof4_list_prefetch_row_pointers(first_rows(ith, nth));
+    }
+    prepare_activations(ith, nth);
+    if (is_one_column) {
+        bof4_list_prefetch_entries(first_rows(ith, nth));
+    }
+    if (ith == 0) {
+        op->op == GGML_OP_MUL_MAT ? list_columns() : list_columns_of_experts();
+        divide_pieces(nth);
+    }
+    ggml_barrier(params->threadpool);
+    multiply(ith, nth);
+}
+
+const float * bof4_repack_plan::act_at(int64_t i1, int64_t i2, int64_t i3) const {
+    return reinterpret_cast<const float *>(
+        static_cast<const char *>(act->data) + i1 * act->nb[1] + i2 * act->nb[2] + i3 * act->nb[3]);
+}
+
+// Blocks [b0, b1) of a row of activations.
+void bof4_repack_plan::quantize_blocks(int64_t row, int64_t b0, int64_t b1) const {
+    const int64_t block = ggml_blck_size(weight->type);
+    const float * from = act_at(row % act->ne[1], row / act->ne[1] % act->ne[2], row / act->ne[1] / act->ne[2]);
+    kernels.quantize_act(
+        from + b0 * block, acts + row * act_row_bytes + b0 * kernels.act_block_bytes, (b1 - b0) * block, use_gemv);
+}
+
+// The thread's part of quantizing the activations, and of transposing them for outliers.
+void bof4_repack_plan::prepare_activations(int ith, int nth) const {
+    const int64_t block = ggml_blck_size(weight->type);
+    if (transposed) {
+        // both for one piece, which stays in L2
+        int64_t number, end;
+        for (bof4_list_pieces_of_thread(op, ith, nth, &number, &end); number < end; ++number) {
+            const bof4_list_piece p = bof4_list_piece_of(op, nth, number);
+            for (int64_t row = p.c0; row < p.c1; ++row) {
+                quantize_blocks(row, p.j0 / block, p.j1 / block);
+            }
+            bof4_list_transpose_piece(op, p, transposed);
+        }
+        return;
+    }
+    // a row per thread, or parts of rows where there are fewer rows than threads
+    const int64_t n_rows = ggml_nrows(act);
+    const int64_t n_blocks = act->ne[0] / block;
+    const int64_t n_parts = n_rows >= nth ? 1 : std::min<int64_t>(nth, n_blocks);
+    for (int64_t i = ith; i < n_rows * n_parts; i += nth) {
+        const int64_t part = i % n_parts;
+        quantize_blocks(i / n_parts, n_blocks * part / n_parts, n_blocks * (part + 1) / n_parts);
+    }
+}
+
+void bof4_repack_plan::list_columns() const {
+    int64_t c = 0;
+    const int64_t repeat2 = act->ne[2] / weight->ne[2];
+    const int64_t repeat3 = act->ne[3] / weight->ne[3];
+    for (int64_t m = 0; m < n_matrices; ++m) {
+        first_column[m] = c;
+        for (int64_t r3 = 0; r3 < repeat3; ++r3) for (int64_t r2 = 0; r2 < repeat2; ++r2) {
+            const int64_t i2 = m % weight->ne[2] * repeat2 + r2;
+            const int64_t i3 = m / weight->ne[2] * repeat3 + r3;
+            for (int64_t i1 = 0; i1 < act->ne[1]; ++i1, ++c) {
+                x[c] = acts + ((i3 * act->ne[2] + i2) * act->ne[1] + i1) * act_row_bytes;
+                y[c] = reinterpret_cast<float *>(
+                    static_cast<char *>(op->data) + i1 * op->nb[1] + i2 * op->nb[2] + i3 * op->nb[3]);
+            }
+        }
+    }
+    first_column[n_matrices] = c;
+}
+
+int32_t bof4_repack_plan::expert_of(int64_t slot, int64_t token) const {
+    const ggml_tensor * experts = op->src[2];
+    const int32_t e = *reinterpret_cast<const int32_t *>(
+        static_cast<const char *>(experts->data) + slot * experts->nb[0] + token * experts->nb[1]);
+    GGML_ASSERT(e >= 0 && e < n_matrices);
+    return e;
+}
+
+void bof4_repack_plan::list_columns_of_experts() const {
+    const int64_t n_slots = op->src[2]->ne[0], n_tokens = op->src[2]->ne[1];
+    // Counts, then their sums: first_column[e] is where the next column of e goes, in the end where those of e + 1
+    // begin.
+    std::fill(first_column, first_column + n_matrices + 1, 0);
+    for (int64_t token = 0; token < n_tokens; ++token) for (int64_t slot = 0; slot < n_slots; ++slot) {
+        ++first_column[expert_of(slot, token) + 1];
+    }
+    for (int64_t m = 0; m < n_matrices; ++m) {
+        first_column[m + 1] += first_column[m];
+    }
+    for (int64_t token = 0; token < n_tokens; ++token) for (int64_t slot = 0; slot < n_slots; ++slot) {
+        const int64_t c = first_column[expert_of(slot, token)]++;
+        x[c] = acts + (slot % act->ne[1] + token * act->ne[1]) * act_row_bytes;
+        y[c] = reinterpret_cast<float *>(static_cast<char *>(op->data) + slot * op->nb[1] + token * op->nb[2]);
+        ids[c] = { (int32_t) slot, (int32_t) token };
+    }
+    std::copy_backward(first_column, first_column + n_matrices, first_column + n_matrices + 1);
+    first_column[0] = 0;
+}
+
+// Pieces are numbered over the matrices that have columns.
+void bof4_repack_plan::divide_pieces(int n_threads) const {
+    int64_t n = 0;
+    for (int64_t m = 0; m < n_matrices; ++m) {
+        n += has_columns(m) ? n_pieces : 0;
+    }
+    for (int64_t t = 0; t < n_threads; ++t) {
+        new (ranges + t) bof4_work_range(n * t / n_threads, n * (t + 1) / n_threads);
+    }
+}
+
+// Of the list: the rows of the piece that the thread has first where there is one matrix.
+bof4_list_rows bof4_repack_plan::first_rows(int ith, int nth) const {
+    const int64_t row0 = n_pieces * ith / nth * piece * BOF4_GROUP;
+    return bof4_list_rows_of(&view, 0, row0, std::min(row0 + piece * BOF4_GROUP, weight->ne[1]));
+}
+
+void bof4_repack_plan::multiply(int ith, int nth) const {
+    bof4_work_range & own = ranges[ith];
+    bool more = true;
+    while (more) {
+        int64_t m = 0;
+        int64_t before = 0;     // pieces of the matrices before m
+        for (int64_t i = own.take(); i >= 0; i = own.take()) {
+            while (!has_columns(m) || i >= before + n_pieces) {
+                before += has_columns(m) ? n_pieces : 0;
+                ++m;
+            }
+            multiply_piece(m, (i - before) * piece);
+        }
+        more = false;
+        for (int t = 1; t < nth && !more; ++t) {
+            more = own.steal_half(ranges[(ith + t) % nth]);
+        }
+    }
+}
+
+// Some rows of one matrix with all its columns, so that weights are read and unpacked once.
+void bof4_repack_plan::multiply_piece(int64_t matrix, int64_t group) const {
+    const int64_t row0 = group * BOF4_GROUP;
+    const int64_t row1 = std::min(weight->ne[1], (group + piece) * BOF4_GROUP);
+    if (has_list && !transposed) {
+        bof4_list_prefetch(op, &view, matrix, row0, row1);
+    }
+    // outliers of fewer rows at a time: their sums stay in L2, and those of one column come between weights
+    const int64_t step = transposed || is_one_column ? (int64_t) MAX_ROWS : row1 - row0;
+    for (int64_t r = row0; r < row1; r += step) {
+        multiply_rows(matrix, r, std::min(row1, r + step));
+    }
+}
+
+void bof4_repack_plan::multiply_rows(int64_t matrix, int64_t row0, int64_t row1) const {
+    if (transposed) {
+        bof4_list_prefetch(op, &view, matrix, row0, row1);
+    }
+    const int64_t group = matrix * n_groups + row0 / BOF4_GROUP;
+    const char * groups = static_cast<const char *>(weight->data) + group * group_bytes;
+    float * to[MAX_COLUMNS];
+    alignas(64) float sums[MAX_ROWS * MAX_COLUMNS];
+    const int64_t c1 = first_column[matrix + 1];
+    for (int64_t c = first_column[matrix]; c < c1; c += MAX_COLUMNS) {
+        const int64_t count = std::min<int64_t>(MAX_COLUMNS, c1 - c);
+        for (int64_t j = 0; j < count; ++j) {
+            to[j] = y[c + j] + row0;
+        }
+        if (transposed) {
+            bof4_list_sum_mul_mat(op, &view, transposed, matrix, row0, row1, c, c + count, sums);
+        }
+        kernels.gemm(
+            groups, row1 - row0, weight->ne[0], x + c, transposed ? sums : nullptr, to, count, use_gemv);
+    }
+    if (has_list && !transposed) {
+        apply_list(matrix, row0, row1, groups + (row1 - row0) / BOF4_GROUP * group_bytes);
+    }
+}
+
+// To results that have been computed. Meanwhile, for one column, the weights that come next are prefetched.
+void bof4_repack_plan::apply_list(int64_t matrix, int64_t row0, int64_t row1, const char * next_weights) const {
+    const int64_t c0 = first_column[matrix], c1 = first_column[matrix + 1];
+    if (op->op == GGML_OP_MUL_MAT_ID) {
+        bof4_list_add_mul_mat_id(op, &view, matrix, row0, row1, &ids[c0].slot, c1 - c0);
+    } else {
+        bof4_list_add_mul_mat(op, &view, nullptr, row0, row1, c0, c1, next_weights);
+    }
+}
