@@ -8,11 +8,10 @@ from gguf_bof4.ggml_patch import SOURCES, backends, cuda
 
 
 def test_the_backends_that_apply_lists_are_those_of_the_c_code() -> None:
-    texts = [path.read_text() for path in (SOURCES / "lists").glob("*.c")]
-    (body,) = (
-        found[0] for text in texts if (found := re.search(r"bool \w+_backend_applies_list\(.*?\n}", text, re.DOTALL))
-    )
-    assert set(re.findall(r'"([A-Z][A-Za-z]+)"', body)) == {b.title for b in backends.BACKENDS if b.applies_lists}
+    text = (SOURCES / "lists/bof4-list.c").read_text()
+    table = re.search(r"BACKENDS_WITH_LISTS\[\] = \{(.*?)\}", text, re.DOTALL)
+    assert table is not None
+    assert set(re.findall(r'"([A-Z][A-Za-z]+)"', table[1])) == {b.title for b in backends.BACKENDS if b.applies_lists}
 
 
 def test_cmake_arguments_choose_backends() -> None:

@@ -23,14 +23,11 @@
 //                                            aligned: all rows begin at multiples of four bytes
 #pragma once
 
+#include "../format/bof4-hooks.h"
 #include "bof4-type-k.cuh"
 #include "bof4-type-s.cuh"
 
 #include <type_traits>
-
-#ifndef BOF4_CASE
-#define BOF4_CASE(NAME, name) case GGML_TYPE_##NAME:
-#endif
 
 #define BOF4_ASSERT_CUDA_TYPE(NAME, name)                                                                             \
     static_assert(bof4_cuda_type<GGML_TYPE_##NAME>::n == QK_##NAME, "traits of " #NAME);                               \

@@ -76,7 +76,7 @@ struct bof4_s {
         return act;
     }
     static constexpr bool has_row_kernel = true;
-    static constexpr auto row_kernel = ggml_vec_dot_bof4_s_q8_0;
+    static constexpr auto row_kernel = ggml_vec_dot_bof4_s;
     static double weight(const block & b, int i) {
         const int8_t levels[16] = BOF4_S_LEVELS;
         return (double) ggml_compute_fp16_to_fp32(b.d) / BOF4_LEVEL_SCALE * levels[i < 32 ? b.qs[i] & 15 : b.qs[i - 32] >> 4];
@@ -113,7 +113,7 @@ struct bof4_k {
         return act;
     }
     static constexpr bool has_row_kernel = true;
-    static constexpr auto row_kernel = ggml_vec_dot_bof4_k_q8_K;
+    static constexpr auto row_kernel = ggml_vec_dot_bof4_k;
     static double weight(const block & b, int i) {
         const int8_t levels[16] = BOF4_K_LEVELS;
         const uint8_t q = b.qs[i / 128 * 64 + i % 64];
