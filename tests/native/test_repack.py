@@ -34,7 +34,7 @@ TARGETS = (
 
 
 def compile_check(target: Target, extra: list[str], program: Path) -> list[str]:
-    """Compile the check with the kernels of repacked weights and of rows; returns what runs the program."""
+    """Compile the check with all CPU kernels; returns the command in front of the program."""
     tree = source_tree() / "ggml"
     flags = [
         "-Wall", "-Wextra", "-Werror", *target.flags, *extra,

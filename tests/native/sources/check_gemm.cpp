@@ -117,7 +117,7 @@ struct bof4_k {
     static double weight(const block & b, int i) {
         const int8_t levels[16] = BOF4_K_LEVELS;
         const uint8_t q = b.qs[i / 128 * 64 + i % 64];
-        return (double) ggml_compute_fp16_to_fp32(b.d) / 4096 * bof4_k_scale(&b, i / 16) * levels[i % 128 < 64 ? q & 15 : q >> 4];
+        return (double) ggml_compute_fp16_to_fp32(b.d) * BOF4_K_UNIT * bof4_k_scale(&b, i / 16) * levels[i % 128 < 64 ? q & 15 : q >> 4];
     }
 };
 
