@@ -173,7 +173,7 @@ def patch_tree(tree: Path) -> list[Path]:
     """Patch the llama.cpp tree at `tree`; returns the files changed.
 
     Raises:
-        PatchError: as `patched_files`; the tree is then untouched.
+        PatchError: as `patched_files`; the tree then stays as it was.
     """
     changed = patched_files(tree)
     write_texts(changed)

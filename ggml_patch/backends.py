@@ -20,7 +20,7 @@ class Backend:
     """A backend of ggml. What a build of it needs is found by functions, called when it is built or used.
 
     Attributes:
-        name: as in ggml/src/ggml-NAME, the folder of its sources that a bundle carries.
+        name: as in ggml/src/ggml-NAME, the folder of its sources that a bundle contains.
         title: its name in ggml's registry of backends, and in documents.
         applies_lists: whether it applies outlier lists (ggml_bof4_list_is_supported in ggml_patch/src/lists); the
             scheduler gives products of weights with lists to another backend otherwise.

@@ -22,7 +22,7 @@ from gguf_bof4.progress import Progress, no_progress
 FOLDER = "llama.cpp-bof4"
 """The folder that the bundle unpacks to."""
 
-NOT_CARRIED = re.compile(
+EXCLUDED = re.compile(
     r"""
       (\.[^/]+ | docs | media | models | benches | ci | conversion | gguf-py | grammars | requirements | skills)/
     | examples/(batched\.swift | llama-eval | llama\.[a-z]+ | model-conversion | sycl)/
@@ -132,15 +132,15 @@ def write_bundle(target: Path, force: bool, report: Progress = no_progress) -> i
     return target.stat().st_size
 
 
-def carried(tree: Path) -> list[str]:
-    """Paths of the files that the bundle carries, in its order."""
+def bundled_files(tree: Path) -> list[str]:
+    """Paths of the files that the bundle contains, in its order."""
     paths = (path.relative_to(tree).as_posix() for path in tree.rglob("*") if path.is_file())
-    return sorted(path for path in paths if not NOT_CARRIED.match(path))
+    return sorted(path for path in paths if not EXCLUDED.match(path))
 
 
 def _members(tree: Path) -> Iterator[tuple[str, bytes]]:
     yield "BUILD.txt", _read_me().encode()
-    for path in carried(tree):
+    for path in bundled_files(tree):
         yield path, (tree / path).read_bytes()
 
 
