@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gguf_bof4 import encoders
 from gguf_bof4.bench import cost
 from gguf_bof4.bench.disk import check_disk
 from gguf_bof4.bench.measure import (
@@ -27,7 +28,6 @@ from gguf_bof4.bench.peers import IMATRIX_CHUNKS, PEERS, make_peer
 from gguf_bof4.bench.results import Key, Row, add_row
 from gguf_bof4.bench.variants import WEIGHTED, Variant
 from gguf_bof4.convert import convert, random_tokens
-from gguf_bof4.encoders import ENCODERS, encoder_of
 from gguf_bof4.errors import UserError
 from gguf_bof4.ggml_patch.programs import make_imatrix
 from gguf_bof4.gguf_files.model import Model, open_model
@@ -36,6 +36,9 @@ from gguf_bof4.reference_texts import calibration_text, evaluation_text, held_ou
 
 TEXTS: Mapping[str, Callable[[], Path]] = {"test": evaluation_text, "held-out": held_out_text}
 """Nothing is tuned on the second; calibration uses a third text."""
+
+ENCODERS = tuple(encoder.name for encoder in encoders.ENCODERS)
+"""Of the converter."""
 
 SMALL_MODELS = tuple(name for name in REFERENCE_MODELS if name != "qwen")
 
@@ -121,7 +124,7 @@ def make_plan(
 def check(plan: Plan) -> None:
     """Raise UserError for an encoder that the converter does not have, before hours are spent on the others."""
     for variant in dict.fromkeys(step.variant for step in plan.steps if step.variant.ours):
-        if variant.converter_encoder not in {encoder.name for encoder in ENCODERS}:
+        if variant.converter_encoder not in ENCODERS:
             raise UserError(
                 f"this gguf-bof4 cannot encode {variant.type} with {variant.encoder}: name the others with --encoders"
             )
@@ -139,7 +142,7 @@ def our_options(variant: Variant, imatrix: Path) -> dict[str, Any]:
     }  # fmt: skip
     if variant.encoder in WEIGHTED:
         options["imatrix"] = str(imatrix)
-    if encoder_of(variant.converter_encoder).calibrate is not None:
+    if encoders.encoder_of(variant.converter_encoder).calibrate is not None:
         options["calibration"] = str(calibration_text())
     return options
 
