@@ -11,34 +11,33 @@
 
 const std::vector<weight_type> & weight_types() {
     static const std::vector<weight_type> types = {
-#define BOF4_WEIGHT_TYPES(NAME, name)                \
-        { #name,        GGML_TYPE_##NAME, false, 0.0 }, \
-        { #name "+opq", GGML_TYPE_##NAME, false, 0.002 },
+#define BOF4_WEIGHT_TYPES(NAME, name) \
+    { #name, GGML_TYPE_##NAME, false, 0.0 }, { #name "+opq", GGML_TYPE_##NAME, false, 0.002 },
         BOF4_TYPES_CUDA(BOF4_WEIGHT_TYPES)
 #undef BOF4_WEIGHT_TYPES
-        { "q4_0",   GGML_TYPE_Q4_0,   true, 0.0 },
+            { "q4_0", GGML_TYPE_Q4_0, true, 0.0 },
         { "iq4_nl", GGML_TYPE_IQ4_NL, true, 0.0 },
         { "iq4_xs", GGML_TYPE_IQ4_XS, true, 0.0 },
-        { "q4_k",   GGML_TYPE_Q4_K,   true, 0.0 },
-        { "mxfp4",  GGML_TYPE_MXFP4,  true, 0.0 },
+        { "q4_k", GGML_TYPE_Q4_K, true, 0.0 },
+        { "mxfp4", GGML_TYPE_MXFP4, true, 0.0 },
     };
     return types;
 }
 
 const std::vector<shape> & shapes() {
     static const std::vector<shape> table = {
-        { "1b",  "q/o",     2048,  2048 },
-        { "1b",  "k/v",     512,   2048 },
-        { "1b",  "gate/up", 8192,  2048 },
-        { "1b",  "down",    2048,  8192 },
-        { "8b",  "q/o",     4096,  4096 },
-        { "8b",  "k/v",     1024,  4096 },
-        { "8b",  "gate/up", 14336, 4096 },
-        { "8b",  "down",    4096,  14336 },
-        { "70b", "q/o",     8192,  8192 },
-        { "70b", "k/v",     1024,  8192 },
+        { "1b", "q/o", 2048, 2048 },
+        { "1b", "k/v", 512, 2048 },
+        { "1b", "gate/up", 8192, 2048 },
+        { "1b", "down", 2048, 8192 },
+        { "8b", "q/o", 4096, 4096 },
+        { "8b", "k/v", 1024, 4096 },
+        { "8b", "gate/up", 14336, 4096 },
+        { "8b", "down", 4096, 14336 },
+        { "70b", "q/o", 8192, 8192 },
+        { "70b", "k/v", 1024, 8192 },
         { "70b", "gate/up", 28672, 8192 },
-        { "70b", "down",    8192,  28672 },
+        { "70b", "down", 8192, 28672 },
     };
     return table;
 }
@@ -127,7 +126,9 @@ static std::vector<float> activations(int64_t n) {
 }
 
 product_graph::product_graph(ggml_backend_t backend, const rotating_weight & weight, int64_t columns, int products)
-    : products(products), backend(backend), context(new_context(products + 1)) {
+    : products(products),
+      backend(backend),
+      context(new_context(products + 1)) {
     ggml_tensor * input = ggml_new_tensor_2d(context.get(), GGML_TYPE_F32, weight.copy(0)->ne[0], columns);
     inputs = allocate(context, backend);
     const std::vector<float> values = activations(ggml_nelements(input));

@@ -12,8 +12,8 @@
 struct weight_type {
     std::string name; // in options and tables
     ggml_type type;
-    bool peer;        // a type of llama.cpp, to compare with
-    double outliers;  // fraction of the weights in a list; 0: no list
+    bool peer;       // a type of llama.cpp, to compare with
+    double outliers; // fraction of the weights in a list; 0: no list
 };
 
 // All types that can be measured.
@@ -43,7 +43,8 @@ struct encoded {
 class rotating_weight {
   public:
     // Throws std::runtime_error where there is not enough memory.
-    rotating_weight(ggml_backend_t backend, const weight_type & type, const shape & shape, const encoded & data, int copies);
+    rotating_weight(
+        ggml_backend_t backend, const weight_type & type, const shape & shape, const encoded & data, int copies);
 
     ggml_tensor * copy(size_t i) const { return weights[i % weights.size()]; }
     size_t copies() const { return weights.size(); }
@@ -81,4 +82,5 @@ struct difference {
 };
 
 // Compares the product on `backend` with that on `reference`.
-difference compare(ggml_backend_t backend, ggml_backend_t reference, const weight_type & type, const shape & shape, int64_t columns);
+difference compare(
+    ggml_backend_t backend, ggml_backend_t reference, const weight_type & type, const shape & shape, int64_t columns);

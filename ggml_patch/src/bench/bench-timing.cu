@@ -89,9 +89,8 @@ bandwidth measure_bandwidth(const gpu_facts & gpu) {
     result.read = bytes / median_seconds([&] {
         read_all<<<multiprocessors * 8, 256>>>((const uint4 *) from, bytes / sizeof(uint4), (uint32_t *) to);
     });
-    result.copy = 2.0 * bytes / median_seconds([&] {
-        check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice));
-    });
+    result.copy = 2.0 * bytes /
+        median_seconds([&] { check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice)); });
     check(cudaFree(from));
     check(cudaFree(to));
     return result;

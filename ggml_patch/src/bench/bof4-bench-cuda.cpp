@@ -19,17 +19,17 @@ namespace {
 
 #define BOF4_NAMES(NAME, name) #name " " #name "+opq "
 
-const char * const USAGE =
-    "usage: bof4-bench-cuda [options]\n"
-    "  --shapes LIST    models whose matrices are measured      (1b,8b,70b)\n"
-    "  --columns LIST   columns of the activations              (1,2,4,8,512)\n"
-    "  --types LIST     " BOF4_TYPES_CUDA(BOF4_NAMES) "q4_0 iq4_nl iq4_xs q4_k mxfp4   (all)\n"
-    "                   +opq: with outlier lists, 0.2 % of the weights\n"
-    "  --rounds N       rounds; the median is printed           (15)\n"
-    "  --csv FILE       also write the table as CSV\n"
-    "  --device N       number of the GPU                       (0)\n"
-    "  --check          only compare products with the CPU's\n"
-    "  -h, --help\n";
+const char * const USAGE = "usage: bof4-bench-cuda [options]\n"
+                           "  --shapes LIST    models whose matrices are measured      (1b,8b,70b)\n"
+                           "  --columns LIST   columns of the activations              (1,2,4,8,512)\n"
+                           "  --types LIST     " BOF4_TYPES_CUDA(
+                               BOF4_NAMES) "q4_0 iq4_nl iq4_xs q4_k mxfp4   (all)\n"
+                                           "                   +opq: with outlier lists, 0.2 % of the weights\n"
+                                           "  --rounds N       rounds; the median is printed           (15)\n"
+                                           "  --csv FILE       also write the table as CSV\n"
+                                           "  --device N       number of the GPU                       (0)\n"
+                                           "  --check          only compare products with the CPU's\n"
+                                           "  -h, --help\n";
 
 #undef BOF4_NAMES
 
@@ -51,8 +51,7 @@ int number(const std::string & text, int least) {
     int value = least - 1;
     try {
         value = std::stoi(text, &used);
-    } catch (const std::logic_error &) {
-    }
+    } catch (const std::logic_error &) {}
     if (used != text.size() || value < least) {
         throw usage_error("'" + text + "' is not a number from " + std::to_string(least) + " on");
     }
@@ -80,13 +79,21 @@ struct options {
                 throw usage_error(name + " is unknown or lacks its value");
             }
             const std::string value = argv[i];
-            if (name == "--shapes") { shape_list = value; }
-            else if (name == "--columns") { column_list = value; }
-            else if (name == "--types") { type_list = value; }
-            else if (name == "--rounds") { rounds = number(value, 1); }
-            else if (name == "--device") { device = number(value, 0); }
-            else if (name == "--csv") { csv = value; }
-            else { throw usage_error("unknown option " + name); }
+            if (name == "--shapes") {
+                shape_list = value;
+            } else if (name == "--columns") {
+                column_list = value;
+            } else if (name == "--types") {
+                type_list = value;
+            } else if (name == "--rounds") {
+                rounds = number(value, 1);
+            } else if (name == "--device") {
+                device = number(value, 0);
+            } else if (name == "--csv") {
+                csv = value;
+            } else {
+                throw usage_error("unknown option " + name);
+            }
         }
         for (const std::string & model : split(shape_list)) {
             const size_t before = shapes_.size();
@@ -103,8 +110,8 @@ struct options {
             types = weight_types();
         }
         for (const std::string & name : split(type_list)) {
-            auto found = std::find_if(weight_types().begin(), weight_types().end(),
-                [&](const weight_type & t) { return t.name == name; });
+            auto found = std::find_if(
+                weight_types().begin(), weight_types().end(), [&](const weight_type & t) { return t.name == name; });
             if (found == weight_types().end()) {
                 throw usage_error("no type '" + name + "'");
             }
@@ -121,8 +128,8 @@ double median(std::vector<double> values) {
 ggml_backend_ptr backend_of(const char * name, int number) {
     ggml_backend_reg_t backend = ggml_backend_reg_by_name(name);
     if (!backend || (int) ggml_backend_reg_dev_count(backend) <= number) {
-        throw std::runtime_error(std::string("there is no ") + name + " device " + std::to_string(number)
-            + " (a GPU needs NVIDIA's driver: does nvidia-smi show it?)");
+        throw std::runtime_error(std::string("there is no ") + name + " device " + std::to_string(number) +
+            " (a GPU needs NVIDIA's driver: does nvidia-smi show it?)");
     }
     return ggml_backend_ptr(ggml_backend_dev_init(ggml_backend_reg_dev_get(backend, number), nullptr));
 }
@@ -133,7 +140,8 @@ std::vector<weight_type> checked_types(ggml_backend_t gpu, const options & opts,
     const shape small = { "", "", 256, 4096 };
     ggml_backend_ptr cpu = backend_of("CPU", 0);
     std::vector<weight_type> types;
-    printf("products of %d x %d against the CPU's: error (NMSE) and largest difference, in units of their root mean square\n",
+    printf(
+        "products of %d x %d against the CPU's: error (NMSE) and largest difference, in units of their root mean square\n",
         (int) small.rows, (int) small.columns);
     for (const weight_type & type : opts.types) {
         printf("  %-11s", type.name.c_str());
@@ -175,7 +183,8 @@ class table {
             if (!csv) {
                 throw std::runtime_error(path + " cannot be written");
             }
-            fprintf(csv.get(), "model,matrices,rows,row_length,columns,type,us,bytes,GB/s,share_of_read_bandwidth,"
+            fprintf(csv.get(),
+                "model,matrices,rows,row_length,columns,type,us,bytes,GB/s,share_of_read_bandwidth,"
                 "per_byte_of_fastest_peer,speed_of_fastest_peer,TFLOP/s\n");
         }
     }
@@ -188,19 +197,19 @@ class table {
                 fastest = std::max(fastest, 1 / r.seconds);
             }
         }
-        printf("\n%s %s, %d x %d, %d column%s\n", s.model.c_str(), s.matrices.c_str(), (int) s.rows, (int) s.columns, columns,
-            columns == 1 ? "" : "s");
+        printf("\n%s %s, %d x %d, %d column%s\n", s.model.c_str(), s.matrices.c_str(), (int) s.rows, (int) s.columns,
+            columns, columns == 1 ? "" : "s");
         printf("  %-11s %10s %9s %7s %14s %11s\n", "type", "us", "GB/s", "share", "per byte/peer", "speed/peer");
         for (const row & r : rows) {
             const double per_byte = fastest_rate > 0 ? r.rate() / fastest_rate : 0;
             const double speed = fastest > 0 ? 1 / r.seconds / fastest : 0;
             const double flops = 2.0 * s.rows * s.columns * columns / r.seconds;
-            printf("  %-11s %10.2f %9.0f %6.1f%% %14.3f %11.3f\n", r.type->name.c_str(), r.seconds * 1e6, r.rate() * 1e-9,
-                100 * r.rate() / memory.read, per_byte, speed);
+            printf("  %-11s %10.2f %9.0f %6.1f%% %14.3f %11.3f\n", r.type->name.c_str(), r.seconds * 1e6,
+                r.rate() * 1e-9, 100 * r.rate() / memory.read, per_byte, speed);
             if (csv) {
-                fprintf(csv.get(), "%s,%s,%d,%d,%d,%s,%.3f,%zu,%.1f,%.4f,%.4f,%.4f,%.2f\n", s.model.c_str(), s.matrices.c_str(),
-                    (int) s.rows, (int) s.columns, columns, r.type->name.c_str(), r.seconds * 1e6, r.bytes, r.rate() * 1e-9,
-                    r.rate() / memory.read, per_byte, speed, flops * 1e-12);
+                fprintf(csv.get(), "%s,%s,%d,%d,%d,%s,%.3f,%zu,%.1f,%.4f,%.4f,%.4f,%.2f\n", s.model.c_str(),
+                    s.matrices.c_str(), (int) s.rows, (int) s.columns, columns, r.type->name.c_str(), r.seconds * 1e6,
+                    r.bytes, r.rate() * 1e-9, r.rate() / memory.read, per_byte, speed, flops * 1e-12);
             }
         }
         fflush(stdout);
@@ -232,7 +241,7 @@ void measure(ggml_backend_t gpu, const gpu_facts & facts, const std::vector<weig
         const int copies = (int) (4 * facts.l2_bytes / data.bytes()) + 1;
         const int products = (16 + copies - 1) / copies * copies;
         candidates.emplace_back(
-            new candidate { &type, data.bytes(), rotating_weight(gpu, type, s, data, copies), products });
+            new candidate{ &type, data.bytes(), rotating_weight(gpu, type, s, data, copies), products });
     }
     for (int columns : opts.columns) {
         std::vector<std::unique_ptr<product_graph>> graphs;
@@ -261,12 +270,14 @@ int run(const options & opts) {
     ggml_backend_load_all();
     ggml_backend_ptr gpu = backend_of("CUDA", opts.device);
     const gpu_facts facts = select_gpu(opts.device);
-    printf("%s, compute capability %s, L2 cache %.0f MB\n", facts.name.c_str(), facts.capability.c_str(), facts.l2_bytes * 1e-6);
+    printf("%s, compute capability %s, L2 cache %.0f MB\n", facts.name.c_str(), facts.capability.c_str(),
+        facts.l2_bytes * 1e-6);
     bool all_right = true;
     const std::vector<weight_type> types = checked_types(gpu.get(), opts, all_right);
     if (!opts.check_only && !types.empty()) {
         const bandwidth memory = measure_bandwidth(facts);
-        printf("memory: a kernel that only reads gets %.0f GB/s, a copy %.0f GB/s (reads plus writes)\n"
+        printf(
+            "memory: a kernel that only reads gets %.0f GB/s, a copy %.0f GB/s (reads plus writes)\n"
             "us: median time of a product; GB/s: bytes of weight and list over that time; share: GB/s over those of the reading kernel;\n"
             "per byte/peer: GB/s over those of the fastest type of llama.cpp; speed/peer: products per second over those of the fastest\n",
             memory.read * 1e-9, memory.copy * 1e-9);

@@ -16,13 +16,12 @@ BOF4_API int64_t bof4_row_size(int type, int64_t n_per_row);
 // Find the outliers of rows: weights beyond `threshold` sample deviations of their block of 64 (paper, eq. 9).
 // row_counts[nrow] gets their number in each row; entries, unless NULL, gets them, in order.
 // Returns 0. BOF4_FAILED: n_per_row is not a multiple of 64 or above 65536, or another source type.
-BOF4_API int bof4_select_outliers(
-    int source, const void * src, int64_t nrow, int64_t n_per_row, double threshold,
+BOF4_API int bof4_select_outliers(int source, const void * src, int64_t nrow, int64_t n_per_row, double threshold,
     int32_t * row_counts, int32_t * entries, int threads);
 
 enum bof4_encoder {
-    BOF4_ENCODER_ABSMAX = 0,   // the paper's: a scale is the maximum of its weights
-    BOF4_ENCODER_SEARCH = 1    // scales of least squared error, weighted by the importance matrix
+    BOF4_ENCODER_ABSMAX = 0, // the paper's: a scale is the maximum of its weights
+    BOF4_ENCODER_SEARCH = 1  // scales of least squared error, weighted by the importance matrix
 };
 
 // Encode rows into dst[nrow][bytes of a row]. encoder: a bof4_encoder; types other than BOF4 have one encoder only and
@@ -33,8 +32,7 @@ enum bof4_encoder {
 // incomplete).
 // BOF4_FAILED: rows do not divide into blocks, an unknown type or encoder, another source type, or no imatrix for a
 // type that needs one.
-BOF4_API int64_t bof4_quantize(
-    int type, int source, const void * src, void * dst, int64_t nrow, int64_t n_per_row,
+BOF4_API int64_t bof4_quantize(int type, int source, const void * src, void * dst, int64_t nrow, int64_t n_per_row,
     int encoder, const float * imatrix, const int32_t * row_pointers, const int32_t * entries, int threads);
 
 // Encode rows with GPTQ (bof4-gptq.h describes it). order[n_per_row]: the column that is processed k-th, blocks kept
@@ -45,15 +43,13 @@ BOF4_API int64_t bof4_quantize(
 // after the columns and after the sweeps.
 // Returns 0. BOF4_FAILED: gptq does not encode the type, rows do not divide into blocks, or the order separates columns
 // of a block.
-BOF4_API int bof4_gptq(
-    int type, const float * weights, int64_t nrow, int64_t n_per_row, const int32_t * order, const float * feedback,
-    const float * curvature, const float * hessian, int sweeps, const int32_t * row_pointers, int32_t * entries,
-    void * dst, float * decoded, double * loss, int threads);
+BOF4_API int bof4_gptq(int type, const float * weights, int64_t nrow, int64_t n_per_row, const int32_t * order,
+    const float * feedback, const float * curvature, const float * hessian, int sweeps, const int32_t * row_pointers,
+    int32_t * entries, void * dst, float * decoded, double * loss, int threads);
 
 // Decode rows to float dst[nrow][n_per_row]. Returns 0. BOF4_FAILED: rows do not divide into blocks, or ggml cannot
 // decode the type.
-BOF4_API int bof4_dequantize(
-    int type, const void * src, float * dst, int64_t nrow, int64_t n_per_row, int threads);
+BOF4_API int bof4_dequantize(int type, const void * src, float * dst, int64_t nrow, int64_t n_per_row, int threads);
 
 // Returns 0 where every block of the data is valid (ggml_validate_row_data). BOF4_FAILED: one is not.
 BOF4_API int bof4_validate(int type, const void * data, int64_t nbytes);
@@ -66,9 +62,8 @@ BOF4_API int bof4_vec_dot(int type, const void * row, const float * activations,
 // ggml_mul_mat on the CPU backend. list[n_list]: the weights' outlier list, or NULL.
 // Returns 0. BOF4_FAILED: rows do not divide into blocks, the list is not valid, or the CPU backend cannot multiply the
 // type.
-BOF4_API int bof4_mul_mat(
-    int type, const void * weights, int64_t nrow, int64_t n_per_row, const int32_t * list, int64_t n_list,
-    const float * activations, int64_t ncol, float * dst, int threads);
+BOF4_API int bof4_mul_mat(int type, const void * weights, int64_t nrow, int64_t n_per_row, const int32_t * list,
+    int64_t n_list, const float * activations, int64_t ncol, float * dst, int threads);
 
 // Would llama-quantize quantize this tensor of this architecture? ne: ggml order, columns first.
 // Returns 1 for yes and 0 for no. BOF4_FAILED: the architecture is unknown.

@@ -11,8 +11,8 @@ ggml_type bof4_checked_type(int type) {
 
 size_t bof4_checked_row_size(ggml_type type, int64_t n_per_row) {
     if (n_per_row <= 0 || n_per_row % ggml_blck_size(type) != 0) {
-        throw std::runtime_error("rows of " + std::to_string(n_per_row) + " do not divide into blocks of "
-            + std::to_string(ggml_blck_size(type)) + ", which the type " + ggml_type_name(type) + " needs");
+        throw std::runtime_error("rows of " + std::to_string(n_per_row) + " do not divide into blocks of " +
+            std::to_string(ggml_blck_size(type)) + ", which the type " + ggml_type_name(type) + " needs");
     }
     return ggml_row_size(type, n_per_row);
 }
@@ -22,5 +22,6 @@ const char * bof4_last_error(void) {
 }
 
 int64_t bof4_row_size(int type, int64_t n_per_row) {
-    return bof4_guarded([&]() -> int64_t { return (int64_t) bof4_checked_row_size(bof4_checked_type(type), n_per_row); });
+    return bof4_guarded(
+        [&]() -> int64_t { return (int64_t) bof4_checked_row_size(bof4_checked_type(type), n_per_row); });
 }

@@ -29,7 +29,7 @@ void encode_absmax(ggml_type type, const float * x, void * rows, int64_t count, 
 
 // What llama-quantize calls: the scale search of BOF4 types, and the only encoder of other types.
 void encode_like_llama_quantize(
-        ggml_type type, const float * x, void * rows, int64_t count, int64_t n_per_row, const float * imatrix) {
+    ggml_type type, const float * x, void * rows, int64_t count, int64_t n_per_row, const float * imatrix) {
     ggml_quantize_chunk(type, x, rows, 0, count, n_per_row, imatrix);
 }
 
@@ -37,7 +37,7 @@ encode_rows encoder_of(ggml_type type, int encoder) {
     switch (encoder) {
         case BOF4_ENCODER_ABSMAX: return ggml_is_bof4(type) ? encode_absmax : encode_like_llama_quantize;
         case BOF4_ENCODER_SEARCH: return encode_like_llama_quantize;
-        default: throw std::runtime_error("there is no encoder " + std::to_string(encoder));
+        default:                  throw std::runtime_error("there is no encoder " + std::to_string(encoder));
     }
 }
 
@@ -54,22 +54,22 @@ int64_t first_nonfinite(const float * x, int64_t n) {
 
 } // namespace
 
-int64_t bof4_quantize(
-        int type_, int source_, const void * src, void * dst, int64_t nrow, int64_t n_per_row,
-        int encoder, const float * imatrix, const int32_t * row_pointers, const int32_t * entries, int threads) {
+int64_t bof4_quantize(int type_, int source_, const void * src, void * dst, int64_t nrow, int64_t n_per_row,
+    int encoder, const float * imatrix, const int32_t * row_pointers, const int32_t * entries, int threads) {
     return bof4_guarded([&]() -> int64_t {
-        const ggml_type type   = bof4_checked_type(type_);
+        const ggml_type type = bof4_checked_type(type_);
         const ggml_type source = bof4_checked_type(source_);
         const size_t row_bytes = bof4_checked_row_size(type, n_per_row);
         bof4_checked_row_size(source, n_per_row);
         bof4_check_source(source);
         if (ggml_quantize_requires_imatrix(type) && imatrix == nullptr) {
-            throw std::runtime_error(std::string(ggml_type_name(type)) + " cannot be made without an importance matrix");
+            throw std::runtime_error(
+                std::string(ggml_type_name(type)) + " cannot be made without an importance matrix");
         }
         const auto encode = encoder_of(type, encoder);
         ggml_quantize_init(type);
 
-        std::atomic<int64_t> bad{INT64_MAX};
+        std::atomic<int64_t> bad{ INT64_MAX };
         bof4_for_row_ranges(nrow, bof4_rows_per_range(n_per_row), threads, [&](int64_t first, int64_t count) {
             thread_local std::vector<float> converted;
             const float * x = bof4_float_rows(source, src, first, count, n_per_row, converted);
@@ -99,29 +99,29 @@ int64_t bof4_quantize(
     });
 }
 
-int bof4_gptq(
-        int type_, const float * weights, int64_t nrow, int64_t n_per_row, const int32_t * order, const float * feedback,
-        const float * curvature, const float * hessian, int sweeps, const int32_t * row_pointers, int32_t * entries,
-        void * dst, float * decoded, double * loss, int threads) {
+int bof4_gptq(int type_, const float * weights, int64_t nrow, int64_t n_per_row, const int32_t * order,
+    const float * feedback, const float * curvature, const float * hessian, int sweeps, const int32_t * row_pointers,
+    int32_t * entries, void * dst, float * decoded, double * loss, int threads) {
     return bof4_guarded([&]() -> int {
-        const ggml_type type   = bof4_checked_type(type_);
+        const ggml_type type = bof4_checked_type(type_);
         const size_t row_bytes = bof4_checked_row_size(type, n_per_row);
         if (!bof4_gptq_takes(type)) {
             throw std::runtime_error(std::string("gptq does not encode the type ") + ggml_type_name(type));
         }
         if (!bof4_gptq_keeps_blocks(type, order, n_per_row)) {
-            throw std::runtime_error(std::string("the order of columns tears blocks of ") + ggml_type_name(type) + " apart");
+            throw std::runtime_error(
+                std::string("the order of columns tears blocks of ") + ggml_type_name(type) + " apart");
         }
         const bof4_gptq_job job = { type, n_per_row, order, feedback, curvature, hessian, sweeps };
         // losses are summed over tiles in order, whichever threads encoded them
         const int64_t tile = bof4_gptq_tile_rows;
         std::vector<double> losses((nrow + tile - 1) / tile * 2);
         bof4_for_row_ranges(nrow, tile, threads, [&](int64_t first, int64_t count) {
-            bof4_gptq_rows rows = {
-                weights + first * n_per_row, count, row_pointers == nullptr ? nullptr : row_pointers + first, entries,
-                (char *) dst + first * row_bytes, decoded + first * n_per_row, { 0.0, 0.0 } };
+            bof4_gptq_rows rows = { weights + first * n_per_row, count,
+                row_pointers == nullptr ? nullptr : row_pointers + first, entries, (char *) dst + first * row_bytes,
+                decoded + first * n_per_row, { 0.0, 0.0 } };
             bof4_gptq_encode(job, rows);
-            losses[first / tile * 2]     = rows.loss[0];
+            losses[first / tile * 2] = rows.loss[0];
             losses[first / tile * 2 + 1] = rows.loss[1];
             return true;
         });

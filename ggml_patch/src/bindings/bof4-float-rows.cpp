@@ -9,8 +9,8 @@ void bof4_check_source(ggml_type source) {
     }
 }
 
-const float * bof4_float_rows(
-        ggml_type source, const void * src, int64_t first, int64_t count, int64_t n_per_row, std::vector<float> & converted) {
+const float * bof4_float_rows(ggml_type source, const void * src, int64_t first, int64_t count, int64_t n_per_row,
+    std::vector<float> & converted) {
     if (source == GGML_TYPE_F32) {
         return (const float *) src + first * n_per_row;
     }

@@ -56,14 +56,14 @@ inline lanes operator*(float a, const lanes & b) {
 
 // Storage of a tile in processing order: [column][R] unless it says otherwise.
 struct tile {
-    std::vector<float>    w, e;      // weights; errors w - q
-    std::vector<float>    level;     // level of the code; of an outlier, its value
-    std::vector<float>    target;    // [block][R]
-    std::vector<float>    gradient;  // [sub_block][R]
-    std::vector<float>    u;         // multipliers, [n / sub_block][R]
-    std::vector<float>    first;     // superblock scales, [n / block][R]; unused where there are no scales of sub-blocks
-    std::vector<uint32_t> outlier;   // [column], one bit per row
-    double                loss[2][R];
+    std::vector<float> w, e;       // weights; errors w - q
+    std::vector<float> level;      // level of the code; of an outlier, its value
+    std::vector<float> target;     // [block][R]
+    std::vector<float> gradient;   // [sub_block][R]
+    std::vector<float> u;          // multipliers, [n / sub_block][R]
+    std::vector<float> first;      // superblock scales, [n / block][R]; unused where there are no scales of sub-blocks
+    std::vector<uint32_t> outlier; // [column], one bit per row
+    double loss[2][R];
 };
 
 // Entry (j, k) of a matrix in panels is at panel_of(k)[j * PANEL].
@@ -137,9 +137,8 @@ struct trial {
 // Quantizes the columns of a sub-block one after another with the multipliers u: level[sub_block][R] and
 // error[sub_block][R].
 template <typename T>
-BOF4_INLINE void try_sub_block(
-        const bof4_gptq_job & job, const tile & t, int64_t k0, const float * target, const float * u,
-        float * level, float * error, trial & result) {
+BOF4_INLINE void try_sub_block(const bof4_gptq_job & job, const tile & t, int64_t k0, const float * target,
+    const float * u, float * level, float * error, trial & result) {
     float inverse[R];
     invert<T>(u, inverse);
     const float * panel = panel_of(job.feedback, job.n, k0) + k0 * PANEL;
@@ -197,10 +196,11 @@ BOF4_INLINE void keep_better(const trial & one, const float * u, trial & best, f
 
 // Choose the multipliers of a sub-block by its loss with them, feedback included, and quantize its columns.
 template <typename T>
-BOF4_INLINE void quantize_sub_block(const bof4_gptq_job & job, tile & t, int64_t k0, const float * target, const float * first) {
+BOF4_INLINE void quantize_sub_block(
+    const bof4_gptq_job & job, tile & t, int64_t k0, const float * target, const float * first) {
     float level[T::sub_block * R];
     float error[T::sub_block * R];
-    float largest[R] = {0};
+    float largest[R] = { 0 };
     for (int k = 0; k < T::sub_block; ++k) {
         const uint32_t skip = t.outlier[k0 + k];
         for (int r = 0; r < R; ++r) {
@@ -209,7 +209,7 @@ BOF4_INLINE void quantize_sub_block(const bof4_gptq_job & job, tile & t, int64_t
         }
     }
     float u[R];
-    float best_u[R] = {0};
+    float best_u[R] = { 0 };
     trial one;
     trial best;
     std::fill_n(best.loss, R, std::numeric_limits<float>::infinity());
@@ -322,8 +322,8 @@ template <typename T>
 BOF4_INLINE void improve_multipliers(const bof4_gptq_job & job, tile & t, int64_t k0, float * u, const float * first) {
     const float * panel = panel_of(job.hessian, job.n, k0) + k0 * PANEL;
     float v[T::sub_block * R];
-    float num[R] = {0};
-    float den[R] = {0};
+    float num[R] = { 0 };
+    float den[R] = { 0 };
     for (int k = 0; k < T::sub_block; ++k) {
         const uint32_t skip = t.outlier[k0 + k];
         for (int r = 0; r < R; ++r) {
@@ -382,7 +382,8 @@ template <typename T> BOF4_INLINE void encode_tile(const bof4_gptq_job & job, ti
     }
 }
 
-void load_tile(const bof4_gptq_job & job, const bof4_gptq_rows & rows, const int32_t * place, int64_t row, int count, tile & t) {
+void load_tile(
+    const bof4_gptq_job & job, const bof4_gptq_rows & rows, const int32_t * place, int64_t row, int count, tile & t) {
     std::fill(t.w.begin(), t.w.end(), 0.0f);
     std::fill(t.outlier.begin(), t.outlier.end(), 0u);
     std::memset(t.loss, 0, sizeof(t.loss));
@@ -400,7 +401,7 @@ void load_tile(const bof4_gptq_job & job, const bof4_gptq_rows & rows, const int
 }
 
 template <typename T> void store_row(
-        const bof4_gptq_job & job, bof4_gptq_rows & rows, const int32_t * place, int64_t row, int r, const tile & t) {
+    const bof4_gptq_job & job, bof4_gptq_rows & rows, const int32_t * place, int64_t row, int r, const tile & t) {
     uint8_t code_of[256];
     for (int c = 0; c < 16; ++c) {
         code_of[T::levels[c] + 128] = (uint8_t) c;
@@ -445,9 +446,9 @@ namespace {
 template <typename T> bool keeps_blocks(const int32_t * order, int64_t n) {
     std::vector<bool> seen(n, false);
     for (int64_t k = 0; k < n; ++k) {
-        if (order[k] < 0 || order[k] >= n || seen[order[k]]
-            || order[k] / T::block != order[k / T::block * T::block] / T::block
-            || order[k] / T::sub_block != order[k / T::sub_block * T::sub_block] / T::sub_block) {
+        if (order[k] < 0 || order[k] >= n || seen[order[k]] ||
+            order[k] / T::block != order[k / T::block * T::block] / T::block ||
+            order[k] / T::sub_block != order[k / T::sub_block * T::sub_block] / T::sub_block) {
             return false;
         }
         seen[order[k]] = true;
@@ -456,7 +457,7 @@ template <typename T> bool keeps_blocks(const int32_t * order, int64_t n) {
 }
 
 template <typename T> void encode_rows(
-        const bof4_gptq_job & job, bof4_gptq_rows & rows, void (*encode_tile_of_type)(const bof4_gptq_job &, void *)) {
+    const bof4_gptq_job & job, bof4_gptq_rows & rows, void (*encode_tile_of_type)(const bof4_gptq_job &, void *)) {
     std::vector<int32_t> place(job.n);
     for (int64_t k = 0; k < job.n; ++k) {
         place[job.order[k]] = (int32_t) k;
@@ -490,9 +491,8 @@ bool bof4_gptq_takes(ggml_type type) {
 #define GPTQ_CASE(NAME, name) case GGML_TYPE_##NAME:
         BOF4_TYPES_GPTQ(GPTQ_CASE)
 #undef GPTQ_CASE
-            return true;
-        default:
-            return false;
+        return true;
+        default: return false;
     }
 }
 
@@ -502,7 +502,8 @@ static void refuse(ggml_type type) {
 
 bool bof4_gptq_keeps_blocks(ggml_type type, const int32_t * order, int64_t n) {
     switch (type) {
-#define GPTQ_CASE(NAME, name) case GGML_TYPE_##NAME: return keeps_blocks<bof4_type<GGML_TYPE_##NAME>>(order, n);
+#define GPTQ_CASE(NAME, name) \
+    case GGML_TYPE_##NAME: return keeps_blocks<bof4_type<GGML_TYPE_##NAME>>(order, n);
         BOF4_TYPES_GPTQ(GPTQ_CASE)
 #undef GPTQ_CASE
         default: refuse(type);
@@ -513,8 +514,7 @@ bool bof4_gptq_keeps_blocks(ggml_type type, const int32_t * order, int64_t n) {
 void bof4_gptq_encode(const bof4_gptq_job & job, bof4_gptq_rows & rows) {
     switch (job.type) {
 #define GPTQ_CASE(NAME, name) \
-        case GGML_TYPE_##NAME: \
-            return encode_rows<bof4_type<GGML_TYPE_##NAME>>(job, rows, bof4_gptq_encode_tile_##name);
+    case GGML_TYPE_##NAME: return encode_rows<bof4_type<GGML_TYPE_##NAME>>(job, rows, bof4_gptq_encode_tile_##name);
         BOF4_TYPES_GPTQ(GPTQ_CASE)
 #undef GPTQ_CASE
         default: refuse(job.type);

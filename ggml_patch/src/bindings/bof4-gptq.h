@@ -19,24 +19,24 @@ constexpr int bof4_gptq_panel = 64;
 // What the rows of a matrix have in common. Columns are in the order of processing; order[k] is the column of
 // a row that is processed k-th; the columns of a block, and of each of its sub-blocks, are consecutive in it.
 struct bof4_gptq_job {
-    ggml_type       type;
-    int64_t         n;          // columns, a multiple of the type's block
-    const int32_t * order;      // n
-    const float *   feedback;   // M, in panels
-    const float *   curvature;  // D, n
-    const float *   hessian;    // H, in panels; may be null where sweeps is 0
-    int             sweeps;     // rounds of coordinate descent over codes and scales, after the columns are quantized
+    ggml_type type;
+    int64_t n;               // columns, a multiple of the type's block
+    const int32_t * order;   // n
+    const float * feedback;  // M, in panels
+    const float * curvature; // D, n
+    const float * hessian;   // H, in panels; may be null where sweeps is 0
+    int sweeps;              // rounds of coordinate descent over codes and scales, after the columns are quantized
 };
 
 // A range of rows. Outliers: the block holds zero for them, and their value in `entries` becomes that of their target.
 struct bof4_gptq_rows {
-    const float *   weights;       // [count][n]
-    int64_t         count;
-    const int32_t * row_pointers;  // [count + 1], or null
-    int32_t *       entries;       // where row_pointers points
-    void *          encoded;       // [count] rows of the type
-    float *         decoded;       // [count][n], outliers included
-    double          loss[2];       // out: after the columns, and after the sweeps
+    const float * weights; // [count][n]
+    int64_t count;
+    const int32_t * row_pointers; // [count + 1], or null
+    int32_t * entries;            // where row_pointers points
+    void * encoded;               // [count] rows of the type
+    float * decoded;              // [count][n], outliers included
+    double loss[2];               // out: after the columns, and after the sweeps
 };
 
 // Is this one of the types that it encodes?

@@ -29,9 +29,8 @@ int bof4_vec_dot(int type_, const void * row, const float * activations, int64_t
     });
 }
 
-int bof4_mul_mat(
-        int type_, const void * weights, int64_t nrow, int64_t n_per_row, const int32_t * list, int64_t n_list,
-        const float * activations, int64_t ncol, float * dst, int threads) {
+int bof4_mul_mat(int type_, const void * weights, int64_t nrow, int64_t n_per_row, const int32_t * list, int64_t n_list,
+    const float * activations, int64_t ncol, float * dst, int threads) {
     return bof4_guarded([&]() -> int {
         const ggml_type type = bof4_checked_type(type_);
         bof4_checked_row_size(type, n_per_row);

@@ -25,9 +25,10 @@ const llama_model * model_of(const std::string & architecture) {
     if (it == models.end()) {
         llama_quant_model_desc desc = {};
         desc.architecture = architecture.c_str();
-        desc.n_layer      = 1;
+        desc.n_layer = 1;
         try {
-            it = models.emplace(architecture, model_ptr(llama_quant_model_from_metadata(&desc), llama_model_free)).first;
+            it =
+                models.emplace(architecture, model_ptr(llama_quant_model_from_metadata(&desc), llama_model_free)).first;
         } catch (const std::exception &) {
             throw std::runtime_error("this llama.cpp does not know the architecture '" + architecture + "'");
         }

@@ -64,7 +64,9 @@ template <int streams> ALWAYS_INLINE void read_streams(const char * data, int64_
 
 using reader = void (*)(const char *, int64_t);
 
-template <int streams> void read_plainly(const char * data, int64_t nbytes) { read_streams<streams>(data, nbytes); }
+template <int streams> void read_plainly(const char * data, int64_t nbytes) {
+    read_streams<streams>(data, nbytes);
+}
 
 #if defined(__x86_64__) && defined(__GNUC__)
 template <int streams> __attribute__((target("avx2"))) void read_avx2(const char * data, int64_t nbytes) {
@@ -104,7 +106,7 @@ double read_once(reader read, const char * data, int64_t nbytes, int threads) {
 
 struct instructions {
     const char * name;
-    int64_t products;     // of one call of `multiply`
+    int64_t products; // of one call of `multiply`
     void (*multiply)();
 };
 

@@ -19,8 +19,8 @@ inline int64_t bof4_rows_per_range(int64_t n_per_row) {
 // Distributes [0, nrow) in ascending ranges of `rows` rows to threads, until `work(first, count)` returns false. Every
 // range that a thread has begun is finished.
 template <typename Work> void bof4_for_row_ranges(int64_t nrow, int64_t rows, int threads, const Work & work) {
-    std::atomic<int64_t> next{0};
-    std::atomic<bool> stop{false};
+    std::atomic<int64_t> next{ 0 };
+    std::atomic<bool> stop{ false };
     auto worker = [&] {
         while (!stop) {
             const int64_t first = next.fetch_add(rows);

@@ -40,16 +40,15 @@ template <typename Found> void for_outliers(const float * row, int64_t n, double
 
 } // namespace
 
-int bof4_select_outliers(
-        int source_, const void * src, int64_t nrow, int64_t n_per_row, double threshold,
-        int32_t * row_counts, int32_t * entries, int threads) {
+int bof4_select_outliers(int source_, const void * src, int64_t nrow, int64_t n_per_row, double threshold,
+    int32_t * row_counts, int32_t * entries, int threads) {
     return bof4_guarded([&]() -> int {
         const ggml_type source = bof4_checked_type(source_);
         bof4_checked_row_size(source, n_per_row);
         bof4_check_source(source);
         if (n_per_row % BOF4_OPQ_BLOCK != 0 || n_per_row > 65536) {
-            throw std::runtime_error("outlier lists need rows that are a multiple of " + std::to_string(BOF4_OPQ_BLOCK)
-                + " and at most 65536 long, not of " + std::to_string(n_per_row));
+            throw std::runtime_error("outlier lists need rows that are a multiple of " +
+                std::to_string(BOF4_OPQ_BLOCK) + " and at most 65536 long, not of " + std::to_string(n_per_row));
         }
         const auto for_rows = [&](auto work) {
             bof4_for_row_ranges(nrow, bof4_rows_per_range(n_per_row), threads, [&](int64_t first, int64_t count) {

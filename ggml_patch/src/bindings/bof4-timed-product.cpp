@@ -47,26 +47,27 @@ ggml_backend_buffer_type_t repacked_layout(ggml_tensor * op) {
 
 // ggml logs each matrix that it repacks.
 class silence {
-public:
+  public:
     silence() {
         ggml_log_get(&callback, &data);
         ggml_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
     }
     ~silence() { ggml_log_set(callback, data); }
 
-private:
+  private:
     ggml_log_callback callback;
     void * data;
 };
 
 void build(bof4_timed_product & p, ggml_type type, const void * weights, int64_t nrow, int64_t n_per_row, int64_t ncol,
-           int copies, bool repacked, int threads) {
+    int copies, bool repacked, int threads) {
     if (nrow <= 0 || ncol <= 0 || copies <= 0 || n_per_row <= 0 || n_per_row % ggml_blck_size(type) != 0) {
-        throw std::runtime_error("no product of " + std::to_string(copies) + " x " + std::to_string(nrow) + " rows of "
-            + std::to_string(n_per_row) + " and " + std::to_string(ncol) + " columns");
+        throw std::runtime_error("no product of " + std::to_string(copies) + " x " + std::to_string(nrow) +
+            " rows of " + std::to_string(n_per_row) + " and " + std::to_string(ncol) + " columns");
     }
     const size_t nodes = 2 * (size_t) copies + 8;
-    const ggml_init_params params = { ggml_tensor_overhead() * nodes + ggml_graph_overhead_custom(nodes, false), nullptr, true };
+    const ggml_init_params params = { ggml_tensor_overhead() * nodes + ggml_graph_overhead_custom(nodes, false),
+        nullptr, true };
     p.weights_ctx.reset(ggml_init(params));
     p.ctx.reset(ggml_init(params));
     p.graph = ggml_new_graph_custom(p.ctx.get(), nodes, false);
@@ -101,9 +102,8 @@ void build(bof4_timed_product & p, ggml_type type, const void * weights, int64_t
 
 } // namespace
 
-const char * bof4_timed_product_new(
-        int type, const void * weights, int64_t nrow, int64_t n_per_row, int64_t ncol, int copies, int repacked, int threads,
-        bof4_timed_product ** product) {
+const char * bof4_timed_product_new(int type, const void * weights, int64_t nrow, int64_t n_per_row, int64_t ncol,
+    int copies, int repacked, int threads, bof4_timed_product ** product) {
     thread_local std::string message;
     auto made = std::make_unique<bof4_timed_product>();
     try {

@@ -8,14 +8,24 @@
 
 namespace {
 
-struct bytes  { __m256i a, b; };    // 64 of them
-struct ints   { __m256i a, b; };
-struct floats { __m256  a, b; };
-using four = __m256i;               // four bytes, in every lane
+struct bytes {
+    __m256i a, b;
+}; // 64 of them
+struct ints {
+    __m256i a, b;
+};
+struct floats {
+    __m256 a, b;
+};
+using four = __m256i; // four bytes, in every lane
 
 // Of 16-bit numbers: the caller masks the bits that come from the neighbouring byte.
-template <int N> inline bytes shift_left(bytes v)  { return { _mm256_slli_epi16(v.a, N), _mm256_slli_epi16(v.b, N) }; }
-template <int N> inline bytes shift_right(bytes v) { return { _mm256_srli_epi16(v.a, N), _mm256_srli_epi16(v.b, N) }; }
+template <int N> inline bytes shift_left(bytes v) {
+    return { _mm256_slli_epi16(v.a, N), _mm256_slli_epi16(v.b, N) };
+}
+template <int N> inline bytes shift_right(bytes v) {
+    return { _mm256_srli_epi16(v.a, N), _mm256_srli_epi16(v.b, N) };
+}
 
 inline bytes load_bytes(const void * p) {
     const auto * v = static_cast<const __m256i *>(p);
@@ -26,12 +36,18 @@ inline void store_bytes(void * p, bytes v) {
     _mm256_store_si256(to, v.a);
     _mm256_store_si256(to + 1, v.b);
 }
-inline ints   all_lanes(int32_t v)      { return { _mm256_set1_epi32(v), _mm256_set1_epi32(v) }; }
-inline four   all_lanes_four(int32_t v) { return _mm256_set1_epi32(v); }
-inline ints   add_dot(ints sum, bytes levels, four act) {
+inline ints all_lanes(int32_t v) {
+    return { _mm256_set1_epi32(v), _mm256_set1_epi32(v) };
+}
+inline four all_lanes_four(int32_t v) {
+    return _mm256_set1_epi32(v);
+}
+inline ints add_dot(ints sum, bytes levels, four act) {
     return { _mm256_dpbusd_avx_epi32(sum.a, levels.a, act), _mm256_dpbusd_avx_epi32(sum.b, levels.b, act) };
 }
-inline floats to_floats(ints v)         { return { _mm256_cvtepi32_ps(v.a), _mm256_cvtepi32_ps(v.b) }; }
+inline floats to_floats(ints v) {
+    return { _mm256_cvtepi32_ps(v.a), _mm256_cvtepi32_ps(v.b) };
+}
 inline floats from_bytes(__m128i v) {
     return to_floats({ _mm256_cvtepi8_epi32(v), _mm256_cvtepi8_epi32(_mm_unpackhi_epi64(v, v)) });
 }
@@ -39,15 +55,29 @@ inline floats from_halves(const uint16_t * p) {
     const auto * v = (const __m128i *) p;
     return { _mm256_cvtph_ps(_mm_loadu_si128(v)), _mm256_cvtph_ps(_mm_loadu_si128(v + 1)) };
 }
-inline floats all_lanes(float v)                         { return { _mm256_set1_ps(v), _mm256_set1_ps(v) }; }
-inline floats multiply(floats x, floats y)               { return { _mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b) }; }
+inline floats all_lanes(float v) {
+    return { _mm256_set1_ps(v), _mm256_set1_ps(v) };
+}
+inline floats multiply(floats x, floats y) {
+    return { _mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b) };
+}
 inline floats multiply_add(floats x, floats y, floats z) {
     return { _mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b) };
 }
-inline floats load(const float * p)                      { return { _mm256_load_ps(p), _mm256_load_ps(p + 8) }; }
-inline void   store(float * p, floats v)                 { _mm256_store_ps(p, v.a); _mm256_store_ps(p + 8, v.b); }
-inline floats load_unaligned(const float * p)            { return { _mm256_loadu_ps(p), _mm256_loadu_ps(p + 8) }; }
-inline void   store_unaligned(float * p, floats v)       { _mm256_storeu_ps(p, v.a); _mm256_storeu_ps(p + 8, v.b); }
+inline floats load(const float * p) {
+    return { _mm256_load_ps(p), _mm256_load_ps(p + 8) };
+}
+inline void store(float * p, floats v) {
+    _mm256_store_ps(p, v.a);
+    _mm256_store_ps(p + 8, v.b);
+}
+inline floats load_unaligned(const float * p) {
+    return { _mm256_loadu_ps(p), _mm256_loadu_ps(p + 8) };
+}
+inline void store_unaligned(float * p, floats v) {
+    _mm256_storeu_ps(p, v.a);
+    _mm256_storeu_ps(p + 8, v.b);
+}
 
 // See bof4-gemm-avx512.h.
 inline void in_register(bytes & v) {
@@ -58,14 +88,18 @@ inline void in_register(bytes & v) {
 #endif
 }
 
-inline __m256i repeat(__m128i table) { return _mm256_broadcastsi128_si256(table); }
+inline __m256i repeat(__m128i table) {
+    return _mm256_broadcastsi128_si256(table);
+}
 
 inline __m256i look_up_half(__m256i table, __m256i index) {
     return _mm256_shuffle_epi8(table, _mm256_and_si256(index, _mm256_set1_epi8(0x0f)));
 }
 
 // Bytes by the lower four bits of an index.
-inline bytes look_up(__m256i table, bytes index) { return { look_up_half(table, index.a), look_up_half(table, index.b) }; }
+inline bytes look_up(__m256i table, bytes index) {
+    return { look_up_half(table, index.a), look_up_half(table, index.b) };
+}
 
 // Numbers of six bits plus a constant.
 struct six_bits {
@@ -86,10 +120,10 @@ struct six_bits {
 template <bool SUB_SCALES>
 struct tiles_of {
     enum {
-        GROUPS       = 1,
+        GROUPS = 1,
         GEMM_COLUMNS = SUB_SCALES ? 3 : 6,
         GEMV_COLUMNS = 2,
-        USE_GEMV     = 2,
+        USE_GEMV = 2,
     };
 };
 

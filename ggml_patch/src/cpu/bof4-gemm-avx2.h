@@ -83,8 +83,8 @@ template <> struct joining<GGML_TYPE_BOF4_S> {
 
     static part zero() { return _mm256_setzero_ps(); }
     static void add(part & p, const __m256i * dots, int j, const layout::act & x, const sub_scales &, int) {
-        const __m256i total = _mm256_add_epi32(
-            _mm256_add_epi32(_mm256_madd_epi16(dots[0], _mm256_set1_epi16(16)), _mm256_madd_epi16(dots[1], _mm256_set1_epi16(1))),
+        const __m256i total = _mm256_add_epi32(_mm256_add_epi32(_mm256_madd_epi16(dots[0], _mm256_set1_epi16(16)),
+                                                   _mm256_madd_epi16(dots[1], _mm256_set1_epi16(1))),
             _mm256_set1_epi32(x.offset[j]));
         p = _mm256_fmadd_ps(_mm256_cvtepi32_ps(total), _mm256_set1_ps(x.d[j]), p);
     }
@@ -117,8 +117,10 @@ template <> struct joining<GGML_TYPE_BOF4_K> {
                     const __m256i high = load(head.scales[8 + 2 * half]);
                     const __m256i low4 = _mm256_and_si256(_mm256_srli_epi16(low, k / 2 * 4), _mm256_set1_epi8(0x0f));
                     const __m256i high2 = _mm256_and_si256(
-                        k < 2 ? _mm256_slli_epi16(high, 4 - 2 * k) : _mm256_srli_epi16(high, 2 * k - 4), _mm256_set1_epi8(0x30));
-                    _mm256_store_si256((__m256i *) s[4 * k + 2 * half], _mm256_sub_epi8(_mm256_or_si256(low4, high2), bias));
+                        k < 2 ? _mm256_slli_epi16(high, 4 - 2 * k) : _mm256_srli_epi16(high, 2 * k - 4),
+                        _mm256_set1_epi8(0x30));
+                    _mm256_store_si256(
+                        (__m256i *) s[4 * k + 2 * half], _mm256_sub_epi8(_mm256_or_si256(low4, high2), bias));
                 }
             }
         }
@@ -130,7 +132,7 @@ template <> struct joining<GGML_TYPE_BOF4_K> {
         }
     };
     struct part {
-        __m256i high, low;  // of parts of activations
+        __m256i high, low; // of parts of activations
     };
 
     static part zero() { return { _mm256_setzero_si256(), _mm256_setzero_si256() }; }
@@ -138,10 +140,13 @@ template <> struct joining<GGML_TYPE_BOF4_K> {
         const __m256i s = scales.of(j, r);
         // the offset, -2^7 * sum, as 2^4 * (-2^3 * sum): the sum of 16 numbers fits 12 bits
         const __m256i offset = _mm256_set1_epi32(x.offset[j] / 16 & 0xffff);
-        p.high = _mm256_add_epi32(p.high, _mm256_add_epi32(_mm256_madd_epi16(dots[0], s), _mm256_madd_epi16(offset, s)));
+        p.high = _mm256_add_epi32(
+            p.high, _mm256_add_epi32(_mm256_madd_epi16(dots[0], s), _mm256_madd_epi16(offset, s)));
         p.low = _mm256_add_epi32(p.low, _mm256_madd_epi16(dots[1], s));
     }
-    static __m256 value(const part & p) { return _mm256_cvtepi32_ps(_mm256_add_epi32(_mm256_slli_epi32(p.high, 4), p.low)); }
+    static __m256 value(const part & p) {
+        return _mm256_cvtepi32_ps(_mm256_add_epi32(_mm256_slli_epi32(p.high, 4), p.low));
+    }
 
     static __m256i scaled(__m256i levels, const sub_scales & scales, int j, int r) {
         return _mm256_mullo_epi16(levels, scales.of(j, r));
@@ -158,10 +163,15 @@ struct bof4_kernel {
     using pair = bof4_block_pair<type>;
     using join = joining<type>;
     enum {
-        GROUPS = 1, GEMM_COLUMNS = 6, GEMM_LEAST = 1, GEMV_COLUMNS = 2, USE_GEMV = 2, ACT_OF_PATH = 1,
-        DOT   = layout::DOT,
-        DOTS  = layout::BLOCK / DOT,
-        STEPS = DOT / 4,    // of 64 bytes, 16 rows with 4 codes in low and 4 in high nibbles
+        GROUPS = 1,
+        GEMM_COLUMNS = 6,
+        GEMM_LEAST = 1,
+        GEMV_COLUMNS = 2,
+        USE_GEMV = 2,
+        ACT_OF_PATH = 1,
+        DOT = layout::DOT,
+        DOTS = layout::BLOCK / DOT,
+        STEPS = DOT / 4, // of 64 bytes, 16 rows with 4 codes in low and 4 in high nibbles
         CHUNK = BOF4_UNPACKED / layout::BLOCK,
     };
 
@@ -203,10 +213,10 @@ struct bof4_kernel {
                             for (int t = 0; t < T; ++t) {
                                 const auto & half = x[t][b].u.half;
                                 const int at = DOT * j[h] + 4 * i;
-                                dot[h][t][0] = _mm256_add_epi16(dot[h][t][0],
-                                    _mm256_maddubs_epi16(level[h], broadcast4(half.high + at)));
-                                dot[h][t][1] = _mm256_add_epi16(dot[h][t][1],
-                                    _mm256_maddubs_epi16(level[h], broadcast4(half.low + at)));
+                                dot[h][t][0] = _mm256_add_epi16(
+                                    dot[h][t][0], _mm256_maddubs_epi16(level[h], broadcast4(half.high + at)));
+                                dot[h][t][1] = _mm256_add_epi16(
+                                    dot[h][t][1], _mm256_maddubs_epi16(level[h], broadcast4(half.low + at)));
                                 keep_order(dot[h][t][0]);
                                 keep_order(dot[h][t][1]);
                             }
@@ -234,7 +244,7 @@ struct bof4_kernel {
     // 16-bit weights: of four neighbours of a row, the first and third, then the others.
     template <int R>
     struct unpacked {
-        alignas(64) int16_t weights[CHUNK][DOTS][STEPS][2][2][16];  // [block][dot][step][pair][eight rows]
+        alignas(64) int16_t weights[CHUNK][DOTS][STEPS][2][2][16]; // [block][dot][step][pair][eight rows]
         alignas(64) float d[CHUNK][2][8];
 
         void fill(const pair * group, int, int64_t b0, int64_t n) {
@@ -264,7 +274,8 @@ struct bof4_kernel {
     };
 
     template <int R, int T>
-    [[gnu::noinline]] static void tile(const unpacked<R> & w, int64_t n, const act * const * columns, bool first, float * const * y) {
+    [[gnu::noinline]] static void tile(
+        const unpacked<R> & w, int64_t n, const act * const * columns, bool first, float * const * y) {
         const act * x[T];
         alignas(32) float sum[T][2][8];
         for (int t = 0; t < T; ++t) {
@@ -289,7 +300,8 @@ struct bof4_kernel {
                             for (int t = 0; t < T; ++t) {
                                 const __m256i act4 = broadcast4(x[t][b].u.q + DOT * j + 4 * i + 2 * p);
                                 for (int r = 0; r < 2; ++r) {
-                                    const __m256i weight = _mm256_load_si256((const __m256i *) w.weights[b][j][i][p][r]);
+                                    const __m256i weight = _mm256_load_si256(
+                                        (const __m256i *) w.weights[b][j][i][p][r]);
                                     dot[t][r] = _mm256_add_epi32(dot[t][r], _mm256_madd_epi16(weight, act4));
                                     keep_order(dot[t][r]);
                                 }

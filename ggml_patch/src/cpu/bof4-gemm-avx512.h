@@ -13,29 +13,63 @@
 
 namespace {
 
-using bytes  = __m512i;         // 64 of them
-using ints   = __m512i;
+using bytes = __m512i; // 64 of them
+using ints = __m512i;
 using floats = __m512;
-using four   = __m512i;         // four bytes, in every lane
+using four = __m512i; // four bytes, in every lane
 
 // Of 16-bit numbers: the caller masks the bits that come from the neighbouring byte.
-template <int N> inline bytes shift_left(bytes v)               { return _mm512_slli_epi16(v, N); }
-template <int N> inline bytes shift_right(bytes v)              { return _mm512_srli_epi16(v, N); }
-inline bytes  load_bytes(const void * p)                        { return _mm512_loadu_si512(p); }
-inline void   store_bytes(void * p, bytes v)                    { _mm512_store_si512(p, v); }
-inline ints   all_lanes(int32_t v)                              { return _mm512_set1_epi32(v); }
-inline four   all_lanes_four(int32_t v)                         { return _mm512_set1_epi32(v); }
-inline ints   add_dot(ints sum, bytes levels, four act)         { return _mm512_dpbusd_epi32(sum, levels, act); }
-inline floats to_floats(ints v)                                 { return _mm512_cvtepi32_ps(v); }
-inline floats from_bytes(__m128i v)                             { return to_floats(_mm512_cvtepi8_epi32(v)); }
-inline floats from_halves(const uint16_t * p)                   { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *) p)); }
-inline floats all_lanes(float v)                                { return _mm512_set1_ps(v); }
-inline floats multiply(floats a, floats b)                      { return _mm512_mul_ps(a, b); }
-inline floats multiply_add(floats a, floats b, floats c)        { return _mm512_fmadd_ps(a, b, c); }
-inline floats load(const float * p)                             { return _mm512_load_ps(p); }
-inline void   store(float * p, floats v)                        { _mm512_store_ps(p, v); }
-inline floats load_unaligned(const float * p)                   { return _mm512_loadu_ps(p); }
-inline void   store_unaligned(float * p, floats v)              { _mm512_storeu_ps(p, v); }
+template <int N> inline bytes shift_left(bytes v) {
+    return _mm512_slli_epi16(v, N);
+}
+template <int N> inline bytes shift_right(bytes v) {
+    return _mm512_srli_epi16(v, N);
+}
+inline bytes load_bytes(const void * p) {
+    return _mm512_loadu_si512(p);
+}
+inline void store_bytes(void * p, bytes v) {
+    _mm512_store_si512(p, v);
+}
+inline ints all_lanes(int32_t v) {
+    return _mm512_set1_epi32(v);
+}
+inline four all_lanes_four(int32_t v) {
+    return _mm512_set1_epi32(v);
+}
+inline ints add_dot(ints sum, bytes levels, four act) {
+    return _mm512_dpbusd_epi32(sum, levels, act);
+}
+inline floats to_floats(ints v) {
+    return _mm512_cvtepi32_ps(v);
+}
+inline floats from_bytes(__m128i v) {
+    return to_floats(_mm512_cvtepi8_epi32(v));
+}
+inline floats from_halves(const uint16_t * p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *) p));
+}
+inline floats all_lanes(float v) {
+    return _mm512_set1_ps(v);
+}
+inline floats multiply(floats a, floats b) {
+    return _mm512_mul_ps(a, b);
+}
+inline floats multiply_add(floats a, floats b, floats c) {
+    return _mm512_fmadd_ps(a, b, c);
+}
+inline floats load(const float * p) {
+    return _mm512_load_ps(p);
+}
+inline void store(float * p, floats v) {
+    _mm512_store_ps(p, v);
+}
+inline floats load_unaligned(const float * p) {
+    return _mm512_loadu_ps(p);
+}
+inline void store_unaligned(float * p, floats v) {
+    _mm512_storeu_ps(p, v);
+}
 
 // Says that a value is in a register from here on. GCC otherwise loads weights anew for every column, when it assumes a
 // shortage of registers: more loads than the processor can execute beside the dot products.
@@ -47,13 +81,17 @@ inline void in_register(bytes & v) {
 #endif
 }
 
-inline __m512i repeat(__m128i table) { return _mm512_broadcast_i32x4(table); }
+inline __m512i repeat(__m128i table) {
+    return _mm512_broadcast_i32x4(table);
+}
 
 #ifdef __AVX512VBMI__
 
 // Bytes by the lower four bits of an index. vpermb takes six bits of it: with the table four times over, the two bits
 // that belong to the other nibble have no effect.
-inline bytes look_up(__m512i table, bytes index) { return _mm512_permutexvar_epi8(index, table); }
+inline bytes look_up(__m512i table, bytes index) {
+    return _mm512_permutexvar_epi8(index, table);
+}
 
 // Numbers of six bits plus a constant. Of an index, vpermb takes those bits.
 struct six_bits {
@@ -97,10 +135,10 @@ struct six_bits {
 template <bool SUB_SCALES>
 struct tiles_of {
     enum {
-        GROUPS       = 2,
+        GROUPS = 2,
         GEMM_COLUMNS = SUB_SCALES ? 5 : 6,
         GEMV_COLUMNS = SUB_SCALES ? 5 : 6,
-        USE_GEMV     = SUB_SCALES ? 15 : 18,
+        USE_GEMV = SUB_SCALES ? 15 : 18,
     };
 };
 

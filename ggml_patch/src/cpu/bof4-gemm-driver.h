@@ -60,9 +60,7 @@ struct gemm_driver {
     float * const * y;
     int64_t n_columns;
 
-    const pair * group(int64_t g) const {
-        return reinterpret_cast<const pair *>(groups + g * group_bytes);
-    }
+    const pair * group(int64_t g) const { return reinterpret_cast<const pair *>(groups + g * group_bytes); }
 
     // Calls compute(width of a tile as a constant, its x, its y) for blocks [b0, b1) of R groups, the first of them g.
     template <int R, int LEAST, int MOST, typename F>
@@ -80,7 +78,8 @@ struct gemm_driver {
                 from[t] = static_cast<const act *>(x[c + t]) + b0;
                 to[t] = y[c + t] + row0;
             }
-            const float * addend = outlier_sums && b1 == n_blocks ? outlier_sums + (g * n_columns + c) * BOF4_GROUP : nullptr;
+            const float * addend = outlier_sums && b1 == n_blocks ? outlier_sums + (g * n_columns + c) * BOF4_GROUP
+                                                                  : nullptr;
             if (rows == R * BOF4_GROUP && width >= LEAST) {
                 with_width<LEAST, MOST>(width, [&](auto T) { compute(T, from, to); });
                 add_outlier_sums<R>(addend, width, to);
@@ -94,7 +93,7 @@ struct gemm_driver {
     // missing repeat the last one.
     template <int R, int LEAST, int MOST, typename F>
     void end_tile(int64_t rows, int width, bool first, const act ** from, float * const * to, const float * addend,
-                  const F & compute) const {
+        const F & compute) const {
         alignas(64) float scratch[MOST][R * BOF4_GROUP] = {};
         float * results[MOST];
         for (int t = 0; t < MOST; ++t) {
@@ -131,9 +130,10 @@ struct gemm_driver {
 
     void gemv() const {
         for (int64_t g = 0; g * BOF4_GROUP < n_rows; ++g) {
-            tiles<1, 1, kernel::GEMV_COLUMNS>(g, 0, n_blocks, [&](auto T, const act * const * from, float * const * to) {
-                kernel::template gemv<T>(group(g), n_blocks, from, to);
-            });
+            tiles<1, 1, kernel::GEMV_COLUMNS>(
+                g, 0, n_blocks, [&](auto T, const act * const * from, float * const * to) {
+                    kernel::template gemv<T>(group(g), n_blocks, from, to);
+                });
         }
     }
 
@@ -173,10 +173,16 @@ bool bof4_use_gemv(int64_t n_columns) {
 
 template <typename kernel>
 void bof4_gemm(const void * groups, int64_t n_rows, int64_t n, const void * const * x, const float * outlier_sums,
-               float * const * y, int64_t n_columns, bool use_gemv) {
+    float * const * y, int64_t n_columns, bool use_gemv) {
     const gemm_driver<kernel> driver = {
-        static_cast<const char *>(groups), kernel::repacked::group_bytes(n), n_rows, n / kernel::layout::BLOCK, x,
-        outlier_sums, y, n_columns,
+        static_cast<const char *>(groups),
+        kernel::repacked::group_bytes(n),
+        n_rows,
+        n / kernel::layout::BLOCK,
+        x,
+        outlier_sums,
+        y,
+        n_columns,
     };
     // an expert meets fewer columns than its operation has
     const bool narrow = kernel::ACT_OF_PATH ? use_gemv : bof4_use_gemv<kernel>(n_columns);

@@ -21,7 +21,7 @@ struct bof4_kernel : neon_kernel<type> {
             for (int64_t b = 0; b < n; ++b) {
                 const auto & head = bof4_head(group, b0 + b);
                 for (int k = 0; k < DOTS / 2; ++k) {
-                    int8_t (* to)[64] = levels[b] + STEPS * bof4_low_dot<layout>(k);
+                    int8_t (*to)[64] = levels[b] + STEPS * bof4_low_dot<layout>(k);
                     for (int i = 0; i < STEPS; ++i) {
                         for (int r = 0; r < 4; ++r) {
                             const uint8x16_t codes = vld1q_u8(bof4_codes(group, b0 + b).qs[STEPS * k + i][4 * r]);
@@ -47,7 +47,8 @@ struct bof4_kernel : neon_kernel<type> {
 
     // Eight rows at a time, for all sums to stay in registers.
     template <int R, int T>
-    [[gnu::noinline]] static void tile(const unpacked<R> & w, int64_t n, const act * const * x, bool first, float * const * y) {
+    [[gnu::noinline]] static void tile(
+        const unpacked<R> & w, int64_t n, const act * const * x, bool first, float * const * y) {
         for (int r0 = 0; r0 < 4; r0 += 2) {
             const act * a[T];
             float32x4_t sum[T][2];
@@ -75,12 +76,12 @@ struct bof4_kernel : neon_kernel<type> {
                             act16[t] = vld1q_s8(a[t][b].q + 32 * h + 16 * i);
                         }
 #define STEP(lane) \
-                        for (int r = 0; r < 2; ++r) { \
-                            const int8x16_t level = vld1q_s8(w.levels[b][8 * h + 4 * i + lane] + 16 * (r0 + r)); \
-                            for (int t = 0; t < T; ++t) { \
-                                dot[t][r] = vdotq_laneq_s32(dot[t][r], level, act16[t], lane); \
-                            } \
-                        }
+    for (int r = 0; r < 2; ++r) { \
+        const int8x16_t level = vld1q_s8(w.levels[b][8 * h + 4 * i + lane] + 16 * (r0 + r)); \
+        for (int t = 0; t < T; ++t) { \
+            dot[t][r] = vdotq_laneq_s32(dot[t][r], level, act16[t], lane); \
+        } \
+    }
                         STEP(0)
                         STEP(1)
                         STEP(2)

@@ -6,12 +6,24 @@
 namespace {
 
 // The first two, the last two lanes, each twice.
-inline float32x4_t low_twice(float32x4_t v)  { return vzip1q_f32(v, v); }
-inline float32x4_t high_twice(float32x4_t v) { return vzip2q_f32(v, v); }
-inline int32x4_t   low_twice(int32x4_t v)    { return vzip1q_s32(v, v); }
-inline int32x4_t   high_twice(int32x4_t v)   { return vzip2q_s32(v, v); }
-inline no_scale    low_twice(no_scale v)     { return v; }
-inline no_scale    high_twice(no_scale v)    { return v; }
+inline float32x4_t low_twice(float32x4_t v) {
+    return vzip1q_f32(v, v);
+}
+inline float32x4_t high_twice(float32x4_t v) {
+    return vzip2q_f32(v, v);
+}
+inline int32x4_t low_twice(int32x4_t v) {
+    return vzip1q_s32(v, v);
+}
+inline int32x4_t high_twice(int32x4_t v) {
+    return vzip2q_s32(v, v);
+}
+inline no_scale low_twice(no_scale v) {
+    return v;
+}
+inline no_scale high_twice(no_scale v) {
+    return v;
+}
 
 template <ggml_type type>
 struct bof4_kernel : neon_kernel<type> {
@@ -38,13 +50,13 @@ struct bof4_kernel : neon_kernel<type> {
                             // four rows with four weights each, and with the next four
                             const auto * qs = bof4_codes(group, b0 + b).qs + STEPS * k + i;
                             const uint8x16_t codes[2] = { vld1q_u8(qs[0][4 * r]), vld1q_u8(qs[1][4 * r]) };
-                            const auto store = [&](int8_t (* at)[16], int8x16_t first, int8x16_t second) {
+                            const auto store = [&](int8_t (*at)[16], int8x16_t first, int8x16_t second) {
                                 const int32x4_t a = vreinterpretq_s32_s8(first);
                                 const int32x4_t b2 = vreinterpretq_s32_s8(second);
-                                vst1q_s8(at[2 * r],     vreinterpretq_s8_s32(vzip1q_s32(a, b2)));
+                                vst1q_s8(at[2 * r], vreinterpretq_s8_s32(vzip1q_s32(a, b2)));
                                 vst1q_s8(at[2 * r + 1], vreinterpretq_s8_s32(vzip2q_s32(a, b2)));
                             };
-                            store(to[i / 2],                       low(codes[0], table),  low(codes[1], table));
+                            store(to[i / 2], low(codes[0], table), low(codes[1], table));
                             store(to[i / 2 + layout::NIBBLES / 8], high(codes[0], table), high(codes[1], table));
                         }
                     }
@@ -54,13 +66,13 @@ struct bof4_kernel : neon_kernel<type> {
                 for (int j = 0; j < DOTS; ++j) {
                     const typename join::dot_scales s(narrow, j);
                     for (int r = 0; r < 4; ++r) {
-                        sub_scales[b].set(j, 2 * r,     low_twice(s[r]));
+                        sub_scales[b].set(j, 2 * r, low_twice(s[r]));
                         sub_scales[b].set(j, 2 * r + 1, high_twice(s[r]));
                     }
                 }
                 for (int r = 0; r < 4; ++r) {
                     const float32x4_t four = scales<layout>(head, r);
-                    vst1q_f32(d[b][2 * r],     low_twice(four));
+                    vst1q_f32(d[b][2 * r], low_twice(four));
                     vst1q_f32(d[b][2 * r + 1], high_twice(four));
                 }
             }
@@ -69,13 +81,14 @@ struct bof4_kernel : neon_kernel<type> {
 
     // Two columns at a time, for all sums to stay in registers.
     template <int R, int T>
-    [[gnu::noinline]] static void tile(const unpacked<R> & w, int64_t n, const act * const * x, bool first, float * const * y) {
+    [[gnu::noinline]] static void tile(
+        const unpacked<R> & w, int64_t n, const act * const * x, bool first, float * const * y) {
         for (int t = 0; t < T; t += 2) {
             float32x4_t sum[8];
             for (int r = 0; r < 4; ++r) {
-                const float32x4_t left  = first ? vdupq_n_f32(0.0f) : vld1q_f32(y[t] + 4 * r);
+                const float32x4_t left = first ? vdupq_n_f32(0.0f) : vld1q_f32(y[t] + 4 * r);
                 const float32x4_t right = first ? vdupq_n_f32(0.0f) : vld1q_f32(y[t + 1] + 4 * r);
-                sum[2 * r]     = vzip1q_f32(left, right);
+                sum[2 * r] = vzip1q_f32(left, right);
                 sum[2 * r + 1] = vzip2q_f32(left, right);
             }
             for (int64_t b = 0; b < n; ++b) {
@@ -119,7 +132,7 @@ struct bof4_kernel : neon_kernel<type> {
                 }
             }
             for (int r = 0; r < 4; ++r) {
-                vst1q_f32(y[t] + 4 * r,     vuzp1q_f32(sum[2 * r], sum[2 * r + 1]));
+                vst1q_f32(y[t] + 4 * r, vuzp1q_f32(sum[2 * r], sum[2 * r + 1]));
                 vst1q_f32(y[t + 1] + 4 * r, vuzp2q_f32(sum[2 * r], sum[2 * r + 1]));
             }
         }

@@ -29,10 +29,18 @@ inline int8x16_t high(uint8x16_t codes, int8x16_t levels) {
 }
 
 // A factor of all lanes, or of each.
-inline float32x4_t multiply(float32x4_t v, float f)       { return vmulq_n_f32(v, f); }
-inline float32x4_t multiply(float32x4_t v, float32x4_t f) { return vmulq_f32(v, f); }
-inline float32x4_t multiply_add(float32x4_t sum, float32x4_t v, float f)       { return vfmaq_n_f32(sum, v, f); }
-inline float32x4_t multiply_add(float32x4_t sum, float32x4_t v, float32x4_t f) { return vfmaq_f32(sum, v, f); }
+inline float32x4_t multiply(float32x4_t v, float f) {
+    return vmulq_n_f32(v, f);
+}
+inline float32x4_t multiply(float32x4_t v, float32x4_t f) {
+    return vmulq_f32(v, f);
+}
+inline float32x4_t multiply_add(float32x4_t sum, float32x4_t v, float f) {
+    return vfmaq_n_f32(sum, v, f);
+}
+inline float32x4_t multiply_add(float32x4_t sum, float32x4_t v, float32x4_t f) {
+    return vfmaq_f32(sum, v, f);
+}
 
 struct no_scale {};
 
@@ -128,7 +136,9 @@ template <> struct joining<GGML_TYPE_BOF4_K> {
     using part = int32x4_t;
 
     static part zero() { return vdupq_n_s32(0); }
-    template <typename D> static part add_dot(part p, int32x4_t dot, int, D, int32x4_t scale) { return vmlaq_s32(p, dot, scale); }
+    template <typename D> static part add_dot(part p, int32x4_t dot, int, D, int32x4_t scale) {
+        return vmlaq_s32(p, dot, scale);
+    }
     static float32x4_t value(part p) { return vcvtq_f32_s32(p); }
     template <typename D> static float32x4_t scale(float32x4_t w, D d) { return multiply(w, d); }
 };
@@ -149,10 +159,15 @@ struct neon_kernel {
     using pair = bof4_block_pair<type>;
     using join = joining<type>;
     enum {
-        GROUPS = 1, GEMM_COLUMNS = 4, GEMM_LEAST = 4, GEMV_COLUMNS = 2, USE_GEMV = 2, ACT_OF_PATH = 0,
-        DOT   = layout::DOT,
-        DOTS  = layout::BLOCK / DOT,
-        STEPS = DOT / 4,    // of 64 bytes, 16 rows with 4 codes in low and 4 in high nibbles
+        GROUPS = 1,
+        GEMM_COLUMNS = 4,
+        GEMM_LEAST = 4,
+        GEMV_COLUMNS = 2,
+        USE_GEMV = 2,
+        ACT_OF_PATH = 0,
+        DOT = layout::DOT,
+        DOTS = layout::BLOCK / DOT,
+        STEPS = DOT / 4, // of 64 bytes, 16 rows with 4 codes in low and 4 in high nibbles
         CHUNK = BOF4_UNPACKED / layout::BLOCK,
     };
 
@@ -191,15 +206,15 @@ struct neon_kernel {
                         act4[t][1] = vld1q_s8(x[t][b].q + DOT * j[1] + 4 * i);
                     }
 #define STEP(lane) \
-                    for (int r = 0; r < 4; ++r) { \
-                        const uint8x16_t codes = vld1q_u8(qs[lane][4 * r]); \
-                        const int8x16_t lo = low(codes, levels); \
-                        const int8x16_t hi = high(codes, levels); \
-                        for (int t = 0; t < T; ++t) { \
-                            dot[t][0][r] = vdotq_laneq_s32(dot[t][0][r], lo, act4[t][0], lane); \
-                            dot[t][1][r] = vdotq_laneq_s32(dot[t][1][r], hi, act4[t][1], lane); \
-                        } \
-                    }
+    for (int r = 0; r < 4; ++r) { \
+        const uint8x16_t codes = vld1q_u8(qs[lane][4 * r]); \
+        const int8x16_t lo = low(codes, levels); \
+        const int8x16_t hi = high(codes, levels); \
+        for (int t = 0; t < T; ++t) { \
+            dot[t][0][r] = vdotq_laneq_s32(dot[t][0][r], lo, act4[t][0], lane); \
+            dot[t][1][r] = vdotq_laneq_s32(dot[t][1][r], hi, act4[t][1], lane); \
+        } \
+    }
                     STEP(0)
                     STEP(1)
                     STEP(2)
@@ -210,7 +225,8 @@ struct neon_kernel {
                     const typename join::dot_scales s(sub_scales, j[h]);
                     for (int r = 0; r < 4; ++r) {
                         for (int t = 0; t < T; ++t) {
-                            part[t][r] = join::add_dot(part[t][r], dot[t][h][r], j[h], x[t][b].d_of_dot(j[h], DOTS), s[r]);
+                            part[t][r] = join::add_dot(
+                                part[t][r], dot[t][h][r], j[h], x[t][b].d_of_dot(j[h], DOTS), s[r]);
                         }
                     }
                 }

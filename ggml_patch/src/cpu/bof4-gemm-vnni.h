@@ -55,8 +55,8 @@ template <ggml_type type>
 struct nibble_decoder {
     using layout = bof4_layout<type>;
 
-    decltype(repeat(__m128i())) table = repeat(_mm_xor_si128(
-        _mm_loadu_si128((const __m128i *) layout::LEVELS), _mm_set1_epi8((char) 0x80)));
+    decltype(repeat(__m128i())) table = repeat(
+        _mm_xor_si128(_mm_loadu_si128((const __m128i *) layout::LEVELS), _mm_set1_epi8((char) 0x80)));
 
     void step(const typename layout::codes & c, int k, int i, bytes & low, bytes & high) const {
         const bytes codes = load_bytes(c.qs[layout::DOT / 4 * k + i]);
@@ -70,7 +70,7 @@ template <> struct decoder<GGML_TYPE_BOF4_S> : nibble_decoder<GGML_TYPE_BOF4_S> 
 };
 
 template <> struct decoder<GGML_TYPE_BOF4_K> : nibble_decoder<GGML_TYPE_BOF4_K> {
-    static void sub_scales(const layout::head & h, float (* s)[16], int stride) {
+    static void sub_scales(const layout::head & h, float (*s)[16], int stride) {
 #pragma GCC unroll 16
         for (int j = 0; j < BOF4_K_SUB_BLOCKS; ++j) {
             const __m128i low = _mm_loadu_si128((const __m128i *) h.scales[j % 8]);
@@ -87,7 +87,7 @@ template <> struct decoder<GGML_TYPE_BOF4_K> : nibble_decoder<GGML_TYPE_BOF4_K> 
 template <> struct decoder<GGML_TYPE_Q6_K> {
     using layout = bof4_layout<GGML_TYPE_Q6_K>;
 
-    six_bits level{128 - layout::ZERO_CODE};
+    six_bits level{ 128 - layout::ZERO_CODE };
 
     void step(const layout::codes & c, int k, int i, bytes & low, bytes & high) const {
         const auto & part = c.parts[k / 4 * 2 + k % 2];
@@ -98,7 +98,7 @@ template <> struct decoder<GGML_TYPE_Q6_K> {
         high = level.join(shift_right<4>(four), second ? shift_right<2>(two) : two);
     }
 
-    static void sub_scales(const layout::head & h, float (* s)[16], int stride) {
+    static void sub_scales(const layout::head & h, float (*s)[16], int stride) {
         for (int j = 0; j < layout::BLOCK / layout::DOT; ++j) {
             store(s[j * stride], from_bytes(_mm_loadu_si128((const __m128i *) h.scales[j])));
         }
@@ -112,11 +112,11 @@ struct bof4_kernel : tiles_of<bof4_layout<type>::HAS_SUB_SCALES> {
     using act = typename layout::act;
     using pair = bof4_block_pair<type>;
     enum {
-        DOT    = layout::DOT,
-        DOTS   = layout::BLOCK / DOT,
-        STEPS  = DOT / 4,                           // vpdpbusd of a dot
-        CHUNK  = BOF4_UNPACKED / layout::BLOCK,
-        GEMM_LEAST  = 1,
+        DOT = layout::DOT,
+        DOTS = layout::BLOCK / DOT,
+        STEPS = DOT / 4, // vpdpbusd of a dot
+        CHUNK = BOF4_UNPACKED / layout::BLOCK,
+        GEMM_LEAST = 1,
         ACT_OF_PATH = 0,
     };
 
@@ -219,7 +219,8 @@ struct bof4_kernel : tiles_of<bof4_layout<type>::HAS_SUB_SCALES> {
     };
 
     template <int R, int T>
-    [[gnu::noinline]] static void tile(const unpacked<R> & w, int64_t n, const act * const * columns, bool first, float * const * y) {
+    [[gnu::noinline]] static void tile(
+        const unpacked<R> & w, int64_t n, const act * const * columns, bool first, float * const * y) {
         const act * x[T];
         alignas(64) float sum[T][R][16];
         for (int t = 0; t < T; ++t) {

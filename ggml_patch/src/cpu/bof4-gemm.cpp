@@ -12,14 +12,20 @@ static const bof4_gemm_kernels * kernels_of() {
     using repacked = bof4_repacked<type>;
     using kernel = bof4_kernel<type>;
     static const bof4_gemm_kernels kernels = {
-        repacked::group_bytes, repacked::repack_group, repacked::unpack_group, repacked::quantize_act,
-        bof4_use_gemv<kernel>, bof4_gemm<kernel>, sizeof(typename kernel::act),
+        repacked::group_bytes,
+        repacked::repack_group,
+        repacked::unpack_group,
+        repacked::quantize_act,
+        bof4_use_gemv<kernel>,
+        bof4_gemm<kernel>,
+        sizeof(typename kernel::act),
     };
     return &kernels;
 }
 
 const bof4_gemm_kernels * bof4_gemm_kernels_of(ggml_type type) {
-#define BOF4_CASE(NAME, name) case GGML_TYPE_##NAME: return kernels_of<GGML_TYPE_##NAME>();
+#define BOF4_CASE(NAME, name) \
+    case GGML_TYPE_##NAME: return kernels_of<GGML_TYPE_##NAME>();
     switch (type) {
         BOF4_TYPES_REPACKED(BOF4_CASE)
         BOF4_GEMM_UPSTREAM_TYPES(BOF4_CASE)

@@ -48,7 +48,7 @@ struct bof4_gemm_kernels {
     // outlier_sums, float32 [groups][n_columns][16], 64-byte aligned, is added where it is not NULL. use_gemv: what the
     // columns were quantized for.
     void (*gemm)(const void * groups, int64_t n_rows, int64_t n, const void * const * x, const float * outlier_sums,
-                 float * const * y, int64_t n_columns, bool use_gemv);
+        float * const * y, int64_t n_columns, bool use_gemv);
 
     size_t act_block_bytes;
 };

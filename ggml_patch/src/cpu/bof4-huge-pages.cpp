@@ -33,8 +33,8 @@ void bof4_request_huge_pages(void * base, size_t size) {
     bof4_parallel_for((n_pages * page + chunk - 1) / chunk, 1, [&](int64_t i) {
         for (int64_t k = i * (chunk / page); k < std::min<int64_t>(n_pages, (i + 1) * (chunk / page)); ++k) {
             const double ns = std::chrono::duration<double, std::nano>(clock::now() - start).count();
-            if (ns > MIN_NS + MAX_NS_PER_BYTE * (double) (n_done * page) / n_threads
-                || madvise(first + k * page, page, MADV_HUGEPAGE) != 0) {
+            if (ns > MIN_NS + MAX_NS_PER_BYTE * (double) (n_done * page) / n_threads ||
+                madvise(first + k * page, page, MADV_HUGEPAGE) != 0) {
                 return;
             }
             first[k * page] = 0;

@@ -114,7 +114,7 @@ void store_act(bof4_act_words::numbers<BLOCK> & y, int at, const int8_t * q, boo
     }
     int16_t * to = y.u.q + at;
     for (int i = 0; i < N; i += 4) {
-        to[i]     = q[i];
+        to[i] = q[i];
         to[i + 1] = q[i + 2];
         to[i + 2] = q[i + 1];
         to[i + 3] = q[i + 3];

@@ -30,7 +30,9 @@
 // Activations are int8. Without an instruction for dot products of bytes (bof4-gemm-avx2.h) GEMM reads them as int16,
 // the first and third of four before the second and fourth, and GEMV as 16 * high + low.
 struct bof4_act_bytes {
-    template <int N> struct numbers { int8_t q[N]; };
+    template <int N> struct numbers {
+        int8_t q[N];
+    };
 };
 struct bof4_act_words {
     template <int N> struct numbers {
@@ -53,14 +55,14 @@ using bof4_act_form = bof4_act_bytes;
 // a dot product of level + 128.
 template <int N, int SCALES, int OFFSETS>
 struct bof4_act_block : bof4_act_form::numbers<N> {
-    float   d[SCALES];
+    float d[SCALES];
     int32_t offset[OFFSETS];
 
     // The scale of dot j of so many.
     float d_of_dot(int j, int dots) const { return d[j * SCALES / dots]; }
 };
-using bof4_s_act_block = bof4_act_block<QK_BOF4_S, 2, 2>;                   // scales of Q8_0
-using bof4_k_act_block = bof4_act_block<QK_BOF4_K, 1, BOF4_K_SUB_BLOCKS>;   // of Q8_K, but positive
+using bof4_s_act_block = bof4_act_block<QK_BOF4_S, 2, 2>;                 // scales of Q8_0
+using bof4_k_act_block = bof4_act_block<QK_BOF4_K, 1, BOF4_K_SUB_BLOCKS>; // of Q8_K, but positive
 
 // How a type is read. A dot is a run of weights whose products with activations are summed up as integers: they have
 // one scale each, that of activations included. No primary definition: a type without a layout does not compile.
@@ -98,7 +100,7 @@ template <> struct bof4_layout<GGML_TYPE_BOF4_K> {
 
     struct head {
         uint16_t d[BOF4_GROUP];
-        uint8_t  scales[BOF4_K_SUB_SCALE_BYTES][BOF4_GROUP];
+        uint8_t scales[BOF4_K_SUB_SCALE_BYTES][BOF4_GROUP];
     };
     struct codes {
         uint8_t qs[QK_BOF4_K / 8][BOF4_GROUP][4];
@@ -116,7 +118,7 @@ template <> struct bof4_layout<GGML_TYPE_Q6_K> {
 
     struct head {
         uint16_t d[BOF4_GROUP];
-        int8_t   scales[16][BOF4_GROUP];
+        int8_t scales[16][BOF4_GROUP];
     };
     struct codes {
         struct part {
@@ -137,7 +139,7 @@ constexpr int bof4_low_dot(int k) {
 
 template <ggml_type type>
 struct bof4_block_pair {
-    typename bof4_layout<type>::head  head[2];
+    typename bof4_layout<type>::head head[2];
     typename bof4_layout<type>::codes codes[2];
 };
 

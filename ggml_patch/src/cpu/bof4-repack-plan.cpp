@@ -31,30 +31,35 @@ struct work_buffer {
 } // namespace
 
 bof4_repack_plan::bof4_repack_plan(const bof4_gemm_kernels & kernels, ggml_tensor * op, void * wdata, int n_threads)
-    : kernels(kernels), op(op), weight(op->src[0]), act(op->src[1]),
-      n_columns(op->ne[1] * op->ne[2] * op->ne[3]), n_matrices(weight->ne[2] * weight->ne[3]),
+    : kernels(kernels),
+      op(op),
+      weight(op->src[0]),
+      act(op->src[1]),
+      n_columns(op->ne[1] * op->ne[2] * op->ne[3]),
+      n_matrices(weight->ne[2] * weight->ne[3]),
       act_row_bytes(weight->ne[0] / ggml_blck_size(weight->type) * kernels.act_block_bytes),
       use_gemv(kernels.use_gemv(op->op == GGML_OP_MUL_MAT_ID ? op->ne[2] : n_columns / n_matrices)),
       has_list(ggml_bof4_list_of_op(op) != nullptr),
       view(has_list ? ggml_bof4_list_view_of_op(op) : bof4_list_view()),
       is_one_column(has_list && bof4_list_is_one_column(op, &view)),
-      n_groups((weight->ne[1] + BOF4_GROUP - 1) / BOF4_GROUP), group_bytes(kernels.group_bytes(weight->ne[0])) {
+      n_groups((weight->ne[1] + BOF4_GROUP - 1) / BOF4_GROUP),
+      group_bytes(kernels.group_bytes(weight->ne[0])) {
     // Enough pieces that no thread waits long for another, but no smaller than keeps the cost of each piece low: in
     // prompts loading activations into the caches, and lists.
-    piece    = std::min<int64_t>(32, std::max<int64_t>(1, n_groups / (4 * n_threads)));
+    piece = std::min<int64_t>(32, std::max<int64_t>(1, n_groups / (4 * n_threads)));
     n_pieces = (n_groups + piece - 1) / piece;
 
     const size_t transposed_bytes = op->op == GGML_OP_MUL_MAT ? bof4_list_transposed_size(op) : 0;
     work_buffer buffer(wdata);
     uint32_t * first = buffer.take<uint32_t>(transposed_bytes / sizeof(uint32_t));
-    transposed   = transposed_bytes > 0 ? first : nullptr;
-    acts         = buffer.take<char>(act_row_bytes * ggml_nrows(act));
-    x            = buffer.take<const void *>(n_columns);
-    y            = buffer.take<float *>(n_columns);
-    ids          = buffer.take<column_id>(n_columns);
+    transposed = transposed_bytes > 0 ? first : nullptr;
+    acts = buffer.take<char>(act_row_bytes * ggml_nrows(act));
+    x = buffer.take<const void *>(n_columns);
+    y = buffer.take<float *>(n_columns);
+    ids = buffer.take<column_id>(n_columns);
     first_column = buffer.take<int64_t>(n_matrices + 1);
-    ranges       = buffer.take<bof4_work_range>(n_threads);
-    work_bytes   = buffer.at - static_cast<char *>(wdata);
+    ranges = buffer.take<bof4_work_range>(n_threads);
+    work_bytes = buffer.at - static_cast<char *>(wdata);
 }
 
 size_t bof4_repack_plan::work_size() const {
@@ -124,15 +129,16 @@ void bof4_repack_plan::list_columns() const {
     const int64_t repeat3 = act->ne[3] / weight->ne[3];
     for (int64_t m = 0; m < n_matrices; ++m) {
         first_column[m] = c;
-        for (int64_t r3 = 0; r3 < repeat3; ++r3) for (int64_t r2 = 0; r2 < repeat2; ++r2) {
-            const int64_t i2 = m % weight->ne[2] * repeat2 + r2;
-            const int64_t i3 = m / weight->ne[2] * repeat3 + r3;
-            for (int64_t i1 = 0; i1 < act->ne[1]; ++i1, ++c) {
-                x[c] = acts + ((i3 * act->ne[2] + i2) * act->ne[1] + i1) * act_row_bytes;
-                y[c] = reinterpret_cast<float *>(
-                    static_cast<char *>(op->data) + i1 * op->nb[1] + i2 * op->nb[2] + i3 * op->nb[3]);
+        for (int64_t r3 = 0; r3 < repeat3; ++r3)
+            for (int64_t r2 = 0; r2 < repeat2; ++r2) {
+                const int64_t i2 = m % weight->ne[2] * repeat2 + r2;
+                const int64_t i3 = m / weight->ne[2] * repeat3 + r3;
+                for (int64_t i1 = 0; i1 < act->ne[1]; ++i1, ++c) {
+                    x[c] = acts + ((i3 * act->ne[2] + i2) * act->ne[1] + i1) * act_row_bytes;
+                    y[c] = reinterpret_cast<float *>(
+                        static_cast<char *>(op->data) + i1 * op->nb[1] + i2 * op->nb[2] + i3 * op->nb[3]);
+                }
             }
-        }
     }
     first_column[n_matrices] = c;
 }
@@ -150,18 +156,20 @@ void bof4_repack_plan::list_columns_of_experts() const {
     // Counts, then their sums: first_column[e] is where the next column of e goes, in the end where those of e + 1
     // begin.
     std::fill(first_column, first_column + n_matrices + 1, 0);
-    for (int64_t token = 0; token < n_tokens; ++token) for (int64_t slot = 0; slot < n_slots; ++slot) {
-        ++first_column[expert_of(slot, token) + 1];
-    }
+    for (int64_t token = 0; token < n_tokens; ++token)
+        for (int64_t slot = 0; slot < n_slots; ++slot) {
+            ++first_column[expert_of(slot, token) + 1];
+        }
     for (int64_t m = 0; m < n_matrices; ++m) {
         first_column[m + 1] += first_column[m];
     }
-    for (int64_t token = 0; token < n_tokens; ++token) for (int64_t slot = 0; slot < n_slots; ++slot) {
-        const int64_t c = first_column[expert_of(slot, token)]++;
-        x[c] = acts + (slot % act->ne[1] + token * act->ne[1]) * act_row_bytes;
-        y[c] = reinterpret_cast<float *>(static_cast<char *>(op->data) + slot * op->nb[1] + token * op->nb[2]);
-        ids[c] = { (int32_t) slot, (int32_t) token };
-    }
+    for (int64_t token = 0; token < n_tokens; ++token)
+        for (int64_t slot = 0; slot < n_slots; ++slot) {
+            const int64_t c = first_column[expert_of(slot, token)]++;
+            x[c] = acts + (slot % act->ne[1] + token * act->ne[1]) * act_row_bytes;
+            y[c] = reinterpret_cast<float *>(static_cast<char *>(op->data) + slot * op->nb[1] + token * op->nb[2]);
+            ids[c] = { (int32_t) slot, (int32_t) token };
+        }
     std::copy_backward(first_column, first_column + n_matrices, first_column + n_matrices + 1);
     first_column[0] = 0;
 }
@@ -188,7 +196,7 @@ void bof4_repack_plan::multiply(int ith, int nth) const {
     bool more = true;
     while (more) {
         int64_t m = 0;
-        int64_t before = 0;     // pieces of the matrices before m
+        int64_t before = 0; // pieces of the matrices before m
         for (int64_t i = own.take(); i >= 0; i = own.take()) {
             while (!has_columns(m) || i >= before + n_pieces) {
                 before += has_columns(m) ? n_pieces : 0;
@@ -234,8 +242,7 @@ void bof4_repack_plan::multiply_rows(int64_t matrix, int64_t row0, int64_t row1)
         if (transposed) {
             bof4_list_sum_mul_mat(op, &view, transposed, matrix, row0, row1, c, c + count, sums);
         }
-        kernels.gemm(
-            groups, row1 - row0, weight->ne[0], x + c, transposed ? sums : nullptr, to, count, use_gemv);
+        kernels.gemm(groups, row1 - row0, weight->ne[0], x + c, transposed ? sums : nullptr, to, count, use_gemv);
     }
     if (has_list && !transposed) {
         apply_list(matrix, row0, row1, groups + (row1 - row0) / BOF4_GROUP * group_bytes);

@@ -15,7 +15,7 @@
 struct ggml_compute_params;
 
 class bof4_repack_plan {
-public:
+  public:
     // wdata: the work buffer, or NULL where only its size is wanted.
     bof4_repack_plan(const bof4_gemm_kernels & kernels, ggml_tensor * op, void * wdata, int n_threads);
 
@@ -25,7 +25,7 @@ public:
     // The thread's part of the operation.
     void compute(const ggml_compute_params * params) const;
 
-private:
+  private:
     // A column of a mul_mat_id: expert slot and token, as bof4_list_add_mul_mat_id takes them.
     struct column_id {
         int32_t slot;
@@ -36,28 +36,28 @@ private:
     ggml_tensor * op;
     const ggml_tensor * weight;
     const ggml_tensor * act;
-    int64_t n_columns;              // of the result
+    int64_t n_columns; // of the result
     int64_t n_matrices;
-    size_t  act_row_bytes;
-    bool    use_gemv;               // even where all columns belong to one matrix
-    bool    has_list;
-    bof4_list_view view;            // of the list
-    bool    is_one_column;          // see bof4_list_is_one_column
+    size_t act_row_bytes;
+    bool use_gemv; // even where all columns belong to one matrix
+    bool has_list;
+    bof4_list_view view; // of the list
+    bool is_one_column;  // see bof4_list_is_one_column
 
-    int64_t n_groups;               // of a matrix
-    size_t  group_bytes;
-    int64_t piece;                  // groups of a piece
-    int64_t n_pieces;               // of a matrix
+    int64_t n_groups; // of a matrix
+    size_t group_bytes;
+    int64_t piece;    // groups of a piece
+    int64_t n_pieces; // of a matrix
 
     // in the work buffer
-    uint32_t * transposed;          // bf16 activations for outliers, or NULL
-    char * acts;                    // int8 activations
-    const void ** x;                // activations of each column, columns of the first matrix first
-    float ** y;                     // results of each column
+    uint32_t * transposed; // bf16 activations for outliers, or NULL
+    char * acts;           // int8 activations
+    const void ** x;       // activations of each column, columns of the first matrix first
+    float ** y;            // results of each column
     column_id * ids;
-    int64_t * first_column;         // of each matrix, and the end of the last
-    bof4_work_range * ranges;       // of each thread
-    size_t  work_bytes;
+    int64_t * first_column;   // of each matrix, and the end of the last
+    bof4_work_range * ranges; // of each thread
+    size_t work_bytes;
 
     const float * act_at(int64_t i1, int64_t i2, int64_t i3) const;
     void quantize_blocks(int64_t row, int64_t b0, int64_t b1) const;

@@ -26,7 +26,7 @@ bool is_mul_mat(const ggml_tensor * op) {
 }
 
 class traits : public ggml::cpu::tensor_traits {
-public:
+  public:
     const bof4_gemm_kernels * kernels = nullptr;
 
     bool work_size(int n_threads, const ggml_tensor * op, size_t & size) override {
@@ -64,8 +64,8 @@ int64_t groups_of(const ggml_tensor * weight) {
 
 // Rows too few for a group would be padded to many times their size.
 bool can_repack(const ggml_tensor * weight) {
-    return traits_of(weight->type) != nullptr && weight->ne[1] >= BOF4_GROUP / 2 && weight->view_src == nullptr
-        && ggml_is_contiguous(weight);
+    return traits_of(weight->type) != nullptr && weight->ne[1] >= BOF4_GROUP / 2 && weight->view_src == nullptr &&
+        ggml_is_contiguous(weight);
 }
 
 bool is_repacked(const ggml_tensor * weight) {
@@ -73,7 +73,7 @@ bool is_repacked(const ggml_tensor * weight) {
 }
 
 class buffer_type : public ggml::cpu::extra_buffer_type {
-public:
+  public:
     bool supports_op(ggml_backend_dev_t, const ggml_tensor * op) override {
         if (!is_mul_mat(op)) {
             return false;
@@ -82,9 +82,8 @@ public:
         const ggml_tensor * act = op->src[1];
         // the columns of a matrix must be neighbours
         const bool in_order = weight->ne[2] == 1 || weight->ne[3] == act->ne[3];
-        return is_repacked(weight) && can_repack(weight) && in_order
-            && act->type == GGML_TYPE_F32 && act->nb[0] == sizeof(float)
-            && (act->buffer == nullptr || ggml_backend_buft_is_host(act->buffer->buft));
+        return is_repacked(weight) && can_repack(weight) && in_order && act->type == GGML_TYPE_F32 &&
+            act->nb[0] == sizeof(float) && (act->buffer == nullptr || ggml_backend_buft_is_host(act->buffer->buft));
     }
 
     ggml::cpu::tensor_traits * get_tensor_traits(const ggml_tensor * op) override {
@@ -141,11 +140,11 @@ ggml_backend_buffer_t alloc_buffer(ggml_backend_buffer_type_t buft, size_t size)
         return nullptr;
     }
     bof4_request_huge_pages(ggml_backend_buffer_get_base(buffer), size);
-    buffer->buft              = buft;
+    buffer->buft = buft;
     buffer->iface.init_tensor = init_tensor;
-    buffer->iface.set_tensor  = set_tensor;
-    buffer->iface.get_tensor  = get_tensor;
-    buffer->iface.cpy_tensor  = nullptr;
+    buffer->iface.set_tensor = set_tensor;
+    buffer->iface.get_tensor = get_tensor;
+    buffer->iface.cpy_tensor = nullptr;
     return buffer;
 }
 

@@ -33,8 +33,8 @@ static inline __m128i sub_block_scales(const block_bof4_k * x) {
 
 #endif
 
-#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512VNNI__) \
-    && defined(__FMA__) && defined(__F16C__)
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512VNNI__) && \
+    defined(__FMA__) && defined(__F16C__)
 
 static inline __m256i superblock_dot(const block_bof4_k * x, const block_q8_K * y) {
     // vpdpbusd needs one unsigned operand: the table holds level + 128, and the 128 is subtracted again with the sums
@@ -59,8 +59,8 @@ static inline __m256i superblock_dot(const block_bof4_k * x, const block_q8_K * 
         const __m512i dot_hi = _mm512_dpbusd_epi32(zero, hi, _mm512_loadu_si512(y->qs + 128 * h + 64));
         const __m512i at = _mm512_add_epi32(first_four, _mm512_set1_epi32(8 * h));
         sum = _mm512_add_epi32(sum, _mm512_mullo_epi32(dot_lo, _mm512_permutexvar_epi32(at, scales32)));
-        sum = _mm512_add_epi32(sum, _mm512_mullo_epi32(
-            dot_hi, _mm512_permutexvar_epi32(_mm512_add_epi32(at, _mm512_set1_epi32(4)), scales32)));
+        sum = _mm512_add_epi32(sum,
+            _mm512_mullo_epi32(dot_hi, _mm512_permutexvar_epi32(_mm512_add_epi32(at, _mm512_set1_epi32(4)), scales32)));
     }
     return _mm256_add_epi32(_mm512_castsi512_si256(sum), _mm512_extracti64x4_epi64(sum, 1));
 }
@@ -95,10 +95,11 @@ static inline __m256i superblock_dot(const block_bof4_k * x, const block_q8_K * 
             const __m256i hi = _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(q, 4), nibble));
             const int8_t * act = y->qs + 128 * h + 32 * t;
             const __m256i after_next = _mm256_add_epi8(at, _mm256_slli_epi16(next_pair, 1));
-            sum = _mm256_add_epi32(sum, dot_two_sub_blocks(
-                lo, _mm256_loadu_si256((const __m256i *) act), _mm256_shuffle_epi8(eight, at)));
-            sum = _mm256_add_epi32(sum, dot_two_sub_blocks(
-                hi, _mm256_loadu_si256((const __m256i *) (act + 64)), _mm256_shuffle_epi8(eight, after_next)));
+            sum = _mm256_add_epi32(
+                sum, dot_two_sub_blocks(lo, _mm256_loadu_si256((const __m256i *) act), _mm256_shuffle_epi8(eight, at)));
+            sum = _mm256_add_epi32(sum,
+                dot_two_sub_blocks(
+                    hi, _mm256_loadu_si256((const __m256i *) (act + 64)), _mm256_shuffle_epi8(eight, after_next)));
             at = _mm256_add_epi8(at, next_pair);
         }
     }
@@ -118,7 +119,7 @@ static inline int16x8x2_t sub_block_scales(const block_bof4_k * x) {
     const uint8x16_t high = vshlq_u8(vreinterpretq_u8_u32(fields), vld1q_s8(high_shifts));
     const uint8x16_t all = vandq_u8(vbslq_u8(vdupq_n_u8(0x0f), low, high), vdupq_n_u8(0x3f));
     const uint8x8_t bias = vdup_n_u8(BOF4_K_SUB_SCALE_OFFSET);
-    return (int16x8x2_t) { {
+    return (int16x8x2_t){ {
         vreinterpretq_s16_u16(vsubl_u8(vget_low_u8(all), bias)),
         vreinterpretq_s16_u16(vsubl_u8(vget_high_u8(all), bias)),
     } };
@@ -150,11 +151,12 @@ static inline int16x8_t pair_products(int8x16_t levels, int8x16_t act) {
     return vmlal_high_s8(vmull_s8(vget_low_s8(levels), vget_low_s8(act)), levels, act);
 }
 
-#define ADD_SUB_BLOCK(sum, levels, act, scales, lane) do { \
-    const int16x8_t pairs = pair_products(levels, act); \
-    sum = vmlal_lane_s16(sum, vget_low_s16(pairs), scales, lane); \
-    sum = vmlal_high_lane_s16(sum, pairs, scales, lane); \
-} while (0)
+#define ADD_SUB_BLOCK(sum, levels, act, scales, lane) \
+    do { \
+        const int16x8_t pairs = pair_products(levels, act); \
+        sum = vmlal_lane_s16(sum, vget_low_s16(pairs), scales, lane); \
+        sum = vmlal_high_lane_s16(sum, pairs, scales, lane); \
+    } while (0)
 
 #endif
 
@@ -171,12 +173,13 @@ static float row_dot(const block_bof4_k * x, const block_q8_K * y, int nblocks) 
             const four_scales scales_lo = to_four_scales(vget_low_s16(scales.val[h]));
             const four_scales scales_hi = to_four_scales(vget_high_s16(scales.val[h]));
             // a macro: the number of a lane must be a constant even without optimization
-#define TWO_SUB_BLOCKS(b) do { \
-                const uint8x16_t q = vld1q_u8(x[i].qs + 64 * h + BOF4_K_SUB_BLOCK * b); \
-                const int8_t * act = y[i].qs + 128 * h + BOF4_K_SUB_BLOCK * b; \
-                ADD_SUB_BLOCK(sum_lo, vqtbl1q_s8(table, vandq_u8(q, nibble)), vld1q_s8(act), scales_lo, b); \
-                ADD_SUB_BLOCK(sum_hi, vqtbl1q_s8(table, vshrq_n_u8(q, 4)), vld1q_s8(act + 64), scales_hi, b); \
-            } while (0)
+#define TWO_SUB_BLOCKS(b) \
+    do { \
+        const uint8x16_t q = vld1q_u8(x[i].qs + 64 * h + BOF4_K_SUB_BLOCK * b); \
+        const int8_t * act = y[i].qs + 128 * h + BOF4_K_SUB_BLOCK * b; \
+        ADD_SUB_BLOCK(sum_lo, vqtbl1q_s8(table, vandq_u8(q, nibble)), vld1q_s8(act), scales_lo, b); \
+        ADD_SUB_BLOCK(sum_hi, vqtbl1q_s8(table, vshrq_n_u8(q, 4)), vld1q_s8(act + 64), scales_hi, b); \
+    } while (0)
             TWO_SUB_BLOCKS(0);
             TWO_SUB_BLOCKS(1);
             TWO_SUB_BLOCKS(2);
@@ -228,8 +231,8 @@ static float row_dot(const block_bof4_k * x, const block_q8_K * y, int nblocks) 
         const __m256i lanes = _mm256_hadd_epi32(_mm256_hadd_epi32(dot[0], dot[1]), _mm256_hadd_epi32(dot[2], dot[3]));
         const __m128i total = _mm_add_epi32(_mm256_castsi256_si128(lanes), _mm256_extracti128_si256(lanes, 1));
         // what add_superblock does, for four
-        const __m128 d = _mm_mul_ps(
-            _mm_cvtph_ps(_mm_setr_epi16((short) x[i].d, (short) x[i + 1].d, (short) x[i + 2].d, (short) x[i + 3].d, 0, 0, 0, 0)),
+        const __m128 d = _mm_mul_ps(_mm_cvtph_ps(_mm_setr_epi16((short) x[i].d, (short) x[i + 1].d, (short) x[i + 2].d,
+                                        (short) x[i + 3].d, 0, 0, 0, 0)),
             _mm_set1_ps(BOF4_K_UNIT));
         float part[4], scale[4];
         _mm_storeu_ps(part, _mm_cvtepi32_ps(total));

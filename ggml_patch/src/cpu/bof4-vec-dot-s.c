@@ -12,13 +12,14 @@
 #include "ggml-cpu-impl.h"
 #include "simd-mappings.h"
 
-enum { AT_ONCE = 8 };   // blocks that become lanes of one vector on x86
+enum { AT_ONCE = 8 }; // blocks that become lanes of one vector on x86
 
 // Adds a block, from the integer products of its halves. Every kernel, here and in the GEMM kernels, does these
 // operations in this order, block after block, so that a product has the same bits whether its weight is repacked or
 // not, and for any number of columns.
 static inline float add_block(float sum, int32_t dot0, int32_t dot1, const block_bof4_s * x, const block_q8_0 * y) {
-    const float part = bof4_multiply_add((float) dot1, GGML_CPU_FP16_TO_FP32(y[1].d), (float) dot0 * GGML_CPU_FP16_TO_FP32(y[0].d));
+    const float part = bof4_multiply_add(
+        (float) dot1, GGML_CPU_FP16_TO_FP32(y[1].d), (float) dot0 * GGML_CPU_FP16_TO_FP32(y[0].d));
     return bof4_multiply_add(part, GGML_CPU_FP16_TO_FP32(x->d) * (1.0f / BOF4_LEVEL_SCALE), sum);
 }
 
@@ -26,16 +27,16 @@ static inline float add_block(float sum, int32_t dot0, int32_t dot1, const block
 
 // What add_block does, for eight blocks whose integer products are known: of first halves and of second ones.
 static inline float add_eight(float sum, __m256i dot0, __m256i dot1, const block_bof4_s * x, const block_q8_0 * y) {
-#define EIGHT(p, step) _mm256_cvtph_ps(_mm_setr_epi16( \
-        (short) (p)[0].d, (short) (p)[step].d, (short) (p)[2 * step].d, (short) (p)[3 * step].d, \
-        (short) (p)[4 * step].d, (short) (p)[5 * step].d, (short) (p)[6 * step].d, (short) (p)[7 * step].d))
+#define EIGHT(p, step) \
+    _mm256_cvtph_ps( \
+        _mm_setr_epi16((short) (p)[0].d, (short) (p)[step].d, (short) (p)[2 * step].d, (short) (p)[3 * step].d, \
+            (short) (p)[4 * step].d, (short) (p)[5 * step].d, (short) (p)[6 * step].d, (short) (p)[7 * step].d))
     const __m256 d = _mm256_mul_ps(EIGHT(x, 1), _mm256_set1_ps(1.0f / BOF4_LEVEL_SCALE));
     const __m256 d0 = EIGHT(y, 2);
     const __m256 d1 = EIGHT(y + 1, 2);
 #undef EIGHT
     float part[AT_ONCE], scale[AT_ONCE];
-    _mm256_storeu_ps(part, _mm256_fmadd_ps(
-        _mm256_cvtepi32_ps(dot1), d1, _mm256_mul_ps(_mm256_cvtepi32_ps(dot0), d0)));
+    _mm256_storeu_ps(part, _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot1), d1, _mm256_mul_ps(_mm256_cvtepi32_ps(dot0), d0)));
     _mm256_storeu_ps(scale, d);
     for (int k = 0; k < AT_ONCE; ++k) {
         sum = bof4_multiply_add(part[k], scale[k], sum);
@@ -45,8 +46,8 @@ static inline float add_eight(float sum, __m256i dot0, __m256i dot1, const block
 
 #endif
 
-#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512VNNI__) \
-    && defined(__FMA__) && defined(__F16C__)
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512VNNI__) && \
+    defined(__FMA__) && defined(__F16C__)
 
 // Products of a block in lanes: of the first half in eight of them, of the second in the others.
 static inline __m512i block_dot(const block_bof4_s * x, const block_q8_0 * y) {
@@ -59,11 +60,9 @@ static inline __m512i block_dot(const block_bof4_s * x, const block_q8_0 * y) {
     const __m256i q = _mm256_loadu_si256((const __m256i *) x->qs);
     const __m512i codes = _mm512_and_si512(
         _mm512_inserti64x4(_mm512_castsi256_si512(q), _mm256_srli_epi16(q, 4), 1), nibble);
-    const __m512i act = _mm512_inserti64x4(
-        _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *) y[0].qs)),
+    const __m512i act = _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *) y[0].qs)),
         _mm256_loadu_si256((const __m256i *) y[1].qs), 1);
-    return _mm512_sub_epi32(
-        _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_shuffle_epi8(table, codes), act),
+    return _mm512_sub_epi32(_mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_shuffle_epi8(table, codes), act),
         _mm512_dpbusd_epi32(_mm512_setzero_si512(), offset, act));
 }
 
@@ -87,12 +86,13 @@ static float row_dot(const block_bof4_s * x, const block_q8_0 * y, int nblocks) 
         const __m512i all = _mm512_add_epi32(
             _mm512_shuffle_i32x4(four[0], four[1], 0x88), _mm512_shuffle_i32x4(four[0], four[1], 0xdd));
         const __m512i in_order = _mm512_shuffle_i32x4(all, all, 0xd8);
-        sum = add_eight(sum, _mm512_castsi512_si256(in_order), _mm512_extracti64x4_epi64(in_order, 1), x + i, y + 2 * i);
+        sum = add_eight(
+            sum, _mm512_castsi512_si256(in_order), _mm512_extracti64x4_epi64(in_order, 1), x + i, y + 2 * i);
     }
     for (; i < nblocks; ++i) {
         const __m512i dot = block_dot(x + i, y + 2 * i);
-        sum = add_block(sum, bof4_sum_of_lanes(_mm512_castsi512_si256(dot)), bof4_sum_of_lanes(_mm512_extracti64x4_epi64(dot, 1)),
-            x + i, y + 2 * i);
+        sum = add_block(sum, bof4_sum_of_lanes(_mm512_castsi512_si256(dot)),
+            bof4_sum_of_lanes(_mm512_extracti64x4_epi64(dot, 1)), x + i, y + 2 * i);
     }
     return sum;
 }
@@ -140,7 +140,8 @@ static float row_dot(const block_bof4_s * x, const block_q8_0 * y, int nblocks) 
         const __m256 left = _mm256_castsi256_ps(four[0]), right = _mm256_castsi256_ps(four[1]);
         const __m256i dot0 = _mm256_castps_si256(_mm256_shuffle_ps(left, right, 0x88));
         const __m256i dot1 = _mm256_castps_si256(_mm256_shuffle_ps(left, right, 0xdd));
-        sum = add_eight(sum, _mm256_permute4x64_epi64(dot0, 0xd8), _mm256_permute4x64_epi64(dot1, 0xd8), x + i, y + 2 * i);
+        sum = add_eight(
+            sum, _mm256_permute4x64_epi64(dot0, 0xd8), _mm256_permute4x64_epi64(dot1, 0xd8), x + i, y + 2 * i);
     }
     for (; i < nblocks; ++i) {
         __m256i dot0, dot1;
@@ -165,7 +166,8 @@ static inline void block_dot(const block_bof4_s * x, const block_q8_0 * y, int32
     *dot1 = ggml_vdotq_s32(*dot1, vqtbl1q_s8(table, vshrq_n_u8(q1, 4)), vld1q_s8(y[1].qs + 16));
 }
 
-static inline float32x4_t four_halves(const ggml_half * a, const ggml_half * b, const ggml_half * c, const ggml_half * d) {
+static inline float32x4_t four_halves(
+    const ggml_half * a, const ggml_half * b, const ggml_half * c, const ggml_half * d) {
     uint16x4_t v = vld1_dup_u16(a);
     v = vld1_lane_u16(b, v, 1);
     v = vld1_lane_u16(c, v, 2);
@@ -210,7 +212,7 @@ static float row_dot(const block_bof4_s * x, const block_q8_0 * y, int nblocks) 
         int32_t dot1 = 0;
         for (int j = 0; j < QK_BOF4_S / 2; ++j) {
             dot0 += bof4_s_levels[x[i].qs[j] & 0xf] * y[2 * i].qs[j];
-            dot1 += bof4_s_levels[x[i].qs[j] >> 4]  * y[2 * i + 1].qs[j];
+            dot1 += bof4_s_levels[x[i].qs[j] >> 4] * y[2 * i + 1].qs[j];
         }
         sum = add_block(sum, dot0, dot1, x + i, y + 2 * i);
     }

@@ -36,7 +36,7 @@ static inline int32_t bof4_sum_of_lanes(__m256i v) {
 // ggml_vec_dot_NAME from the row_dot of a file: float row_dot(const block_NAME * x, const ACTIVATION * y, int nblocks).
 #define BOF4_DEFINE_VEC_DOT(NAME, name) \
     void ggml_vec_dot_##name( \
-            int n, float * s, size_t bs, const void * vx, size_t bx, const void * vy, size_t by, int nrc) { \
+        int n, float * s, size_t bs, const void * vx, size_t bx, const void * vy, size_t by, int nrc) { \
         assert(n % QK_##NAME == 0); \
         assert(nrc == 1); \
         GGML_UNUSED(bs); \

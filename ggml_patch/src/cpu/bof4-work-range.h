@@ -6,7 +6,7 @@
 
 // The pieces that one thread has yet to compute: numbers [next, end), in a cache line of their own.
 class alignas(64) bof4_work_range {
-public:
+  public:
     bof4_work_range(int64_t next, int64_t end) : range(pack(next, end)) {}
 
     // The next piece, or -1.
@@ -35,7 +35,7 @@ public:
         return true;
     }
 
-private:
+  private:
     static uint64_t pack(int64_t next, int64_t end) { return (uint64_t) next << 32 | (uint64_t) end; }
     static int64_t next_of(uint64_t r) { return (int64_t) (r >> 32); }
     static int64_t end_of(uint64_t r) { return (int64_t) (uint32_t) r; }

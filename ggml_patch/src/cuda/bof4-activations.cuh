@@ -24,9 +24,8 @@ struct bof4_activations {
 //     int64_t at(group, lane, k)                  the k-th activation of a lane
 //     void store(act, column, group, lane, q)
 template <typename layout>
-static __global__ void bof4_quantize_kernel(
-        const float * __restrict__ x, const bof4_activations act, const int64_t n,
-        const int64_t ne11, const int64_t ne12, const int64_t s1, const int64_t s2, const int64_t s3) {
+static __global__ void bof4_quantize_kernel(const float * __restrict__ x, const bof4_activations act, const int64_t n,
+    const int64_t ne11, const int64_t ne12, const int64_t s1, const int64_t s2, const int64_t s3) {
     const int lane = threadIdx.x;
     const int64_t group = (int64_t) blockIdx.x * blockDim.y + threadIdx.y;
     if (group >= layout::groups(n)) {

@@ -36,16 +36,16 @@ static __device__ __forceinline__ uint32_t bof4_prmt(uint32_t a, uint32_t b, uin
 // level there, plus 1 where `low` gave -1. So the two lookups add up to the level. Both are multiplied (dp4a) instead
 // of merged, which would take three more instructions in the pipe that bounds the kernel.
 template <ggml_type type> struct bof4_level_table {
-    static constexpr int level(int code) {
-        return bof4_cuda_type<type>::level(code);
-    }
+    static constexpr int level(int code) { return bof4_cuda_type<type>::level(code); }
     static constexpr uint32_t entry(int code, bool raised) {
         return (uint32_t) (level(code) + (raised && level(code - 8) < 0 ? 1 : 0)) & 0xff;
     }
     static constexpr uint32_t word(int code, bool raised) {
-        return entry(code, raised) | entry(code + 1, raised) << 8 | entry(code + 2, raised) << 16 | entry(code + 3, raised) << 24;
+        return entry(code, raised) | entry(code + 1, raised) << 8 | entry(code + 2, raised) << 16 |
+            entry(code + 3, raised) << 24;
     }
-    static constexpr uint32_t low0 = word(0, false), low4 = word(4, false), high0 = word(8, false), high4 = word(12, false);
+    static constexpr uint32_t low0 = word(0, false), low4 = word(4, false), high0 = word(8, false),
+                              high4 = word(12, false);
     static constexpr uint32_t raised0 = word(8, true), raised4 = word(12, true);
     static_assert(((raised0 | raised4) & 0x80808080u) == 0,
         "levels from code 8 on are not negative, and those that are raised by 1 are less than 127");
@@ -69,11 +69,11 @@ static __device__ __forceinline__ void bof4_levels8(uint32_t codes, uint32_t & o
     uint32_t half[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-        const uint32_t low  = bof4_prmt(table::low0,  table::low4,  index >> 16 * i);
+        const uint32_t low = bof4_prmt(table::low0, table::low4, index >> 16 * i);
         const uint32_t high = bof4_prmt(table::high0, table::high4, index >> 16 * i);
         half[i] = bof4_prmt(low, high, which >> 16 * i);
     }
-    of_low  = bof4_prmt(half[0], half[1], 0x6420);
+    of_low = bof4_prmt(half[0], half[1], 0x6420);
     of_high = bof4_prmt(half[0], half[1], 0x7531);
 }
 

@@ -17,9 +17,8 @@ void ggml_cuda_bof4_get_rows(ggml_backend_cuda_context & ctx, ggml_tensor * dst)
 
 // mul_mat of up to eight columns and mul_mat_id of up to eight tokens, with what upstream fuses: dst is then the sum
 // with a bias or a gated unit, and the list is a source of the product before it. Adds the outliers, of gate and up.
-void ggml_cuda_bof4_mul_mat_vec_q(
-    ggml_backend_cuda_context & ctx, const ggml_tensor * src0, const ggml_tensor * src1, const ggml_tensor * ids, ggml_tensor * dst,
-    const ggml_cuda_mm_fusion_args_host * fusion);
+void ggml_cuda_bof4_mul_mat_vec_q(ggml_backend_cuda_context & ctx, const ggml_tensor * src0, const ggml_tensor * src1,
+    const ggml_tensor * ids, ggml_tensor * dst, const ggml_cuda_mm_fusion_args_host * fusion);
 
 // After any other way to compute a mul_mat or mul_mat_id: adds the products of the outliers, where there is a list.
 void ggml_cuda_bof4_add_outliers(ggml_backend_cuda_context & ctx, ggml_tensor * dst);

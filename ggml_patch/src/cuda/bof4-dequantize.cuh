@@ -23,7 +23,7 @@ static __device__ __forceinline__ void bof4_dequantize_word(const uint8_t * row,
     bof4_vec4<T> first, second;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-        first.x[i]  = ggml_cuda_cast<T>(traits::weight(unit_low,  (int8_t) (low  >> 8 * i)));
+        first.x[i] = ggml_cuda_cast<T>(traits::weight(unit_low, (int8_t) (low >> 8 * i)));
         second.x[i] = ggml_cuda_cast<T>(traits::weight(unit_high, (int8_t) (high >> 8 * i)));
     }
     y += b * traits::n + traits::first_of_word(w);
@@ -33,9 +33,8 @@ static __device__ __forceinline__ void bof4_dequantize_word(const uint8_t * row,
 
 // Rows of n_words words; strides s1, s2, s3 of x in blocks; y is contiguous.
 template <ggml_type type, typename T>
-static __global__ void bof4_dequantize_kernel(
-        const uint8_t * __restrict__ x, T * __restrict__ y, int64_t n_words,
-        int64_t ne1, int64_t ne2, int64_t ne3, int64_t s1, int64_t s2, int64_t s3) {
+static __global__ void bof4_dequantize_kernel(const uint8_t * __restrict__ x, T * __restrict__ y, int64_t n_words,
+    int64_t ne1, int64_t ne2, int64_t ne3, int64_t s1, int64_t s2, int64_t s3) {
     const int64_t word = (int64_t) blockIdx.x * blockDim.x + threadIdx.x;
     if (word >= n_words) {
         return;
@@ -49,11 +48,11 @@ static __global__ void bof4_dequantize_kernel(
 
 struct bof4_get_rows_args {
     const uint8_t * src;
-    const int32_t * ids;                // ne10 x ne11 x ne12 row numbers
-    int64_t n_words, ne10, ne11, ne12;  // words of a row
-    int64_t nb1, nb2, nb3;              // strides of src in bytes
-    int64_t si0, si1, si2;              // strides of ids in elements
-    int64_t s1, s2, s3;                 // strides of dst in elements
+    const int32_t * ids;               // ne10 x ne11 x ne12 row numbers
+    int64_t n_words, ne10, ne11, ne12; // words of a row
+    int64_t nb1, nb2, nb3;             // strides of src in bytes
+    int64_t si0, si1, si2;             // strides of ids in elements
+    int64_t s1, s2, s3;                // strides of dst in elements
     bof4_device_list list;
 };
 
@@ -71,7 +70,9 @@ static __global__ void bof4_get_rows_kernel(bof4_get_rows_args args, T * __restr
         if (args.list.row_pointers != nullptr) {
             __syncthreads();
             bof4_list_apply(args.list, bof4_list_element(args.list, id, i11, i12), threadIdx.x, blockDim.x,
-                [&](int column, float value) { y[column] = ggml_cuda_cast<T>(ggml_cuda_cast<float>(y[column]) + value); });
+                [&](int column, float value) {
+                    y[column] = ggml_cuda_cast<T>(ggml_cuda_cast<float>(y[column]) + value);
+                });
         }
     }
 }

@@ -4,7 +4,8 @@
 #include "ggml-cuda/common.cuh"
 
 template <typename... parameters, typename... arguments>
-static void bof4_launch(void (*kernel)(parameters...), dim3 blocks, dim3 threads, cudaStream_t stream, arguments... args) {
+static void bof4_launch(
+    void (*kernel)(parameters...), dim3 blocks, dim3 threads, cudaStream_t stream, arguments... args) {
     kernel<<<blocks, threads, 0, stream>>>(args...);
     CUDA_CHECK(cudaGetLastError());
 }

@@ -9,11 +9,11 @@
 struct bof4_device_list {
     const int32_t * row_pointers;
     const int32_t * entries;
-    int64_t first;          // element of the weight at which the operand begins
-    int64_t stride[3];      // elements of the weight between neighbours in dimensions 1, 2, 3 of the operand
-    int32_t row_length;     // elements of a row of the weight
-    int32_t n;              // elements of a row of the operand
-    bool whole_rows;        // a row of the operand is one whole row of the weight
+    int64_t first;      // element of the weight at which the operand begins
+    int64_t stride[3];  // elements of the weight between neighbours in dimensions 1, 2, 3 of the operand
+    int32_t row_length; // elements of a row of the weight
+    int32_t n;          // elements of a row of the operand
+    bool whole_rows;    // a row of the operand is one whole row of the weight
 };
 
 static __device__ __forceinline__ int bof4_list_entry_column(int32_t entry) {
@@ -26,7 +26,7 @@ static __device__ __forceinline__ float bof4_list_entry_value(int32_t entry) {
 
 // Element of the weight at which a row of the operand begins.
 static __device__ __forceinline__ int64_t bof4_list_element(
-        const bof4_device_list & list, int64_t i1, int64_t i2, int64_t i3) {
+    const bof4_device_list & list, int64_t i1, int64_t i2, int64_t i3) {
     return list.first + i1 * list.stride[0] + i2 * list.stride[1] + i3 * list.stride[2];
 }
 
@@ -34,7 +34,7 @@ static __device__ __forceinline__ int64_t bof4_list_element(
 // begins at this element of the weight. The row may span several rows of the weight or be a part of one.
 template <typename function>
 static __device__ __forceinline__ void bof4_list_apply(
-        const bof4_device_list & list, int64_t element, int thread, int n_threads, function apply) {
+    const bof4_device_list & list, int64_t element, int thread, int n_threads, function apply) {
     int64_t row = element / list.row_length;
     for (int64_t start = row * list.row_length - element; start < list.n; start += list.row_length, ++row) {
         const int end = list.row_pointers[row + 1];
@@ -52,7 +52,7 @@ static __device__ __forceinline__ void bof4_list_apply(
 // bof4_list_apply_prefetched. 0 (no outlier: its value is zero) where the thread has none, or where a row of the
 // operand is not one whole row of the weight.
 static __device__ __forceinline__ int32_t bof4_list_prefetch(
-        const bof4_device_list & list, int64_t i1, int64_t i2, int64_t i3, int thread) {
+    const bof4_device_list & list, int64_t i1, int64_t i2, int64_t i3, int thread) {
     int32_t entry = 0;
     if (list.row_pointers != nullptr && list.whole_rows) {
         const int32_t * pointers = list.row_pointers + bof4_list_element(list, i1, i2, i3) / list.row_length;
@@ -66,9 +66,8 @@ static __device__ __forceinline__ int32_t bof4_list_prefetch(
 
 // bof4_list_apply for a row of the operand, with the first entry read before.
 template <typename function>
-static __device__ __forceinline__ void bof4_list_apply_prefetched(
-        const bof4_device_list & list, int64_t i1, int64_t i2, int64_t i3, int32_t entry, int thread, int n_threads,
-        function apply) {
+static __device__ __forceinline__ void bof4_list_apply_prefetched(const bof4_device_list & list, int64_t i1, int64_t i2,
+    int64_t i3, int32_t entry, int thread, int n_threads, function apply) {
     if (!list.whole_rows) {
         bof4_list_apply(list, bof4_list_element(list, i1, i2, i3), thread, n_threads, apply);
         return;

@@ -7,23 +7,22 @@
 // the same layout. Other types: themselves.
 static constexpr __host__ __device__ ggml_type bof4_mmq_like(ggml_type type) {
     switch (type) {
-#define BOF4_MMQ_LIKE_CASE(NAME, name) case GGML_TYPE_##NAME: return bof4_cuda_type<GGML_TYPE_##NAME>::mmq_like;
+#define BOF4_MMQ_LIKE_CASE(NAME, name) \
+    case GGML_TYPE_##NAME: return bof4_cuda_type<GGML_TYPE_##NAME>::mmq_like;
         BOF4_TYPES_CUDA(BOF4_MMQ_LIKE_CASE)
 #undef BOF4_MMQ_LIKE_CASE
         default: return type;
     }
 }
 
-#define BOF4_MMQ_TRAITS(NAME, name)                             \
+#define BOF4_MMQ_TRAITS(NAME, name) \
     template <> struct ggml_cuda_type_traits<GGML_TYPE_##NAME> { \
-        static constexpr int qk = QK_##NAME;                    \
+        static constexpr int qk = QK_##NAME; \
     };
 BOF4_TYPES_CUDA(BOF4_MMQ_TRAITS)
 #undef BOF4_MMQ_TRAITS
 
 // For upstream's switch over types, and for its declarations of instances, which are compiled in bof4-mmq-*.cu.
-#define BOF4_MMQ_CASE(NAME, name)                           \
-    case GGML_TYPE_##NAME:                                  \
-        mul_mat_q_case<GGML_TYPE_##NAME>(ctx, args, stream); \
-        break;
+#define BOF4_MMQ_CASE(NAME, name) \
+    case GGML_TYPE_##NAME: mul_mat_q_case<GGML_TYPE_##NAME>(ctx, args, stream); break;
 #define BOF4_MMQ_DECLARE(NAME, name) extern DECL_MMQ_CASE(GGML_TYPE_##NAME);

@@ -10,9 +10,7 @@ template <int rows, int n_scales, int mma_stride, bool mma> struct bof4_tile {
     static constexpr int scales = n_scales;
     static constexpr int qs_stride = mma ? mma_stride : 64 + 1;
 
-    static __device__ __forceinline__ int word(int row, int i) {
-        return row * qs_stride + i;
-    }
+    static __device__ __forceinline__ int word(int row, int i) { return row * qs_stride + i; }
     static __device__ __forceinline__ int scale(int row, int i) {
         return mma ? row * mma_stride + 64 + i : rows * qs_stride + row * scales + row / (32 / scales) + i;
     }
@@ -22,7 +20,7 @@ template <int rows, int n_scales, int mma_stride, bool mma> struct bof4_tile {
 // between rows; clamp: rows behind last_row are that row again.
 template <ggml_type type, typename tile, int rows, int threads, bool clamp>
 static __device__ __forceinline__ void bof4_load_tile(
-        const uint8_t * __restrict__ x, int * __restrict__ tile_x, int thread, int stride, int last_row) {
+    const uint8_t * __restrict__ x, int * __restrict__ tile_x, int thread, int stride, int last_row) {
     using traits = bof4_cuda_type<type>;
     constexpr int scales_of_block = tile::scales * traits::n / 256;
     const int word = thread % 32;

@@ -5,9 +5,9 @@
 #include "bof4-mmq-tiles.cuh"
 
 template <ggml_type type, int J, bool fallback> static __device__ __forceinline__ void ggml_cuda_mmq_load_tiles_bof4(
-        const char * __restrict__ x, int * __restrict__ x_tile, const int kbx0, const int i_max, const int stride) {
+    const char * __restrict__ x, int * __restrict__ x_tile, const int kbx0, const int i_max, const int stride) {
     using traits = bof4_cuda_type<type>;
-    constexpr int I        = ggml_cuda_mmq_get_I(type, J, fallback);
+    constexpr int I = ggml_cuda_mmq_get_I(type, J, fallback);
     constexpr int nthreads = ggml_cuda_mmq_get_nthreads(type, J, fallback);
     constexpr int mma_stride = ggml_cuda_mmq_get_sram_stride(type, J, fallback);
 #if defined(AMD_MFMA_AVAILABLE) || defined(TURING_MMA_AVAILABLE) || defined(AMD_WMMA_AVAILABLE)
@@ -44,7 +44,8 @@ template <> struct bof4_mmq_vec_dot<16> {
 
 // Upstream's struct of the parts (funcs, declared behind this include) for a type of ours. Upstream's switch names it
 // for every type, because it is no `if constexpr`; for types that are not ours it is not evaluated.
-template <typename funcs, ggml_type type, int J, bool fallback> static constexpr __device__ funcs bof4_mmq_util_funcs() {
+template <typename funcs, ggml_type type, int J, bool fallback> static constexpr __device__ funcs
+bof4_mmq_util_funcs() {
     if constexpr (!ggml_cuda_bof4_has_kernels(type)) {
         return funcs(1, nullptr, nullptr, nullptr);
     } else {

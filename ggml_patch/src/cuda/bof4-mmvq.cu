@@ -4,7 +4,8 @@
 #include "bof4/cuda/bof4-launch.cuh"
 
 // The product of src0 and src1: the node itself, or the operand to which it adds a bias. Else null.
-static const ggml_tensor * product_before(const ggml_tensor * node, const ggml_tensor * src0, const ggml_tensor * src1) {
+static const ggml_tensor * product_before(
+    const ggml_tensor * node, const ggml_tensor * src0, const ggml_tensor * src1) {
     const bool biased = node->op == GGML_OP_ADD || node->op == GGML_OP_ADD_ID;
     for (int i = 0; i < (biased ? 2 : 1); ++i) {
         const ggml_tensor * t = biased ? node->src[i] : node;
@@ -25,7 +26,7 @@ static const ggml_tensor * find_product(const ggml_tensor * dst, const ggml_tens
 }
 
 static bof4_mul_mat_vec_weight weight_args(
-        const ggml_tensor * weight, const ggml_tensor * product, const ggml_tensor * bias, bool experts) {
+    const ggml_tensor * weight, const ggml_tensor * product, const ggml_tensor * bias, bool experts) {
     bof4_mul_mat_vec_weight f = {};
     f.data = (const uint8_t *) weight->data;
     f.nb1 = (int64_t) weight->nb[1];
@@ -46,7 +47,7 @@ static bof4_mul_mat_vec_weight weight_args(
 }
 
 static bool overlap(const ggml_tensor * a, const ggml_tensor * b) {
-    const char * of_a = (const char *) a->data, * of_b = (const char *) b->data;
+    const char *of_a = (const char *) a->data, *of_b = (const char *) b->data;
     return of_a < of_b + ggml_nbytes(b) && of_b < of_a + ggml_nbytes(a);
 }
 
@@ -66,7 +67,8 @@ static int warps_of_block(int64_t chunks, int64_t blocks) {
 }
 
 template <typename step, int columns, int matrices>
-static void launch(const bof4_mul_mat_vec_args & p, int64_t ne11, int64_t ne12, int64_t channels, int64_t z, cudaStream_t stream) {
+static void launch(
+    const bof4_mul_mat_vec_args & p, int64_t ne11, int64_t ne12, int64_t channels, int64_t z, cudaStream_t stream) {
     constexpr int rows = bof4_rows_per_block<step, columns, matrices>();
     const dim3 blocks((unsigned) ((p.nrows + rows - 1) / rows), (unsigned) channels, (unsigned) z);
     const int warps = warps_of_block(step::chunks(p.n) / step::unroll, (int64_t) blocks.x * blocks.y * blocks.z);
@@ -74,45 +76,46 @@ static void launch(const bof4_mul_mat_vec_args & p, int64_t ne11, int64_t ne12, 
 }
 
 template <typename step>
-static void launch(
-        const bof4_mul_mat_vec_args & p, int64_t columns, int64_t ne11, int64_t ne12, int64_t channels, int64_t z, cudaStream_t stream) {
+static void launch(const bof4_mul_mat_vec_args & p, int64_t columns, int64_t ne11, int64_t ne12, int64_t channels,
+    int64_t z, cudaStream_t stream) {
     if (p.gate.data != nullptr) {
         GGML_ASSERT(columns == 1);
         launch<step, 1, 2>(p, ne11, ne12, channels, z, stream);
         return;
     }
     switch (columns) {
-        case 1: launch<step, 1, 1>(p, ne11, ne12, channels, z, stream); break;
-        case 2: launch<step, 2, 1>(p, ne11, ne12, channels, z, stream); break;
-        case 3: launch<step, 3, 1>(p, ne11, ne12, channels, z, stream); break;
-        case 4: launch<step, 4, 1>(p, ne11, ne12, channels, z, stream); break;
-        case 5: launch<step, 5, 1>(p, ne11, ne12, channels, z, stream); break;
-        case 6: launch<step, 6, 1>(p, ne11, ne12, channels, z, stream); break;
-        case 7: launch<step, 7, 1>(p, ne11, ne12, channels, z, stream); break;
-        case 8: launch<step, 8, 1>(p, ne11, ne12, channels, z, stream); break;
+        case 1:  launch<step, 1, 1>(p, ne11, ne12, channels, z, stream); break;
+        case 2:  launch<step, 2, 1>(p, ne11, ne12, channels, z, stream); break;
+        case 3:  launch<step, 3, 1>(p, ne11, ne12, channels, z, stream); break;
+        case 4:  launch<step, 4, 1>(p, ne11, ne12, channels, z, stream); break;
+        case 5:  launch<step, 5, 1>(p, ne11, ne12, channels, z, stream); break;
+        case 6:  launch<step, 6, 1>(p, ne11, ne12, channels, z, stream); break;
+        case 7:  launch<step, 7, 1>(p, ne11, ne12, channels, z, stream); break;
+        case 8:  launch<step, 8, 1>(p, ne11, ne12, channels, z, stream); break;
         default: GGML_ABORT("%d columns: this product takes 1 to 8", (int) columns);
     }
 }
 
 template <typename layout>
 static void quantize(ggml_cuda_pool & pool, const ggml_tensor * src1, bof4_mul_mat_vec_args & p,
-        ggml_cuda_pool_alloc<int32_t> & qs, ggml_cuda_pool_alloc<float> & scales, cudaStream_t stream) {
+    ggml_cuda_pool_alloc<int32_t> & qs, ggml_cuda_pool_alloc<float> & scales, cudaStream_t stream) {
     const int64_t n = src1->ne[0];
     p.act.stride = layout::stride(n);
     p.act.scale_stride = layout::scale_stride(n);
     p.act.qs = qs.alloc(pool, ggml_nrows(src1) * p.act.stride);
     p.act.scales = scales.alloc(pool, ggml_nrows(src1) * p.act.scale_stride);
     constexpr int warps = 4;
-    const dim3 blocks((unsigned) ((layout::groups(n) + warps - 1) / warps), (unsigned) src1->ne[1], (unsigned) (src1->ne[2] * src1->ne[3]));
-    bof4_launch(bof4_quantize_kernel<layout>, blocks, dim3(32, warps, 1), stream,
-        (const float *) src1->data, p.act, n, src1->ne[1], src1->ne[2], p.x_s1, p.x_s2, p.x_s3);
+    const dim3 blocks((unsigned) ((layout::groups(n) + warps - 1) / warps), (unsigned) src1->ne[1],
+        (unsigned) (src1->ne[2] * src1->ne[3]));
+    bof4_launch(bof4_quantize_kernel<layout>, blocks, dim3(32, warps, 1), stream, (const float *) src1->data, p.act, n,
+        src1->ne[1], src1->ne[2], p.x_s1, p.x_s2, p.x_s3);
 }
 
-void ggml_cuda_bof4_mul_mat_vec_q(
-        ggml_backend_cuda_context & ctx, const ggml_tensor * src0, const ggml_tensor * src1, const ggml_tensor * ids, ggml_tensor * dst,
-        const ggml_cuda_mm_fusion_args_host * fusion) {
+void ggml_cuda_bof4_mul_mat_vec_q(ggml_backend_cuda_context & ctx, const ggml_tensor * src0, const ggml_tensor * src1,
+    const ggml_tensor * ids, ggml_tensor * dst, const ggml_cuda_mm_fusion_args_host * fusion) {
     GGML_ASSERT(src1->type == GGML_TYPE_F32 && dst->type == GGML_TYPE_F32);
-    GGML_ASSERT(src0->nb[0] == ggml_type_size(src0->type) && src1->nb[0] == sizeof(float) && dst->nb[0] == sizeof(float));
+    GGML_ASSERT(
+        src0->nb[0] == ggml_type_size(src0->type) && src1->nb[0] == sizeof(float) && dst->nb[0] == sizeof(float));
     const ggml_tensor * product = find_product(dst, src0, src1);
     if (product != nullptr) {
         // upstream passes the third source of a product as ids: that of a mul_mat may be its list
@@ -163,9 +166,9 @@ void ggml_cuda_bof4_mul_mat_vec_q(
         CUDA_CHECK(cudaMemcpyAsync(x_copy.get(), src1->data, ggml_nbytes(src1), cudaMemcpyDeviceToDevice, stream));
     }
 
-    const int64_t columns  = ids ? 1 : src1->ne[1];
+    const int64_t columns = ids ? 1 : src1->ne[1];
     const int64_t channels = ids ? ids->ne[0] : src1->ne[2];
-    const int64_t z        = ids ? src1->ne[2] : src1->ne[3];
+    const int64_t z = ids ? src1->ne[2] : src1->ne[3];
     ggml_cuda_pool_alloc<int32_t> qs;
     ggml_cuda_pool_alloc<float> scales;
     const bool aligned = ggml_row_size(src0->type, p.n) % sizeof(uint32_t) == 0 && rows_are_aligned(p.up) &&

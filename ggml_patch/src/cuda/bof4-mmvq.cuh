@@ -29,39 +29,39 @@
 // One matrix of weights with its list and bias.
 struct bof4_mul_mat_vec_weight {
     const uint8_t * data;
-    int64_t nb1, nb2, nb3;                  // strides in bytes
+    int64_t nb1, nb2, nb3; // strides in bytes
     bof4_device_list list;
-    const float * bias;                     // or null
-    int64_t bias_s1, bias_s2, bias_s3;      // strides in elements
+    const float * bias;                // or null
+    int64_t bias_s1, bias_s2, bias_s3; // strides in elements
 };
 
 struct bof4_mul_mat_vec_args {
     bof4_mul_mat_vec_weight up, gate;
     bof4_activations act;
-    const float * x;            // the activations before they were quantized, for the outliers
-    int64_t x_s1, x_s2, x_s3;   // strides in elements
-    const int32_t * ids;        // of experts, or null
+    const float * x;          // the activations before they were quantized, for the outliers
+    int64_t x_s1, x_s2, x_s3; // strides in elements
+    const int32_t * ids;      // of experts, or null
     int64_t ids_stride;
     float * dst;
-    int64_t s1, s2, s3;         // strides in elements
-    int32_t n, nrows;           // of the weights
-    int32_t nchannels_y;        // with ids: columns that a token has for its experts
-    int32_t channel_ratio, sample_ratio;    // activation matrices per weight matrix, in dimensions 2 and 3
-    int32_t glu;                // ggml_glu_op
+    int64_t s1, s2, s3;                  // strides in elements
+    int32_t n, nrows;                    // of the weights
+    int32_t nchannels_y;                 // with ids: columns that a token has for its experts
+    int32_t channel_ratio, sample_ratio; // activation matrices per weight matrix, in dimensions 2 and 3
+    int32_t glu;                         // ggml_glu_op
     float glu_limit;
 };
 
 // What one block of threads computes: places in the tensors.
 struct bof4_mul_mat_vec_position {
-    int64_t x2, x3;             // matrix of the weights
-    int64_t column;             // first column of the quantized activations
-    int64_t x;                  // its element in the activations
-    int64_t dst;                // element
-    int64_t bias2, bias3;       // matrix of the bias
+    int64_t x2, x3;       // matrix of the weights
+    int64_t column;       // first column of the quantized activations
+    int64_t x;            // its element in the activations
+    int64_t dst;          // element
+    int64_t bias2, bias3; // matrix of the bias
 };
 
 static __device__ __forceinline__ bof4_mul_mat_vec_position bof4_position_of_block(
-        const bof4_mul_mat_vec_args & p, int64_t ne11, int64_t ne12) {
+    const bof4_mul_mat_vec_args & p, int64_t ne11, int64_t ne12) {
     bof4_mul_mat_vec_position at;
     const int64_t channel = blockIdx.y, z = blockIdx.z;
     if (p.ids != nullptr) {
@@ -134,8 +134,10 @@ static constexpr __host__ __device__ int bof4_rows_per_block() {
 // With one column, latency of loads is hidden by many warps; more columns need more registers per thread.
 template <typename step, int columns, int matrices>
 __launch_bounds__(32 * BOF4_MAX_WARPS,
-    (columns == 1 ? step::blocks_per_sm : columns <= 3 ? 4 : step::blocks_per_sm_of_many_columns))
-static __global__ void bof4_mul_mat_vec_kernel(const bof4_mul_mat_vec_args p, const int64_t ne11, const int64_t ne12) {
+    (columns == 1          ? step::blocks_per_sm
+            : columns <= 3 ? 4
+                           : step::blocks_per_sm_of_many_columns)) static __global__
+    void bof4_mul_mat_vec_kernel(const bof4_mul_mat_vec_args p, const int64_t ne11, const int64_t ne12) {
     constexpr int R = bof4_rows_per_block<step, columns, matrices>();
     constexpr int S = R * matrices;
     const int lane = threadIdx.x, warp = threadIdx.y, warps = blockDim.y;

@@ -13,8 +13,13 @@ bof4_device_list ggml_cuda_bof4_list(const ggml_tensor * op) {
         whole = whole && stride % view.row_length == 0;
     }
     return {
-        view.row_pointers, view.entries, view.first, { view.stride[0], view.stride[1], view.stride[2] },
-        (int32_t) view.row_length, (int32_t) view.n, whole,
+        view.row_pointers,
+        view.entries,
+        view.first,
+        { view.stride[0], view.stride[1], view.stride[2] },
+        (int32_t) view.row_length,
+        (int32_t) view.n,
+        whole,
     };
 }
 
@@ -23,17 +28,17 @@ static unsigned n_tiles(int64_t n) {
 }
 
 // matrices: of columns, or experts; max_columns: that one of them may have.
-static void add_outliers(
-        ggml_backend_cuda_context & ctx, const bof4_device_list & list, bof4_transpose_args columns, const bof4_add_outliers_args & args,
-        int64_t max_columns, int64_t matrices) {
+static void add_outliers(ggml_backend_cuda_context & ctx, const bof4_device_list & list, bof4_transpose_args columns,
+    const bof4_add_outliers_args & args, int64_t max_columns, int64_t matrices) {
     const dim3 threads(BOF4_TILE, BOF4_TILE_WARPS, 1);
     cudaStream_t stream = ctx.stream();
     columns.padded = (int64_t) n_tiles(columns.count) * BOF4_TILE;
     ggml_cuda_pool_alloc<float> transposed(ctx.pool(), columns.n * columns.padded);
     GGML_ASSERT(matrices <= 65535 && n_tiles(columns.count) <= 65535);
-    bof4_launch(bof4_transpose_kernel, dim3(n_tiles(columns.n), n_tiles(columns.count), 1), threads, stream, columns, transposed.get());
-    bof4_launch(bof4_add_outliers_kernel, dim3(n_tiles(args.nrows), n_tiles(max_columns), (unsigned) matrices), threads, stream,
-        list, args, transposed.get(), columns.padded);
+    bof4_launch(bof4_transpose_kernel, dim3(n_tiles(columns.n), n_tiles(columns.count), 1), threads, stream, columns,
+        transposed.get());
+    bof4_launch(bof4_add_outliers_kernel, dim3(n_tiles(args.nrows), n_tiles(max_columns), (unsigned) matrices), threads,
+        stream, list, args, transposed.get(), columns.padded);
 }
 
 void ggml_cuda_bof4_add_outliers(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
@@ -52,11 +57,29 @@ void ggml_cuda_bof4_add_outliers(ggml_backend_cuda_context & ctx, ggml_tensor * 
 
     if (dst->op == GGML_OP_MUL_MAT) {
         const bof4_transpose_args columns = {
-            x, src0->ne[0], ggml_nrows(src1), 0, nullptr, src1->ne[1], src1->ne[2], s11, s12, s13,
+            x,
+            src0->ne[0],
+            ggml_nrows(src1),
+            0,
+            nullptr,
+            src1->ne[1],
+            src1->ne[2],
+            s11,
+            s12,
+            s13,
         };
         const bof4_add_outliers_args args = {
-            y, src0->ne[1], dst->ne[1], dst->ne[2], s1, s2, s3,
-            (int32_t) (dst->ne[2] / src0->ne[2]), (int32_t) (dst->ne[3] / src0->ne[3]), nullptr, nullptr,
+            y,
+            src0->ne[1],
+            dst->ne[1],
+            dst->ne[2],
+            s1,
+            s2,
+            s3,
+            (int32_t) (dst->ne[2] / src0->ne[2]),
+            (int32_t) (dst->ne[3] / src0->ne[3]),
+            nullptr,
+            nullptr,
         };
         add_outliers(ctx, list, columns, args, dst->ne[1], dst->ne[2] * dst->ne[3]);
         return;
@@ -73,9 +96,18 @@ void ggml_cuda_bof4_add_outliers(ggml_backend_cuda_context & ctx, ggml_tensor * 
     // sources are rows of src1, of which a token has src1->ne[1]
     ggml_cuda_launch_mm_ids_helper((const int32_t *) ids->data, source.get(), dst_rows.get(), bounds.get(),
         (int) n_experts, (int) n_tokens, (int) n_used, (int) src1->ne[1], (int) (ids->nb[1] / sizeof(int32_t)),
-        (int) src1->ne[1], /*write_inverse =*/ false, ctx.stream());
+        (int) src1->ne[1], /*write_inverse =*/false, ctx.stream());
     const bof4_transpose_args columns = {
-        x, src0->ne[0], n_tokens * n_used, 0, source.get(), src1->ne[1], src1->ne[2], s11, s12, 0,
+        x,
+        src0->ne[0],
+        n_tokens * n_used,
+        0,
+        source.get(),
+        src1->ne[1],
+        src1->ne[2],
+        s11,
+        s12,
+        0,
     };
     const bof4_add_outliers_args args = { y, src0->ne[1], 1, 1, s1, 0, 0, 1, 1, bounds.get(), dst_rows.get() };
     add_outliers(ctx, list, columns, args, n_tokens, n_experts);

@@ -43,16 +43,16 @@ static __global__ void bof4_transpose_kernel(const bof4_transpose_args columns, 
 // blockIdx.z is a matrix of columns, or an expert where bounds is not null.
 struct bof4_add_outliers_args {
     float * dst;
-    int64_t nrows;              // of the weight
-    int64_t ne1, ne2;           // of dst
-    int64_t s1, s2, s3;         // strides of dst in elements
-    int32_t ratio2, ratio3;     // matrices of dst per matrix of the weight, in dimensions 2 and 3
-    const int32_t * bounds;     // expert z has the columns bounds[z] to bounds[z + 1] - 1
-    const int32_t * dst_rows;   // and column c of them is row dst_rows[c] of dst
+    int64_t nrows;            // of the weight
+    int64_t ne1, ne2;         // of dst
+    int64_t s1, s2, s3;       // strides of dst in elements
+    int32_t ratio2, ratio3;   // matrices of dst per matrix of the weight, in dimensions 2 and 3
+    const int32_t * bounds;   // expert z has the columns bounds[z] to bounds[z + 1] - 1
+    const int32_t * dst_rows; // and column c of them is row dst_rows[c] of dst
 };
 
-static __global__ void bof4_add_outliers_kernel(
-        const bof4_device_list list, const bof4_add_outliers_args args, const float * __restrict__ transposed, const int64_t padded) {
+static __global__ void bof4_add_outliers_kernel(const bof4_device_list list, const bof4_add_outliers_args args,
+    const float * __restrict__ transposed, const int64_t padded) {
     __shared__ float tile[BOF4_TILE][BOF4_TILE + 1];
     const int lane = threadIdx.x;
     const int64_t z = blockIdx.z, i2 = z % args.ne2, i3 = z / args.ne2;
@@ -67,11 +67,10 @@ static __global__ void bof4_add_outliers_kernel(
     for (int k = threadIdx.y; k < BOF4_TILE; k += BOF4_TILE_WARPS) {
         float sum = 0.0f;
         if (r0 + k < args.nrows) {
-            const int64_t element = args.bounds ?
-                bof4_list_element(list, r0 + k, z, 0) : bof4_list_element(list, r0 + k, i2 / args.ratio2, i3 / args.ratio3);
+            const int64_t element = args.bounds ? bof4_list_element(list, r0 + k, z, 0)
+                                                : bof4_list_element(list, r0 + k, i2 / args.ratio2, i3 / args.ratio3);
             // every lane applies every outlier, in its own column
-            bof4_list_apply(list, element, 0, 1,
-                [&](int column, float value) { sum += value * x[column * padded]; });
+            bof4_list_apply(list, element, 0, 1, [&](int column, float value) { sum += value * x[column * padded]; });
         }
         tile[k][lane] = sum;
     }
@@ -80,8 +79,8 @@ static __global__ void bof4_add_outliers_kernel(
         return;
     }
     for (int k = threadIdx.y; k < BOF4_TILE && c0 + k < count; k += BOF4_TILE_WARPS) {
-        const int64_t at = args.bounds ?
-            args.dst_rows[first + c0 + k] * args.s1 : (c0 + k) * args.s1 + i2 * args.s2 + i3 * args.s3;
+        const int64_t at = args.bounds ? args.dst_rows[first + c0 + k] * args.s1
+                                       : (c0 + k) * args.s1 + i2 * args.s2 + i3 * args.s3;
         args.dst[at + r0 + lane] += tile[lane][k];
     }
 }

@@ -18,22 +18,19 @@ template <> struct bof4_cuda_type<GGML_TYPE_BOF4_K> {
         constexpr int8_t levels[16] = BOF4_K_LEVELS;
         return levels[code];
     }
-    static __device__ __forceinline__ int first_of_word(int word) {
-        return n / 2 * (word / 16) + 4 * (word % 16);
-    }
+    static __device__ __forceinline__ int first_of_word(int word) { return n / 2 * (word / 16) + 4 * (word % 16); }
     // Scale j of a superblock, -32 to 31. scales: its 12 bytes of scales.
     static __device__ __forceinline__ int sub_block_scale(const uint8_t * scales, int j) {
-        return ((scales[j % 8] >> 4 * (j / 8) & 0xf) | (scales[8 + j % 4] >> 2 * (j / 4) & 0x3) << 4) - BOF4_K_SUB_SCALE_OFFSET;
+        return ((scales[j % 8] >> 4 * (j / 8) & 0xf) | (scales[8 + j % 4] >> 2 * (j / 4) & 0x3) << 4) -
+            BOF4_K_SUB_SCALE_OFFSET;
     }
     static __device__ __forceinline__ void units(const uint8_t * block, int word, float & low, float & high) {
         const float d = bof4_load_scale(block) * BOF4_K_UNIT;
         const int j = first_of_word(word) / BOF4_K_SUB_BLOCK;
-        low  = d * (float) sub_block_scale(block + scales_at, j);
+        low = d * (float) sub_block_scale(block + scales_at, j);
         high = d * (float) sub_block_scale(block + scales_at, j + word_distance / BOF4_K_SUB_BLOCK);
     }
-    static __device__ __forceinline__ float weight(float unit, int level) {
-        return unit * (float) level;
-    }
+    static __device__ __forceinline__ float weight(float unit, int level) { return unit * (float) level; }
 
     static constexpr ggml_type mmq_like = GGML_TYPE_IQ2_S;
     static constexpr int mmq_scales = BOF4_K_SUB_BLOCKS;
@@ -58,21 +55,13 @@ struct bof4_k_act_layout {
     static __host__ __device__ int64_t chunks(int64_t n) {
         return (n / QK_BOF4_K + superblocks_of_chunk - 1) / superblocks_of_chunk;
     }
-    static __host__ __device__ int64_t stride(int64_t n) {
-        return chunks(n) * superblocks_of_chunk * (QK_BOF4_K / 4);
-    }
-    static __host__ __device__ int64_t scale_stride(int64_t n) {
-        return n / group;
-    }
-    static __host__ __device__ int64_t groups(int64_t n) {
-        return stride(n) / (group / 4);
-    }
+    static __host__ __device__ int64_t stride(int64_t n) { return chunks(n) * superblocks_of_chunk * (QK_BOF4_K / 4); }
+    static __host__ __device__ int64_t scale_stride(int64_t n) { return n / group; }
+    static __host__ __device__ int64_t groups(int64_t n) { return stride(n) / (group / 4); }
 
-    static __device__ __forceinline__ int64_t at(int64_t b, int lane, int k) {
-        return b * group + per_lane * lane + k;
-    }
+    static __device__ __forceinline__ int64_t at(int64_t b, int lane, int k) { return b * group + per_lane * lane + k; }
     static __device__ __forceinline__ void store(
-            const bof4_activations & act, int64_t column, int64_t b, int lane, const int8_t * q) {
+        const bof4_activations & act, int64_t column, int64_t b, int lane, const int8_t * q) {
         const int eight = lane / 2 % 8, high = lane / 16;
         int8_t * bytes = (int8_t *) (act.qs + column * act.stride) + b * group + 16 * eight + 8 * high + lane % 2;
 #pragma unroll
@@ -99,24 +88,26 @@ struct bof4_k_step {
     template <int S> struct weights {
         uint32_t codes[2][2][S];
         uint16_t d[S];
-        uint8_t low[S], low4[S], high[S];   // bytes g, g + 4 and g + 8 of the scales
+        uint8_t low[S], low4[S], high[S]; // bytes g, g + 4 and g + 8 of the scales
     };
 
     static __device__ __forceinline__ int dot8(uint32_t codes, int x0, int x1) {
         const uint32_t flipped = codes ^ 0x88888888u;
-        return bof4_dot4<GGML_TYPE_BOF4_K>(codes >> 16, flipped >> 16, x1, bof4_dot4<GGML_TYPE_BOF4_K>(codes, flipped, x0, 0));
+        return bof4_dot4<GGML_TYPE_BOF4_K>(
+            codes >> 16, flipped >> 16, x1, bof4_dot4<GGML_TYPE_BOF4_K>(codes, flipped, x0, 0));
     }
 
     template <int S> struct loader {
         using traits = bof4_cuda_type<GGML_TYPE_BOF4_K>;
 
-        const uint8_t * heads[S];       // superblock of the lane in chunk 0
-        const uint32_t * words[S];      // that hold its first codes
-        uint32_t odd[S];                // bytes from the beginning of words[s] to those codes: 0 or 2
+        const uint8_t * heads[S];  // superblock of the lane in chunk 0
+        const uint32_t * words[S]; // that hold its first codes
+        uint32_t odd[S];           // bytes from the beginning of words[s] to those codes: 0 or 2
         int lane, first, n_blocks;
 
-        __device__ __forceinline__ loader(const uint8_t * const (&rows_at)[S], int n, int lane) :
-            lane(lane), n_blocks(n / QK_BOF4_K) {
+        __device__ __forceinline__ loader(const uint8_t * const (&rows_at)[S], int n, int lane)
+            : lane(lane),
+              n_blocks(n / QK_BOF4_K) {
             first = min(lane / 8, n_blocks - 1);
 #pragma unroll
             for (int s = 0; s < S; ++s) {
@@ -136,12 +127,12 @@ struct bof4_k_step {
             const int at = chunk_of(chunk) * chunk_bytes, g = lane % 8 / 2;
 #pragma unroll
             for (int s = 0; s < S; ++s) {
-                const uint8_t * head = heads[s] + at, * scales = head + traits::scales_at + g;
-                w.d[s]    = *(const uint16_t *) head;
-                w.low[s]  = scales[0];
+                const uint8_t *head = heads[s] + at, *scales = head + traits::scales_at + g;
+                w.d[s] = *(const uint16_t *) head;
+                w.low[s] = scales[0];
                 w.low4[s] = scales[4];
                 w.high[s] = scales[8];
-                const uint32_t * p = words[s] + at / 4, * last = p + odd[s] / 2;
+                const uint32_t *p = words[s] + at / 4, *last = p + odd[s] / 2;
 #pragma unroll
                 for (int h = 0; h < 2; ++h) {
                     const uint32_t p0 = p[16 * h], p1 = p[16 * h + 1], p2 = *(const uint16_t *) (last + 16 * h + 1);
@@ -153,7 +144,7 @@ struct bof4_k_step {
 
         template <int columns, int N>
         __device__ __forceinline__ void multiply(
-                const weights<S> & w, const bof4_activations & act, int64_t column, int chunk, float (&sums)[N]) const {
+            const weights<S> & w, const bof4_activations & act, int64_t column, int chunk, float (&sums)[N]) const {
             const int b = first + bof4_k_act_layout::superblocks_of_chunk * chunk_of(chunk);
             const int64_t at = (int64_t) (bof4_k_act_layout::superblocks_of_chunk * chunk + lane / 8) * 16 + lane % 8;
 #pragma unroll
@@ -169,13 +160,15 @@ struct bof4_k_step {
                     float sum = 0.0f;
 #pragma unroll
                     for (int h = 0; h < 2; ++h) {
-                        const uint32_t of_both = (four >> 4 * h & 0x000f000fu) | ((two >> 4 * h) * 0x40010u & 0x00300030u);
+                        const uint32_t of_both = (four >> 4 * h & 0x000f000fu) |
+                            ((two >> 4 * h) * 0x40010u & 0x00300030u);
                         const uint32_t first8 = w.codes[h][0][s], second8 = w.codes[h][1][s];
-                        const int low  = dot8((first8 & 0x0f0f0f0fu) | (second8 << 4 & 0xf0f0f0f0u), x[h].x, x[h].y);
+                        const int low = dot8((first8 & 0x0f0f0f0fu) | (second8 << 4 & 0xf0f0f0f0u), x[h].x, x[h].y);
                         const int high = dot8((first8 >> 4 & 0x0f0f0f0fu) | (second8 & 0xf0f0f0f0u), x[h].z, x[h].w);
                         // each dot is at most 8 * 127 * 127; times 63, twice: below 2^24, so the conversion is exact
-                        sum += dx[h] * (float) ((int) (of_both & 0xffff) * low + (int) (of_both >> 16) * high
-                            - BOF4_K_SUB_SCALE_OFFSET * (low + high));
+                        sum += dx[h] *
+                            (float) ((int) (of_both & 0xffff) * low + (int) (of_both >> 16) * high -
+                                BOF4_K_SUB_SCALE_OFFSET * (low + high));
                     }
                     sums[s * columns + c] += __half2float(__ushort_as_half(w.d[s])) * sum;
                 }
@@ -183,7 +176,5 @@ struct bof4_k_step {
         }
     };
 
-    static __device__ __host__ __forceinline__ int chunks(int n) {
-        return (int) bof4_k_act_layout::chunks(n);
-    }
+    static __device__ __host__ __forceinline__ int chunks(int n) { return (int) bof4_k_act_layout::chunks(n); }
 };

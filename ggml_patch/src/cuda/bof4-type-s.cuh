@@ -15,15 +15,11 @@ template <> struct bof4_cuda_type<GGML_TYPE_BOF4_S> {
         constexpr int8_t levels[16] = BOF4_S_LEVELS;
         return levels[code];
     }
-    static __device__ __forceinline__ int first_of_word(int word) {
-        return 4 * word;
-    }
+    static __device__ __forceinline__ int first_of_word(int word) { return 4 * word; }
     static __device__ __forceinline__ void units(const uint8_t * block, int, float & low, float & high) {
         low = high = bof4_load_scale(block);
     }
-    static __device__ __forceinline__ float weight(float unit, int level) {
-        return unit * (float) level * BOF4_S_UNIT;
-    }
+    static __device__ __forceinline__ float weight(float unit, int level) { return unit * (float) level * BOF4_S_UNIT; }
 
     // int8 with one scale for 32 weights: each block has its scale twice
     static constexpr ggml_type mmq_like = GGML_TYPE_IQ4_NL;
@@ -42,30 +38,22 @@ template <> struct bof4_cuda_type<GGML_TYPE_BOF4_S> {
 // i + 32, 2 i + 1 and 2 i + 33 in the order of their nibbles, and so are the activations of their word. Hence one scale
 // for all 64.
 struct bof4_s_act_layout {
-    static constexpr int halves = BOF4_S_BLOCK_BYTES / 2;   // 16-bit parts of a block
-    static constexpr int chunk = 64;                        // of them that a warp multiplies at a time
+    static constexpr int halves = BOF4_S_BLOCK_BYTES / 2; // 16-bit parts of a block
+    static constexpr int chunk = 64;                      // of them that a warp multiplies at a time
     static constexpr int per_lane = 2;
     static constexpr float unit = BOF4_S_UNIT;
 
-    static __host__ __device__ int64_t chunks(int64_t n) {
-        return (n / QK_BOF4_S * halves + chunk - 1) / chunk;
-    }
-    static __host__ __device__ int64_t stride(int64_t n) {
-        return chunks(n) * chunk;
-    }
-    static __host__ __device__ int64_t scale_stride(int64_t n) {
-        return n / QK_BOF4_S;
-    }
-    static __host__ __device__ int64_t groups(int64_t n) {
-        return (stride(n) + halves - 1) / halves;
-    }
+    static __host__ __device__ int64_t chunks(int64_t n) { return (n / QK_BOF4_S * halves + chunk - 1) / chunk; }
+    static __host__ __device__ int64_t stride(int64_t n) { return chunks(n) * chunk; }
+    static __host__ __device__ int64_t scale_stride(int64_t n) { return n / QK_BOF4_S; }
+    static __host__ __device__ int64_t groups(int64_t n) { return (stride(n) + halves - 1) / halves; }
 
     // Lane i: activations i and i + 32 of block `group`.
     static __device__ __forceinline__ int64_t at(int64_t group, int lane, int k) {
         return group * QK_BOF4_S + lane + 32 * k;
     }
     static __device__ __forceinline__ void store(
-            const bof4_activations & act, int64_t column, int64_t group, int lane, const int8_t * q) {
+        const bof4_activations & act, int64_t column, int64_t group, int lane, const int8_t * q) {
         int32_t * words = act.qs + column * act.stride;
         if (lane == 0 && group * halves < act.stride) {
             words[group * halves] = 0;
@@ -93,8 +81,10 @@ template <bool aligned> struct bof4_s_step {
         const uint8_t * rows[S];
         int lane, halves, n_chunks;
 
-        __device__ __forceinline__ loader(const uint8_t * const (&rows_at)[S], int n, int lane) :
-            lane(lane), halves(n / QK_BOF4_S * bof4_s_act_layout::halves), n_chunks(chunks(n)) {
+        __device__ __forceinline__ loader(const uint8_t * const (&rows_at)[S], int n, int lane)
+            : lane(lane),
+              halves(n / QK_BOF4_S * bof4_s_act_layout::halves),
+              n_chunks(chunks(n)) {
 #pragma unroll
             for (int s = 0; s < S; ++s) {
                 rows[s] = rows_at[s];
@@ -123,7 +113,8 @@ template <bool aligned> struct bof4_s_step {
                     if (aligned) {
                         w.codes[u][s] = ((const uint32_t *) rows[s])[i];
                     } else {
-                        w.codes[u][s] = ((const uint16_t *) rows[s])[2 * i] | (uint32_t) ((const uint16_t *) rows[s])[second] << 16;
+                        w.codes[u][s] = ((const uint16_t *) rows[s])[2 * i] |
+                            (uint32_t) ((const uint16_t *) rows[s])[second] << 16;
                     }
                     w.d[u][s] = *(const uint16_t *) (rows[s] + d_at);
                 }
@@ -132,7 +123,7 @@ template <bool aligned> struct bof4_s_step {
 
         template <int columns, int N>
         __device__ __forceinline__ void multiply(
-                const weights<S> & w, const bof4_activations & act, int64_t column, int chunk, float (&sums)[N]) const {
+            const weights<S> & w, const bof4_activations & act, int64_t column, int chunk, float (&sums)[N]) const {
 #pragma unroll
             for (int u = 0; u < unroll; ++u) {
                 if (u > 0 && chunk + u >= n_chunks) {
@@ -155,7 +146,5 @@ template <bool aligned> struct bof4_s_step {
         }
     };
 
-    static __device__ __host__ __forceinline__ int chunks(int n) {
-        return (int) bof4_s_act_layout::chunks(n);
-    }
+    static __device__ __host__ __forceinline__ int chunks(int n) { return (int) bof4_s_act_layout::chunks(n); }
 };

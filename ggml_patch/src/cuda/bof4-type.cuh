@@ -29,9 +29,9 @@
 
 #include <type_traits>
 
-#define BOF4_ASSERT_CUDA_TYPE(NAME, name)                                                                             \
-    static_assert(bof4_cuda_type<GGML_TYPE_##NAME>::n == QK_##NAME, "traits of " #NAME);                               \
-    static_assert(bof4_cuda_type<GGML_TYPE_##NAME>::bytes == NAME##_BLOCK_BYTES, "traits of " #NAME);                  \
+#define BOF4_ASSERT_CUDA_TYPE(NAME, name) \
+    static_assert(bof4_cuda_type<GGML_TYPE_##NAME>::n == QK_##NAME, "traits of " #NAME); \
+    static_assert(bof4_cuda_type<GGML_TYPE_##NAME>::bytes == NAME##_BLOCK_BYTES, "traits of " #NAME); \
     static_assert(bof4_cuda_type<GGML_TYPE_##NAME>::codes_at == NAME##_CODES_AT, "traits of " #NAME);
 BOF4_TYPES_CUDA(BOF4_ASSERT_CUDA_TYPE)
 #undef BOF4_ASSERT_CUDA_TYPE
@@ -40,22 +40,18 @@ BOF4_TYPES_CUDA(BOF4_ASSERT_CUDA_TYPE)
 static constexpr __host__ __device__ bool ggml_cuda_bof4_has_kernels(ggml_type type) {
     switch (type) {
         BOF4_TYPES_CUDA(BOF4_CASE)
-            return true;
-        default:
-            return false;
+        return true;
+        default: return false;
     }
 }
 
 // Calls f with the type as a std::integral_constant. Aborts, naming the type, where it has no CUDA kernels.
 template <typename function> static void bof4_dispatch(ggml_type type, const char * operation, function f) {
     switch (type) {
-#define BOF4_DISPATCH_CASE(NAME, name)                                  \
-        case GGML_TYPE_##NAME:                                          \
-            f(std::integral_constant<ggml_type, GGML_TYPE_##NAME>());   \
-            break;
+#define BOF4_DISPATCH_CASE(NAME, name) \
+    case GGML_TYPE_##NAME: f(std::integral_constant<ggml_type, GGML_TYPE_##NAME>()); break;
         BOF4_TYPES_CUDA(BOF4_DISPATCH_CASE)
 #undef BOF4_DISPATCH_CASE
-        default:
-            GGML_ABORT("there is no CUDA kernel for %s of %s", operation, ggml_type_name(type));
+        default: GGML_ABORT("there is no CUDA kernel for %s of %s", operation, ggml_type_name(type));
     }
 }

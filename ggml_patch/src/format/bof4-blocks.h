@@ -21,22 +21,22 @@ extern "C" {
 // 64 weights. qs[j] holds weight j in its low nibble and weight j + 32 in its high one: a 32-byte load then splits into
 // two runs of 32 consecutive weights, each of which is multiplied with exactly one Q8_0 block.
 typedef struct {
-    uint16_t d;                                // fp16 signed block maximum
-    uint8_t  qs[QK_BOF4_S / 2];                // codes
+    uint16_t d;                // fp16 signed block maximum
+    uint8_t qs[QK_BOF4_S / 2]; // codes
 } block_bof4_s;
 
 // 256 weights. A 64-byte load of qs splits into two runs of 64 consecutive weights: low nibbles, then high ones. The
 // low four bits of the sixteen scales are two runs of eight nibbles, their high two bits four runs of four fields of two
 // bits: a shift and a mask put all sixteen in order.
 typedef struct {
-    uint16_t d;                                // fp16 scale of the superblock, in units of 2^12
-    uint8_t  scales[BOF4_K_SUB_SCALE_BYTES];   // 16 scales of 16 weights each, signed 6 bits, stored as s + 32
-    uint8_t  qs[QK_BOF4_K / 2];                // codes: qs[64 * h + j] holds weights 128 * h + j and 128 * h + 64 + j
+    uint16_t d;                             // fp16 scale of the superblock, in units of 2^12
+    uint8_t scales[BOF4_K_SUB_SCALE_BYTES]; // 16 scales of 16 weights each, signed 6 bits, stored as s + 32
+    uint8_t qs[QK_BOF4_K / 2];              // codes: qs[64 * h + j] holds weights 128 * h + j and 128 * h + 64 + j
 } block_bof4_k;
 
 // Scale of sub-block j of a superblock, -32 .. 31.
 static inline int bof4_k_scale(const block_bof4_k * block, int j) {
-    const int low  = block->scales[j % 8] >> 4 * (j / 8) & 0xf;
+    const int low = block->scales[j % 8] >> 4 * (j / 8) & 0xf;
     const int high = block->scales[8 + j % 4] >> 2 * (j / 4) & 0x3;
     return (low | high << 4) - BOF4_K_SUB_SCALE_OFFSET;
 }
@@ -45,13 +45,14 @@ static inline void bof4_k_set_scales(block_bof4_k * block, const int8_t scales[B
     memset(block->scales, 0, sizeof(block->scales));
     for (int j = 0; j < BOF4_K_SUB_BLOCKS; ++j) {
         const int s = scales[j] + BOF4_K_SUB_SCALE_OFFSET;
-        block->scales[j % 8]     |= (uint8_t) ((s & 0xf) << 4 * (j / 8));
+        block->scales[j % 8] |= (uint8_t) ((s & 0xf) << 4 * (j / 8));
         block->scales[8 + j % 4] |= (uint8_t) (s >> 4 << 2 * (j / 4));
     }
 }
 
 #define BOF4_CHECK_BLOCK(NAME, name) \
-    BOF4_STATIC_ASSERT(sizeof(block_##name) == NAME##_BLOCK_BYTES, "blocks of " #NAME " have the bytes of formats.py"); \
+    BOF4_STATIC_ASSERT( \
+        sizeof(block_##name) == NAME##_BLOCK_BYTES, "blocks of " #NAME " have the bytes of formats.py"); \
     BOF4_STATIC_ASSERT(offsetof(block_##name, qs) == NAME##_CODES_AT, "codes of " #NAME " begin as in formats.py"); \
     BOF4_STATIC_ASSERT(QK_##NAME % (2 * NAME##_CODE_RUN) == 0, "codes of " #NAME " are whole pairs of runs");
 BOF4_TYPES(BOF4_CHECK_BLOCK)

@@ -11,21 +11,28 @@
 
 // The numbers of a type that its encoders need.
 struct bof4_encoding {
-    int                     block;       // weights
-    int                     sub_block;   // weights under the innermost scale
-    int                     sub_blocks;
-    int                     offset;      // scales of sub-blocks lie from -offset to offset - 1; 0 where there are none
-    float                   unit;        // what a level of 1 is worth where every scale is 1
-    const int8_t *          levels;
-    const float *           midpoints;
-    int                     zero_code;
+    int block;     // weights
+    int sub_block; // weights under the innermost scale
+    int sub_blocks;
+    int offset; // scales of sub-blocks lie from -offset to offset - 1; 0 where there are none
+    float unit; // what a level of 1 is worth where every scale is 1
+    const int8_t * levels;
+    const float * midpoints;
+    int zero_code;
     struct bof4_search_grid search;
 };
 
 #define BOF4_DEFINE_ENCODING(NAME, name) \
     static const struct bof4_encoding name##_encoding = { \
-        QK_##NAME, NAME##_SUB_BLOCK, NAME##_SUB_BLOCKS, NAME##_SUB_SCALE_OFFSET, NAME##_UNIT, \
-        name##_levels, name##_midpoints, NAME##_ZERO_CODE, NAME##_SEARCH, \
+        QK_##NAME, \
+        NAME##_SUB_BLOCK, \
+        NAME##_SUB_BLOCKS, \
+        NAME##_SUB_SCALE_OFFSET, \
+        NAME##_UNIT, \
+        name##_levels, \
+        name##_midpoints, \
+        NAME##_ZERO_CODE, \
+        NAME##_SEARCH, \
     };
 BOF4_TYPES(BOF4_DEFINE_ENCODING)
 #undef BOF4_DEFINE_ENCODING
@@ -60,7 +67,8 @@ static inline float bof4_clamped_scale(float s, const struct bof4_encoding * typ
 
 // Codes of the nearest levels to x[type->sub_block], where a level of 1 is worth `worth`; zero codes where that is 0 or
 // NaN. The type is a constant wherever this is called, so that it is compiled for it.
-static inline void bof4_nearest_codes(const float * x, const struct bof4_encoding * type, float worth, uint8_t * codes) {
+static inline void bof4_nearest_codes(
+    const float * x, const struct bof4_encoding * type, float worth, uint8_t * codes) {
     const int n = type->sub_block;
     if (!(fabsf(worth) > 0.0f)) {
         memset(codes, type->zero_code, n);
@@ -72,7 +80,7 @@ static inline void bof4_nearest_codes(const float * x, const struct bof4_encodin
         y[j] = x[j] * inverse;
     }
     // code = number of midpoints below: no search and no branch, so the inner loop vectorizes
-    int32_t code[BOF4_MAX_SUB_BLOCK] = {0};
+    int32_t code[BOF4_MAX_SUB_BLOCK] = { 0 };
     for (int c = 0; c < 15; ++c) {
         for (int j = 0; j < n; ++j) {
             code[j] += y[j] > type->midpoints[c];

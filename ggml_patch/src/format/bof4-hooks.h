@@ -12,11 +12,11 @@
 // type_traits of ggml.c
 #define BOF4_TYPE_TRAITS(NAME, name) \
     [GGML_TYPE_##NAME] = { \
-        .type_name      = #name, \
-        .blck_size      = QK_##NAME, \
-        .type_size      = NAME##_BLOCK_BYTES, \
-        .is_quantized   = true, \
-        .to_float       = dequantize_row_##name, \
+        .type_name = #name, \
+        .blck_size = QK_##NAME, \
+        .type_size = NAME##_BLOCK_BYTES, \
+        .is_quantized = true, \
+        .to_float = dequantize_row_##name, \
         .from_float_ref = quantize_row_##name##_ref, \
     },
 
@@ -28,8 +28,7 @@
 
 // ggml_validate_row_data
 #define BOF4_VALIDATE_CASE(NAME, name) \
-    case GGML_TYPE_##NAME: \
-        return validate_row_##name(data, nb);
+    case GGML_TYPE_##NAME: return validate_row_##name(data, nb);
 
 // ggml_type_from_name of llama-bench
 #define BOF4_RETURN_TYPE_OF_NAME(NAME, name) \
@@ -38,4 +37,9 @@
     }
 
 // QUANT_OPTIONS of llama-quantize
-#define BOF4_QUANT_OPTION(NAME, name) { #NAME, LLAMA_FTYPE_MOSTLY_##NAME, " " NAME##_BPW " bpw " NAME##_DESCRIPTION, },
+#define BOF4_QUANT_OPTION(NAME, name) \
+    { \
+        #NAME, \
+        LLAMA_FTYPE_MOSTLY_##NAME, \
+        " " NAME##_BPW " bpw " NAME##_DESCRIPTION, \
+    },

@@ -42,7 +42,7 @@ static inline void pack_codes(uint8_t * qs, const uint8_t * codes, int n, int ru
     }
 #define DEFINE_PACK_SUB_SCALES(NAME, name) \
     void name##_pack( \
-            block_##name * block, uint16_t d, const int8_t scales[NAME##_SUB_BLOCKS], const uint8_t codes[QK_##NAME]) { \
+        block_##name * block, uint16_t d, const int8_t scales[NAME##_SUB_BLOCKS], const uint8_t codes[QK_##NAME]) { \
         block->d = d; \
         name##_set_scales(block, scales); \
         pack_codes(block->qs, codes, QK_##NAME, NAME##_CODE_RUN); \
@@ -61,7 +61,7 @@ static inline uint16_t encode_one_scale(const struct bof4_encoding * type, const
 // The same with scales of sub-blocks: the largest maximum of all gets the scale -offset, which has no positive
 // counterpart.
 static inline uint16_t encode_sub_scales(
-        const struct bof4_encoding * type, const float * x, int8_t * scales, uint8_t * codes) {
+    const struct bof4_encoding * type, const float * x, int8_t * scales, uint8_t * codes) {
     const float m = signed_maximum(x, type->block);
     const uint16_t d = bof4_stored_scale(m * (-1.0f / type->unit / (float) (type->offset * BOF4_LEVEL_SCALE)));
     const float unit = GGML_FP16_TO_FP32(d) * type->unit;
@@ -100,8 +100,8 @@ BOF4_TYPES_SUB_SCALES(DEFINE_ENCODE_SUB_SCALES)
             for (int j = 0; j < NAME##_CODE_RUN; ++j) { \
                 const uint8_t q = block->qs[at + j]; \
                 /* d * level is exact (11 + 7 bits), so one rounding is left and level 127 gives exactly d */ \
-                y[j]                   = d * name##_levels[q & 0xf] * NAME##_UNIT; \
-                y[j + NAME##_CODE_RUN] = d * name##_levels[q >> 4]  * NAME##_UNIT; \
+                y[j] = d * name##_levels[q & 0xf] * NAME##_UNIT; \
+                y[j + NAME##_CODE_RUN] = d * name##_levels[q >> 4] * NAME##_UNIT; \
             } \
         } \
     }

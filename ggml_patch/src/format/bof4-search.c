@@ -24,9 +24,9 @@
 
 // What the nearest levels under some scale can do.
 struct fit {
-    float gain;     // by how much the squared error falls with the best scale for these levels
-    float scale;    // that scale: what a level of 1 is worth
-    float weight;   // sum(w k^2): how much the error grows with the square of a step away from it
+    float gain;   // by how much the squared error falls with the best scale for these levels
+    float scale;  // that scale: what a level of 1 is worth
+    float weight; // sum(w k^2): how much the error grows with the square of a step away from it
 };
 
 // a constant wherever it is passed, so that code is compiled for the type
@@ -37,12 +37,13 @@ enum {
     // superblock scales that are tried: the largest scale of a sub-block is 20/32 to 36/32 of the largest that can be
     // stored
     FIRST_SUPERSCALE = 20,
-    LAST_SUPERSCALE  = 36,
-    SUPERSCALES      = 32,
+    LAST_SUPERSCALE = 36,
+    SUPERSCALES = 32,
 };
 
 // sum(w x k) and sum(w k^2) for the nearest levels of a sub-block where a level is worth 1 / inverse.
-static inline void correlate(encoding type, const float * x, const float * w, float inverse, float * sum_xk, float * sum_kk) {
+static inline void correlate(
+    encoding type, const float * x, const float * w, float inverse, float * sum_xk, float * sum_kk) {
     const int n = type->sub_block;
     float level[BOF4_MAX_SUB_BLOCK];
     VECTORIZE
@@ -59,8 +60,8 @@ static inline void correlate(encoding type, const float * x, const float * w, fl
         }
     }
     // eight partial sums: without -ffast-math a single one would not vectorize
-    float xk[8] = {0};
-    float kk[8] = {0};
+    float xk[8] = { 0 };
+    float kk[8] = { 0 };
     VECTORIZE
     for (int j = 0; j < n; j += 8) {
         VECTORIZE
@@ -79,9 +80,9 @@ static inline struct fit fit_of_scale(encoding type, const float * x, const floa
     float kk;
     correlate(type, x, w, 1.0f / scale, &xk, &kk);
     if (!(kk > 0.0f)) {
-        return (struct fit) { 0.0f, 0.0f, 0.0f };
+        return (struct fit){ 0.0f, 0.0f, 0.0f };
     }
-    return (struct fit) { xk * (xk / kk), xk / kk, kk };
+    return (struct fit){ xk * (xk / kk), xk / kk, kk };
 }
 
 // By how much the squared error falls with exactly this scale.
@@ -180,7 +181,7 @@ static inline float search_superscale(encoding type, const float * x, const floa
     float largest = 0.0f;
     for (int b = 0; b < type->sub_blocks; ++b) {
         const float m = largest_magnitude(x + b * n, n);
-        fits[b][0] = fits[b][1] = (struct fit) { 0.0f, 0.0f, 0.0f };
+        fits[b][0] = fits[b][1] = (struct fit){ 0.0f, 0.0f, 0.0f };
         if (m > 0.0f) {
             search_fits(type, x + b * n, w + b * n, m, fits[b]);
         }
@@ -194,7 +195,7 @@ static inline float search_superscale(encoding type, const float * x, const floa
     for (int i = FIRST_SUPERSCALE; i <= LAST_SUPERSCALE; ++i) {
         for (int sign = -1; sign <= 1; sign += 2) {
             const float unit = (float) sign * largest / (float) (i * type->offset / SUPERSCALES);
-            const float gain = expected_gain(type, (const struct fit (*)[2]) fits, unit);
+            const float gain = expected_gain(type, (const struct fit(*)[2]) fits, unit);
             if (gain > best_gain) {
                 best_gain = gain;
                 best_unit = unit;
@@ -220,7 +221,7 @@ static inline float search_superscale(encoding type, const float * x, const floa
 
 // Scales of sub-blocks and codes; returns the fp16 bits of the superblock scale.
 static inline uint16_t search_sub_scales(
-        encoding type, const float * x, const float * w, int8_t * scales, uint8_t * codes) {
+    encoding type, const float * x, const float * w, int8_t * scales, uint8_t * codes) {
     const bool finite = isfinite(largest_magnitude(x, type->block));
     struct fit fits[MAX_SUB_BLOCKS][2];
     const float d = finite ? search_superscale(type, x, w, fits) : NAN;

@@ -9,7 +9,7 @@
 struct bof4_search_grid {
     float first;
     float step;
-    int   count;
+    int count;
 };
 
 #ifdef __cplusplus

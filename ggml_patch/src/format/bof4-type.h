@@ -14,10 +14,10 @@ template <ggml_type type> struct bof4_type;
 // The numbers of a type, from the generated header.
 #define BOF4_TYPE_NUMBERS(NAME, name) \
     using block_type = block_##name; \
-    static constexpr int block      = QK_##NAME;          /* weights */ \
-    static constexpr int sub_block  = NAME##_SUB_BLOCK;   /* weights under the innermost scale */ \
+    static constexpr int block = QK_##NAME;            /* weights */ \
+    static constexpr int sub_block = NAME##_SUB_BLOCK; /* weights under the innermost scale */ \
     static constexpr int sub_blocks = NAME##_SUB_BLOCKS; \
-    static constexpr int zero_code  = NAME##_ZERO_CODE; \
+    static constexpr int zero_code = NAME##_ZERO_CODE; \
     static constexpr const int8_t * levels = name##_levels; \
     static constexpr bof4_search_grid gptq = NAME##_GPTQ;
 
@@ -52,7 +52,8 @@ template <ggml_type type> struct bof4_type;
         static float steps(float u, float first) { \
             const float step = first * NAME##_UNIT; \
             return std::fabs(step) > 0.0f \
-                ? std::min(std::max(std::nearbyint(u / step), (float) -offset), (float) (offset - 1)) : 0.0f; \
+                ? std::min(std::max(std::nearbyint(u / step), (float) -offset), (float) (offset - 1)) \
+                : 0.0f; \
         } \
         static float snap(float u, float first) { return steps(u, first) * (first * NAME##_UNIT); } \
         static void pack(block_type * out, float first, const float * u, const uint8_t * codes) { \

@@ -23,9 +23,8 @@ static inline void row_sums(const int32_t * entries, int32_t n, const float * co
 
 // The same for 32 columns of transposed activations: sums0 are of the first 16, sums1 of the others. The row is entries
 // [e, e + n) of a list that ends at `end` and is not empty.
-static inline void row_sums_of_transposed(
-        const int32_t * entries, int32_t e, int32_t n, int32_t end, const uint32_t * transposed,
-        float * sums0, float * sums1) {
+static inline void row_sums_of_transposed(const int32_t * entries, int32_t e, int32_t n, int32_t end,
+    const uint32_t * transposed, float * sums0, float * sums1) {
     bof4_list_sums_32 sum = bof4_list_zero_32();
     // Most rows have two outliers or fewer: two in any case, whose value is zero where they belong to the next row, cost
     // less than a mispredicted branch where a vector is one register.
@@ -72,7 +71,7 @@ static void prefetch_activations(struct bof4_list_rows rows, int64_t from, int64
 }
 
 static void sum_transposed(
-        struct bof4_list_rows rows, int64_t after, const struct bof4_list_tile * tile, float (*sums)[LANES]) {
+    struct bof4_list_rows rows, int64_t after, const struct bof4_list_tile * tile, float (*sums)[LANES]) {
     const int32_t * p = rows.row_pointers;
     // activations come from L2: those of the next rows are prefetched
     prefetch_activations(rows, rows.n, rows.n + MIN(after, (int64_t) LANES), tile->transposed);
@@ -84,7 +83,7 @@ static void sum_transposed(
     for (int half = 0; half < 2; ++half) {
         memset(of_rows[half][rows.n], 0, (LANES - rows.n) * sizeof(of_rows[0][0]));
         const int from = MIN(MAX(tile->first_lane - half * LANES, 0), LANES);
-        const int end  = MIN(MAX(tile->first_lane + tile->n - half * LANES, 0), LANES);
+        const int end = MIN(MAX(tile->first_lane + tile->n - half * LANES, 0), LANES);
         if (from < end) {
             transpose_sums(of_rows[half], from, end, sums);
             sums += end - from;
@@ -93,7 +92,7 @@ static void sum_transposed(
 }
 
 bool bof4_list_sum_tile(
-        struct bof4_list_rows rows, int64_t after, const struct bof4_list_tile * tile, float (*sums)[LANES]) {
+    struct bof4_list_rows rows, int64_t after, const struct bof4_list_tile * tile, float (*sums)[LANES]) {
     if (rows.row_pointers[0] == rows.row_pointers[rows.n]) {
         return false;
     }

@@ -61,20 +61,17 @@ bool bof4_list_is_one_column(const struct ggml_tensor * dst, const struct bof4_l
 // Adds the outliers' products to rows [row0, row1) and columns [c0, c1) of a mul_mat, columns counted over dimensions 1
 // to 3. transposed: all activations, or NULL. next_weights: what the thread reads next, prefetched meanwhile where the
 // result is one column.
-void bof4_list_add_mul_mat(
-    struct ggml_tensor * dst, const struct bof4_list_view * view, const uint32_t * transposed,
+void bof4_list_add_mul_mat(struct ggml_tensor * dst, const struct bof4_list_view * view, const uint32_t * transposed,
     int64_t row0, int64_t row1, int64_t c0, int64_t c1, const char * next_weights);
 
 // The same for rows of one expert of a mul_mat_id. Column j is slot columns[2 * j] of token columns[2 * j + 1].
-void bof4_list_add_mul_mat_id(
-    struct ggml_tensor * dst, const struct bof4_list_view * view, int64_t expert,
+void bof4_list_add_mul_mat_id(struct ggml_tensor * dst, const struct bof4_list_view * view, int64_t expert,
     int64_t row0, int64_t row1, const int32_t * columns, int64_t n_columns);
 
 // The sums alone, for kernels that add them to their own: rows [row0, row1) of a matrix, columns [c0, c1) of a mul_mat.
 // sums[(row - row0) / 16][column - c0][(row - row0) % 16]; zeros for rows from row1 on.
-void bof4_list_sum_mul_mat(
-    const struct ggml_tensor * dst, const struct bof4_list_view * view, const uint32_t * transposed, int64_t matrix,
-    int64_t row0, int64_t row1, int64_t c0, int64_t c1, float * sums);
+void bof4_list_sum_mul_mat(const struct ggml_tensor * dst, const struct bof4_list_view * view,
+    const uint32_t * transposed, int64_t matrix, int64_t row0, int64_t row1, int64_t c0, int64_t c1, float * sums);
 
 // == calls from ggml's mul_mat, mul_mat_id and get_rows; without a list they do nothing ==
 

@@ -21,14 +21,14 @@ int ggml_bof4_list_chunk_rows(const struct ggml_tensor * dst, int usual) {
 
 // The rows that the thread computes first, where the result is one column; else none.
 static struct bof4_list_rows first_rows(
-        const struct ggml_compute_params * params, const struct ggml_tensor * dst, const struct bof4_list_view * view) {
+    const struct ggml_compute_params * params, const struct ggml_tensor * dst, const struct bof4_list_view * view) {
     if (!bof4_list_is_one_column(dst, view)) {
         const struct bof4_list_rows none = { NULL, NULL, 0 };
         return none;
     }
     const int64_t per_thread = (dst->ne[0] + params->nth - 1) / params->nth;
     const int64_t chunk = MIN(per_thread, (int64_t) ggml_bof4_list_chunk_rows(dst, 64));
-    const int64_t row0  = MIN(params->ith * per_thread, dst->ne[0]);
+    const int64_t row0 = MIN(params->ith * per_thread, dst->ne[0]);
     return bof4_list_rows_of(view, 0, row0, MIN(row0 + chunk, dst->ne[0]));
 }
 
@@ -63,20 +63,20 @@ void ggml_bof4_list_prefetch(const struct ggml_tensor * dst, int64_t matrix, int
 }
 
 void ggml_bof4_list_apply_mul_mat(
-        struct ggml_tensor * dst, const void * wdata, int64_t row0, int64_t row1, int64_t c0, int64_t c1) {
+    struct ggml_tensor * dst, const void * wdata, int64_t row0, int64_t row1, int64_t c0, int64_t c1) {
     if (ggml_bof4_list_of_op(dst) == NULL) {
         return;
     }
     const struct bof4_list_view view = ggml_bof4_list_view_of_op(dst);
     const uint32_t * transposed = bof4_list_transposed_size(dst) == 0
-        ? NULL : (const uint32_t *) ((const char *) wdata + transposed_offset(dst));
+        ? NULL
+        : (const uint32_t *) ((const char *) wdata + transposed_offset(dst));
     const char * next_weights = (const char *) dst->src[0]->data + row1 * dst->src[0]->nb[1];
     bof4_list_add_mul_mat(dst, &view, transposed, row0, row1, c0, c1, next_weights);
 }
 
 void ggml_bof4_list_apply_mul_mat_id(
-        struct ggml_tensor * dst, int64_t expert, int64_t row0, int64_t row1,
-        const int32_t * columns, int64_t n_columns) {
+    struct ggml_tensor * dst, int64_t expert, int64_t row0, int64_t row1, const int32_t * columns, int64_t n_columns) {
     if (ggml_bof4_list_of_op(dst) != NULL) {
         const struct bof4_list_view view = ggml_bof4_list_view_of_op(dst);
         bof4_list_add_mul_mat_id(dst, &view, expert, row0, row1, columns, n_columns);
@@ -102,7 +102,7 @@ void ggml_bof4_list_apply_get_rows(const struct ggml_compute_params * params, st
     const struct bof4_list_view view = ggml_bof4_list_view_of_op(dst);
 
     GGML_TENSOR_LOCALS(int64_t, ne1, src1, ne)
-    GGML_TENSOR_LOCALS(size_t,  nb1, src1, nb)
+    GGML_TENSOR_LOCALS(size_t, nb1, src1, nb)
 
     const int64_t nr = ggml_nelements(src1);
     const int64_t dr = (nr + params->nth - 1) / params->nth;

@@ -45,9 +45,8 @@ static void add_tile(struct bof4_list_rows rows, int64_t row0, const struct bof4
 }
 
 // Adds the outliers of rows [row0, row1) of a matrix to the results of a tile.
-static void add_outliers(
-        const struct bof4_list_view * view, int64_t matrix, int64_t row0, int64_t row1,
-        const struct bof4_list_tile * tile) {
+static void add_outliers(const struct bof4_list_view * view, int64_t matrix, int64_t row0, int64_t row1,
+    const struct bof4_list_tile * tile) {
     if (!view->is_whole_rows) {
         bof4_list_add_slices(view, matrix, row0, row1, tile);
         return;
@@ -66,24 +65,23 @@ static void add_outliers(
 // The tile of a mul_mat that begins with column c: columns of one matrix, which are neighbours in dimension 1, and of
 // transposed activations columns of the same 32.
 static struct bof4_list_tile tile_at(
-        const struct ggml_tensor * dst, const uint32_t * transposed, int64_t c, int64_t c1) {
+    const struct ggml_tensor * dst, const uint32_t * transposed, int64_t c, int64_t c1) {
     const struct ggml_tensor * src1 = dst->src[1];
     const int64_t i1 = c % dst->ne[1];
-    const int64_t n  = MIN(c1 - c, dst->ne[1] - i1);
+    const int64_t n = MIN(c1 - c, dst->ne[1] - i1);
     struct bof4_list_tile tile;
     tile.first_lane = transposed ? (int) (c % BOF4_LIST_COLUMNS) : 0;
-    tile.n          = (int) MIN(n, transposed ? BOF4_LIST_COLUMNS - tile.first_lane : (int64_t) LANES);
+    tile.n = (int) MIN(n, transposed ? BOF4_LIST_COLUMNS - tile.first_lane : (int64_t) LANES);
     tile.transposed = transposed ? transposed + (c - tile.first_lane) / 2 * src1->ne[0] : NULL;
-    tile.x[0]       = bof4_list_column(src1, c);
+    tile.x[0] = bof4_list_column(src1, c);
     for (int i = 1; i < (transposed || tile.n == 1 ? 1 : LANES); ++i) {
         tile.x[i] = (const float *) ((const char *) tile.x[0] + MIN(i, tile.n - 1) * src1->nb[1]);
     }
     return tile;
 }
 
-void bof4_list_add_mul_mat(
-        struct ggml_tensor * dst, const struct bof4_list_view * view, const uint32_t * transposed,
-        int64_t row0, int64_t row1, int64_t c0, int64_t c1, const char * next_weights) {
+void bof4_list_add_mul_mat(struct ggml_tensor * dst, const struct bof4_list_view * view, const uint32_t * transposed,
+    int64_t row0, int64_t row1, int64_t c0, int64_t c1, const char * next_weights) {
     const struct ggml_tensor * src0 = dst->src[0];
     const struct ggml_tensor * src1 = dst->src[1];
     GGML_ASSERT(src1->type == GGML_TYPE_F32);
@@ -106,13 +104,12 @@ void bof4_list_add_mul_mat(
     }
 }
 
-void bof4_list_sum_mul_mat(
-        const struct ggml_tensor * dst, const struct bof4_list_view * view, const uint32_t * transposed, int64_t matrix,
-        int64_t row0, int64_t row1, int64_t c0, int64_t c1, float * sums) {
+void bof4_list_sum_mul_mat(const struct ggml_tensor * dst, const struct bof4_list_view * view,
+    const uint32_t * transposed, int64_t matrix, int64_t row0, int64_t row1, int64_t c0, int64_t c1, float * sums) {
     for (int64_t c = c0; c < c1;) {
         struct bof4_list_tile tile;
         tile.first_lane = (int) (c % BOF4_LIST_COLUMNS);
-        tile.n          = (int) MIN((int64_t) BOF4_LIST_COLUMNS - tile.first_lane, c1 - c);
+        tile.n = (int) MIN((int64_t) BOF4_LIST_COLUMNS - tile.first_lane, c1 - c);
         tile.transposed = transposed + (c - tile.first_lane) / 2 * dst->src[0]->ne[0];
         struct bof4_list_rows rows = bof4_list_rows_of(view, matrix, row0, row1);
         float * group = sums + (c - c0) * LANES;
@@ -128,9 +125,8 @@ void bof4_list_sum_mul_mat(
     }
 }
 
-void bof4_list_add_mul_mat_id(
-        struct ggml_tensor * dst, const struct bof4_list_view * view, int64_t expert,
-        int64_t row0, int64_t row1, const int32_t * columns, int64_t n_columns) {
+void bof4_list_add_mul_mat_id(struct ggml_tensor * dst, const struct bof4_list_view * view, int64_t expert,
+    int64_t row0, int64_t row1, const int32_t * columns, int64_t n_columns) {
     const struct ggml_tensor * src1 = dst->src[1];
     GGML_ASSERT(src1->type == GGML_TYPE_F32);
     for (int64_t j = 0; j < n_columns; j += LANES) {
@@ -139,9 +135,9 @@ void bof4_list_add_mul_mat_id(
         tile.transposed = NULL;
         for (int c = 0; c < LANES; ++c) {
             const int64_t column = j + MIN(c, tile.n - 1);
-            const int64_t slot   = columns[2 * column];
-            const int64_t token  = columns[2 * column + 1];
-            const int64_t row    = slot % src1->ne[1];
+            const int64_t slot = columns[2 * column];
+            const int64_t token = columns[2 * column + 1];
+            const int64_t row = slot % src1->ne[1];
             tile.x[c] = (const float *) ((const char *) src1->data + row * src1->nb[1] + token * src1->nb[2]);
             tile.y[c] = (float *) ((char *) dst->data + slot * dst->nb[1] + token * dst->nb[2]);
         }

@@ -3,8 +3,8 @@
 #include "bof4-list-cpu.h"
 #include "ggml-impl.h"
 
-enum { LINE = 64 / sizeof(int32_t) };   // numbers in a cache line
-enum { MAX_LINES = 128 };               // of entries at a time
+enum { LINE = 64 / sizeof(int32_t) }; // numbers in a cache line
+enum { MAX_LINES = 128 };             // of entries at a time
 
 static void prefetch(const int32_t * first, const int32_t * last) {
     for (const int32_t * line = first; line < last; line += LINE) {
@@ -26,8 +26,7 @@ void bof4_list_prefetch_entries(struct bof4_list_rows rows) {
 }
 
 void bof4_list_prefetch(
-        const struct ggml_tensor * dst, const struct bof4_list_view * view, int64_t matrix,
-        int64_t row0, int64_t row1) {
+    const struct ggml_tensor * dst, const struct bof4_list_view * view, int64_t matrix, int64_t row0, int64_t row1) {
     if (!view->is_whole_rows || row0 >= row1) {
         return;
     }

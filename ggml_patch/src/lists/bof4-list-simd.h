@@ -39,8 +39,8 @@ static inline bof4_list_sums_16 bof4_list_zero_16(void) {
 // instruction takes three times as long on Zen.
 static inline bof4_list_sums_16 bof4_list_add_16(bof4_list_sums_16 sums, int32_t entry, const float * const * x) {
     const int32_t j = bof4_entry_column(entry);
-    const __m512 act = _mm512_setr_ps(x[0][j], x[1][j], x[2][j], x[3][j], x[4][j], x[5][j], x[6][j], x[7][j],
-        x[8][j], x[9][j], x[10][j], x[11][j], x[12][j], x[13][j], x[14][j], x[15][j]);
+    const __m512 act = _mm512_setr_ps(x[0][j], x[1][j], x[2][j], x[3][j], x[4][j], x[5][j], x[6][j], x[7][j], x[8][j],
+        x[9][j], x[10][j], x[11][j], x[12][j], x[13][j], x[14][j], x[15][j]);
     return _mm512_fmadd_ps(bof4_list_values(entry), act, sums);
 }
 
@@ -63,7 +63,7 @@ static inline bof4_list_sums_32 bof4_list_add_32(bof4_list_sums_32 sums, int32_t
     const __m512i act = _mm512_loadu_si512(pairs);
     const __m512i high = _mm512_and_si512(_mm512_set1_epi32((int) 0xffff0000), act);
     const __m512 value = bof4_list_values(entry);
-    sums.low  = _mm512_fmadd_ps(value, _mm512_castsi512_ps(_mm512_slli_epi32(act, 16)), sums.low);
+    sums.low = _mm512_fmadd_ps(value, _mm512_castsi512_ps(_mm512_slli_epi32(act, 16)), sums.low);
     sums.high = _mm512_fmadd_ps(value, _mm512_castsi512_ps(high), sums.high);
     return sums;
 }
@@ -100,8 +100,8 @@ static inline void bof4_list_transpose_16x16(const void * const * in, void * out
         const __m512 c = _mm512_unpacklo_ps(rows[2], rows[3]);
         const __m512 d = _mm512_unpackhi_ps(rows[2], rows[3]);
         float * to = (float *) out + 4 * q * BOF4_LIST_LANES;
-        _mm512_storeu_ps(to,                       _mm512_shuffle_ps(a, c, 0x44));
-        _mm512_storeu_ps(to + BOF4_LIST_LANES,     _mm512_shuffle_ps(a, c, 0xee));
+        _mm512_storeu_ps(to, _mm512_shuffle_ps(a, c, 0x44));
+        _mm512_storeu_ps(to + BOF4_LIST_LANES, _mm512_shuffle_ps(a, c, 0xee));
         _mm512_storeu_ps(to + 2 * BOF4_LIST_LANES, _mm512_shuffle_ps(b, d, 0x44));
         _mm512_storeu_ps(to + 3 * BOF4_LIST_LANES, _mm512_shuffle_ps(b, d, 0xee));
     }
@@ -117,7 +117,7 @@ static inline bof4_list_running_sum bof4_list_running_sum_zero(void) {
 // s[i] = sum + products 0 .. i of eight entries with their activations; returns s[7]. The eight products are added in
 // three steps, of neighbours at distance 1, 2 and 4, before the sum is added: another order than the portable one.
 static inline bof4_list_running_sum bof4_list_add_8(
-        bof4_list_running_sum sum, const int32_t * entries, const float * x, double * s) {
+    bof4_list_running_sum sum, const int32_t * entries, const float * x, double * s) {
     const __m512i zero = _mm512_setzero_si512();
     const __m256i entry = _mm256_loadu_si256((const __m256i *) entries);
     const __m256 value = _mm256_castsi256_ps(_mm256_andnot_si256(_mm256_set1_epi32(0xffff), entry));
@@ -178,8 +178,8 @@ enum { BOF4_LIST_PART = 8 };
 enum { BOF4_LIST_PART = 4 };
 #endif
 enum { BOF4_LIST_PARTS = BOF4_LIST_LANES / BOF4_LIST_PART };
-typedef float    bof4_list_floats __attribute__((vector_size(4 * BOF4_LIST_PART)));
-typedef uint32_t bof4_list_bits   __attribute__((vector_size(4 * BOF4_LIST_PART)));
+typedef float bof4_list_floats __attribute__((vector_size(4 * BOF4_LIST_PART)));
+typedef uint32_t bof4_list_bits __attribute__((vector_size(4 * BOF4_LIST_PART)));
 typedef struct {
     bof4_list_floats low[BOF4_LIST_PARTS], high[BOF4_LIST_PARTS];
 } bof4_list_sums_32;
@@ -194,7 +194,7 @@ static inline bof4_list_sums_32 bof4_list_add_32(bof4_list_sums_32 sums, int32_t
     for (int i = 0; i < BOF4_LIST_PARTS; ++i) {
         bof4_list_bits act;
         memcpy(&act, pairs + BOF4_LIST_PART * i, sizeof(act));
-        sums.low[i]  += value * (bof4_list_floats) (act << 16);
+        sums.low[i] += value * (bof4_list_floats) (act << 16);
         sums.high[i] += value * (bof4_list_floats) (act & 0xffff0000u);
     }
     return sums;
@@ -234,7 +234,7 @@ static inline bof4_list_running_sum bof4_list_running_sum_zero(void) {
 }
 
 static inline bof4_list_running_sum bof4_list_add_8(
-        bof4_list_running_sum sum, const int32_t * entries, const float * x, double * s) {
+    bof4_list_running_sum sum, const int32_t * entries, const float * x, double * s) {
     for (int i = 0; i < 8; ++i) {
         sum += (double) bof4_entry_value(entries[i]) * (double) x[bof4_entry_column(entries[i])];
         s[i] = sum;

@@ -7,8 +7,8 @@ bool bof4_list_next_run(const struct bof4_list_view * view, int64_t first, int64
     if (start >= first + view->n) {
         return false;
     }
-    run->begin  = view->row_pointers[*row];
-    run->end    = view->row_pointers[*row + 1];
+    run->begin = view->row_pointers[*row];
+    run->end = view->row_pointers[*row + 1];
     run->offset = start - first;
     ++*row;
     while (run->begin < run->end && run->offset + bof4_entry_column(view->entries[run->begin]) < 0) {
@@ -23,7 +23,7 @@ bool bof4_list_next_run(const struct bof4_list_view * view, int64_t first, int64
 static void add_row(const struct bof4_list_view * view, int64_t first, int64_t r, const struct bof4_list_tile * tile) {
     int64_t row = first / view->row_length;
     struct bof4_list_run run;
-    float sum[BOF4_LIST_LANES] = {0};
+    float sum[BOF4_LIST_LANES] = { 0 };
     while (bof4_list_next_run(view, first, &row, &run)) {
         for (int32_t e = run.begin; e < run.end; ++e) {
             const float value = bof4_entry_value(view->entries[e]);
@@ -38,9 +38,8 @@ static void add_row(const struct bof4_list_view * view, int64_t first, int64_t r
     }
 }
 
-void bof4_list_add_slices(
-        const struct bof4_list_view * view, int64_t matrix, int64_t row0, int64_t row1,
-        const struct bof4_list_tile * tile) {
+void bof4_list_add_slices(const struct bof4_list_view * view, int64_t matrix, int64_t row0, int64_t row1,
+    const struct bof4_list_tile * tile) {
     const int64_t first = view->first + matrix % view->ne2 * view->stride[1] + matrix / view->ne2 * view->stride[2];
     for (int64_t r = row0; r < row1; ++r) {
         add_row(view, first + r * view->stride[0], r, tile);

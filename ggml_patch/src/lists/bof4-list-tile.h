@@ -9,11 +9,11 @@ enum { BOF4_LIST_MANY_COLUMNS = 8 };
 
 // Columns whose outliers are summed together, all of one matrix.
 struct bof4_list_tile {
-    int n;                              // columns: at most 16, or 32 of transposed activations
-    const float * x[BOF4_LIST_LANES];   // activations of each; pointers from n on repeat the last
-    const uint32_t * transposed;        // or the transposed activations that the columns are part of, or NULL
-    int first_lane;                     // of the first column in these, 0 .. 31
-    float * y[BOF4_LIST_COLUMNS];       // row 0 of the results of each
+    int n;                            // columns: at most 16, or 32 of transposed activations
+    const float * x[BOF4_LIST_LANES]; // activations of each; pointers from n on repeat the last
+    const uint32_t * transposed;      // or the transposed activations that the columns are part of, or NULL
+    int first_lane;                   // of the first column in these, 0 .. 31
+    float * y[BOF4_LIST_COLUMNS];     // row 0 of the results of each
 };
 
 // Activations of a column of src[1], counted over dimensions 1 to 3.

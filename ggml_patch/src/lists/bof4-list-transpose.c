@@ -9,8 +9,8 @@ size_t bof4_list_transposed_size(const struct ggml_tensor * dst) {
     const struct ggml_tensor * list = ggml_bof4_list_of_op(dst);
     const struct ggml_tensor * src0 = dst->src[0];
     const int64_t n_columns = ggml_nrows(dst->src[1]);
-    if (list == NULL || n_columns / (src0->ne[2] * src0->ne[3]) < BOF4_LIST_MANY_COLUMNS
-        || !ggml_bof4_list_view_of_op(dst).is_whole_rows) {
+    if (list == NULL || n_columns / (src0->ne[2] * src0->ne[3]) < BOF4_LIST_MANY_COLUMNS ||
+        !ggml_bof4_list_view_of_op(dst).is_whole_rows) {
         return 0;
     }
     // An entry whose activations are gathered takes about 20 cycles more for 16 columns than one whose activations are
@@ -41,14 +41,14 @@ static int64_t parts_of(const struct ggml_tensor * dst, int nth) {
 void bof4_list_pieces_of_thread(const struct ggml_tensor * dst, int ith, int nth, int64_t * first, int64_t * end) {
     const int64_t n_pieces = tiles_of(dst) * parts_of(dst, nth);
     *first = n_pieces * ith / nth;
-    *end   = n_pieces * (ith + 1) / nth;
+    *end = n_pieces * (ith + 1) / nth;
 }
 
 struct bof4_list_piece bof4_list_piece_of(const struct ggml_tensor * dst, int nth, int64_t number) {
-    const int64_t n_parts  = parts_of(dst, nth);
+    const int64_t n_parts = parts_of(dst, nth);
     const int64_t n_blocks = blocks_of(dst);
-    const int64_t block    = ggml_blck_size(dst->src[0]->type);
-    const int64_t part     = number % n_parts;
+    const int64_t block = ggml_blck_size(dst->src[0]->type);
+    const int64_t part = number % n_parts;
     struct bof4_list_piece piece;
     piece.c0 = number / n_parts * BOF4_LIST_COLUMNS;
     piece.c1 = MIN(piece.c0 + BOF4_LIST_COLUMNS, ggml_nrows(dst->src[1]));

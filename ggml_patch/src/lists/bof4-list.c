@@ -80,20 +80,19 @@ struct bof4_list_view ggml_bof4_list_view_of_op(const struct ggml_tensor * op) {
 
     struct bof4_list_view view;
     view.row_pointers = (const int32_t *) list->data;
-    view.entries      = view.row_pointers ? view.row_pointers + place.nrows + 1 : NULL;
-    view.row_length   = place.row_length;
-    view.first        = place.first;
-    view.n            = operand->ne[0];
+    view.entries = view.row_pointers ? view.row_pointers + place.nrows + 1 : NULL;
+    view.row_length = place.row_length;
+    view.first = place.first;
+    view.n = operand->ne[0];
     memcpy(view.stride, place.stride, sizeof(view.stride));
 
-    view.is_whole_rows = view.n == view.row_length && view.stride[0] == view.row_length
-        && view.first % view.row_length == 0
-        && (operand->ne[2] == 1 || view.stride[1] % view.row_length == 0)
-        && (operand->ne[3] == 1 || view.stride[2] % view.row_length == 0);
-    view.first_row     = view.first / view.row_length;
+    view.is_whole_rows = view.n == view.row_length && view.stride[0] == view.row_length &&
+        view.first % view.row_length == 0 && (operand->ne[2] == 1 || view.stride[1] % view.row_length == 0) &&
+        (operand->ne[3] == 1 || view.stride[2] % view.row_length == 0);
+    view.first_row = view.first / view.row_length;
     view.row_stride[0] = view.stride[1] / view.row_length;
     view.row_stride[1] = view.stride[2] / view.row_length;
-    view.ne2           = operand->ne[2];
+    view.ne2 = operand->ne[2];
     return view;
 }
 
@@ -103,10 +102,8 @@ void ggml_bof4_list_check_use(const struct ggml_tensor * node) {
         case GGML_OP_VIEW:
         case GGML_OP_RESHAPE:
         case GGML_OP_PERMUTE:
-        case GGML_OP_TRANSPOSE:
-            return;
-        default:
-            break;
+        case GGML_OP_TRANSPOSE: return;
+        default:                break;
     }
     const int source = list_source(node);
     for (int i = 0; i < GGML_MAX_SRC; ++i) {
@@ -114,7 +111,7 @@ void ggml_bof4_list_check_use(const struct ggml_tensor * node) {
         struct ggml_tensor * list = src ? ggml_bof4_list_of_weight(src) : NULL;
         if (list != NULL && !(i == 0 && source >= 0 && node->src[source] == list)) {
             GGML_ABORT("%s of %s would lose the outlier list of that tensor: only mul_mat, mul_mat_id and get_rows "
-                "apply lists. Convert the model without lists (--opq off) for this use.",
+                       "apply lists. Convert the model without lists (--opq off) for this use.",
                 ggml_op_name(node->op), src->name);
         }
     }

@@ -51,18 +51,18 @@ GGML_API const char * ggml_bof4_list_error(const int32_t * list, int64_t n, int6
 
 // Where the rows of src[0] of an operation lie in the weight that its list belongs to.
 struct bof4_list_view {
-    const int32_t * row_pointers;   // of the whole list; NULL while the graph is planned
+    const int32_t * row_pointers; // of the whole list; NULL while the graph is planned
     const int32_t * entries;
-    int64_t row_length;     // elements of a row of the weight
-    int64_t first;          // element of the weight at which src[0] begins
-    int64_t n;              // elements of a row of src[0]
-    int64_t stride[3];      // elements of the weight between neighbours in dimensions 1, 2, 3 of src[0]
+    int64_t row_length; // elements of a row of the weight
+    int64_t first;      // element of the weight at which src[0] begins
+    int64_t n;          // elements of a row of src[0]
+    int64_t stride[3];  // elements of the weight between neighbours in dimensions 1, 2, 3 of src[0]
 
     // The rows of each matrix of src[0] are neighbouring rows of the weight (no slice, no reshape of rows):
-    bool    is_whole_rows;
-    int64_t first_row;      // then the weight's row at which src[0] begins
-    int64_t row_stride[2];  // and rows between neighbours in dimensions 2 and 3
-    int64_t ne2;            // size of src[0] in dimension 2
+    bool is_whole_rows;
+    int64_t first_row;     // then the weight's row at which src[0] begins
+    int64_t row_stride[2]; // and rows between neighbours in dimensions 2 and 3
+    int64_t ne2;           // size of src[0] in dimension 2
 };
 GGML_API struct bof4_list_view ggml_bof4_list_view_of_op(const struct ggml_tensor * op);
 
@@ -75,7 +75,7 @@ struct bof4_list_rows {
 
 // Rows [row0, row1) of a matrix of src[0] (counted over dimensions 2 and 3) of a view with is_whole_rows.
 static inline struct bof4_list_rows bof4_list_rows_of(
-        const struct bof4_list_view * view, int64_t matrix, int64_t row0, int64_t row1) {
+    const struct bof4_list_view * view, int64_t matrix, int64_t row0, int64_t row1) {
     const int64_t i3 = matrix < view->ne2 ? 0 : matrix / view->ne2;
     const int64_t i2 = matrix - i3 * view->ne2;
     const int64_t row = view->first_row + i2 * view->row_stride[0] + i3 * view->row_stride[1] + row0;
@@ -93,7 +93,10 @@ static inline int32_t bof4_entry_column(int32_t entry) {
 }
 
 static inline float bof4_entry_value(int32_t entry) {
-    union { uint32_t bits; float value; } u;
+    union {
+        uint32_t bits;
+        float value;
+    } u;
     u.bits = (uint32_t) entry & 0xffff0000u;
     return u.value;
 }

@@ -15,7 +15,7 @@
 static inline std::vector<int32_t> bof4_list_random(int64_t nrows, int64_t ncols, std::mt19937 & rng) {
     std::uniform_real_distribution<float> uniform;
     std::normal_distribution<float> normal;
-    std::vector<int32_t> list { 0 };
+    std::vector<int32_t> list{ 0 };
     std::vector<int32_t> entries;
     for (int64_t r = 0; r < nrows; ++r) {
         const float p = r % 3 == 1 ? 0.0f : r % 11 == 5 ? 1.0f : 0.02f;
@@ -37,9 +37,7 @@ struct bof4_list_test : public test {
 
     explicit bof4_list_test(const test & plain) : test(plain) {}
 
-    std::string vars() override {
-        return test::vars() + ",list=1";
-    }
+    std::string vars() override { return test::vars() + ",list=1"; }
 
     ggml_tensor * build_graph(ggml_context * ctx) override {
         // a fixed seed: the list is as long in every graph of a case

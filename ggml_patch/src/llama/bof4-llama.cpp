@@ -16,7 +16,7 @@ static bool is_list_name(const std::string & name) {
 }
 
 static void check_list(
-        const llama_model_loader & ml, const std::string & name, const llama_model_loader::llama_tensor_weight & list) {
+    const llama_model_loader & ml, const std::string & name, const llama_model_loader::llama_tensor_weight & list) {
     auto refuse = [&](const std::string & why) {
         const std::string message = format("outlier list '%s' is not valid: %s", name.c_str(), why.c_str());
         // llama.cpp's log is written by a thread that may end before it has written this
@@ -63,7 +63,7 @@ ggml_backend_buffer_type_t bof4_list_buft(ggml_backend_buffer_type_t weight_buft
     ggml_backend_dev_t dev = ggml_backend_buft_get_device(weight_buft);
     if (dev && ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_META) {
         throw std::runtime_error("outlier lists cannot be split over devices row by row: use --split-mode layer, "
-            "or convert the model without lists (--opq off)");
+                                 "or convert the model without lists (--opq off)");
     }
     const bool on_cpu = dev && ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_CPU;
     return on_cpu ? ggml_backend_dev_buffer_type(dev) : weight_buft;
@@ -80,8 +80,9 @@ void bof4_list_create(ggml_tensor * weight, const ggml_tensor * meta, ggml_conte
 
 void bof4_list_refuse_to_lose(const llama_model_loader & ml, const ggml_tensor * weight) {
     if (bof4_list_meta(ml, weight) != nullptr) {
-        throw std::runtime_error(format(
-            "tensor '%s' has an outlier list, which this program would lose: quantize the original model, "
-            "or use `bof4 convert`, which applies lists", ggml_get_name(weight)));
+        throw std::runtime_error(
+            format("tensor '%s' has an outlier list, which this program would lose: quantize the original model, "
+                   "or use `bof4 convert`, which applies lists",
+                ggml_get_name(weight)));
     }
 }

@@ -25,27 +25,35 @@ ggml_tensor * whole(ggml_tensor * w) {
     return w;
 }
 
-float as_float(float x) { return x; }
-float as_float(half x) { return ggml_compute_fp16_to_fp32(x.bits); }
-float as_float(nv_bfloat16 x) { return ggml_compute_bf16_to_fp32({ x.bits }); }
+float as_float(float x) {
+    return x;
+}
+float as_float(half x) {
+    return ggml_compute_fp16_to_fp32(x.bits);
+}
+float as_float(nv_bfloat16 x) {
+    return ggml_compute_bf16_to_fp32({ x.bits });
+}
 
 template <typename T> void check_dequantize(ggml_type type) {
     new_case();
     const weight_of w(type, { 3 * 256, 5, 3, 2 }, 0.0);
     const auto compare_all = [&](const T * y, const ggml_tensor * view) {
-        for (int64_t i3 = 0; i3 < view->ne[3]; ++i3) for (int64_t i2 = 0; i2 < view->ne[2]; ++i2)
-        for (int64_t r = 0; r < view->ne[1]; ++r) for (int64_t j = 0; j < view->ne[0]; ++j, ++y) {
-            const float expected = w.codes[w.element(view, r, i2, i3) + j];
-            compare(as_float(*y), as_float(ggml_cuda_cast<T>(expected)), 1.0);
-        }
+        for (int64_t i3 = 0; i3 < view->ne[3]; ++i3)
+            for (int64_t i2 = 0; i2 < view->ne[2]; ++i2)
+                for (int64_t r = 0; r < view->ne[1]; ++r)
+                    for (int64_t j = 0; j < view->ne[0]; ++j, ++y) {
+                        const float expected = w.codes[w.element(view, r, i2, i3) + j];
+                        compare(as_float(*y), as_float(ggml_cuda_cast<T>(expected)), 1.0);
+                    }
         ++cases;
     };
     ggml_cuda_pool_alloc<T> y(cuda.pool(), w.codes.size());
     ggml_cuda_bof4_to<T>(type)(w.tensor->data, y.get(), (int64_t) w.codes.size(), nullptr);
     compare_all(y.get(), w.tensor);
 
-    ggml_tensor * view = ggml_view_4d(context.get(), w.tensor, 256, 3, 2, 2, w.tensor->nb[1], 2 * w.tensor->nb[2], w.tensor->nb[3],
-        w.tensor->nb[1] + ggml_row_size(type, 256));
+    ggml_tensor * view = ggml_view_4d(context.get(), w.tensor, 256, 3, 2, 2, w.tensor->nb[1], 2 * w.tensor->nb[2],
+        w.tensor->nb[3], w.tensor->nb[1] + ggml_row_size(type, 256));
     const int64_t ts = ggml_type_size(type);
     ggml_cuda_pool_alloc<T> z(cuda.pool(), ggml_nelements(view));
     ggml_cuda_bof4_to_nc<T>(type)(view->data, z.get(), view->ne[0], view->ne[1], view->ne[2], view->ne[3],
@@ -76,7 +84,7 @@ void check_get_rows(ggml_type type, std::vector<int64_t> ne, double density, con
 // mul_mat of a view. With more than eight columns the codes are multiplied here, and only the outliers are added by a
 // kernel.
 void check_mul_mat(ggml_type type, std::vector<int64_t> ne, double density, int64_t columns, int64_t repeat,
-                   const view_of & view = whole) {
+    const view_of & view = whole) {
     new_case();
     const weight_of w(type, ne, density);
     ggml_tensor * a = view(w.tensor);
@@ -86,17 +94,21 @@ void check_mul_mat(ggml_type type, std::vector<int64_t> ne, double density, int6
     const std::vector<double> codes(w.codes.begin(), w.codes.end());
     const auto each = [&](const std::function<void(float &, int64_t, const float *)> & take) {
         auto * out = (float *) y->data;
-        for (int64_t i3 = 0; i3 < x->ne[3]; ++i3) for (int64_t i2 = 0; i2 < x->ne[2]; ++i2)
-        for (int64_t c = 0; c < columns; ++c) for (int64_t r = 0; r < a->ne[1]; ++r, ++out) {
-            take(*out, w.element(a, r, i2 / repeat, i3),
-                (const float *) ((const char *) x->data + c * x->nb[1] + i2 * x->nb[2] + i3 * x->nb[3]));
-        }
+        for (int64_t i3 = 0; i3 < x->ne[3]; ++i3)
+            for (int64_t i2 = 0; i2 < x->ne[2]; ++i2)
+                for (int64_t c = 0; c < columns; ++c)
+                    for (int64_t r = 0; r < a->ne[1]; ++r, ++out) {
+                        take(*out, w.element(a, r, i2 / repeat, i3),
+                            (const float *) ((const char *) x->data + c * x->nb[1] + i2 * x->nb[2] + i3 * x->nb[3]));
+                    }
     };
     double magnitude;
     if (columns <= 8) {
         ggml_cuda_bof4_mul_mat_vec_q(cuda, a, x, y->src[2], y, nullptr);
     } else {
-        each([&](float & out, int64_t first, const float * xs) { out = (float) product(codes, first, xs, n, magnitude); });
+        each([&](float & out, int64_t first, const float * xs) {
+            out = (float) product(codes, first, xs, n, magnitude);
+        });
         ggml_cuda_bof4_add_outliers(cuda, y);
     }
     each([&](float & out, int64_t first, const float * xs) {
@@ -125,17 +137,21 @@ void check_mul_mat_id(ggml_type type, int64_t rows, int64_t tokens, bool own, do
     ggml_tensor * y = with_memory(ggml_mul_mat_id(context.get(), w.tensor, x, ids));
     const std::vector<double> codes(w.codes.begin(), w.codes.end());
     const auto each = [&](const std::function<void(float &, int64_t, const float *)> & take) {
-        for (int64_t t = 0; t < tokens; ++t) for (int64_t u = 0; u < used; ++u) for (int64_t r = 0; r < rows; ++r) {
-            const int64_t expert = ((const int32_t *) table->data)[t * experts + u];
-            take(((float *) y->data)[(t * used + u) * rows + r], (expert * rows + r) * n,
-                (const float *) x->data + (own ? t * used + u : t) * n);
-        }
+        for (int64_t t = 0; t < tokens; ++t)
+            for (int64_t u = 0; u < used; ++u)
+                for (int64_t r = 0; r < rows; ++r) {
+                    const int64_t expert = ((const int32_t *) table->data)[t * experts + u];
+                    take(((float *) y->data)[(t * used + u) * rows + r], (expert * rows + r) * n,
+                        (const float *) x->data + (own ? t * used + u : t) * n);
+                }
     };
     double magnitude;
     if (tokens <= 8) {
         ggml_cuda_bof4_mul_mat_vec_q(cuda, w.tensor, x, ids, y, nullptr);
     } else {
-        each([&](float & out, int64_t first, const float * xs) { out = (float) product(codes, first, xs, n, magnitude); });
+        each([&](float & out, int64_t first, const float * xs) {
+            out = (float) product(codes, first, xs, n, magnitude);
+        });
         ggml_cuda_bof4_add_outliers(cuda, y);
     }
     each([&](float & out, int64_t first, const float * xs) {
@@ -158,7 +174,8 @@ void check_fused(ggml_type type, bool experts, bool bias, int glu, double of_up,
     }
     ggml_tensor * biases[2] = {};
     const auto one = [&](const weight_of & w, int which) {
-        ggml_tensor * y = experts ? ggml_mul_mat_id(context.get(), w.tensor, x, ids) : ggml_mul_mat(context.get(), w.tensor, x);
+        ggml_tensor * y = experts ? ggml_mul_mat_id(context.get(), w.tensor, x, ids)
+                                  : ggml_mul_mat(context.get(), w.tensor, x);
         if (bias) {
             biases[which] = random_floats({ rows, n_experts }, 1e4f);
             y = experts ? ggml_add_id(context.get(), y, biases[which], ids) : ggml_add(context.get(), y, biases[which]);
@@ -188,22 +205,34 @@ void check_fused(ggml_type type, bool experts, bool bias, int glu, double of_up,
         product_node = product_node->src[0];
     }
     ggml_cuda_bof4_mul_mat_vec_q(cuda, up.tensor, x, product_node->src[2], y, &fusion);
-    for (int64_t t = 0; t < tokens; ++t) for (int64_t u = 0; u < used; ++u) for (int64_t r = 0; r < rows; ++r) {
-        const int64_t expert = experts ? ((const int32_t *) ids->data)[t * used + u] : 0;
-        const float * xs = activations.data() + t * n;
-        double m_up, m_gate;
-        double expected = product(up.values, (expert * rows + r) * n, xs, n, m_up);
-        const double g = product(gate.values, (expert * rows + r) * n, xs, n, m_gate) + (glu >= 0 && bias ? ((float *) biases[1]->data)[expert * rows + r] : 0);
-        expected += bias ? ((const float *) biases[0]->data)[expert * rows + r] : 0;
-        double magnitude = m_up;
-        switch (glu) {
-            case GGML_GLU_OP_SWIGLU: expected *= g / (1 + std::exp(-g)); magnitude = m_up * m_gate; break;
-            case GGML_GLU_OP_GEGLU:  expected *= g > 0 ? g : 0; magnitude = m_up * m_gate; break; // gelu of a large number is that number or zero
-            case GGML_GLU_OP_REGLU:  expected *= g; magnitude = m_up * m_gate; break;             // not implemented: the plain product
-            default: break;
-        }
-        compare(((const float *) y->data)[(t * used + u) * rows + r], expected, magnitude);
-    }
+    for (int64_t t = 0; t < tokens; ++t)
+        for (int64_t u = 0; u < used; ++u)
+            for (int64_t r = 0; r < rows; ++r) {
+                const int64_t expert = experts ? ((const int32_t *) ids->data)[t * used + u] : 0;
+                const float * xs = activations.data() + t * n;
+                double m_up, m_gate;
+                double expected = product(up.values, (expert * rows + r) * n, xs, n, m_up);
+                const double g = product(gate.values, (expert * rows + r) * n, xs, n, m_gate) +
+                    (glu >= 0 && bias ? ((float *) biases[1]->data)[expert * rows + r] : 0);
+                expected += bias ? ((const float *) biases[0]->data)[expert * rows + r] : 0;
+                double magnitude = m_up;
+                switch (glu) {
+                    case GGML_GLU_OP_SWIGLU:
+                        expected *= g / (1 + std::exp(-g));
+                        magnitude = m_up * m_gate;
+                        break;
+                    case GGML_GLU_OP_GEGLU:
+                        expected *= g > 0 ? g : 0;
+                        magnitude = m_up * m_gate;
+                        break; // gelu of a large number is that number or zero
+                    case GGML_GLU_OP_REGLU:
+                        expected *= g;
+                        magnitude = m_up * m_gate;
+                        break; // not implemented: the plain product
+                    default: break;
+                }
+                compare(((const float *) y->data)[(t * used + u) * rows + r], expected, magnitude);
+            }
     ++cases;
 }
 
@@ -220,11 +249,12 @@ void check_tile(const uint8_t * blocks, int64_t n_rows, int64_t n, const std::ve
             bof4_load_tile<type, tile, rows, 256, true>(blocks + k / traits::n * traits::bytes, memory.data(),
                 (int) (threadIdx.y * 32 + threadIdx.x), (int) (n / traits::n), last);
         });
-        for (int64_t r = 0; r <= last; ++r) for (int i = 0; i < 256; ++i) {
-            const int level = ((const int8_t *) &memory[tile::word((int) r, i / 4)])[i % 4];
-            const float scale = ((const float *) memory.data())[tile::scale((int) r, i / (256 / scales))];
-            compare((double) level * scale, values[r * n + k + i], std::fabs(values[r * n + k + i]) + 1e-9);
-        }
+        for (int64_t r = 0; r <= last; ++r)
+            for (int i = 0; i < 256; ++i) {
+                const int level = ((const int8_t *) &memory[tile::word((int) r, i / 4)])[i % 4];
+                const float scale = ((const float *) memory.data())[tile::scale((int) r, i / (256 / scales))];
+                compare((double) level * scale, values[r * n + k + i], std::fabs(values[r * n + k + i]) + 1e-9);
+            }
         ++cases;
     }
 }
@@ -237,8 +267,8 @@ void check_tiles(ggml_type type, const uint8_t * blocks, int64_t rows, int64_t n
 }
 
 ggml_type type_of(const std::string & name) {
-#define TYPE(NAME, name_)     \
-    if (name == #NAME) {      \
+#define TYPE(NAME, name_) \
+    if (name == #NAME) { \
         return GGML_TYPE_##NAME; \
     }
     BOF4_TYPES_CUDA(TYPE)
@@ -279,11 +309,12 @@ bool check_real(const std::string & name, int64_t n, const char * blocks_file, c
         ggml_tensor * x = exact_activations({ n, columns });
         ggml_tensor * products = with_memory(ggml_mul_mat(context.get(), w, x));
         ggml_cuda_bof4_mul_mat_vec_q(cuda, w, x, nullptr, products, nullptr);
-        for (int64_t c = 0; c < columns; ++c) for (int64_t r = 0; r < rows; ++r) {
-            double magnitude;
-            const double expected = product(exact, r * n, (const float *) x->data + c * n, n, magnitude);
-            compare(((const float *) products->data)[c * rows + r], expected, magnitude);
-        }
+        for (int64_t c = 0; c < columns; ++c)
+            for (int64_t r = 0; r < rows; ++r) {
+                double magnitude;
+                const double expected = product(exact, r * n, (const float *) x->data + c * n, n, magnitude);
+                compare(((const float *) products->data)[c * rows + r], expected, magnitude);
+            }
         ++cases;
     }
     return ok & report("real rows, products", 1e-6);
@@ -319,7 +350,9 @@ int main(int argc, char ** argv) {
     bool ok = true;
     for (const ggml_type type : types) {
         const std::string name = ggml_type_name(type);
-        const auto done = [&](const char * group, double tolerance) { ok &= report((name + " " + group).c_str(), tolerance); };
+        const auto done = [&](const char * group, double tolerance) {
+            ok &= report((name + " " + group).c_str(), tolerance);
+        };
         const int64_t blck = ggml_blck_size(type);
 
         check_dequantize<float>(type);
@@ -337,35 +370,42 @@ int main(int argc, char ** argv) {
         done("get_rows", 2e-7);
 
         for (const int64_t n : { blck, 3 * blck, (int64_t) 2048, (int64_t) 4096 + 5 * blck }) {
-            for (const int64_t columns : { 1, 2, 3, 4, 5, 6, 7, 8 }) for (const double density : { 0.0, 0.02 }) {
-                if (n <= 2048 || columns % 5 == 1) {
-                    check_mul_mat(type, { n, columns == 1 ? 13 : 5 }, density, columns, 1);
+            for (const int64_t columns : { 1, 2, 3, 4, 5, 6, 7, 8 })
+                for (const double density : { 0.0, 0.02 }) {
+                    if (n <= 2048 || columns % 5 == 1) {
+                        check_mul_mat(type, { n, columns == 1 ? 13 : 5 }, density, columns, 1);
+                    }
+                }
+        }
+        for (const double density : { 0.0, 0.03 })
+            for (const int64_t columns : { 1, 3 }) {
+                check_mul_mat(type, { 768, 6, 3, 2 }, density, columns, 2);
+                check_mul_mat(type, { 768, 6, 3 }, density, columns, 1, exchanged);
+                for (const view_of & view : views) {
+                    check_mul_mat(type, { 768, 12 }, density, columns, 1, view);
                 }
             }
-        }
-        for (const double density : { 0.0, 0.03 }) for (const int64_t columns : { 1, 3 }) {
-            check_mul_mat(type, { 768, 6, 3, 2 }, density, columns, 2);
-            check_mul_mat(type, { 768, 6, 3 }, density, columns, 1, exchanged);
-            for (const view_of & view : views) {
-                check_mul_mat(type, { 768, 12 }, density, columns, 1, view);
-            }
-        }
         check_mul_mat(type, { 512, 600 }, 0.02, 1, 1);
         done("matrix-vector", 1e-6);
 
-        for (const bool experts : { false, true }) for (const bool bias : { false, true })
-        for (const int glu : { -1, (int) GGML_GLU_OP_SWIGLU, (int) GGML_GLU_OP_GEGLU, (int) GGML_GLU_OP_REGLU }) {
-            for (const double of_up : { 0.0, 0.02 }) for (const double of_gate : { 0.0, 0.02 }) {
-                check_fused(type, experts, bias, glu, of_up, of_gate);
-            }
-        }
+        for (const bool experts : { false, true })
+            for (const bool bias : { false, true })
+                for (const int glu :
+                    { -1, (int) GGML_GLU_OP_SWIGLU, (int) GGML_GLU_OP_GEGLU, (int) GGML_GLU_OP_REGLU }) {
+                    for (const double of_up : { 0.0, 0.02 })
+                        for (const double of_gate : { 0.0, 0.02 }) {
+                            check_fused(type, experts, bias, glu, of_up, of_gate);
+                        }
+                }
         check_fused(type, false, true, -1, 0.02, 0.0, true);
         check_fused(type, false, true, GGML_GLU_OP_REGLU, 0.0, 0.02, true);
         done("bias and gate", 2e-6);
 
-        for (const int64_t tokens : { 1, 2, 8, 9, 40 }) for (const bool own : { false, true }) for (const double density : { 0.0, 0.02 }) {
-            check_mul_mat_id(type, tokens == 40 ? 33 : 11, tokens, own, density);
-        }
+        for (const int64_t tokens : { 1, 2, 8, 9, 40 })
+            for (const bool own : { false, true })
+                for (const double density : { 0.0, 0.02 }) {
+                    check_mul_mat_id(type, tokens == 40 ? 33 : 11, tokens, own, density);
+                }
         done("experts", 1e-6);
 
         for (const int64_t columns : { 9, 33, 70 }) {

@@ -44,7 +44,7 @@ inline ggml_tensor * new_tensor(ggml_type type, std::vector<int64_t> ne) {
 // the others, rows 5, 12, 19 .. consist of outliers only.
 struct weight_of {
     ggml_tensor * tensor;
-    std::vector<float> codes;       // without the outliers
+    std::vector<float> codes; // without the outliers
     std::vector<double> values;
 
     weight_of(ggml_type type, std::vector<int64_t> ne, double density) : tensor(new_tensor(type, ne)) {
@@ -65,7 +65,7 @@ struct weight_of {
         }
         std::uniform_real_distribution<double> uniform;
         std::normal_distribution<float> normal;
-        std::vector<int32_t> list { 0 }, entries;
+        std::vector<int32_t> list{ 0 }, entries;
         for (int64_t r = 0; r < ggml_nrows(tensor); ++r) {
             const double p = r % 3 == 1 ? 0.0 : r % 7 == 5 ? 1.0 : density;
             for (int64_t j = 0; j < n; ++j) {
@@ -118,7 +118,8 @@ inline void compare(double y, double expected, double magnitude) {
 }
 
 // sum over j of values[first + j] * x[j], and of the magnitudes
-inline double product(const std::vector<double> & values, int64_t first, const float * x, int64_t n, double & magnitude) {
+inline double product(
+    const std::vector<double> & values, int64_t first, const float * x, int64_t n, double & magnitude) {
     double sum = 0.0;
     magnitude = 0.0;
     for (int64_t j = 0; j < n; ++j) {

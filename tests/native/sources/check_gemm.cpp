@@ -79,7 +79,8 @@ struct bof4_s {
     static constexpr auto row_kernel = ggml_vec_dot_bof4_s;
     static double weight(const block & b, int i) {
         const int8_t levels[16] = BOF4_S_LEVELS;
-        return (double) ggml_compute_fp16_to_fp32(b.d) / BOF4_LEVEL_SCALE * levels[i < 32 ? b.qs[i] & 15 : b.qs[i - 32] >> 4];
+        return (double) ggml_compute_fp16_to_fp32(b.d) / BOF4_LEVEL_SCALE *
+            levels[i < 32 ? b.qs[i] & 15 : b.qs[i - 32] >> 4];
     }
 };
 
@@ -117,7 +118,8 @@ struct bof4_k {
     static double weight(const block & b, int i) {
         const int8_t levels[16] = BOF4_K_LEVELS;
         const uint8_t q = b.qs[i / 128 * 64 + i % 64];
-        return (double) ggml_compute_fp16_to_fp32(b.d) * BOF4_K_UNIT * bof4_k_scale(&b, i / 16) * levels[i % 128 < 64 ? q & 15 : q >> 4];
+        return (double) ggml_compute_fp16_to_fp32(b.d) * BOF4_K_UNIT * bof4_k_scale(&b, i / 16) *
+            levels[i % 128 < 64 ? q & 15 : q >> 4];
     }
 };
 
@@ -188,7 +190,11 @@ result check(const bof4_gemm_kernels & k, int rows, int n, int columns, int extr
     std::vector<float> x(columns * n);
     for (int i = 0; i < columns * n; ++i) {
         const float unit = std::ldexp(1.0f, i / 256 % 5 - 2);
-        x[i] = !exact ? normal(rng) : unit * (float) (i % 32 == 5 ? 127 : extreme < 2 ? (rng() & 1 ? 127 : -127) : integer(rng));
+        x[i] = !exact ? normal(rng)
+                      : unit *
+                (float) (i % 32 == 5  ? 127
+                        : extreme < 2 ? (rng() & 1 ? 127 : -127)
+                                      : integer(rng));
     }
     std::vector<char> act(columns * n_blocks * k.act_block_bytes);
     std::vector<float> y(columns * rows + 1, NAN);
@@ -227,7 +233,8 @@ result check(const bof4_gemm_kernels & k, int rows, int n, int columns, int extr
             const double error = std::fabs(got - sum);
             largest = std::max(largest, std::isfinite(error) ? error / std::max(magnitude, 1e-30) : INFINITY);
             // a single addition after the product
-            if (added[c * rows + r] != got + outlier_sums[(r / BOF4_GROUP * columns + c) * BOF4_GROUP + r % BOF4_GROUP]) {
+            if (added[c * rows + r] !=
+                got + outlier_sums[(r / BOF4_GROUP * columns + c) * BOF4_GROUP + r % BOF4_GROUP]) {
                 largest = INFINITY;
             }
             error2 += error * error;
@@ -272,7 +279,8 @@ bool check_all() {
     // 24-bit floats, a few dozen additions deep; an eighth bit of activations is worth 3e-5 (Q8_0) to 5e-5 (Q8_K)
     const bool ok = largest < 1e-6 && gemv < 1e-4 && gemm < 1e-4;
     std::printf("%s: %d shapes%s, largest error %.2g of the sum of magnitudes; of rounded activations %.2g, %.2g: %s\n",
-        type::name, cases + 1, type::has_row_kernel ? ", equal to the row kernel" : "", largest, gemv, gemm, ok ? "ok" : "FAILED");
+        type::name, cases + 1, type::has_row_kernel ? ", equal to the row kernel" : "", largest, gemv, gemm,
+        ok ? "ok" : "FAILED");
     return ok;
 }
 

@@ -82,7 +82,9 @@ struct session {
     ggml_tensor * weight;
     ggml_tensor * list;
 
-    session(const weight_data & data, std::vector<int64_t> ne, int threads) : ctx(make()), backend(ggml_backend_cpu_init()) {
+    session(const weight_data & data, std::vector<int64_t> ne, int threads)
+        : ctx(make()),
+          backend(ggml_backend_cpu_init()) {
         ne.resize(4, 1);
         weight = ggml_new_tensor(ctx.get(), GGML_TYPE_BOF4_S, 4, ne.data());
         list = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I32, data.list.size());
@@ -95,7 +97,8 @@ struct session {
         return ggml_init({ ggml_tensor_overhead() * 32 + ggml_graph_overhead(), nullptr, true });
     }
 
-    std::vector<float> compute(ggml_tensor * result, const weight_data & data, std::vector<std::pair<ggml_tensor *, const void *>> inputs) {
+    std::vector<float> compute(
+        ggml_tensor * result, const weight_data & data, std::vector<std::pair<ggml_tensor *, const void *>> inputs) {
         ggml_cgraph * graph = ggml_new_graph(ctx.get());
         ggml_build_forward_expand(graph, result);
         ggml_backend_buffer_ptr buffer(ggml_backend_alloc_ctx_tensors(ctx.get(), backend.get()));
@@ -124,29 +127,30 @@ void compare(float got, double expected, double magnitude) {
 using place = std::function<int64_t(int64_t, int64_t, int64_t, int64_t)>;
 
 void check_mul_mat(const weight_data & data, std::vector<int64_t> ne, int64_t columns, int64_t repeat2, int threads,
-                   const std::function<ggml_tensor *(ggml_context *, ggml_tensor *)> & view, const place & at) {
+    const std::function<ggml_tensor *(ggml_context *, ggml_tensor *)> & view, const place & at) {
     session s(data, ne, threads);
     ggml_tensor * a = view(s.ctx.get(), s.weight);
     ggml_tensor * b = ggml_new_tensor_4d(s.ctx.get(), GGML_TYPE_F32, a->ne[0], columns, a->ne[2] * repeat2, a->ne[3]);
     const std::vector<float> x = exact_activations(ggml_nelements(b));
-    const std::vector<float> y = s.compute(ggml_mul_mat(s.ctx.get(), a, b), data, {{ b, x.data() }});
+    const std::vector<float> y = s.compute(ggml_mul_mat(s.ctx.get(), a, b), data, { { b, x.data() } });
     for (int64_t i3 = 0; i3 < b->ne[3]; ++i3)
-    for (int64_t i2 = 0; i2 < b->ne[2]; ++i2)
-    for (int64_t i1 = 0; i1 < columns; ++i1)
-    for (int64_t r = 0; r < a->ne[1]; ++r) {
-        const int64_t column = i1 + columns * (i2 + b->ne[2] * i3);
-        double sum = 0.0, magnitude = 0.0;
-        for (int64_t j = 0; j < a->ne[0]; ++j) {
-            const double p = data.values[at(j, r, i2 / repeat2, i3)] * x[column * a->ne[0] + j];
-            sum += p;
-            magnitude += std::fabs(p);
-        }
-        compare(y[column * a->ne[1] + r], sum, magnitude);
-    }
+        for (int64_t i2 = 0; i2 < b->ne[2]; ++i2)
+            for (int64_t i1 = 0; i1 < columns; ++i1)
+                for (int64_t r = 0; r < a->ne[1]; ++r) {
+                    const int64_t column = i1 + columns * (i2 + b->ne[2] * i3);
+                    double sum = 0.0, magnitude = 0.0;
+                    for (int64_t j = 0; j < a->ne[0]; ++j) {
+                        const double p = data.values[at(j, r, i2 / repeat2, i3)] * x[column * a->ne[0] + j];
+                        sum += p;
+                        magnitude += std::fabs(p);
+                    }
+                    compare(y[column * a->ne[1] + r], sum, magnitude);
+                }
     ++cases;
 }
 
-void check_mul_mat_id(const weight_data & data, int64_t rows, int64_t experts, int64_t used, int64_t shared, int64_t tokens, int threads) {
+void check_mul_mat_id(const weight_data & data, int64_t rows, int64_t experts, int64_t used, int64_t shared,
+    int64_t tokens, int threads) {
     session s(data, { data.n, rows, experts }, threads);
     ggml_tensor * b = ggml_new_tensor_3d(s.ctx.get(), GGML_TYPE_F32, data.n, shared ? 1 : used, tokens);
     ggml_tensor * ids = ggml_new_tensor_2d(s.ctx.get(), GGML_TYPE_I32, used, tokens);
@@ -160,24 +164,25 @@ void check_mul_mat_id(const weight_data & data, int64_t rows, int64_t experts, i
         std::shuffle(all.begin(), all.end(), rng);
         chosen.insert(chosen.end(), all.begin(), all.begin() + used);
     }
-    const std::vector<float> y = s.compute(ggml_mul_mat_id(s.ctx.get(), s.weight, b, ids), data, {{ b, x.data() }, { ids, chosen.data() }});
+    const std::vector<float> y = s.compute(
+        ggml_mul_mat_id(s.ctx.get(), s.weight, b, ids), data, { { b, x.data() }, { ids, chosen.data() } });
     for (int64_t t = 0; t < tokens; ++t)
-    for (int64_t u = 0; u < used; ++u)
-    for (int64_t r = 0; r < rows; ++r) {
-        const float * xs = x.data() + (t * b->ne[1] + (shared ? 0 : u)) * data.n;
-        double sum = 0.0, magnitude = 0.0;
-        for (int64_t j = 0; j < data.n; ++j) {
-            const double p = data.values[(chosen[t * used + u] * rows + r) * data.n + j] * xs[j];
-            sum += p;
-            magnitude += std::fabs(p);
-        }
-        compare(y[(t * used + u) * rows + r], sum, magnitude);
-    }
+        for (int64_t u = 0; u < used; ++u)
+            for (int64_t r = 0; r < rows; ++r) {
+                const float * xs = x.data() + (t * b->ne[1] + (shared ? 0 : u)) * data.n;
+                double sum = 0.0, magnitude = 0.0;
+                for (int64_t j = 0; j < data.n; ++j) {
+                    const double p = data.values[(chosen[t * used + u] * rows + r) * data.n + j] * xs[j];
+                    sum += p;
+                    magnitude += std::fabs(p);
+                }
+                compare(y[(t * used + u) * rows + r], sum, magnitude);
+            }
     ++cases;
 }
 
 void check_get_rows(const weight_data & data, std::vector<int64_t> ne, int threads,
-                    const std::function<ggml_tensor *(ggml_context *, ggml_tensor *)> & view, const place & at) {
+    const std::function<ggml_tensor *(ggml_context *, ggml_tensor *)> & view, const place & at) {
     session s(data, ne, threads);
     ggml_tensor * a = view(s.ctx.get(), s.weight);
     const int64_t wanted = 9;
@@ -187,13 +192,13 @@ void check_get_rows(const weight_data & data, std::vector<int64_t> ne, int threa
     for (int32_t & id : ids) {
         id = row(rng);
     }
-    const std::vector<float> y = s.compute(ggml_get_rows(s.ctx.get(), a, rows), data, {{ rows, ids.data() }});
+    const std::vector<float> y = s.compute(ggml_get_rows(s.ctx.get(), a, rows), data, { { rows, ids.data() } });
     for (int64_t i2 = 0; i2 < a->ne[2]; ++i2)
-    for (int64_t i = 0; i < wanted; ++i)
-    for (int64_t j = 0; j < a->ne[0]; ++j) {
-        const double expected = data.values[at(j, ids[i2 * wanted + i], i2, 0)];
-        compare(y[(i2 * wanted + i) * a->ne[0] + j], expected, std::fabs(expected) + 1e-6);
-    }
+        for (int64_t i = 0; i < wanted; ++i)
+            for (int64_t j = 0; j < a->ne[0]; ++j) {
+                const double expected = data.values[at(j, ids[i2 * wanted + i], i2, 0)];
+                compare(y[(i2 * wanted + i) * a->ne[0] + j], expected, std::fabs(expected) + 1e-6);
+            }
     ++cases;
 }
 
@@ -209,10 +214,10 @@ int lose(const std::string & op) {
     const weight_data data(64, 4, 0.1);
     session s(data, { 64, 4 }, 1);
     ggml_context * ctx = s.ctx.get();
-    ggml_tensor * result =
-        op == "cont"     ? ggml_cast(ctx, s.weight, GGML_TYPE_F32) :
-        op == "add"      ? ggml_add(ctx, s.weight, ggml_new_tensor_2d(ctx, GGML_TYPE_F32, 64, 4)) :
-        op == "out_prod" ? ggml_out_prod(ctx, s.weight, ggml_new_tensor_2d(ctx, GGML_TYPE_F32, 3, 4)) : nullptr;
+    ggml_tensor * result = op == "cont" ? ggml_cast(ctx, s.weight, GGML_TYPE_F32)
+        : op == "add"                   ? ggml_add(ctx, s.weight, ggml_new_tensor_2d(ctx, GGML_TYPE_F32, 64, 4))
+        : op == "out_prod"              ? ggml_out_prod(ctx, s.weight, ggml_new_tensor_2d(ctx, GGML_TYPE_F32, 3, 4))
+                                        : nullptr;
     GGML_ASSERT(result != nullptr);
     s.compute(result, data, {});
     return 0;
@@ -228,79 +233,104 @@ int main(int argc, char ** argv) {
     const double rounding = 2e-6;
     bool ok = true;
 
-    for (const int64_t n : { 64, 192, 576 }) for (const int64_t rows : { 1, 7, 33, 130 }) for (const double density : { 0.0, 0.01, 0.3 }) {
-        const weight_data data(n, rows, density);
-        for (const int64_t columns : { 1, 2, 15, 17, 64, 512 }) for (const int threads : { 1, 2, 4 }) {
-            if (columns * rows > 20000 && threads == 4) {
-                continue;
+    for (const int64_t n : { 64, 192, 576 })
+        for (const int64_t rows : { 1, 7, 33, 130 })
+            for (const double density : { 0.0, 0.01, 0.3 }) {
+                const weight_data data(n, rows, density);
+                for (const int64_t columns : { 1, 2, 15, 17, 64, 512 })
+                    for (const int threads : { 1, 2, 4 }) {
+                        if (columns * rows > 20000 && threads == 4) {
+                            continue;
+                        }
+                        check_mul_mat(data, { n, rows }, columns, 1, threads, whole,
+                            [=](int64_t j, int64_t r, int64_t, int64_t) { return r * n + j; });
+                    }
             }
-            check_mul_mat(data, { n, rows }, columns, 1, threads, whole, [=](int64_t j, int64_t r, int64_t, int64_t) { return r * n + j; });
-        }
-    }
     ok &= report("mul_mat", rounding);
 
     {
         const int64_t n = 192, rows = 10, m = 6;
         const weight_data data(n, rows * m, 0.05);
-        for (const int64_t columns : { 1, 5, 40 }) for (const int threads : { 1, 3 }) {
-            check_mul_mat(data, { n, rows, m }, columns, 1, threads, whole,
-                [=](int64_t j, int64_t r, int64_t i2, int64_t) { return (i2 * rows + r) * n + j; });
-            check_mul_mat(data, { n, rows, m }, columns, 3, threads, whole,
-                [=](int64_t j, int64_t r, int64_t i2, int64_t) { return (i2 * rows + r) * n + j; });
-            check_mul_mat(data, { n, rows, 3, 2 }, columns, 2, threads, whole,
-                [=](int64_t j, int64_t r, int64_t i2, int64_t i3) { return ((i3 * 3 + i2) * rows + r) * n + j; });
-        }
+        for (const int64_t columns : { 1, 5, 40 })
+            for (const int threads : { 1, 3 }) {
+                check_mul_mat(data, { n, rows, m }, columns, 1, threads, whole,
+                    [=](int64_t j, int64_t r, int64_t i2, int64_t) { return (i2 * rows + r) * n + j; });
+                check_mul_mat(data, { n, rows, m }, columns, 3, threads, whole,
+                    [=](int64_t j, int64_t r, int64_t i2, int64_t) { return (i2 * rows + r) * n + j; });
+                check_mul_mat(data, { n, rows, 3, 2 }, columns, 2, threads, whole,
+                    [=](int64_t j, int64_t r, int64_t i2, int64_t i3) { return ((i3 * 3 + i2) * rows + r) * n + j; });
+            }
         ok &= report("mul_mat in batches", rounding);
 
-        for (const int64_t columns : { 1, 5, 40 }) for (const int threads : { 1, 3 }) {
-            // rows 13 to 39
-            check_mul_mat(data, { n, rows * m }, columns, 1, threads,
-                [=](ggml_context * ctx, ggml_tensor * w) { return ggml_view_2d(ctx, w, n, 27, w->nb[1], 13 * w->nb[1]); },
-                [=](int64_t j, int64_t r, int64_t, int64_t) { return (13 + r) * n + j; });
-            // columns 64 to 191
-            check_mul_mat(data, { n, rows * m }, columns, 1, threads,
-                [=](ggml_context * ctx, ggml_tensor * w) { return ggml_view_2d(ctx, w, 128, rows * m, w->nb[1], w->nb[0]); },
-                [=](int64_t j, int64_t r, int64_t, int64_t) { return r * n + 64 + j; });
-            // every second row, and a view of that view
-            check_mul_mat(data, { n, rows * m }, columns, 1, threads,
-                [=](ggml_context * ctx, ggml_tensor * w) {
-                    ggml_tensor * v = ggml_view_2d(ctx, w, n, rows * m / 2, 2 * w->nb[1], w->nb[1]);
-                    return ggml_view_2d(ctx, v, 64, 11, v->nb[1], 3 * v->nb[1] + 2 * v->nb[0]); },
-                [=](int64_t j, int64_t r, int64_t, int64_t) { return (1 + 2 * (3 + r)) * n + 128 + j; });
-            // longer rows: three of the weight in one; shorter rows: a third each
-            check_mul_mat(data, { n, rows * m }, columns, 1, threads,
-                [=](ggml_context * ctx, ggml_tensor * w) { return ggml_reshape_2d(ctx, w, 3 * n, rows * m / 3); },
-                [=](int64_t j, int64_t r, int64_t, int64_t) { return r * 3 * n + j; });
-            check_mul_mat(data, { n, rows * m }, columns, 1, threads,
-                [=](ggml_context * ctx, ggml_tensor * w) { return ggml_reshape_2d(ctx, w, 64, rows * m * 3); },
-                [=](int64_t j, int64_t r, int64_t, int64_t) { return r * 64 + j; });
-            // rows and matrices exchanged
-            check_mul_mat(data, { n, rows, m }, columns, 1, threads,
-                [=](ggml_context * ctx, ggml_tensor * w) { return ggml_permute(ctx, w, 0, 2, 1, 3); },
-                [=](int64_t j, int64_t r, int64_t i2, int64_t) { return (r * rows + i2) * n + j; });
-        }
+        for (const int64_t columns : { 1, 5, 40 })
+            for (const int threads : { 1, 3 }) {
+                // rows 13 to 39
+                check_mul_mat(
+                    data, { n, rows * m }, columns, 1, threads,
+                    [=](ggml_context * ctx, ggml_tensor * w) {
+                        return ggml_view_2d(ctx, w, n, 27, w->nb[1], 13 * w->nb[1]);
+                    },
+                    [=](int64_t j, int64_t r, int64_t, int64_t) { return (13 + r) * n + j; });
+                // columns 64 to 191
+                check_mul_mat(
+                    data, { n, rows * m }, columns, 1, threads,
+                    [=](ggml_context * ctx, ggml_tensor * w) {
+                        return ggml_view_2d(ctx, w, 128, rows * m, w->nb[1], w->nb[0]);
+                    },
+                    [=](int64_t j, int64_t r, int64_t, int64_t) { return r * n + 64 + j; });
+                // every second row, and a view of that view
+                check_mul_mat(
+                    data, { n, rows * m }, columns, 1, threads,
+                    [=](ggml_context * ctx, ggml_tensor * w) {
+                        ggml_tensor * v = ggml_view_2d(ctx, w, n, rows * m / 2, 2 * w->nb[1], w->nb[1]);
+                        return ggml_view_2d(ctx, v, 64, 11, v->nb[1], 3 * v->nb[1] + 2 * v->nb[0]);
+                    },
+                    [=](int64_t j, int64_t r, int64_t, int64_t) { return (1 + 2 * (3 + r)) * n + 128 + j; });
+                // longer rows: three of the weight in one; shorter rows: a third each
+                check_mul_mat(
+                    data, { n, rows * m }, columns, 1, threads,
+                    [=](ggml_context * ctx, ggml_tensor * w) { return ggml_reshape_2d(ctx, w, 3 * n, rows * m / 3); },
+                    [=](int64_t j, int64_t r, int64_t, int64_t) { return r * 3 * n + j; });
+                check_mul_mat(
+                    data, { n, rows * m }, columns, 1, threads,
+                    [=](ggml_context * ctx, ggml_tensor * w) { return ggml_reshape_2d(ctx, w, 64, rows * m * 3); },
+                    [=](int64_t j, int64_t r, int64_t, int64_t) { return r * 64 + j; });
+                // rows and matrices exchanged
+                check_mul_mat(
+                    data, { n, rows, m }, columns, 1, threads,
+                    [=](ggml_context * ctx, ggml_tensor * w) { return ggml_permute(ctx, w, 0, 2, 1, 3); },
+                    [=](int64_t j, int64_t r, int64_t i2, int64_t) { return (r * rows + i2) * n + j; });
+            }
         ok &= report("mul_mat of views", rounding);
 
         for (const int threads : { 1, 3 }) {
-            check_get_rows(data, { n, rows * m }, threads, whole, [=](int64_t j, int64_t r, int64_t, int64_t) { return r * n + j; });
+            check_get_rows(data, { n, rows * m }, threads, whole,
+                [=](int64_t j, int64_t r, int64_t, int64_t) { return r * n + j; });
             check_get_rows(data, { n, rows, m }, threads, whole,
                 [=](int64_t j, int64_t r, int64_t i2, int64_t) { return (i2 * rows + r) * n + j; });
-            check_get_rows(data, { n, rows * m }, threads,
-                [=](ggml_context * ctx, ggml_tensor * w) { return ggml_view_2d(ctx, w, 128, 20, w->nb[1], 13 * w->nb[1] + w->nb[0]); },
+            check_get_rows(
+                data, { n, rows * m }, threads,
+                [=](ggml_context * ctx, ggml_tensor * w) {
+                    return ggml_view_2d(ctx, w, 128, 20, w->nb[1], 13 * w->nb[1] + w->nb[0]);
+                },
                 [=](int64_t j, int64_t r, int64_t, int64_t) { return (13 + r) * n + 64 + j; });
-            check_get_rows(data, { n, rows * m }, threads,
+            check_get_rows(
+                data, { n, rows * m }, threads,
                 [=](ggml_context * ctx, ggml_tensor * w) { return ggml_reshape_2d(ctx, w, 2 * n, rows * m / 2); },
                 [=](int64_t j, int64_t r, int64_t, int64_t) { return r * 2 * n + j; });
         }
         ok &= report("get_rows", 1e-6);
     }
 
-    for (const int64_t rows : { 1, 21, 64 }) for (const double density : { 0.0, 0.02 }) {
-        const weight_data data(128, rows * 5, density);
-        for (const int64_t tokens : { 1, 7, 50 }) for (const int64_t shared : { 0, 1 }) for (const int threads : { 1, 2, 4 }) {
-            check_mul_mat_id(data, rows, 5, 2, shared, tokens, threads);
+    for (const int64_t rows : { 1, 21, 64 })
+        for (const double density : { 0.0, 0.02 }) {
+            const weight_data data(128, rows * 5, density);
+            for (const int64_t tokens : { 1, 7, 50 })
+                for (const int64_t shared : { 0, 1 })
+                    for (const int threads : { 1, 2, 4 }) {
+                        check_mul_mat_id(data, rows, 5, 2, shared, tokens, threads);
+                    }
         }
-    }
     ok &= report("mul_mat_id", rounding);
 
     return ok ? 0 : 1;

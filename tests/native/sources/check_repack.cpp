@@ -26,8 +26,8 @@ std::mt19937 rng(11);
 
 ggml_backend_buffer_type_t repacked() {
     ggml_backend_dev_t cpu = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
-    const auto extra = (ggml_backend_dev_get_extra_bufts_t)
-        ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(cpu), "ggml_backend_dev_get_extra_bufts");
+    const auto extra = (ggml_backend_dev_get_extra_bufts_t) ggml_backend_reg_get_proc_address(
+        ggml_backend_dev_backend_reg(cpu), "ggml_backend_dev_get_extra_bufts");
     for (auto * buft = extra ? extra(cpu) : nullptr; buft && *buft; ++buft) {
         if (std::strcmp(ggml_backend_buft_name(*buft), "CPU_BOF4") == 0) {
             return *buft;
@@ -38,15 +38,15 @@ ggml_backend_buffer_type_t repacked() {
 
 struct operation {
     ggml_type type;
-    std::vector<int64_t> weight;    // dimensions
+    std::vector<int64_t> weight; // dimensions
     std::vector<int64_t> act;
-    int64_t used;                   // experts for each token, or 0 for mul_mat
+    int64_t used; // experts for each token, or 0 for mul_mat
     bool listed;
     int threads;
 };
 
 std::vector<float> compute(const operation & o, ggml_backend_buffer_type_t buft, const std::vector<uint8_t> & weights,
-                           const std::vector<int32_t> & list, const std::vector<float> & x, const std::vector<int32_t> & chosen) {
+    const std::vector<int32_t> & list, const std::vector<float> & x, const std::vector<int32_t> & chosen) {
     ggml_backend_ptr backend(ggml_backend_cpu_init());
     ggml_backend_cpu_set_n_threads(backend.get(), o.threads);
     const ggml_init_params params = { ggml_tensor_overhead() * 16 + ggml_graph_overhead(), nullptr, true };
@@ -150,22 +150,30 @@ int main() {
     if (ggml_cpu_has_avx512_vnni() || ggml_cpu_has_avx_vnni()) {
         types.push_back(GGML_TYPE_Q6_K);
     }
-    for (const ggml_type type : types) for (const bool listed : { false, true }) {
-        if (listed && !ggml_is_bof4(type)) {
-            continue;
+    for (const ggml_type type : types)
+        for (const bool listed : { false, true }) {
+            if (listed && !ggml_is_bof4(type)) {
+                continue;
+            }
+            for (const int64_t rows : { 8, 31, 200 })
+                for (const int64_t columns : { 1, 2, 7, 33, 512 })
+                    for (const int threads : { 1, 2, 5 }) {
+                        plain.push_back({ type, { 768, rows }, { 768, columns }, 0, listed, threads });
+                    }
+            for (const int64_t columns : { 1, 5, 40 })
+                for (const int threads : { 1, 3 }) {
+                    batches.push_back({ type, { 256, 40 }, { 256, columns, 3, 2 }, 0, listed, threads });
+                    batches.push_back({ type, { 256, 40, 2 }, { 256, columns, 6 }, 0, listed, threads });
+                    batches.push_back({ type, { 256, 40, 2, 3 }, { 256, columns, 4, 3 }, 0, listed, threads });
+                }
+            for (const int64_t rows : { 24, 100 })
+                for (const int64_t tokens : { 1, 9, 100 })
+                    for (const int64_t shared : { 0, 1 })
+                        for (const int threads : { 1, 2, 4 }) {
+                            experts.push_back(
+                                { type, { 512, rows, 6 }, { 512, shared ? 1 : 3, tokens }, 3, listed, threads });
+                        }
         }
-        for (const int64_t rows : { 8, 31, 200 }) for (const int64_t columns : { 1, 2, 7, 33, 512 }) for (const int threads : { 1, 2, 5 }) {
-            plain.push_back({ type, { 768, rows }, { 768, columns }, 0, listed, threads });
-        }
-        for (const int64_t columns : { 1, 5, 40 }) for (const int threads : { 1, 3 }) {
-            batches.push_back({ type, { 256, 40 }, { 256, columns, 3, 2 }, 0, listed, threads });
-            batches.push_back({ type, { 256, 40, 2 }, { 256, columns, 6 }, 0, listed, threads });
-            batches.push_back({ type, { 256, 40, 2, 3 }, { 256, columns, 4, 3 }, 0, listed, threads });
-        }
-        for (const int64_t rows : { 24, 100 }) for (const int64_t tokens : { 1, 9, 100 }) for (const int64_t shared : { 0, 1 }) for (const int threads : { 1, 2, 4 }) {
-            experts.push_back({ type, { 512, rows, 6 }, { 512, shared ? 1 : 3, tokens }, 3, listed, threads });
-        }
-    }
     bool ok = check("mul_mat", plain, buft);
     ok &= check("mul_mat in batches", batches, buft);
     ok &= check("mul_mat_id", experts, buft);

@@ -19,16 +19,17 @@
 float ggml_table_f32_f16[1 << 16];
 size_t ggml_row_size(enum ggml_type type, int64_t ne) {
     switch (type) {
-#define ROW_SIZE(NAME, name) case GGML_TYPE_##NAME: return (size_t) (ne / QK_##NAME) * NAME##_BLOCK_BYTES;
+#define ROW_SIZE(NAME, name) \
+    case GGML_TYPE_##NAME: return (size_t) (ne / QK_##NAME) * NAME##_BLOCK_BYTES;
         BOF4_TYPES(ROW_SIZE)
         default: abort();
     }
 }
 
 struct checked_type {
-    const char *   name;
-    int            block;
-    int            block_bytes;
+    const char * name;
+    int block;
+    int block_bytes;
     enum ggml_type activation;
     void (*dequantize)(const void * x, float * y, int64_t k);
     void (*vec_dot)(int n, float * s, size_t bs, const void * x, size_t bx, const void * y, size_t by, int nrc);
@@ -62,7 +63,7 @@ static int8_t next_activation(int round) {
 static void multiply(const float * w, const float * a, int n, double * product, double * magnitude) {
     *product = *magnitude = 0.0;
     for (int i = 0; i < n; ++i) {
-        *product   += (double) w[i] * a[i];
+        *product += (double) w[i] * a[i];
         *magnitude += fabs((double) w[i] * a[i]);
     }
 }
@@ -140,8 +141,8 @@ static int check(const struct checked_type * type) {
     }
     // 24-bit floats, a few dozen additions deep
     const int failed = !(worst < 2e-6);
-    printf("%s: %d products, largest error %.2g of the sum of magnitudes: %s\n",
-        type->name, cases, worst, failed ? "FAILED" : "ok");
+    printf("%s: %d products, largest error %.2g of the sum of magnitudes: %s\n", type->name, cases, worst,
+        failed ? "FAILED" : "ok");
     return failed;
 }
 

@@ -42,7 +42,8 @@ void ours(ggml_type type, int64_t block, int columns) {
 
 // Upstream's product for many columns needs a multiple of four.
 void iq4_nl(int columns) {
-    (columns < 4 ? ggml_gemv_iq4_nl_4x4_q8_0 : ggml_gemm_iq4_nl_4x4_q8_0)(N, result[0], ROWS, weights, act, columns, ROWS);
+    (columns < 4 ? ggml_gemv_iq4_nl_4x4_q8_0 : ggml_gemm_iq4_nl_4x4_q8_0)(
+        N, result[0], ROWS, weights, act, columns, ROWS);
 }
 
 } // namespace

@@ -31,11 +31,13 @@ size_t ggml_row_size(enum ggml_type type, int64_t ne) {
 
 typedef void (*vec_dot)(int n, float * s, size_t bs, const void * x, size_t bx, const void * y, size_t by, int nrc);
 
-static const struct { const char * name; vec_dot f; } kernels[] = {
+static const struct {
+    const char * name;
+    vec_dot f;
+} kernels[] = {
 #define KERNEL(NAME, name) { #NAME, ggml_vec_dot_##name },
-    BOF4_TYPES(KERNEL)
-    { "IQ4_NL", ggml_vec_dot_iq4_nl_q8_0 },
-    { "Q4_K",   ggml_vec_dot_q4_K_q8_K },
+    BOF4_TYPES(KERNEL){ "IQ4_NL", ggml_vec_dot_iq4_nl_q8_0 },
+    { "Q4_K", ggml_vec_dot_q4_K_q8_K },
 };
 
 enum { MAX_N = 4096 };

@@ -32,8 +32,12 @@ struct dim3 {
     unsigned x, y, z;
     dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
-struct alignas(8) int2 { int x, y; };
-struct alignas(16) int4 { int x, y, z, w; };
+struct alignas(8) int2 {
+    int x, y;
+};
+struct alignas(16) int4 {
+    int x, y, z, w;
+};
 
 inline dim3 threadIdx, blockIdx, blockDim, gridDim;
 
@@ -46,8 +50,8 @@ struct thread {
     std::unique_ptr<char[]> stack;
     dim3 index;
     bool done = false;
-    int waits[2] = {};      // barriers that it has reached: of its warp, of its block
-    uint32_t shuffled[2] = {};   // values of __shfl_xor_sync
+    int waits[2] = {};         // barriers that it has reached: of its warp, of its block
+    uint32_t shuffled[2] = {}; // values of __shfl_xor_sync
     void * fake_stack = nullptr;
 };
 
@@ -59,13 +63,15 @@ inline void * scheduler_fake_stack;
 inline const void * scheduler_stack;
 inline size_t scheduler_stack_size;
 
-inline void start_switch([[maybe_unused]] void ** save, [[maybe_unused]] const void * stack, [[maybe_unused]] size_t size) {
+inline void start_switch(
+    [[maybe_unused]] void ** save, [[maybe_unused]] const void * stack, [[maybe_unused]] size_t size) {
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_start_switch_fiber(save, stack, size);
 #endif
 }
 
-inline void finish_switch([[maybe_unused]] void * saved, [[maybe_unused]] const void ** stack, [[maybe_unused]] size_t * size) {
+inline void finish_switch(
+    [[maybe_unused]] void * saved, [[maybe_unused]] const void ** stack, [[maybe_unused]] size_t * size) {
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_finish_switch_fiber(saved, stack, size);
 #endif
@@ -135,10 +141,12 @@ inline void run_block(const std::function<void()> & function) {
 inline void run(dim3 blocks, dim3 block_threads, const std::function<void()> & function) {
     gridDim = blocks;
     blockDim = block_threads;
-    for (unsigned z = 0; z < blocks.z; ++z) for (unsigned y = 0; y < blocks.y; ++y) for (unsigned x = 0; x < blocks.x; ++x) {
-        blockIdx = dim3(x, y, z);
-        run_block(function);
-    }
+    for (unsigned z = 0; z < blocks.z; ++z)
+        for (unsigned y = 0; y < blocks.y; ++y)
+            for (unsigned x = 0; x < blocks.x; ++x) {
+                blockIdx = dim3(x, y, z);
+                run_block(function);
+            }
 }
 
 } // namespace on_host
@@ -170,8 +178,12 @@ inline float __int_as_float(int bits) {
     return value;
 }
 
-struct half { uint16_t bits; };
-struct nv_bfloat16 { uint16_t bits; };
+struct half {
+    uint16_t bits;
+};
+struct nv_bfloat16 {
+    uint16_t bits;
+};
 
 inline half __ushort_as_half(uint16_t bits) {
     return { bits };

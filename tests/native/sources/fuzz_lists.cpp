@@ -26,8 +26,8 @@
 
 // In place of ggml-cpu.c: the type that activations are rounded to.
 const ggml_type_traits_cpu * ggml_get_type_traits_cpu(ggml_type type) {
-    static const ggml_type_traits_cpu s { nullptr, nullptr, GGML_TYPE_Q8_0, 1 };
-    static const ggml_type_traits_cpu k { nullptr, nullptr, GGML_TYPE_Q8_K, 1 };
+    static const ggml_type_traits_cpu s{ nullptr, nullptr, GGML_TYPE_Q8_0, 1 };
+    static const ggml_type_traits_cpu k{ nullptr, nullptr, GGML_TYPE_Q8_K, 1 };
     return type == GGML_TYPE_BOF4_K ? &k : &s;
 }
 
@@ -61,7 +61,7 @@ bool is_list(const std::string & name) {
 
 layout layout_of(const std::string & path) {
     const llama_model_loader ml = open(path);
-    layout found { gguf_get_data_offset(ml.metadata), {} };
+    layout found{ gguf_get_data_offset(ml.metadata), {} };
     for (const auto & [name, weight] : ml.weights_map) {
         if (is_list(name)) {
             found.lists.push_back({ weight.offs, ggml_nbytes(weight.tensor) });
@@ -84,7 +84,7 @@ void mutate_list(std::vector<char> & file, const layout & at) {
         uint32_t number;
         memcpy(&number, place, 4);
         const uint32_t others[] = { 0, UINT32_MAX, INT32_MAX, (uint32_t) INT32_MIN, number + 1, number - 1,
-                                    (uint32_t) rng(), (uint32_t) list.size / 4, number ^ (1u << below(32)) };
+            (uint32_t) rng(), (uint32_t) list.size / 4, number ^ (1u << below(32)) };
         number = others[below(std::size(others))];
         memcpy(place, &number, 4);
     }
@@ -93,9 +93,7 @@ void mutate_list(std::vector<char> & file, const layout & at) {
 std::vector<char> mutant(const std::vector<char> & original, const layout & at) {
     std::vector<char> file = original;
     switch (below(5)) {
-        case 0:
-            mutate_header(file, at);
-            break;
+        case 0: mutate_header(file, at); break;
         case 1:
             mutate_header(file, at);
             mutate_list(file, at);
@@ -104,16 +102,14 @@ std::vector<char> mutant(const std::vector<char> & original, const layout & at) 
             mutate_list(file, at);
             file.resize(below(2) ? file.size() : at.header + below(file.size() - at.header));
             break;
-        default:
-            mutate_list(file, at);
-            break;
+        default: mutate_list(file, at); break;
     }
     return file;
 }
 
 // Each tensor in an allocation of its own, so that accesses beyond its end are detected.
 struct arena {
-    ggml_context_ptr ctx { ggml_init({ 32 * ggml_tensor_overhead(), nullptr, true }) };
+    ggml_context_ptr ctx{ ggml_init({ 32 * ggml_tensor_overhead(), nullptr, true }) };
     std::vector<std::vector<char>> memory;
 
     ggml_tensor * fill(ggml_tensor * t) {
@@ -176,8 +172,8 @@ void multiply(arena & a, ggml_tensor * weight, int64_t columns) {
         bof4_list_sum_mul_mat(y, &view, transposed.data(), 0, row0, y->ne[0], c0, y->ne[1], sums.data());
     }
     bof4_list_prefetch(y, &view, 0, y->ne[0] / 2, y->ne[0]);
-    bof4_list_add_mul_mat(y, &view, transposed.empty() ? nullptr : transposed.data(),
-        y->ne[0] / 2, y->ne[0], ggml_nrows(y) / 3, ggml_nrows(y), nullptr);
+    bof4_list_add_mul_mat(y, &view, transposed.empty() ? nullptr : transposed.data(), y->ne[0] / 2, y->ne[0],
+        ggml_nrows(y) / 3, ggml_nrows(y), nullptr);
 }
 
 void apply(const llama_model_loader & ml, const std::string & name) {
@@ -192,8 +188,10 @@ void apply(const llama_model_loader & ml, const std::string & name) {
     const int64_t row = below(weight->ne[1]), column = 64 * below(weight->ne[0] / 64);
     for (const int64_t columns : { 1, 3, 17, 40 }) {
         multiply(a, weight, columns);
-        multiply(a, ggml_view_2d(ctx, weight, weight->ne[0] - column, weight->ne[1] - row, weight->nb[1],
-            row * weight->nb[1] + column / 64 * weight->nb[0]), columns);
+        multiply(a,
+            ggml_view_2d(ctx, weight, weight->ne[0] - column, weight->ne[1] - row, weight->nb[1],
+                row * weight->nb[1] + column / 64 * weight->nb[0]),
+            columns);
     }
 
     if (weight->ne[3] == 1) {
@@ -260,7 +258,7 @@ int main(int argc, char ** argv) {
             ++(std::strstr(error.what(), "outlier list") ? refused : unreadable);
         }
     }
-    std::printf("%d mutants: %d unreadable, %d lists refused, %d accepted, %d lists applied\n",
-        n, unreadable, refused, accepted, applied);
+    std::printf("%d mutants: %d unreadable, %d lists refused, %d accepted, %d lists applied\n", n, unreadable, refused,
+        accepted, applied);
     return 0;
 }

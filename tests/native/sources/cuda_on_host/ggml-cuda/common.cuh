@@ -41,7 +41,9 @@ template <typename T> struct ggml_cuda_pool_alloc {
 };
 
 struct ggml_cuda_device_info {
-    struct { int nsm; } devices[1] = { { 2 } };
+    struct {
+        int nsm;
+    } devices[1] = { { 2 } };
 };
 
 inline const ggml_cuda_device_info & ggml_cuda_info() {

@@ -3,8 +3,8 @@
 #include "common.cuh"
 
 template <typename T> using to_t_cuda_t = void (*)(const void * x, T * y, int64_t k, cudaStream_t stream);
-template <typename T> using to_t_nc_cuda_t = void (*)(const void * x, T * y,
-    int64_t ne00, int64_t ne01, int64_t ne02, int64_t ne03, int64_t s01, int64_t s02, int64_t s03, cudaStream_t stream);
+template <typename T> using to_t_nc_cuda_t = void (*)(const void * x, T * y, int64_t ne00, int64_t ne01, int64_t ne02,
+    int64_t ne03, int64_t s01, int64_t s02, int64_t s03, cudaStream_t stream);
 
 template <typename to, typename from> to ggml_cuda_cast(from x) {
     if constexpr (std::is_same_v<to, from>) {

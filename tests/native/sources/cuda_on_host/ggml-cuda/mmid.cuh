@@ -3,9 +3,9 @@
 
 #include "common.cuh"
 
-inline void ggml_cuda_launch_mm_ids_helper(
-        const int32_t * ids, int32_t * ids_src1, int32_t * ids_dst, int32_t * expert_bounds,
-        int n_experts, int n_tokens, int n_expert_used, int nchannels_y, int si1, int sis1, bool write_inverse, cudaStream_t) {
+inline void ggml_cuda_launch_mm_ids_helper(const int32_t * ids, int32_t * ids_src1, int32_t * ids_dst,
+    int32_t * expert_bounds, int n_experts, int n_tokens, int n_expert_used, int nchannels_y, int si1, int sis1,
+    bool write_inverse, cudaStream_t) {
     GGML_ASSERT(!write_inverse);
     int n = 0;
     for (int expert = 0; expert < n_experts; ++expert) {
