@@ -12,8 +12,9 @@ from command_line import bof4
 
 from gguf_bof4 import native
 from gguf_bof4.convert.policy import Rules, decide
+from gguf_bof4.errors import UserError
 from gguf_bof4.ggml_patch.build import NotBuiltError, installed_bin, source_tree
-from gguf_bof4.ggml_patch.source import FetchError, cache_root, fetch_archive
+from gguf_bof4.ggml_patch.source import cache_root, fetch_archive
 
 TIERS = ("unit", "native", "models", "gpu")
 
@@ -26,7 +27,7 @@ def test_connections_are_refused() -> None:
 
 
 def test_downloads_fail() -> None:
-    with pytest.raises(FetchError, match="could not download"):
+    with pytest.raises(UserError, match="could not download"):
         fetch_archive()
 
 
