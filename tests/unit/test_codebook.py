@@ -686,9 +686,9 @@ def test_files_that_cannot_be_read(app: typer.Typer, tmp_path: Path) -> None:
         ("--scale-search --method theory", "drop --normalization"),
         ("--scale-search --fixed 0", "drop --normalization"),
         ("--scale-search --levels 2", "3 levels or more"),
-        ("--scale-search --weights README.md --samples 1000", "nothing to draw"),
+        ("--scale-search --weights README.md --samples 1000", "excludes --distribution and --samples"),
         ("--weights README.md", ".npy, .safetensors or .gguf"),
-        ("--weights README.md --samples 1000", "nothing to draw"),
+        ("--weights README.md --samples 1000", "excludes --distribution and --samples"),
         ("--weights no-such-file.npy", "no-such-file.npy"),
     ],
 )
