@@ -62,7 +62,7 @@ int64_t groups_of(const ggml_tensor * weight) {
     return (weight->ne[1] + BOF4_GROUP - 1) / BOF4_GROUP;
 }
 
-// Rows too few for a group would be padded to many times their size.
+// Not with fewer rows than half a group: padding to 16 rows would more than double the size.
 bool can_repack(const ggml_tensor * weight) {
     return traits_of(weight->type) != nullptr && weight->ne[1] >= BOF4_GROUP / 2 && weight->view_src == nullptr &&
         ggml_is_contiguous(weight);
