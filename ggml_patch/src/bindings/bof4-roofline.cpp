@@ -42,7 +42,7 @@ struct lanes {
 };
 #endif
 
-// `streams` equal parts, read in turns: processors differ in the number of streams that they read fastest.
+// `streams` equal parts, read alternately: processors differ in the number of streams that they read fastest.
 template <int streams> ALWAYS_INLINE void read_streams(const char * data, int64_t nbytes) {
     constexpr int unroll = 4;
     const int64_t part = nbytes / streams / (unroll * 64) * (unroll * 64);
@@ -210,7 +210,7 @@ instructions instructions_of_backend() {
 
 double bof4_read_ns(const void * data, int64_t nbytes, int threads, int passes) {
     double best = std::numeric_limits<double>::infinity();
-    // in turns, so that a disturbance does not affect one loop only
+    // alternately, so that a disturbance does not affect one loop only
     for (int pass = 0; pass < passes; ++pass) {
         for (const reader read : readers()) {
             best = std::min(best, read_once(read, (const char *) data, nbytes, std::max(1, threads)));

@@ -6,7 +6,7 @@
 //
 // GEMM widens levels and activations to 16 bits once, before the loop over them: vpmaddwd and vpaddd for 16 products,
 // nothing else in the loop. 16 rows of 512 weights are 16 KiB, which stay in L1 while all columns are multiplied. Two
-// registers of weights (16 rows) times six columns have 12 accumulators. Of BOF4_K, a 16-bit weight is the product of
+// registers of weights (16 rows) and six columns take 12 accumulators. Of BOF4_K, a 16-bit weight is the product of
 // level and sub-block scale (127 * 32 at most), and the sum of 256 products with activations (less than 2^28) fits 32
 // bits: one conversion in 256.
 //

@@ -1,5 +1,5 @@
-// The driver of products: groups of rows, chunks of blocks, tiles of columns, the ends of them, and sums of outliers,
-// for every instruction set and type. Private to bof4-gemm.cpp.
+// The driver of products: groups of rows, chunks of blocks, tiles of columns, their remainders, and outlier sums, for
+// every instruction set and type. Private to bof4-gemm.cpp.
 //
 // It calls the inner loops of a kernel, which is
 //
@@ -89,8 +89,8 @@ struct gemm_driver {
         }
     }
 
-    // A tile with fewer rows than R groups or fewer columns than LEAST: results go through a scratch buffer, and missing
-    // columns repeat the last one.
+    // A tile with fewer rows than R groups or fewer columns than LEAST: results go through a scratch buffer, and
+    // missing columns repeat the last one.
     template <int R, int LEAST, int MOST, typename F>
     void end_tile(int64_t rows, int width, bool first, const act ** from, float * const * to, const float * addend,
         const F & compute) const {
@@ -111,8 +111,8 @@ struct gemm_driver {
         }
     }
 
-    // Adds to results that are still in L1. (Adding to the finished matrix costs more: its columns, a power of two apart,
-    // evict each other.)
+    // Adds to results that are still in L1. (Adding to the finished matrix costs more: its columns, a power of two
+    // apart, evict each other.)
     template <int R>
     void add_outlier_sums(const float * addend, int width, float * const * to) const {
         if (addend == nullptr) {

@@ -44,8 +44,8 @@ bof4_repack_plan::bof4_repack_plan(const bof4_gemm_kernels & kernels, ggml_tenso
       is_one_column(has_list && bof4_list_is_one_column(op, &view)),
       n_groups((weight->ne[1] + BOF4_GROUP - 1) / BOF4_GROUP),
       group_bytes(kernels.group_bytes(weight->ne[0])) {
-    // Small pieces, so that no thread waits long for another, but not too small: each has a cost of its own, for a prompt
-    // loading the activations into the caches and applying the list.
+    // Small pieces, so that no thread waits long for another, but not too small: each piece has fixed costs (for a
+    // prompt: loading the activations into the caches, and applying the list).
     piece = std::min<int64_t>(32, std::max<int64_t>(1, n_groups / (4 * n_threads)));
     n_pieces = (n_groups + piece - 1) / piece;
 

@@ -5,7 +5,8 @@
 // activations and results are. After one barrier, threads take pieces (some rows of one matrix, with all its columns)
 // until none is left. Each has a work range of neighbouring pieces, so that weights are one long stream, and then
 // steals half of another's. The thread that computes a piece applies its outliers: where the activations are
-// transposed for them (bof4_list_transposed_size), it passes their sums to the kernel, else it adds them to the results.
+// transposed for them (bof4_list_transposed_size), it passes their sums to the kernel; else it adds them to the
+// results.
 #pragma once
 
 #include "../lists/bof4-list.h"

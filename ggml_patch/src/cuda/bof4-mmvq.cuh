@@ -13,7 +13,8 @@
 //     static constexpr int rows              of a block of threads, up to four columns
 //     static constexpr int unroll            chunks that are loaded and multiplied at once
 //     static constexpr int blocks_per_sm     for __launch_bounds__, with one column
-//     static constexpr int blocks_per_sm_4_to_8      the same with 4 to 8 columns
+//     static constexpr int blocks_per_sm_4_to_8
+//                                            the same with 4 to 8 columns
 //     int chunks(n)                          of a row of n weights
 //     weights<S>                             registers with the codes and scales of `unroll` chunks of S rows
 //     loader<S>(rows, n, lane)               load(weights, chunk), and multiply<columns>(weights, act, column, chunk,

@@ -65,8 +65,8 @@ static inline float bof4_clamped_scale(float s, const struct bof4_encoding * typ
     return fminf(fmaxf(s, (float) -type->offset), (float) (type->offset - 1));
 }
 
-// Codes of the nearest levels to x[type->sub_block]. per_level: the value of level 1; zero codes where that is 0 or NaN.
-// The type is a constant wherever this is called, so that the function is compiled for it.
+// Codes of the nearest levels to x[type->sub_block]. per_level: the value of level 1; zero codes where that is 0 or
+// NaN. The type is a constant wherever this is called, so that the function is compiled for it.
 static inline void bof4_nearest_codes(
     const float * x, const struct bof4_encoding * type, float per_level, uint8_t * codes) {
     const int n = type->sub_block;

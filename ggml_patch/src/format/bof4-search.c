@@ -134,8 +134,8 @@ static inline uint16_t search_one_scale(encoding type, const float * x, const fl
     return bof4_stored_scale((fits[0].gain > 0.0f ? fits[0].scale : m / BOF4_LEVEL_SCALE) * (float) BOF4_LEVEL_SCALE);
 }
 
-// The scale of a sub-block, in units of `unit`. Only the steps next to the two fits are tried, not all that can be stored:
-// the error has one minimum for either sign, and the best step is next to it.
+// The best scale of a sub-block, in units of `unit`. Only the steps next to the two fits are tried, not all that can be
+// stored: the error has one minimum for either sign, and the best step is next to it.
 static inline int best_step(encoding type, const float * x, const float * w, float unit, const struct fit fits[2]) {
     int best = 0;
     float best_gain = 0.0f; // of scale 0, all weights zero

@@ -67,7 +67,8 @@ static inline void transpose_16(const float * const * x, int64_t j, uint32_t * o
         rows[c] = packed[c];
     }
 #if defined(__GNUC__)
-    // keeps `packed` in memory: compilers would otherwise keep them in registers and shuffle where the transposition loads
+    // keeps `packed` in memory: compilers would otherwise keep it in registers, and shuffle where the transposition
+    // loads
     __asm__ volatile("" : : "r"(packed) : "memory");
 #endif
     bof4_list_transpose_16x16(rows, out);
