@@ -7,7 +7,6 @@
 
 #include "ggml.h"
 
-#include <cstddef>
 #include <cstdint>
 
 // The rows of a tile are encoded together, one row per vector lane.

@@ -5,7 +5,6 @@
 #include "ggml-backend.h"
 
 #include <cstdint>
-#include <memory>
 #include <random>
 #include <string>
 #include <typeinfo>

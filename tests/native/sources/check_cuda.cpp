@@ -12,7 +12,9 @@
 #include "cuda/bof4-mmq-tiles.cuh"
 
 #include <fstream>
+#include <functional>
 #include <iterator>
+#include <string>
 
 namespace {
 
