@@ -95,7 +95,7 @@ int32_t sum_of(const int8_t * q) {
     return sum;
 }
 
-// N numbers in the form of the kernels, the first of them number `at` of its block.
+// Stores N activations, from number `at` of the block on, in the format that the kernels read.
 template <int N, int BLOCK>
 void store_act(bof4_act_bytes::numbers<BLOCK> & y, int at, const int8_t * q, bool) {
     memcpy(y.q + at, q, N);

@@ -3,7 +3,7 @@
 // A matrix is divided into groups of 16 rows, one for each 32-bit lane of an AVX-512 register (two AVX2 registers, four
 // NEON ones). Their dot-product instructions add four int8 products to each lane: lane r needs four neighbouring
 // weights of row r, and all lanes need the same four activations. So a group is a transposition of the dwords of codes
-// of 16 rows. Each two blocks of its rows are one bof4_block_pair, blocks 0 and 1 first:
+// of 16 rows. Two successive blocks of its rows are one bof4_block_pair, blocks 0 and 1 first:
 //
 //   BOF4_S   fp16 d[2][16], u8 qs[2][8][16][4]
 //   BOF4_K   (fp16 d[16], u8 scales[12][16]) [2], u8 qs[2][32][16][4]

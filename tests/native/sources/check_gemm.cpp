@@ -172,7 +172,7 @@ result check(const bof4_gemm_kernels & k, int rows, int n, int columns, int extr
     }
 
     const size_t group_bytes = k.group_bytes(n);
-    // as large as it must be and not larger, so that a sanitizer sees a read beyond it
+    // as large as it must be and not larger, so that a sanitizer reports a read beyond it
     char * groups = static_cast<char *>(std::aligned_alloc(64, (n_groups * group_bytes + 63) / 64 * 64));
     for (int g = 0; g < n_groups; ++g) {
         const int count = std::min<int>(BOF4_GROUP, rows - g * BOF4_GROUP);
