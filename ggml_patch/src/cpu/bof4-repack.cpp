@@ -1,8 +1,8 @@
 // A buffer type of the CPU backend for repacked weights of BOF4 types and of Q6_K, and mul_mat and mul_mat_id on them.
 //
-// For each weight, llama.cpp calls supports_op of every extra buffer type of the CPU with the operation that uses the
-// weight, and loads the weight through set_tensor of the first that returns true; set_tensor repacks. The operation then finds its kernels by
-// tensor->extra.
+// For each weight, llama.cpp calls supports_op of every extra buffer type of the CPU with the operation that uses
+// the weight, and loads the weight through set_tensor of the first that returns true; set_tensor repacks. The
+// operation then finds its kernels by tensor->extra.
 
 #include "bof4-repack.h"
 
