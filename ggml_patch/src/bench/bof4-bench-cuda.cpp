@@ -140,8 +140,8 @@ std::vector<weight_type> checked_types(ggml_backend_t gpu, const options & opts,
     const shape small = { "", "", 256, 4096 };
     ggml_backend_ptr cpu = backend_of("CPU", 0);
     std::vector<weight_type> types;
-    printf(
-        "products of %d x %d against the CPU's: error (NMSE) and largest difference, in units of their root mean square\n",
+    printf("products of %d x %d against the CPU's: error (NMSE) and largest difference, in units of their root mean "
+           "square\n",
         (int) small.rows, (int) small.columns);
     for (const weight_type & type : opts.types) {
         printf("  %-11s", type.name.c_str());
@@ -276,10 +276,11 @@ int run(const options & opts) {
     const std::vector<weight_type> types = checked_types(gpu.get(), opts, all_right);
     if (!opts.check_only && !types.empty()) {
         const bandwidth memory = measure_bandwidth(facts);
-        printf(
-            "memory: a kernel that only reads gets %.0f GB/s, a copy %.0f GB/s (reads plus writes)\n"
-            "us: median time of a product; GB/s: bytes of weight and list over that time; share: GB/s over those of the reading kernel;\n"
-            "per byte/peer: GB/s over those of the fastest type of llama.cpp; speed/peer: products per second over those of the fastest\n",
+        printf("memory: a kernel that only reads gets %.0f GB/s, a copy %.0f GB/s (reads plus writes)\n"
+               "us: median time of a product; GB/s: bytes of weight and list over that time; share: GB/s over those of "
+               "the reading kernel;\n"
+               "per byte/peer: GB/s over those of the fastest type of llama.cpp; speed/peer: products per second over "
+               "those of the fastest\n",
             memory.read * 1e-9, memory.copy * 1e-9);
         table out(opts.csv, memory);
         for (const shape & s : opts.shapes_) {

@@ -105,10 +105,10 @@ int bof4_gptq(int type_, const float * weights, int64_t nrow, int64_t n_per_row,
     return bof4_guarded([&]() -> int {
         const ggml_type type = bof4_checked_type(type_);
         const size_t row_bytes = bof4_checked_row_size(type, n_per_row);
-        if (!bof4_gptq_takes(type)) {
+        if (!bof4_gptq_can_encode(type)) {
             throw std::runtime_error(std::string("gptq does not encode the type ") + ggml_type_name(type));
         }
-        if (!bof4_gptq_keeps_blocks(type, order, n_per_row)) {
+        if (!bof4_gptq_is_block_order(type, order, n_per_row)) {
             throw std::runtime_error(
                 std::string("the order of columns tears blocks of ") + ggml_type_name(type) + " apart");
         }

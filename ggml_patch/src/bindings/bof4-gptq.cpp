@@ -61,7 +61,7 @@ struct tile {
     std::vector<float> target;     // [block][R]
     std::vector<float> gradient;   // [sub_block][R]
     std::vector<float> u;          // multipliers, [n / sub_block][R]
-    std::vector<float> first;      // superblock scales, [n / block][R]; unused where there are no scales of sub-blocks
+    std::vector<float> superscale; // superblock scales, [n / block][R]; unused where there are no scales of sub-blocks
     std::vector<uint32_t> outlier; // [column], one bit per row
     double loss[2][R];
 };
@@ -197,7 +197,7 @@ BOF4_INLINE void keep_better(const trial & one, const float * u, trial & best, f
 // Choose the multipliers of a sub-block by its loss with them, feedback included, and quantize its columns.
 template <typename T>
 BOF4_INLINE void quantize_sub_block(
-    const bof4_gptq_job & job, tile & t, int64_t k0, const float * target, const float * first) {
+    const bof4_gptq_job & job, tile & t, int64_t k0, const float * target, const float * superscale) {
     float level[T::sub_block * R];
     float error[T::sub_block * R];
     float largest[R] = { 0 };
@@ -218,14 +218,14 @@ BOF4_INLINE void quantize_sub_block(
         const float top = T::gptq.first + T::gptq.step * (float) (i / 2);
         const float factor = (i % 2 ? -to_multiplier : to_multiplier) / top;
         for (int r = 0; r < R; ++r) {
-            u[r] = T::snap(largest[r] * factor, first[r]);
+            u[r] = T::snap(largest[r] * factor, superscale[r]);
         }
         try_sub_block<T>(job, t, k0, target, u, level, error, one);
         keep_better(one, u, best, best_u);
     }
     for (int i = 0; i < 2; ++i) {
         for (int r = 0; r < R; ++r) {
-            u[r] = best.kk[r] > 0.0f ? T::snap(best.xk[r] / best.kk[r] / T::unit, first[r]) : best_u[r];
+            u[r] = best.kk[r] > 0.0f ? T::snap(best.xk[r] / best.kk[r] / T::unit, superscale[r]) : best_u[r];
         }
         try_sub_block<T>(job, t, k0, target, u, level, error, one);
         keep_better(one, u, best, best_u);
@@ -245,7 +245,7 @@ template <typename T> BOF4_INLINE void choose_superscales(const bof4_gptq_job & 
         for (int k = 0; k < T::block; ++k) {
             x[k] = t.outlier[k0 + k] >> r & 1 ? 0.0f : t.target[k * R + r];
         }
-        t.first[k0 / T::block * R + r] = T::superscale(x, job.curvature + k0);
+        t.superscale[k0 / T::block * R + r] = T::superscale(x, job.curvature + k0);
     }
 }
 
@@ -262,7 +262,7 @@ template <typename T> BOF4_INLINE void quantize_columns(const bof4_gptq_job & jo
         for (int b = 0; b < T::block; b += T::sub_block) {
             float * target = t.target.data() + b * R;
             accumulate(target, panel_of(job.feedback, job.n, s + b), t.e.data(), s, s + b, T::sub_block);
-            quantize_sub_block<T>(job, t, s + b, target, t.first.data() + s / T::block * R);
+            quantize_sub_block<T>(job, t, s + b, target, t.superscale.data() + s / T::block * R);
         }
     }
 }
@@ -296,7 +296,7 @@ BOF4_INLINE void improve_levels(const bof4_gptq_job & job, tile & t, int64_t k0,
             change[r] = w[r] - found[r] - e[r];
         }
         for (int r = 0; r < R; ++r) {
-            // nearest to the optimum is best, but for the rounding of g
+            // the level nearest to the optimum is the best one, except for the rounding of g
             const float difference = change[r] * (h * change[r] + 2.0f * g[r]);
             const bool better = difference < 0.0f;
             l[r] = better ? found[r] : l[r];
@@ -319,7 +319,8 @@ BOF4_INLINE void improve_levels(const bof4_gptq_job & job, tile & t, int64_t k0,
 
 // Give a sub-block the multiplier of least loss for its levels while all other sub-blocks stay.
 template <typename T>
-BOF4_INLINE void improve_multipliers(const bof4_gptq_job & job, tile & t, int64_t k0, float * u, const float * first) {
+BOF4_INLINE void improve_multipliers(
+    const bof4_gptq_job & job, tile & t, int64_t k0, float * u, const float * superscale) {
     const float * panel = panel_of(job.hessian, job.n, k0) + k0 * PANEL;
     float v[T::sub_block * R];
     float num[R] = { 0 };
@@ -346,7 +347,7 @@ BOF4_INLINE void improve_multipliers(const bof4_gptq_job & job, tile & t, int64_
         }
     }
     for (int r = 0; r < R; ++r) {
-        const float wanted = den[r] > 0.0f ? T::snap(u[r] + num[r] / den[r], first[r]) : u[r];
+        const float wanted = den[r] > 0.0f ? T::snap(u[r] + num[r] / den[r], superscale[r]) : u[r];
         const float du = wanted - u[r];
         const float difference = du * (du * den[r] - 2.0f * num[r]);
         if (difference < 0.0f) {
@@ -370,7 +371,7 @@ template <typename T> BOF4_INLINE void sweep(const bof4_gptq_job & job, tile & t
         accumulate(t.gradient.data(), panel_of(job.hessian, job.n, k0), t.e.data(), 0, job.n, T::sub_block);
         float * u = t.u.data() + k0 / T::sub_block * R;
         improve_levels<T>(job, t, k0, u);
-        improve_multipliers<T>(job, t, k0, u, t.first.data() + k0 / T::block * R);
+        improve_multipliers<T>(job, t, k0, u, t.superscale.data() + k0 / T::block * R);
     }
 }
 
@@ -420,7 +421,7 @@ template <typename T> void store_row(
             codes[column % T::block] = outlier ? (uint8_t) T::zero_code : code_of[(int) level + 128];
             decoded[column] = outlier ? level : multiplier * level * T::unit;
         }
-        T::pack(packed + job.order[s] / T::block, t.first[s / T::block * R + r], u, codes);
+        T::pack(packed + job.order[s] / T::block, t.superscale[s / T::block * R + r], u, codes);
     }
     if (rows.row_pointers != nullptr) {
         for (int32_t i = rows.row_pointers[row]; i < rows.row_pointers[row + 1]; ++i) {
@@ -443,7 +444,7 @@ BOF4_TYPES_GPTQ(DEFINE_ENCODE_TILE)
 
 namespace {
 
-template <typename T> bool keeps_blocks(const int32_t * order, int64_t n) {
+template <typename T> bool is_block_order(const int32_t * order, int64_t n) {
     std::vector<bool> seen(n, false);
     for (int64_t k = 0; k < n; ++k) {
         if (order[k] < 0 || order[k] >= n || seen[order[k]] ||
@@ -469,7 +470,7 @@ template <typename T> void encode_rows(
     t.target.resize(T::block * R);
     t.gradient.resize(T::sub_block * R);
     t.u.resize(job.n / T::sub_block * R);
-    t.first.resize(job.n / T::block * R);
+    t.superscale.resize(job.n / T::block * R);
     t.outlier.resize(job.n);
     rows.loss[0] = rows.loss[1] = 0.0;
     for (int64_t row = 0; row < rows.count; row += R) {
@@ -486,7 +487,7 @@ template <typename T> void encode_rows(
 
 } // namespace
 
-bool bof4_gptq_takes(ggml_type type) {
+bool bof4_gptq_can_encode(ggml_type type) {
     switch (type) {
 #define GPTQ_CASE(NAME, name) case GGML_TYPE_##NAME:
         BOF4_TYPES_GPTQ(GPTQ_CASE)
@@ -500,10 +501,10 @@ static void refuse(ggml_type type) {
     throw std::runtime_error(std::string("gptq does not encode the type ") + ggml_type_name(type));
 }
 
-bool bof4_gptq_keeps_blocks(ggml_type type, const int32_t * order, int64_t n) {
+bool bof4_gptq_is_block_order(ggml_type type, const int32_t * order, int64_t n) {
     switch (type) {
 #define GPTQ_CASE(NAME, name) \
-    case GGML_TYPE_##NAME: return keeps_blocks<bof4_type<GGML_TYPE_##NAME>>(order, n);
+    case GGML_TYPE_##NAME: return is_block_order<bof4_type<GGML_TYPE_##NAME>>(order, n);
         BOF4_TYPES_GPTQ(GPTQ_CASE)
 #undef GPTQ_CASE
         default: refuse(type);

@@ -1,13 +1,12 @@
 // GPTQ: rows encoded column by column, each column correcting for the errors of those before it.
 //
-// With H = X^T X of the inputs, a row w that becomes q loses (w - q) H (w - q)^T. Factored as
+// With H = X^T X of the inputs, the loss of a row w that becomes q is (w - q) H (w - q)^T. Factored as
 // H = (I + M) diag(D) (I + M)^T, M strictly upper, that is sum_k D_k (t_k - q_k)^2 with the target
 // t_k = w_k + sum_{j<k} (w_j - q_j) M[j][k]: a weighted error like any other, once the columns before are quantized.
 #pragma once
 
 #include "ggml.h"
 
-#include <cstddef>
 #include <cstdint>
 
 // The rows of a tile are encoded together, one row per vector lane.
@@ -40,11 +39,11 @@ struct bof4_gptq_rows {
 };
 
 // Is this one of the types that it encodes?
-bool bof4_gptq_takes(ggml_type type);
+bool bof4_gptq_can_encode(ggml_type type);
 
 // Does `order` keep the columns of blocks and sub-blocks together? Throws std::runtime_error for a type that it does
 // not encode.
-bool bof4_gptq_keeps_blocks(ggml_type type, const int32_t * order, int64_t n);
+bool bof4_gptq_is_block_order(ggml_type type, const int32_t * order, int64_t n);
 
 // Throws std::runtime_error for a type that it does not encode.
 void bof4_gptq_encode(const bof4_gptq_job & job, bof4_gptq_rows & rows);

@@ -16,7 +16,7 @@ namespace {
 
 using model_ptr = std::unique_ptr<llama_model, decltype(&llama_model_free)>;
 
-// llama-quantize's rules ask the model for its architecture only.
+// A model without weights: llama-quantize's rules read nothing but its architecture.
 const llama_model * model_of(const std::string & architecture) {
     static std::mutex mutex;
     static std::map<std::string, model_ptr> models;

@@ -42,7 +42,7 @@ struct lanes {
 };
 #endif
 
-// `streams` equal parts, read in turns: processors differ in the number of streams that they read fastest.
+// `streams` equal parts, read alternately: processors differ in the number of streams that they read fastest.
 template <int streams> ALWAYS_INLINE void read_streams(const char * data, int64_t nbytes) {
     constexpr int unroll = 4;
     const int64_t part = nbytes / streams / (unroll * 64) * (unroll * 64);
@@ -64,7 +64,7 @@ template <int streams> ALWAYS_INLINE void read_streams(const char * data, int64_
 
 using reader = void (*)(const char *, int64_t);
 
-template <int streams> void read_plainly(const char * data, int64_t nbytes) {
+template <int streams> void read_generic(const char * data, int64_t nbytes) {
     read_streams<streams>(data, nbytes);
 }
 
@@ -87,7 +87,7 @@ std::vector<reader> readers() {
         return { read_avx2<1>, read_avx2<2>, read_avx2<4> };
     }
 #endif
-    return { read_plainly<1>, read_plainly<2>, read_plainly<4> };
+    return { read_generic<1>, read_generic<2>, read_generic<4> };
 }
 
 double read_once(reader read, const char * data, int64_t nbytes, int threads) {
@@ -110,8 +110,8 @@ struct instructions {
     void (*multiply)();
 };
 
-constexpr int turns = 20000;
-// independent sums: enough to hide the latency on every processor, and few enough to stay in registers
+constexpr int iterations = 20000;
+// independent sums: enough to hide the latency of every processor, and not too many to stay in registers
 constexpr int chains = 12;
 
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -120,7 +120,7 @@ constexpr int chains = 12;
 __attribute__((target("avx512f,avx512vnni"))) void multiply_avx512_vnni() {
     __m512i sums[chains] = {};
     __m512i a = _mm512_set1_epi8(1), b = _mm512_set1_epi8(2);
-    for (int t = 0; t < turns; ++t) {
+    for (int t = 0; t < iterations; ++t) {
         for (auto & s : sums) {
             s = _mm512_dpbusd_epi32(s, a, b);
             asm volatile("" : "+v"(s));
@@ -133,7 +133,7 @@ __attribute__((target("avx512f,avx512vnni"))) void multiply_avx512_vnni() {
 __attribute__((target("avx2,avxvnni"))) void multiply_avx_vnni() {
     __m256i sums[chains] = {};
     __m256i a = _mm256_set1_epi8(1), b = _mm256_set1_epi8(2);
-    for (int t = 0; t < turns; ++t) {
+    for (int t = 0; t < iterations; ++t) {
         for (auto & s : sums) {
             s = _mm256_dpbusd_avx_epi32(s, a, b);
             asm volatile("" : "+x"(s));
@@ -146,7 +146,7 @@ __attribute__((target("avx2,avxvnni"))) void multiply_avx_vnni() {
 __attribute__((target("avx2"))) void multiply_avx2() {
     __m256i sums[chains] = {};
     __m256i a = _mm256_set1_epi8(1), b = _mm256_set1_epi8(2), ones = _mm256_set1_epi16(1);
-    for (int t = 0; t < turns; ++t) {
+    for (int t = 0; t < iterations; ++t) {
         for (auto & s : sums) {
             asm volatile("" : "+x"(a));
             s = _mm256_add_epi32(s, _mm256_madd_epi16(_mm256_maddubs_epi16(a, b), ones));
@@ -160,7 +160,7 @@ __attribute__((target("avx2"))) void multiply_avx2() {
 __attribute__((target("arch=armv8.2-a+dotprod"))) void multiply_dotprod() {
     int32x4_t sums[chains] = {};
     int8x16_t a = vdupq_n_s8(1);
-    for (int t = 0; t < turns; ++t) {
+    for (int t = 0; t < iterations; ++t) {
         for (auto & s : sums) {
             s = vdotq_s32(s, a, a);
             asm volatile("" : "+w"(s));
@@ -171,7 +171,7 @@ __attribute__((target("arch=armv8.2-a+dotprod"))) void multiply_dotprod() {
 __attribute__((target("arch=armv8.2-a+i8mm"))) void multiply_i8mm() {
     int32x4_t sums[chains] = {};
     int8x16_t a = vdupq_n_s8(1);
-    for (int t = 0; t < turns; ++t) {
+    for (int t = 0; t < iterations; ++t) {
         for (auto & s : sums) {
             s = vmmlaq_s32(s, a, a);
             asm volatile("" : "+w"(s));
@@ -182,7 +182,7 @@ __attribute__((target("arch=armv8.2-a+i8mm"))) void multiply_i8mm() {
 #endif
 
 instructions instructions_of_backend() {
-    constexpr int64_t calls = (int64_t) turns * chains;
+    constexpr int64_t calls = (int64_t) iterations * chains;
 #if defined(__x86_64__) && defined(__GNUC__)
     if (ggml_cpu_has_avx512_vnni()) {
         return { "avx512-vnni", 64 * calls, multiply_avx512_vnni };
@@ -210,7 +210,7 @@ instructions instructions_of_backend() {
 
 double bof4_read_ns(const void * data, int64_t nbytes, int threads, int passes) {
     double best = std::numeric_limits<double>::infinity();
-    // in turns, so that a disturbance does not affect one loop only
+    // alternately, so that a disturbance does not affect one loop only
     for (int pass = 0; pass < passes; ++pass) {
         for (const reader read : readers()) {
             best = std::min(best, read_once(read, (const char *) data, nbytes, std::max(1, threads)));

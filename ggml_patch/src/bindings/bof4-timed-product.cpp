@@ -45,7 +45,7 @@ ggml_backend_buffer_type_t repacked_layout(ggml_tensor * op) {
     return ggml_backend_cpu_buffer_type();
 }
 
-// ggml logs each matrix that it repacks.
+// Disables ggml's log, which has a line for each matrix that is repacked.
 class silence {
   public:
     silence() {

@@ -15,13 +15,13 @@ BOF4_API double bof4_int8_rate(void);
 typedef struct bof4_timed_product bof4_timed_product;
 
 // `copies` equal matrices of nrow rows, each to be multiplied by the same ncol columns on `threads` threads.
-// repacked: in the first of the CPU backend's buffer types that has a kernel for them, as llama.cpp loads them; else as
-// they are.
+// repacked: in the first of the CPU backend's buffer types that has a kernel for them, as llama.cpp loads them; else in
+// an ordinary buffer.
 // Returns NULL, or a message that is valid until the thread's next call.
 BOF4_API const char * bof4_timed_product_new(int type, const void * weights, int64_t nrow, int64_t n_per_row,
     int64_t ncol, int copies, int repacked, int threads, bof4_timed_product ** product);
 
-// The name of the buffer type that the weights are in; "CPU": as they are.
+// The name of the buffer type that the weights are in; "CPU" is an ordinary buffer.
 BOF4_API const char * bof4_timed_product_layout(const bof4_timed_product * product);
 
 // Nanoseconds of multiplying all copies once; negative: the product failed.

@@ -101,7 +101,7 @@ inline bytes look_up(__m256i table, bytes index) {
     return { look_up_half(table, index.a), look_up_half(table, index.b) };
 }
 
-// Numbers of six bits plus a constant.
+// 6-bit numbers, each increased by a constant.
 struct six_bits {
     __m256i constant;
 

@@ -1,18 +1,19 @@
 // Kernels for AVX2, which has no instruction for dot products of bytes.
 //
 // vpmaddubsw, the nearest to one, adds two products of an unsigned and a signed byte and saturates at 16 bits, which
-// two products of a level and an int8 activation exceed. Two ways around it, of four instructions for 32 products both:
+// two products of a level and an int8 activation exceed. The two paths avoid this differently, both with four
+// instructions for 32 products:
 //
-// GEMM widens levels and activations to 16 bits, once for all that they meet: vpmaddwd and vpaddd for 16 products,
-// nothing else in the loop. 16 rows of 512 weights are 16 KiB, which stay in L1 while all columns meet them. Two
-// registers of weights (16 rows) meet six columns in 12 accumulators. Of BOF4_K, a 16-bit weight is the product of
+// GEMM widens levels and activations to 16 bits once, before the loop over them: vpmaddwd and vpaddd for 16 products,
+// nothing else in the loop. 16 rows of 512 weights are 16 KiB, which stay in L1 while all columns are multiplied. Two
+// registers of weights (16 rows) and six columns take 12 accumulators. Of BOF4_K, a 16-bit weight is the product of
 // level and sub-block scale (127 * 32 at most), and the sum of 256 products with activations (less than 2^28) fits 32
 // bits: one conversion in 256.
 //
 // GEMV has to look up levels for each product, and is faster with bytes: the activation is 16 * high + low, |high| and
 // |low| at most 8, so that the sums of a dot (32 products of level + 128 in pairs) fit 16 bits: vpmaddubsw and vpaddw
-// for each part, the widening to 32 bits once a dot. The accumulators of low and high nibbles, of high and low parts,
-// are four. BOF4_K's dots are multiplied by their scales as they are widened: vpmaddwd with the scale in both places.
+// for each part, widened to 32 bits once a dot. There are four accumulators: low and high nibbles, times high and low
+// parts. BOF4_K's dots are multiplied by their scales as they are widened: vpmaddwd with the scale in both places.
 #pragma once
 
 #include "bof4-repack-layout.h"
@@ -36,7 +37,7 @@ inline __m256i broadcast4(const void * p) {
     return _mm256_set1_epi32(four);
 }
 
-// The 16 levels plus `offset`, for vpshufb.
+// The 16 levels, each increased by `offset`, for vpshufb.
 inline __m256i table(const int8_t * levels, int offset) {
     const __m128i t = _mm_add_epi8(_mm_loadu_si128((const __m128i *) levels), _mm_set1_epi8((char) offset));
     return _mm256_broadcastsi128_si256(t);
@@ -60,7 +61,7 @@ inline void keep_order(__m256i & accumulator) {
 #endif
 }
 
-// How dots, sums of 16-bit products, join the sum of a block. No primary definition. r: rows 8 r to 8 r + 7.
+// How dots, sums of 16-bit products, are added to the sum of a block. No primary definition. r: rows 8 r to 8 r + 7.
 //
 //   SUMS                             sums of a block in GEMM, each of which is converted to float32
 //   sub_scales(head)                 the scales of all dots of weights
@@ -70,9 +71,9 @@ inline void keep_order(__m256i & accumulator) {
 //   scaled(levels, s, j, r)          16-bit weights
 //   scale(d, x)                      of the sum of a block
 //   converted(sum, h, part, x)       of sum h in GEMM
-template <ggml_type type> struct joining;
+template <ggml_type type> struct accumulation;
 
-template <> struct joining<GGML_TYPE_BOF4_S> {
+template <> struct accumulation<GGML_TYPE_BOF4_S> {
     using layout = bof4_layout<GGML_TYPE_BOF4_S>;
     enum { SUMS = 2 };
 
@@ -99,7 +100,7 @@ template <> struct joining<GGML_TYPE_BOF4_S> {
     }
 };
 
-template <> struct joining<GGML_TYPE_BOF4_K> {
+template <> struct accumulation<GGML_TYPE_BOF4_K> {
     using layout = bof4_layout<GGML_TYPE_BOF4_K>;
     enum { SUMS = 1 };
 
@@ -161,7 +162,7 @@ struct bof4_kernel {
     using layout = bof4_layout<type>;
     using act = typename layout::act;
     using pair = bof4_block_pair<type>;
-    using join = joining<type>;
+    using acc = accumulation<type>;
     enum {
         GROUPS = 1,
         GEMM_COLUMNS = 6,
@@ -190,12 +191,12 @@ struct bof4_kernel {
         }
         for (int64_t b = 0; b < n_blocks; ++b) {
             const auto & head = bof4_head(group, b);
-            const typename join::sub_scales sub_scales(head);
+            const typename acc::sub_scales sub_scales(head);
 #pragma GCC unroll 1
             for (int r = 0; r < 2; ++r) {
-                typename join::part part[T];
+                typename acc::part part[T];
                 for (int t = 0; t < T; ++t) {
-                    part[t] = join::zero();
+                    part[t] = acc::zero();
                 }
                 for (int k = 0; k < DOTS / 2; ++k) {
                     const int j[2] = { bof4_low_dot<layout>(k), bof4_low_dot<layout>(k) + layout::NIBBLES / DOT };
@@ -224,13 +225,13 @@ struct bof4_kernel {
                     }
                     for (int t = 0; t < T; ++t) {
                         for (int h = 0; h < 2; ++h) {
-                            join::add(part[t], dot[h][t], j[h], x[t][b], sub_scales, r);
+                            acc::add(part[t], dot[h][t], j[h], x[t][b], sub_scales, r);
                         }
                     }
                 }
                 const __m256 d = scales(head, r);
                 for (int t = 0; t < T; ++t) {
-                    sum[r][t] = _mm256_fmadd_ps(join::value(part[t]), join::scale(d, x[t][b]), sum[r][t]);
+                    sum[r][t] = _mm256_fmadd_ps(acc::value(part[t]), acc::scale(d, x[t][b]), sum[r][t]);
                 }
             }
         }
@@ -251,7 +252,7 @@ struct bof4_kernel {
             const __m256i levels = table(layout::LEVELS, 0);
             for (int64_t b = 0; b < n; ++b) {
                 const auto & head = bof4_head(group, b0 + b);
-                const typename join::sub_scales sub_scales(head);
+                const typename acc::sub_scales sub_scales(head);
                 for (int r = 0; r < 2; ++r) {
                     for (int k = 0; k < DOTS / 2; ++k) {
                         for (int i = 0; i < STEPS; ++i) {
@@ -262,8 +263,8 @@ struct bof4_kernel {
                                 const __m256i first = _mm256_srai_epi16(_mm256_slli_epi16(level[h], 8), 8);
                                 const __m256i second = _mm256_srai_epi16(level[h], 8);
                                 auto * to = weights[b][j][i];
-                                _mm256_store_si256((__m256i *) to[0][r], join::scaled(first, sub_scales, j, r));
-                                _mm256_store_si256((__m256i *) to[1][r], join::scaled(second, sub_scales, j, r));
+                                _mm256_store_si256((__m256i *) to[0][r], acc::scaled(first, sub_scales, j, r));
+                                _mm256_store_si256((__m256i *) to[1][r], acc::scaled(second, sub_scales, j, r));
                             }
                         }
                     }
@@ -287,12 +288,12 @@ struct bof4_kernel {
         for (int64_t b = 0; b < n; ++b) {
             __m256 part[T][2];
 #pragma GCC unroll 2
-            for (int h = 0; h < join::SUMS; ++h) {
+            for (int h = 0; h < acc::SUMS; ++h) {
                 __m256i dot[T][2];
                 for (int t = 0; t < T; ++t) {
                     dot[t][0] = dot[t][1] = _mm256_setzero_si256();
                 }
-                for (int j = h * (DOTS / join::SUMS); j < (h + 1) * (DOTS / join::SUMS); ++j) {
+                for (int j = h * (DOTS / acc::SUMS); j < (h + 1) * (DOTS / acc::SUMS); ++j) {
 #pragma GCC unroll 8
                     for (int i = 0; i < STEPS; ++i) {
 #pragma GCC unroll 2
@@ -311,13 +312,13 @@ struct bof4_kernel {
                 }
                 for (int t = 0; t < T; ++t) {
                     for (int r = 0; r < 2; ++r) {
-                        part[t][r] = join::converted(dot[t][r], h, part[t][r], x[t][b]);
+                        part[t][r] = acc::converted(dot[t][r], h, part[t][r], x[t][b]);
                     }
                 }
             }
             for (int t = 0; t < T; ++t) {
                 for (int r = 0; r < 2; ++r) {
-                    const __m256 d = join::scale(_mm256_load_ps(w.d[b][r]), x[t][b]);
+                    const __m256 d = acc::scale(_mm256_load_ps(w.d[b][r]), x[t][b]);
                     _mm256_store_ps(sum[t][r], _mm256_fmadd_ps(part[t][r], d, _mm256_load_ps(sum[t][r])));
                 }
             }

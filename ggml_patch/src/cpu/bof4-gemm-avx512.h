@@ -71,8 +71,8 @@ inline void store_unaligned(float * p, floats v) {
     _mm512_storeu_ps(p, v);
 }
 
-// Says that a value is in a register from here on. GCC otherwise loads weights anew for every column, when it assumes a
-// shortage of registers: more loads than the processor can execute beside the dot products.
+// Forces a value into a register. GCC otherwise may load weights again for every column, which is more loads than the
+// processor can execute beside the dot products.
 inline void in_register(bytes & v) {
 #if defined(__GNUC__)
     __asm__("" : "+v"(v));
@@ -93,7 +93,7 @@ inline bytes look_up(__m512i table, bytes index) {
     return _mm512_permutexvar_epi8(index, table);
 }
 
-// Numbers of six bits plus a constant. Of an index, vpermb takes those bits.
+// 6-bit numbers, each increased by a constant. vpermb looks both up at once: it uses the low six bits of an index.
 struct six_bits {
     __m512i table;
 

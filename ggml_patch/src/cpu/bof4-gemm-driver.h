@@ -1,24 +1,24 @@
-// The driver of products: groups of rows, chunks of blocks, tiles of columns, the ends of them, and sums of outliers,
-// for every instruction set and type. Private to bof4-gemm.cpp.
+// The driver of products: groups of rows, chunks of blocks, tiles of columns, their remainders, and outlier sums, for
+// every instruction set and type. Private to bof4-gemm.cpp.
 //
 // It calls the inner loops of a kernel, which is
 //
 //   layout, act, pair     of its type, see bof4-repack-layout.h
-//   GROUPS                groups of rows that share a pass over activations in the GEMM path
-//   GEMM_COLUMNS          columns of a tile that share a pass over unpacked weights, at most, and
+//   GROUPS                groups of rows that are multiplied in one pass over activations in the GEMM path
+//   GEMM_COLUMNS          columns of a tile, multiplied in one pass over unpacked weights: at most, and
 //   GEMM_LEAST            at least: fewer are padded
-//   GEMV_COLUMNS          columns that share a pass over codes
-//   USE_GEMV              up to so many columns, unpacking does not pay
-//   ACT_OF_PATH           the two paths read activations in forms of their own
+//   GEMV_COLUMNS          columns that are multiplied in one pass over codes
+//   USE_GEMV              up to this many columns, GEMV is faster than unpacking
+//   ACT_OF_PATH           1 where the two paths read activations in different formats
 //   gemv<T>(group, n_blocks, x, y)
 //                         y[t][0 .. 15] = product of a group and column x[t], of T columns
 //   unpacked<R>, its fill(group, r, b0, n)
 //                         levels and scales of blocks [b0, b0 + n) of R groups, n at most CHUNK
 //   tile<R, T>(unpacked, n, x, first, y)
-//                         adds their products to y[t][0 .. 16 R - 1], which are zero if first
+//                         adds their products to y[t][0 .. 16 R - 1]; if first, stores them
 //
-// gemv and tile are not to be inlined: within the driver GCC 12 has registers too few for their accumulators (on AVX2,
-// BOF4_S took 4 to 12 % longer and BOF4_K with many columns 24 %), and takes ten times as long to compile.
+// gemv and tile are not to be inlined: within the driver GCC 12 spills their accumulators (on AVX2, BOF4_S took 4 to
+// 12 % longer, and BOF4_K in the GEMM path 24 %), and takes ten times as long to compile.
 #pragma once
 
 #include "bof4-repack-layout.h"
@@ -30,7 +30,7 @@
 namespace {
 
 // Weights of a row that are unpacked at a time: 16 rows of them are 8 KiB of bytes, which stay in L1 while all columns
-// meet them.
+// are multiplied.
 enum { BOF4_UNPACKED = 512 };
 
 // Calls f with width, LEAST to MOST, as a constant.
@@ -67,7 +67,7 @@ struct gemm_driver {
     void tiles(int64_t g, int64_t b0, int64_t b1, const F & compute) const {
         const int64_t row0 = g * BOF4_GROUP;
         const int64_t rows = std::min<int64_t>(R * BOF4_GROUP, n_rows - row0);
-        // as many columns in each tile, or one less: a last tile of one would cost as much as one of three
+        // tiles of equal width, or one column less: a last tile of one column would cost as much as one of three
         const int64_t n_tiles = (n_columns + MOST - 1) / MOST;
         for (int64_t i = 0; i < n_tiles; ++i) {
             const int64_t c = i * n_columns / n_tiles;
@@ -89,8 +89,8 @@ struct gemm_driver {
         }
     }
 
-    // A tile of fewer rows or columns than there must be: results are in a scratch buffer first, and columns that are
-    // missing repeat the last one.
+    // A tile with fewer rows than R groups or fewer columns than LEAST: results go through a scratch buffer, and
+    // missing columns repeat the last one.
     template <int R, int LEAST, int MOST, typename F>
     void end_tile(int64_t rows, int width, bool first, const act ** from, float * const * to, const float * addend,
         const F & compute) const {
@@ -111,7 +111,7 @@ struct gemm_driver {
         }
     }
 
-    // To results that are in L1 still. (Added to a finished matrix, they cost more: columns of it, a power of two
+    // Adds to results that are still in L1. (Adding to the finished matrix costs more: its columns, a power of two
     // apart, evict each other.)
     template <int R>
     void add_outlier_sums(const float * addend, int width, float * const * to) const {
@@ -184,7 +184,7 @@ void bof4_gemm(const void * groups, int64_t n_rows, int64_t n, const void * cons
         y,
         n_columns,
     };
-    // an expert meets fewer columns than its operation has
+    // an expert has fewer columns than the operation
     const bool narrow = kernel::ACT_OF_PATH ? use_gemv : bof4_use_gemv<kernel>(n_columns);
     narrow ? driver.gemv() : driver.gemm();
 }

@@ -6,14 +6,14 @@ namespace {
 template <ggml_type type>
 struct bof4_kernel : neon_kernel<type> {
     using base = neon_kernel<type>;
-    using typename base::act, typename base::join, typename base::layout, typename base::pair;
+    using typename base::act, typename base::acc, typename base::layout, typename base::pair;
     using base::CHUNK, base::DOT, base::DOTS, base::STEPS;
 
     // Levels of four weights of 16 rows each.
     template <int R>
     struct unpacked {
         alignas(64) int8_t levels[CHUNK][layout::BLOCK / 4][64];
-        typename join::template unpacked_scales<4> sub_scales[CHUNK];
+        typename acc::template unpacked_scales<4> sub_scales[CHUNK];
         alignas(64) float d[CHUNK][16];
 
         void fill(const pair * group, int, int64_t b0, int64_t n) {
@@ -30,10 +30,10 @@ struct bof4_kernel : neon_kernel<type> {
                         }
                     }
                 }
-                typename join::sub_scales narrow(head);
+                typename acc::sub_scales narrow(head);
                 narrow.to_differences();
                 for (int j = 0; j < DOTS; ++j) {
-                    const typename join::dot_scales s(narrow, j);
+                    const typename acc::dot_scales s(narrow, j);
                     for (int r = 0; r < 4; ++r) {
                         sub_scales[b].set(j, r, s[r]);
                     }
@@ -59,9 +59,9 @@ struct bof4_kernel : neon_kernel<type> {
                 }
             }
             for (int64_t b = 0; b < n; ++b) {
-                typename join::part part[T][2];
+                typename acc::part part[T][2];
                 for (int t = 0; t < T; ++t) {
-                    part[t][0] = part[t][1] = join::zero();
+                    part[t][0] = part[t][1] = acc::zero();
                 }
 #pragma GCC unroll 2
                 for (int h = 0; h < layout::BLOCK / 32; ++h) {
@@ -94,7 +94,7 @@ struct bof4_kernel : neon_kernel<type> {
                         for (int r = 0; r < 2; ++r) {
                             const auto scale = w.sub_scales[b].get(j, r0 + r);
                             for (int t = 0; t < T; ++t) {
-                                part[t][r] = join::add_dot(part[t][r], dot[t][r], j, a[t][b].d_of_dot(j, DOTS), scale);
+                                part[t][r] = acc::add_dot(part[t][r], dot[t][r], j, a[t][b].d_of_dot(j, DOTS), scale);
                             }
                         }
                     }
@@ -102,7 +102,7 @@ struct bof4_kernel : neon_kernel<type> {
                 for (int r = 0; r < 2; ++r) {
                     const float32x4_t d = vld1q_f32(w.d[b] + 4 * (r0 + r));
                     for (int t = 0; t < T; ++t) {
-                        sum[t][r] = vfmaq_f32(sum[t][r], join::value(part[t][r]), join::scale(d, a[t][b].d[0]));
+                        sum[t][r] = vfmaq_f32(sum[t][r], acc::value(part[t][r]), acc::scale(d, a[t][b].d[0]));
                     }
                 }
             }

@@ -28,7 +28,7 @@ inline no_scale high_twice(no_scale v) {
 template <ggml_type type>
 struct bof4_kernel : neon_kernel<type> {
     using base = neon_kernel<type>;
-    using typename base::act, typename base::join, typename base::layout, typename base::pair;
+    using typename base::act, typename base::acc, typename base::layout, typename base::pair;
     using base::CHUNK, base::DOT, base::DOTS, base::STEPS;
 
     // Levels: [block][eight weights][pair of rows][row of the pair][weight]. Scales: those of the first row twice, of
@@ -36,7 +36,7 @@ struct bof4_kernel : neon_kernel<type> {
     template <int R>
     struct unpacked {
         alignas(64) int8_t levels[CHUNK][layout::BLOCK / 8][8][16];
-        typename join::template unpacked_scales<8> sub_scales[CHUNK];
+        typename acc::template unpacked_scales<8> sub_scales[CHUNK];
         alignas(64) float d[CHUNK][8][4];
 
         void fill(const pair * group, int, int64_t b0, int64_t n) {
@@ -61,10 +61,10 @@ struct bof4_kernel : neon_kernel<type> {
                         }
                     }
                 }
-                typename join::sub_scales narrow(head);
+                typename acc::sub_scales narrow(head);
                 narrow.to_differences();
                 for (int j = 0; j < DOTS; ++j) {
-                    const typename join::dot_scales s(narrow, j);
+                    const typename acc::dot_scales s(narrow, j);
                     for (int r = 0; r < 4; ++r) {
                         sub_scales[b].set(j, 2 * r, low_twice(s[r]));
                         sub_scales[b].set(j, 2 * r + 1, high_twice(s[r]));
@@ -98,9 +98,9 @@ struct bof4_kernel : neon_kernel<type> {
                     const float32x2_t two = { x0.d_of_dot(j, DOTS), x1.d_of_dot(j, DOTS) };
                     return vcombine_f32(two, two);
                 };
-                typename join::part part[8];
+                typename acc::part part[8];
                 for (int r = 0; r < 8; ++r) {
-                    part[r] = join::zero();
+                    part[r] = acc::zero();
                 }
 #pragma GCC unroll 2
                 for (int h = 0; h < layout::BLOCK / 32; ++h) {
@@ -121,14 +121,14 @@ struct bof4_kernel : neon_kernel<type> {
                             dot[r] = vmmlaq_s32(dot[r], vld1q_s8(w.levels[b][4 * h + 2 * i][r]), act0);
                             dot[r] = vmmlaq_s32(dot[r], vld1q_s8(w.levels[b][4 * h + 2 * i + 1][r]), act1);
                             if (DOT == 16 || i == 1) {
-                                part[r] = join::add_dot(part[r], dot[r], j, d, w.sub_scales[b].get(j, r));
+                                part[r] = acc::add_dot(part[r], dot[r], j, d, w.sub_scales[b].get(j, r));
                             }
                         }
                     }
                 }
                 const float32x4_t d = d_of(0);
                 for (int r = 0; r < 8; ++r) {
-                    sum[r] = vfmaq_f32(sum[r], join::value(part[r]), join::scale(vld1q_f32(w.d[b][r]), d));
+                    sum[r] = vfmaq_f32(sum[r], acc::value(part[r]), acc::scale(vld1q_f32(w.d[b][r]), d));
                 }
             }
             for (int r = 0; r < 4; ++r) {

@@ -1,11 +1,11 @@
 // Kernels for NEON with dotprod, and with i8mm where the processor has it. 16 rows are four registers.
 //
 // sdot adds four signed byte products to each of four lanes, the activations taken from one lane of a register:
-// activations need no copy in every lane, and levels no offset.
+// activations need not be broadcast, and levels need no offset.
 //
 // GEMV looks up levels for each product. GEMM looks them up once for all columns: 16 rows of 512 weights become 8 KiB
-// of levels, which stay in L1 while all columns meet them, four at a time: 16 accumulators, four weights, four
-// activations.
+// of levels, which stay in L1 while all columns are multiplied, four at a time: 16 accumulators, four registers of
+// weights, four of activations.
 //
 // A dot of BOF4_K is multiplied by its scale as an integer, one mla for four sdot (or two smmla), and the sum of 256
 // weights (less than 2^28) becomes a float once.
@@ -44,7 +44,7 @@ inline float32x4_t multiply_add(float32x4_t sum, float32x4_t v, float32x4_t f) {
 
 struct no_scale {};
 
-// How dots join the sum of a block, and the scales of dots of weights, if any. No primary definition.
+// How dots are added to the sum of a block, and the scales of dots of weights, if any. No primary definition.
 //
 //   sub_scales(head)                  all of them; to_differences() for accumulators that are not reset
 //                                     between two dots: a s + b t = a (s - t) + (a + b) t
@@ -54,9 +54,9 @@ struct no_scale {};
 //   add_dot(part, dot, j, d, scale)   adds dot j; d: scale of activations, of one column or of each lane
 //   value(part)                       as float32
 //   scale(w, d)                       of the sum of a block, from that of weights
-template <ggml_type type> struct joining;
+template <ggml_type type> struct accumulation;
 
-template <> struct joining<GGML_TYPE_BOF4_S> {
+template <> struct accumulation<GGML_TYPE_BOF4_S> {
     using layout = bof4_layout<GGML_TYPE_BOF4_S>;
 
     struct sub_scales {
@@ -82,7 +82,7 @@ template <> struct joining<GGML_TYPE_BOF4_S> {
     template <typename D> static float32x4_t scale(float32x4_t w, D) { return w; }
 };
 
-template <> struct joining<GGML_TYPE_BOF4_K> {
+template <> struct accumulation<GGML_TYPE_BOF4_K> {
     using layout = bof4_layout<GGML_TYPE_BOF4_K>;
 
     struct sub_scales {
@@ -157,7 +157,7 @@ struct neon_kernel {
     using layout = bof4_layout<type>;
     using act = typename layout::act;
     using pair = bof4_block_pair<type>;
-    using join = joining<type>;
+    using acc = accumulation<type>;
     enum {
         GROUPS = 1,
         GEMM_COLUMNS = 4,
@@ -182,11 +182,11 @@ struct neon_kernel {
         }
         for (int64_t b = 0; b < n_blocks; ++b) {
             const auto & head = bof4_head(group, b);
-            const typename join::sub_scales sub_scales(head);
-            typename join::part part[T][4];
+            const typename acc::sub_scales sub_scales(head);
+            typename acc::part part[T][4];
             for (int t = 0; t < T; ++t) {
                 for (int r = 0; r < 4; ++r) {
-                    part[t][r] = join::zero();
+                    part[t][r] = acc::zero();
                 }
             }
             for (int k = 0; k < DOTS / 2; ++k) {
@@ -222,10 +222,10 @@ struct neon_kernel {
 #undef STEP
                 }
                 for (int h = 0; h < 2; ++h) {
-                    const typename join::dot_scales s(sub_scales, j[h]);
+                    const typename acc::dot_scales s(sub_scales, j[h]);
                     for (int r = 0; r < 4; ++r) {
                         for (int t = 0; t < T; ++t) {
-                            part[t][r] = join::add_dot(
+                            part[t][r] = acc::add_dot(
                                 part[t][r], dot[t][h][r], j[h], x[t][b].d_of_dot(j[h], DOTS), s[r]);
                         }
                     }
@@ -234,7 +234,7 @@ struct neon_kernel {
             for (int r = 0; r < 4; ++r) {
                 const float32x4_t d = scales<layout>(head, r);
                 for (int t = 0; t < T; ++t) {
-                    sum[t][r] = vfmaq_f32(sum[t][r], join::value(part[t][r]), join::scale(d, x[t][b].d[0]));
+                    sum[t][r] = vfmaq_f32(sum[t][r], acc::value(part[t][r]), acc::scale(d, x[t][b].d[0]));
                 }
             }
         }

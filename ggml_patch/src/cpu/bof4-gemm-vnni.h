@@ -2,22 +2,23 @@
 //
 // vpdpbusd adds four products of an unsigned and a signed byte to each of 16 lanes. The unsigned byte is the weight, as
 // level + 128; accumulators begin with -128 * sum(activations), the offset of an activation block, so that no
-// correction is left. The processors of interest (Zen 5, Sapphire Rapids) execute two instructions a cycle: 128
-// products. Everything else is overhead. (Numbers for AVX-512.)
+// correction is left. Zen 5 and Sapphire Rapids execute two of them per cycle: 128 products. Everything else is
+// overhead. (The numbers here are for AVX-512.)
 //
 // GEMV (BOF4_S, 1 to 6 columns) loads codes, looks up levels and multiplies: 24 instructions beside 16 vpdpbusd for
 // each column and 1024 weights. That is several times faster than memory.
 //
 // GEMM looks up levels once for all columns. 32 rows of 512 weights become 16 KiB of bytes, which stay in L1 while all
-// columns meet them, six at a time: 12 accumulators hide the latency of vpdpbusd, and a step of 12 needs 8 loads (two
-// of weights, six broadcasts of activations), where the processors do two a cycle. For 64 weights, 12 x 16 vpdpbusd are
-// followed by 12 x 5 others for the scales: convert two halves, scale and add them, scale by the weight's d, add. Sums
-// stay in memory, an access to L1 for 16 vpdpbusd, to leave the registers to the accumulators.
+// columns are multiplied, six at a time: 12 accumulators hide the latency of vpdpbusd, and a step of 12 needs 8 loads
+// (two of weights, six broadcasts of activations), of which the processors execute two per cycle. For 64 weights,
+// 12 x 16 vpdpbusd are followed by 12 x 5 others for the scales: convert two halves, scale and add them, scale by the
+// weight's d, add. Sums stay in memory, one access to L1 for 16 vpdpbusd, so that the registers are free for the
+// accumulators.
 //
-// Of BOF4_K and Q6_K, every 16 weights have a scale of their own: four vpdpbusd are followed by a conversion and a
-// fused multiply-add, for which unpacking makes floats of the sub-block scales. That is six instructions where the dot
-// product needs four, and still less than to multiply the scales into 16-bit weights (eight). The numbers remain
-// integers all the same: a sub-block times its scale is below 2^23, and the sum of sixteen is exact below 2^24, where
+// In BOF4_K and Q6_K, every 16 weights have their own scale: four vpdpbusd are followed by a conversion and a fused
+// multiply-add, for which unpacking converts the sub-block scales to float32. That is six instructions where the dot
+// product needs four, and still less than to multiply the scales into 16-bit weights (eight). The values remain
+// integers: a sub-block times its scale is below 2^23, and the sum of sixteen is exact below 2^24, where
 // the products of models end at 2^20. (Beyond, it is rounded as any float.) The superblock's and the activations'
 // scales are applied once in 256 weights.
 #pragma once

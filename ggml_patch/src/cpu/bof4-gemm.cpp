@@ -24,13 +24,14 @@ static const bof4_gemm_kernels * kernels_of() {
 }
 
 const bof4_gemm_kernels * bof4_gemm_kernels_of(ggml_type type) {
-#define BOF4_CASE(NAME, name) \
+#define BOF4_KERNELS_CASE(NAME, name) \
     case GGML_TYPE_##NAME: return kernels_of<GGML_TYPE_##NAME>();
     switch (type) {
-        BOF4_TYPES_REPACKED(BOF4_CASE)
-        BOF4_GEMM_UPSTREAM_TYPES(BOF4_CASE)
+        BOF4_TYPES_REPACKED(BOF4_KERNELS_CASE)
+        BOF4_GEMM_UPSTREAM_TYPES(BOF4_KERNELS_CASE)
         default: return nullptr;
     }
+#undef BOF4_KERNELS_CASE
 }
 
 #else

@@ -3,5 +3,5 @@
 
 #include <cstddef>
 
-// Backs fresh memory with huge pages where the system has them at hand.
+// Backs newly allocated memory with huge pages, as far as the kernel provides them quickly.
 void bof4_request_huge_pages(void * base, size_t size);

@@ -62,7 +62,7 @@ template <> struct parts<GGML_TYPE_Q6_K> {
     }
 };
 
-// The largest magnitude. Among floats without their signs it is the largest integer, which compilers find with vectors.
+// The largest magnitude. Floats without their signs order like their bits, and an integer maximum vectorizes.
 template <int N>
 float largest_magnitude(const float * x) {
     uint32_t most = 0;
@@ -95,7 +95,7 @@ int32_t sum_of(const int8_t * q) {
     return sum;
 }
 
-// N numbers in the form of the kernels, the first of them number `at` of its block.
+// Stores N activations, from number `at` of the block on, in the format that the kernels read.
 template <int N, int BLOCK>
 void store_act(bof4_act_bytes::numbers<BLOCK> & y, int at, const int8_t * q, bool) {
     memcpy(y.q + at, q, N);
@@ -123,7 +123,7 @@ void store_act(bof4_act_words::numbers<BLOCK> & y, int at, const int8_t * q, boo
 
 void quantize_block(const float * x, bof4_s_act_block & y, bool use_gemv) {
     for (int h = 0; h < 2; ++h, x += QK8_0) {
-        // the very scales of Q8_0, which differ in the last bit between architectures
+        // exactly the scales of Q8_0, which differ in the last bit between architectures
         const float most = largest_magnitude<QK8_0>(x);
         const float d = most / 127.0f;
 #if defined(__aarch64__)
@@ -162,7 +162,7 @@ void bof4_repacked<type>::repack_group(const void * rows, int64_t n_rows, int64_
     if (n_rows < BOF4_GROUP || n_blocks % 2) {
         memset(group, 0, group_bytes(n));
     }
-    // a block at a time: 16 rows are 16 streams, each read in order; writes are one
+    // block by block: the 16 rows are read as 16 sequential streams, and the group is written as one
     for (int64_t b = 0; b < n_blocks; ++b) {
         for (int64_t r = 0; r < n_rows; ++r) {
             parts<type>::each(blocks[r * n_blocks + b], pairs[b / 2].head[b % 2], pairs[b / 2].codes[b % 2], r,

@@ -1,9 +1,9 @@
-// The memory layout of repacked weights, and that of the activations that meet them.
+// The memory layout of repacked weights, and that of the activations that they are multiplied with.
 //
 // A matrix is divided into groups of 16 rows, one for each 32-bit lane of an AVX-512 register (two AVX2 registers, four
 // NEON ones). Their dot-product instructions add four int8 products to each lane: lane r needs four neighbouring
 // weights of row r, and all lanes need the same four activations. So a group is a transposition of the dwords of codes
-// of 16 rows. Each two blocks of its rows are one bof4_block_pair, blocks 0 and 1 first:
+// of 16 rows. Two successive blocks of its rows are one bof4_block_pair, blocks 0 and 1 first:
 //
 //   BOF4_S   fp16 d[2][16], u8 qs[2][8][16][4]
 //   BOF4_K   (fp16 d[16], u8 scales[12][16]) [2], u8 qs[2][32][16][4]
@@ -14,11 +14,11 @@
 // to + 3 of qh, ql[0][k] bytes 4 (16 (i / 2) + 4 (i % 2) + k) to + 3 of ql, ql[1][k] those 32 bytes later: the upper
 // bits precede the lower bits that they belong to.
 //
-// Two blocks, because their scales fill whole cache lines then, and codes begin on a cache line. A group is read from
+// Two blocks, because their scales then fill whole cache lines, and codes begin on a cache line. A group is read from
 // its first byte to its last, one sequential stream for the prefetcher of the processor (an array of scales in front of
 // all codes made one column a third slower). At the end of rows with an odd number of blocks, the second half of the
-// codes is missing. The last group of a matrix is padded with rows of zeros. A group unpacks to the very bytes of its
-// rows.
+// codes is missing. The last group of a matrix is padded with rows of zeros. A group unpacks to exactly
+// the bytes of its rows.
 #pragma once
 
 #include "../format/bof4-blocks.h"
@@ -58,7 +58,7 @@ struct bof4_act_block : bof4_act_form::numbers<N> {
     float d[SCALES];
     int32_t offset[OFFSETS];
 
-    // The scale of dot j of so many.
+    // The scale of dot j of `dots`.
     float d_of_dot(int j, int dots) const { return d[j * SCALES / dots]; }
 };
 using bof4_s_act_block = bof4_act_block<QK_BOF4_S, 2, 2>;                 // scales of Q8_0
@@ -69,7 +69,7 @@ using bof4_k_act_block = bof4_act_block<QK_BOF4_K, 1, BOF4_K_SUB_BLOCKS>; // of 
 //
 //   head, codes     of one block of 16 rows
 //   BLOCK, DOT      weights of a block, of a dot
-//   NIBBLES         the high nibble of a byte is so many weights behind the low one
+//   NIBBLES         distance in weights from the low nibble of a byte to its high nibble
 //   HAS_SUB_SCALES  a dot has a scale of weights (one of activations otherwise)
 //   UNIT            of d
 //   pair_at(k)      the k-th pair of dots, of low and of high nibbles, in memory
@@ -93,7 +93,7 @@ template <> struct bof4_layout<GGML_TYPE_BOF4_S> {
 
 template <> struct bof4_layout<GGML_TYPE_BOF4_K> {
     using act = bof4_k_act_block;
-    enum { BLOCK = QK_BOF4_K, DOT = BOF4_K_SUB_BLOCK, NIBBLES = 64, SUB_SCALE_OFFSET = BOF4_K_SUB_SCALE_OFFSET };
+    enum { BLOCK = QK_BOF4_K, DOT = BOF4_K_SUB_BLOCK, NIBBLES = 64 };
     static constexpr bool HAS_SUB_SCALES = true;
     static constexpr float UNIT = BOF4_K_UNIT;
     static constexpr int8_t LEVELS[16] = BOF4_K_LEVELS;
@@ -108,8 +108,8 @@ template <> struct bof4_layout<GGML_TYPE_BOF4_K> {
     static constexpr int pair_at(int k) { return k; }
 };
 
-// Upstream's Q6_K, in which files of every 4-bit type have their output matrix: a sixth of what a token reads of a
-// small model. Codes of six bits less 32 are the levels.
+// Upstream's Q6_K, which files of every 4-bit type use for their output matrix: in a small model, a sixth of the bytes
+// that are read per token. A level is the 6-bit code minus 32.
 template <> struct bof4_layout<GGML_TYPE_Q6_K> {
     using act = bof4_k_act_block;
     enum { BLOCK = 256, DOT = 16, NIBBLES = 64, ZERO_CODE = 32 };
@@ -126,11 +126,11 @@ template <> struct bof4_layout<GGML_TYPE_Q6_K> {
             uint8_t ql[2][4][BOF4_GROUP][4];
         } parts[4];
     };
-    // pairs 0 and 2 of four share a part
+    // pairs 0 and 2 of four are in one part
     static constexpr int pair_at(int k) { return (k & ~3) | (k & 1) << 1 | (k & 2) >> 1; }
 };
 
-// Of low nibbles of pair k; that of high nibbles is NIBBLES / DOT later.
+// The dot of the low nibbles of pair k; that of the high nibbles is NIBBLES / DOT later.
 template <typename layout>
 constexpr int bof4_low_dot(int k) {
     constexpr int between = layout::NIBBLES / layout::DOT;

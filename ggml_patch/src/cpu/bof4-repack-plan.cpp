@@ -44,8 +44,8 @@ bof4_repack_plan::bof4_repack_plan(const bof4_gemm_kernels & kernels, ggml_tenso
       is_one_column(has_list && bof4_list_is_one_column(op, &view)),
       n_groups((weight->ne[1] + BOF4_GROUP - 1) / BOF4_GROUP),
       group_bytes(kernels.group_bytes(weight->ne[0])) {
-    // Enough pieces that no thread waits long for another, but no smaller than keeps the cost of each piece low: in
-    // prompts loading activations into the caches, and lists.
+    // Small pieces, so that no thread waits long for another, but not too small: each piece has fixed costs (for a
+    // prompt: loading the activations into the caches, and applying the list).
     piece = std::min<int64_t>(32, std::max<int64_t>(1, n_groups / (4 * n_threads)));
     n_pieces = (n_groups + piece - 1) / piece;
 
@@ -185,7 +185,7 @@ void bof4_repack_plan::divide_pieces(int n_threads) const {
     }
 }
 
-// Of the list: the rows of the piece that the thread has first where there is one matrix.
+// The rows of the list for the first piece of the thread, where there is one matrix.
 bof4_list_rows bof4_repack_plan::first_rows(int ith, int nth) const {
     const int64_t row0 = n_pieces * ith / nth * piece * BOF4_GROUP;
     return bof4_list_rows_of(&view, 0, row0, std::min(row0 + piece * BOF4_GROUP, weight->ne[1]));
@@ -218,7 +218,7 @@ void bof4_repack_plan::multiply_piece(int64_t matrix, int64_t group) const {
     if (has_list && !transposed) {
         bof4_list_prefetch(op, &view, matrix, row0, row1);
     }
-    // outliers of fewer rows at a time: their sums stay in L2, and those of one column come between weights
+    // at most MAX_ROWS rows at a time: outlier sums stay in L2, and for one column lists are read between weights
     const int64_t step = transposed || is_one_column ? (int64_t) MAX_ROWS : row1 - row0;
     for (int64_t r = row0; r < row1; r += step) {
         multiply_rows(matrix, r, std::min(row1, r + step));
@@ -249,7 +249,7 @@ void bof4_repack_plan::multiply_rows(int64_t matrix, int64_t row0, int64_t row1)
     }
 }
 
-// To results that have been computed. Meanwhile, for one column, the weights that come next are prefetched.
+// Adds the outliers to results that have been computed. For one column, it also prefetches the next weights.
 void bof4_repack_plan::apply_list(int64_t matrix, int64_t row0, int64_t row1, const char * next_weights) const {
     const int64_t c0 = first_column[matrix], c1 = first_column[matrix + 1];
     if (op->op == GGML_OP_MUL_MAT_ID) {

@@ -4,8 +4,9 @@
 // First all threads quantize the activations to int8, and one lists for each matrix its columns: where each one's
 // activations and results are. After one barrier, threads take pieces (some rows of one matrix, with all its columns)
 // until none is left. Each has a work range of neighbouring pieces, so that weights are one long stream, and then
-// steals half of another's. The thread that computes a piece applies its outliers: of many columns, it passes their
-// sums to the kernel; of few, it adds them to the results.
+// steals half of another's. The thread that computes a piece applies its outliers: where the activations are
+// transposed for them (bof4_list_transposed_size), it passes their sums to the kernel; else it adds them to the
+// results.
 #pragma once
 
 #include "../lists/bof4-list.h"
@@ -19,7 +20,7 @@ class bof4_repack_plan {
     // wdata: the work buffer, or NULL where only its size is wanted.
     bof4_repack_plan(const bof4_gemm_kernels & kernels, ggml_tensor * op, void * wdata, int n_threads);
 
-    // Bytes of work buffer, which need not begin a cache line.
+    // Bytes of work buffer, which need not be aligned to a cache line.
     size_t work_size() const;
 
     // The thread's part of the operation.
@@ -39,7 +40,7 @@ class bof4_repack_plan {
     int64_t n_columns; // of the result
     int64_t n_matrices;
     size_t act_row_bytes;
-    bool use_gemv; // even where all columns belong to one matrix
+    bool use_gemv; // by the number of columns that one matrix can have
     bool has_list;
     bof4_list_view view; // of the list
     bool is_one_column;  // see bof4_list_is_one_column

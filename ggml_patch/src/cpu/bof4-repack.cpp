@@ -1,8 +1,8 @@
 // A buffer type of the CPU backend for repacked weights of BOF4 types and of Q6_K, and mul_mat and mul_mat_id on them.
 //
-// llama.cpp asks every extra buffer type of the CPU whether it supports the operation that a weight is for, and loads
-// the weight through set_tensor of the first that does; set_tensor repacks. The operation then finds its kernels by
-// tensor->extra.
+// For each weight, llama.cpp calls supports_op of every extra buffer type of the CPU with the operation that uses
+// the weight, and loads the weight through set_tensor of the first that returns true; set_tensor repacks. The
+// operation then finds its kernels by tensor->extra.
 
 #include "bof4-repack.h"
 
@@ -62,7 +62,7 @@ int64_t groups_of(const ggml_tensor * weight) {
     return (weight->ne[1] + BOF4_GROUP - 1) / BOF4_GROUP;
 }
 
-// Rows too few for a group would be padded to many times their size.
+// Not with fewer rows than half a group: padding to 16 rows would more than double the size.
 bool can_repack(const ggml_tensor * weight) {
     return traits_of(weight->type) != nullptr && weight->ne[1] >= BOF4_GROUP / 2 && weight->view_src == nullptr &&
         ggml_is_contiguous(weight);

@@ -2,7 +2,7 @@
 //
 // 256 weights are multiplied with one Q8_K block. Nibbles become int8 levels with one in-register table lookup; the
 // integer dot product of each 16 of them is multiplied with their 6-bit scale, still as integers, and one float scale
-// serves all 256.
+// applies to all 256.
 
 #define GGML_COMMON_DECL_C
 #include "ggml-common.h"

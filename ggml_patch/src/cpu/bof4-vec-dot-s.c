@@ -1,8 +1,8 @@
 // BOF4_S vec_dot against Q8_0: portable C, AVX2, AVX-512 VNNI and NEON, chosen by what the file is compiled for.
 //
 // 64 weights are multiplied with two Q8_0 blocks. Every kernel does the same: split 32 code bytes into two runs of 32
-// nibbles, turn nibbles into int8 levels with one in-register table lookup, take exact integer dot
-// products with the activations, and scale them by d8 and d / 127 as add_block does.
+// nibbles, turn nibbles into int8 levels with one in-register table lookup, take exact integer dot products with the
+// activations, and scale them by d8 and d / 127 as add_block does.
 
 #define GGML_COMMON_DECL_C
 #include "ggml-common.h"

@@ -4,7 +4,6 @@
 #include "../format/bof4-blocks.h"
 
 #include <stddef.h>
-#include <stdint.h>
 
 #ifdef __cplusplus
 extern "C" {

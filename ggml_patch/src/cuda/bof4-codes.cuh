@@ -33,7 +33,7 @@ static __device__ __forceinline__ uint32_t bof4_prmt(uint32_t a, uint32_t b, uin
 // A product needs only the right sum, not the level of each weight in a byte of its own. A code of 8 or more, looked up
 // in `low`, gives the sign of level (code - 8): -1, or 0 where that level is not negative. A code below 8, looked up in
 // `raised` with its top bit flipped, gives 0, because no level of `raised` is negative; a code of 8 or more gives its
-// level there, plus 1 where `low` gave -1. So the two lookups add up to the level. Both are multiplied (dp4a) instead
+// level, raised by 1 where `low` gave -1. So the two lookups add up to the level. Both are multiplied (dp4a) instead
 // of merged, which would take three more instructions in the pipe that bounds the kernel.
 template <ggml_type type> struct bof4_level_table {
     static constexpr int level(int code) { return bof4_cuda_type<type>::level(code); }

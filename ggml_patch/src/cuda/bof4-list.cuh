@@ -13,7 +13,7 @@ struct bof4_device_list {
     int64_t stride[3];  // elements of the weight between neighbours in dimensions 1, 2, 3 of the operand
     int32_t row_length; // elements of a row of the weight
     int32_t n;          // elements of a row of the operand
-    bool whole_rows;    // a row of the operand is one whole row of the weight
+    bool is_whole_rows; // a row of the operand is one whole row of the weight
 };
 
 static __device__ __forceinline__ int bof4_list_entry_column(int32_t entry) {
@@ -54,7 +54,7 @@ static __device__ __forceinline__ void bof4_list_apply(
 static __device__ __forceinline__ int32_t bof4_list_prefetch(
     const bof4_device_list & list, int64_t i1, int64_t i2, int64_t i3, int thread) {
     int32_t entry = 0;
-    if (list.row_pointers != nullptr && list.whole_rows) {
+    if (list.row_pointers != nullptr && list.is_whole_rows) {
         const int32_t * pointers = list.row_pointers + bof4_list_element(list, i1, i2, i3) / list.row_length;
         const int e = pointers[0] + thread;
         if (e < pointers[1]) {
@@ -68,7 +68,7 @@ static __device__ __forceinline__ int32_t bof4_list_prefetch(
 template <typename function>
 static __device__ __forceinline__ void bof4_list_apply_prefetched(const bof4_device_list & list, int64_t i1, int64_t i2,
     int64_t i3, int32_t entry, int thread, int n_threads, function apply) {
-    if (!list.whole_rows) {
+    if (!list.is_whole_rows) {
         bof4_list_apply(list, bof4_list_element(list, i1, i2, i3), thread, n_threads, apply);
         return;
     }

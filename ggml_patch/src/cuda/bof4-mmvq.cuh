@@ -12,8 +12,9 @@
 //
 //     static constexpr int rows              of a block of threads, up to four columns
 //     static constexpr int unroll            chunks that are loaded and multiplied at once
-//     static constexpr int blocks_per_sm     for __launch_bounds__: with one column,
-//     static constexpr int blocks_per_sm_of_many_columns     and with more than three
+//     static constexpr int blocks_per_sm     for __launch_bounds__, with one column
+//     static constexpr int blocks_per_sm_4_to_8
+//                                            the same with 4 to 8 columns
 //     int chunks(n)                          of a row of n weights
 //     weights<S>                             registers with the codes and scales of `unroll` chunks of S rows
 //     loader<S>(rows, n, lane)               load(weights, chunk), and multiply<columns>(weights, act, column, chunk,
@@ -87,8 +88,8 @@ static __device__ __forceinline__ bof4_mul_mat_vec_position bof4_position_of_blo
 }
 
 // Sums of sums[i] over the lanes of a warp, for i < N <= 32, a power of two: lane l returns that of i = l * N / 32.
-// Lanes exchange half of their remaining values in each step, so this takes N - 1 + log2(32 / N) shuffles instead of 5
-// N.
+// Lanes exchange half of their remaining values in each step, so this takes N - 1 + log2(32 / N) shuffles instead of
+// 5 N.
 template <int N, int offset = 16, int size>
 static __device__ __forceinline__ float bof4_warp_sums(float (&sums)[size], int lane) {
     if constexpr (N > 1) {
@@ -136,7 +137,7 @@ template <typename step, int columns, int matrices>
 __launch_bounds__(32 * BOF4_MAX_WARPS,
     (columns == 1          ? step::blocks_per_sm
             : columns <= 3 ? 4
-                           : step::blocks_per_sm_of_many_columns)) static __global__
+                           : step::blocks_per_sm_4_to_8)) static __global__
     void bof4_mul_mat_vec_kernel(const bof4_mul_mat_vec_args p, const int64_t ne11, const int64_t ne12) {
     constexpr int R = bof4_rows_per_block<step, columns, matrices>();
     constexpr int S = R * matrices;
@@ -171,7 +172,7 @@ __launch_bounds__(32 * BOF4_MAX_WARPS,
         prefetched[s] = bof4_list_prefetch((s < R ? p.up : p.gate).list, row_of(s), at.x2, at.x3, thread);
     }
 
-    // two sets of registers, used in turns: a single one would have to be copied in each iteration
+    // two sets of registers, used alternately: a single one would have to be copied in each iteration
     for (int chunk = begin; chunk < n_chunks; chunk += 2 * stride) {
         if (chunk + stride < n_chunks) {
             loader.load(odd, chunk + stride);

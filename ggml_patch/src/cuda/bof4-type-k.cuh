@@ -81,7 +81,7 @@ struct bof4_k_act_layout {
 // same in every chunk.
 struct bof4_k_step {
     static constexpr int rows = 2, unroll = 1;
-    static constexpr int blocks_per_sm = 6, blocks_per_sm_of_many_columns = 3;
+    static constexpr int blocks_per_sm = 6, blocks_per_sm_4_to_8 = 3;
     static constexpr int chunk_bytes = bof4_k_act_layout::superblocks_of_chunk * BOF4_K_BLOCK_BYTES;
     static_assert(chunk_bytes % 4 == 0, "the codes of a lane have the same alignment in every chunk");
 
@@ -154,8 +154,8 @@ struct bof4_k_step {
                 const float * dx = act.scales + (column + c) * act.scale_stride + 2 * b;
 #pragma unroll
                 for (int s = 0; s < S; ++s) {
-                    // stored scales of the low and the high nibbles in the halves of a word: four bits of each, then
-                    // two
+                    // stored scales of the low and of the high nibbles in the halves of a word: their low four
+                    // bits, and their high two
                     const uint32_t four = w.low[s] | (uint32_t) w.low4[s] << 16, two = w.high[s];
                     float sum = 0.0f;
 #pragma unroll

@@ -34,8 +34,8 @@ template <> struct bof4_cuda_type<GGML_TYPE_BOF4_S> {
 };
 
 // Each 16 bits of a row's blocks, scales included, have one word of activations, so that rows are read as a sequence of
-// words without regard to blocks. The word of a scale is zero. Two bytes of codes, 2 i and 2 i + 1, are weights 2 i, 2
-// i + 32, 2 i + 1 and 2 i + 33 in the order of their nibbles, and so are the activations of their word. Hence one scale
+// words without regard to blocks. The word of a scale is zero. Two bytes of codes, 2i and 2i + 1, are weights 2i,
+// 2i + 32, 2i + 1 and 2i + 33 in the order of their nibbles, and so are the activations of their word. Hence one scale
 // for all 64.
 struct bof4_s_act_layout {
     static constexpr int halves = BOF4_S_BLOCK_BYTES / 2; // 16-bit parts of a block
@@ -70,7 +70,7 @@ struct bof4_s_act_layout {
 // no realignment. aligned: rows begin at multiples of four bytes; otherwise words are loaded in two halves.
 template <bool aligned> struct bof4_s_step {
     static constexpr int rows = 4, unroll = 2;
-    static constexpr int blocks_per_sm = aligned ? 7 : 6, blocks_per_sm_of_many_columns = 4;
+    static constexpr int blocks_per_sm = aligned ? 7 : 6, blocks_per_sm_4_to_8 = 4;
 
     template <int S> struct weights {
         uint32_t codes[unroll][S];

@@ -26,8 +26,8 @@ typedef struct {
 } block_bof4_s;
 
 // 256 weights. A 64-byte load of qs splits into two runs of 64 consecutive weights: low nibbles, then high ones. The
-// low four bits of the sixteen scales are two runs of eight nibbles, their high two bits four runs of four fields of two
-// bits: a shift and a mask put all sixteen in order.
+// low four bits of the sixteen scales are two runs of eight nibbles; their high two bits are four runs of four 2-bit
+// fields. A shift and a mask put all sixteen in order.
 typedef struct {
     uint16_t d;                             // fp16 scale of the superblock, in units of 2^12
     uint8_t scales[BOF4_K_SUB_SCALE_BYTES]; // 16 scales of 16 weights each, signed 6 bits, stored as s + 32
@@ -54,7 +54,8 @@ static inline void bof4_k_set_scales(block_bof4_k * block, const int8_t scales[B
     BOF4_STATIC_ASSERT( \
         sizeof(block_##name) == NAME##_BLOCK_BYTES, "blocks of " #NAME " have the bytes of formats.py"); \
     BOF4_STATIC_ASSERT(offsetof(block_##name, qs) == NAME##_CODES_AT, "codes of " #NAME " begin as in formats.py"); \
-    BOF4_STATIC_ASSERT(QK_##NAME % (2 * NAME##_CODE_RUN) == 0, "codes of " #NAME " are whole pairs of runs");
+    BOF4_STATIC_ASSERT( \
+        QK_##NAME % (2 * NAME##_CODE_RUN) == 0, "codes of " #NAME " fill whole runs of low and high nibbles");
 BOF4_TYPES(BOF4_CHECK_BLOCK)
 #undef BOF4_CHECK_BLOCK
 
@@ -64,8 +65,8 @@ GGML_API bool ggml_is_bof4(enum ggml_type type);
 // For each type:
 //   dequantize_row_NAME      decodes k weights, a multiple of the block
 //   quantize_row_NAME_ref    the encoder absmax: the paper's
-//   quantize_NAME            the encoder search, which llama-quantize calls: nrow rows of n_per_row weights; imatrix: importance of
-//                            each column, or NULL. Returns the bytes written.
+//   quantize_NAME            the encoder search, which llama-quantize calls: nrow rows of n_per_row weights;
+//                            imatrix: importance of each column, or NULL. Returns the bytes written.
 //   validate_row_NAME        false, and a line on stderr, where a scale is not finite
 #define BOF4_DECLARE_CONVERSIONS(NAME, name) \
     GGML_API void dequantize_row_##name(const void * x, float * y, int64_t k); \

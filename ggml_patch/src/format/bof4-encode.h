@@ -15,7 +15,7 @@ struct bof4_encoding {
     int sub_block; // weights under the innermost scale
     int sub_blocks;
     int offset; // scales of sub-blocks lie from -offset to offset - 1; 0 where there are none
-    float unit; // what a level of 1 is worth where every scale is 1
+    float unit; // value of level 1 where every scale is 1
     const int8_t * levels;
     const float * midpoints;
     int zero_code;
@@ -65,16 +65,16 @@ static inline float bof4_clamped_scale(float s, const struct bof4_encoding * typ
     return fminf(fmaxf(s, (float) -type->offset), (float) (type->offset - 1));
 }
 
-// Codes of the nearest levels to x[type->sub_block], where a level of 1 is worth `worth`; zero codes where that is 0 or
-// NaN. The type is a constant wherever this is called, so that it is compiled for it.
+// Codes of the nearest levels to x[type->sub_block]. per_level: the value of level 1; zero codes where that is 0 or
+// NaN. The type is a constant wherever this is called, so that the function is compiled for it.
 static inline void bof4_nearest_codes(
-    const float * x, const struct bof4_encoding * type, float worth, uint8_t * codes) {
+    const float * x, const struct bof4_encoding * type, float per_level, uint8_t * codes) {
     const int n = type->sub_block;
-    if (!(fabsf(worth) > 0.0f)) {
+    if (!(fabsf(per_level) > 0.0f)) {
         memset(codes, type->zero_code, n);
         return;
     }
-    const float inverse = 1.0f / worth;
+    const float inverse = 1.0f / per_level;
     float y[BOF4_MAX_SUB_BLOCK];
     for (int j = 0; j < n; ++j) {
         y[j] = x[j] * inverse;
@@ -91,8 +91,8 @@ static inline void bof4_nearest_codes(
     }
 }
 
-// What a level of 1 is worth under the only scale of a block. The division by 127 is the encoders': decoders multiply
-// by the rounded 1 / 127.
-static inline float bof4_worth_of_one_scale(uint16_t d) {
+// The value of level 1 under the only scale of a block. Encoders divide by 127; decoders multiply by the rounded
+// 1 / 127.
+static inline float bof4_value_per_level(uint16_t d) {
     return GGML_FP16_TO_FP32(d) / (float) BOF4_LEVEL_SCALE;
 }

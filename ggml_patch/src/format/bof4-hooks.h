@@ -3,7 +3,7 @@
 
 #include "bof4-blocks.h"
 
-// case labels that share what follows
+// case labels of one common case body
 #define BOF4_CASE(NAME, name) case GGML_TYPE_##NAME:
 
 // elements of an array of types

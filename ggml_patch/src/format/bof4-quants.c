@@ -54,7 +54,7 @@ BOF4_TYPES_SUB_SCALES(DEFINE_PACK_SUB_SCALES)
 // maximum: the decoder multiplies with the stored one.
 static inline uint16_t encode_one_scale(const struct bof4_encoding * type, const float * x, uint8_t * codes) {
     const uint16_t d = bof4_stored_scale(signed_maximum(x, type->block));
-    bof4_nearest_codes(x, type, bof4_worth_of_one_scale(d), codes);
+    bof4_nearest_codes(x, type, bof4_value_per_level(d), codes);
     return d;
 }
 
@@ -111,11 +111,11 @@ BOF4_TYPES_SUB_SCALES(DEFINE_ENCODE_SUB_SCALES)
         const float d = GGML_FP16_TO_FP32(block->d) * NAME##_UNIT; \
         for (int at = 0; at < QK_##NAME; at += NAME##_SUB_BLOCK) { \
             /* exact where d, a scale and a level have no more than 24 bits (BOF4_K: 11 + 5 + 7) */ \
-            const float worth = d * (float) name##_scale(block, at / NAME##_SUB_BLOCK); \
+            const float per_level = d * (float) name##_scale(block, at / NAME##_SUB_BLOCK); \
             const uint8_t * qs = block->qs + at / (2 * NAME##_CODE_RUN) * NAME##_CODE_RUN + at % NAME##_CODE_RUN; \
             const int shift = at / NAME##_CODE_RUN % 2 * 4; \
             for (int j = 0; j < NAME##_SUB_BLOCK; ++j) { \
-                y[at + j] = worth * name##_levels[qs[j] >> shift & 0xf]; \
+                y[at + j] = per_level * name##_levels[qs[j] >> shift & 0xf]; \
             } \
         } \
     }

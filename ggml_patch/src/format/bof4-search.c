@@ -5,15 +5,15 @@
 
 #include <assert.h>
 
-// Compiled three times, for three levels of x86-64; the dynamic loader chooses the one that runs. All
-// give the same bytes: no sum depends on the width of a vector, and contraction to fused operations is off (CMake).
+// Compiled three times, for three levels of x86-64; the dynamic loader chooses the one that runs. All give the same
+// bytes: no sum depends on the width of a vector, and contraction to fused operations is off (CMake).
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__)
 #define BOF4_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default"), flatten))
 #else
 #define BOF4_CLONES
 #endif
 
-// A loop of 16 would be unrolled before it could become vectors.
+// Without these pragmas, a loop of 16 is unrolled before it can be vectorized.
 #if defined(__GNUC__) && !defined(__clang__)
 #define VECTORIZE _Pragma("GCC unroll 1")
 #define UNROLL _Pragma("GCC unroll 16")
@@ -22,10 +22,10 @@
 #define VECTORIZE
 #endif
 
-// What the nearest levels under some scale can do.
+// The result of trying one scale, with the nearest levels under it.
 struct fit {
     float gain;   // by how much the squared error falls with the best scale for these levels
-    float scale;  // that scale: what a level of 1 is worth
+    float scale;  // that scale: the value of level 1
     float weight; // sum(w k^2): how much the error grows with the square of a step away from it
 };
 
@@ -41,7 +41,7 @@ enum {
     SUPERSCALES = 32,
 };
 
-// sum(w x k) and sum(w k^2) for the nearest levels of a sub-block where a level is worth 1 / inverse.
+// sum(w x k) and sum(w k^2) for the nearest levels k of a sub-block where level 1 has the value 1 / inverse.
 static inline void correlate(
     encoding type, const float * x, const float * w, float inverse, float * sum_xk, float * sum_kk) {
     const int n = type->sub_block;
@@ -134,8 +134,8 @@ static inline uint16_t search_one_scale(encoding type, const float * x, const fl
     return bof4_stored_scale((fits[0].gain > 0.0f ? fits[0].scale : m / BOF4_LEVEL_SCALE) * (float) BOF4_LEVEL_SCALE);
 }
 
-// Levels under all scales that a sub-block can have are rarely needed: the error has one minimum for either sign, and
-// the best step is one of those next to it.
+// The best scale of a sub-block, in units of `unit`. Only the steps next to the two fits are tried, not all that can be
+// stored: the error has one minimum for either sign, and the best step is next to it.
 static inline int best_step(encoding type, const float * x, const float * w, float unit, const struct fit fits[2]) {
     int best = 0;
     float best_gain = 0.0f; // of scale 0, all weights zero
@@ -175,7 +175,7 @@ static inline float expected_gain(encoding type, const struct fit fits[][2], flo
     return total;
 }
 
-// The fits of the sub-blocks, and the superblock scale (decoded) that serves them best.
+// The fits of the sub-blocks, and the superblock scale (decoded) with which the error of the superblock falls most.
 static inline float search_superscale(encoding type, const float * x, const float * w, struct fit fits[][2]) {
     const int n = type->sub_block;
     float largest = 0.0f;
@@ -237,7 +237,7 @@ static inline uint16_t search_sub_scales(
     static void search_block_##name(const float * x, const float * w, block_##name * block) { \
         uint8_t codes[QK_##NAME]; \
         const uint16_t d = search_one_scale(&name##_encoding, x, w); \
-        bof4_nearest_codes(x, &name##_encoding, bof4_worth_of_one_scale(d), codes); \
+        bof4_nearest_codes(x, &name##_encoding, bof4_value_per_level(d), codes); \
         name##_pack(block, d, codes); \
     }
 #define DEFINE_SEARCH_BLOCK_SUB_SCALES(NAME, name) \

@@ -4,8 +4,8 @@
 
 #include "bof4-blocks.h"
 
-// Scales that an encoder tries: those under which the largest weight lands at `first`, `first` + `step`, ... (`count`
-// of them) times the largest level, of either sign.
+// Scales that an encoder tries: those with which the largest weight is `first`, `first` + `step`, ... (`count` of them)
+// times the largest level, of either sign.
 struct bof4_search_grid {
     float first;
     float step;

@@ -22,8 +22,8 @@ template <ggml_type type> struct bof4_type;
     static constexpr bof4_search_grid gptq = NAME##_GPTQ;
 
 // A weight is u * level * unit with the multiplier u of its sub-block.
-//   superscale(x, w)   of the weights x[block] with the importances w: the superblock scale, which all u depend on
-//   snap(u, first)     the nearest u that can be stored with the superblock scale `first`
+//   superscale(x, w)   the superblock scale d of the weights x[block] with the importances w; all u depend on it
+//   snap(u, d)         the nearest u that can be stored with the superblock scale d
 //   pack(...)          the block with the multipliers u[sub_blocks], all of them snapped
 
 // The fp16 scale is the only one, and it is u.
@@ -49,19 +49,19 @@ template <ggml_type type> struct bof4_type;
         static float superscale(const float * x, const float * w) { \
             return ggml_fp16_to_fp32(name##_search_superscale(x, w)); \
         } \
-        static float steps(float u, float first) { \
-            const float step = first * NAME##_UNIT; \
+        static float steps(float u, float d) { \
+            const float step = d * NAME##_UNIT; \
             return std::fabs(step) > 0.0f \
                 ? std::min(std::max(std::nearbyint(u / step), (float) -offset), (float) (offset - 1)) \
                 : 0.0f; \
         } \
-        static float snap(float u, float first) { return steps(u, first) * (first * NAME##_UNIT); } \
-        static void pack(block_type * out, float first, const float * u, const uint8_t * codes) { \
+        static float snap(float u, float d) { return steps(u, d) * (d * NAME##_UNIT); } \
+        static void pack(block_type * out, float d, const float * u, const uint8_t * codes) { \
             int8_t scales[sub_blocks]; \
             for (int i = 0; i < sub_blocks; ++i) { \
-                scales[i] = (int8_t) steps(u[i], first); \
+                scales[i] = (int8_t) steps(u[i], d); \
             } \
-            name##_pack(out, ggml_fp32_to_fp16(first), scales, codes); \
+            name##_pack(out, ggml_fp32_to_fp16(d), scales, codes); \
         } \
     };
 

@@ -3,11 +3,11 @@
 #include "bof4-list-tile.h"
 
 // s[i + 1] = s[i] + entry i times its activation, s[0] = 0. The sum over any run of entries is then one difference, and
-// rows of few outliers, each of another number, cost no mispredicted branch. In double precision, because the
-// difference of two floats would lose the digits of a small row beside a large one.
+// rows with few outliers, of varying number, cost no mispredicted branch. In double precision, because in float the sum
+// of a row of small values would be lost in the rounding of the rows before it.
 //
 // Meanwhile memory from `next` on is prefetched, a cache line per eight entries: the sums are compute bound and leave
-// the memory bus idle. (More lines per entry are slower.)
+// the memory bus idle.
 static void running_sums(const int32_t * entries, int n, const float * x, double * s, const char * next) {
     bof4_list_running_sum sum = bof4_list_running_sum_zero();
     int i = 0;

@@ -26,8 +26,8 @@ static inline void row_sums(const int32_t * entries, int32_t n, const float * co
 static inline void row_sums_of_transposed(const int32_t * entries, int32_t e, int32_t n, int32_t end,
     const uint32_t * transposed, float * sums0, float * sums1) {
     bof4_list_sums_32 sum = bof4_list_zero_32();
-    // Most rows have two outliers or fewer: two in any case, whose value is zero where they belong to the next row, cost
-    // less than a mispredicted branch where a vector is one register.
+    // Most rows have two outliers or fewer. Where a vector is one register, always computing two of them costs less
+    // than a mispredicted branch; the value of those that belong to the next row is masked to zero.
     for (int32_t i = 0; i < BOF4_LIST_MASKED_ENTRIES; ++i) {
         const int32_t entry = entries[MIN(e + i, end - 1)];
         const uint32_t mask = n > i ? 0xffff0000u : 0u;

@@ -17,15 +17,16 @@ struct ggml_compute_params;
 
 // == mul_mat with many columns: transposed bf16 activations ==
 //
-// Outliers are multiplied by 32 columns at a time. Their activations are transposed, so that one entry takes one load, and rounded
-// to bf16: two in 32 bits halve what the caches must hold, and the error is a fifth of that of rounding to int8.
+// Outliers are multiplied by 32 columns at a time. Their activations are transposed, so that one entry takes one load,
+// and rounded to bf16: two values in 32 bits need half of the cache, and the error is a fifth of that of rounding to
+// int8.
 // transposed[(column / 32 * n + element) * 16 + lane] holds columns lane (low half) and 16 + lane of each 32.
 
 enum { BOF4_LIST_COLUMNS = 32 };
 
 // Bytes of the transposed activations of a mul_mat, with room for alignment to a cache line. 0 where outliers use the
 // activations as they are: no list, fewer than 8 columns per matrix, rows that are not rows of the weight, or too few
-// outliers to pay for transposing.
+// outliers for transposing to be faster.
 size_t bof4_list_transposed_size(const struct ggml_tensor * dst);
 
 // Transposing is divided among threads by pieces: elements [j0, j1) of columns [c0, c1), which are counted over
@@ -54,8 +55,8 @@ void bof4_list_prefetch(
 
 // == applying ==
 
-// true where the result of a mul_mat is one column and rows are rows of the weight. Then the time of the list is that
-// of its memory: prefetch it early.
+// true where the result of a mul_mat is one column and rows are rows of the weight. Then applying the
+// list is bandwidth bound: prefetch it early.
 bool bof4_list_is_one_column(const struct ggml_tensor * dst, const struct bof4_list_view * view);
 
 // Adds the outliers' products to rows [row0, row1) and columns [c0, c1) of a mul_mat, columns counted over dimensions 1
@@ -79,7 +80,7 @@ void bof4_list_sum_mul_mat(const struct ggml_tensor * dst, const struct bof4_lis
 size_t ggml_bof4_list_work_size(const struct ggml_tensor * dst);
 
 // Rows (and columns) of a chunk: for weights of these types eight times the usual number, so that weights and list
-// remain long streams.
+// are read as long streams.
 int ggml_bof4_list_chunk_rows(const struct ggml_tensor * dst, int usual);
 
 // Before the thread encodes activations: prefetch the row pointers of its first rows.

@@ -52,7 +52,7 @@ static void add_outliers(const struct bof4_list_view * view, int64_t matrix, int
         return;
     }
     const struct bof4_list_rows rows = bof4_list_rows_of(view, matrix, row0, row1);
-    if (tile->transposed || tile->n >= BOF4_LIST_MANY_COLUMNS) {
+    if (tile->transposed || tile->n >= BOF4_LIST_MIN_TILE_COLUMNS) {
         add_tile(rows, row0, tile);
         return;
     }

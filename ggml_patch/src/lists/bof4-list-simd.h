@@ -1,5 +1,5 @@
 // Vector operations of the functions that apply lists: AVX-512, and portable C that compilers vectorize. All branches
-// on the instruction set are in this header. Results of the two differ in the order of sums only where it says so.
+// on the instruction set are in this header. The two add in the same order, except where a comment says otherwise.
 #pragma once
 
 #include "bof4-list.h"
@@ -58,9 +58,9 @@ static inline bof4_list_sums_32 bof4_list_zero_32(void) {
     return zero;
 }
 
-// Adds the value of the entry times 16 pairs of activations.
-static inline bof4_list_sums_32 bof4_list_add_32(bof4_list_sums_32 sums, int32_t entry, const uint32_t * pairs) {
-    const __m512i act = _mm512_loadu_si512(pairs);
+// Adds the value of the entry times 16 packed pairs of activations.
+static inline bof4_list_sums_32 bof4_list_add_32(bof4_list_sums_32 sums, int32_t entry, const uint32_t * packed) {
+    const __m512i act = _mm512_loadu_si512(packed);
     const __m512i high = _mm512_and_si512(_mm512_set1_epi32((int) 0xffff0000), act);
     const __m512 value = bof4_list_values(entry);
     sums.low = _mm512_fmadd_ps(value, _mm512_castsi512_ps(_mm512_slli_epi32(act, 16)), sums.low);
@@ -74,12 +74,12 @@ static inline void bof4_list_store_32(bof4_list_sums_32 sums, float * low, float
 }
 
 // Packed pairs of bf16, rounded to nearest, ties away from zero.
-static inline void bof4_list_pack_bf16(const float * low, const float * high, uint32_t * pairs) {
+static inline void bof4_list_pack_bf16(const float * low, const float * high, uint32_t * packed) {
     const __m512i half = _mm512_set1_epi32(0x8000);
     const __m512i l = _mm512_srli_epi32(_mm512_add_epi32(_mm512_loadu_si512(low), half), 16);
     const __m512i h = _mm512_add_epi32(_mm512_loadu_si512(high), half);
     const int select = 0xca; // bits of the second operand where the first has ones, else bits of the third
-    _mm512_storeu_si512(pairs, _mm512_ternarylogic_epi32(_mm512_set1_epi32((int) 0xffff0000), h, l, select));
+    _mm512_storeu_si512(packed, _mm512_ternarylogic_epi32(_mm512_set1_epi32((int) 0xffff0000), h, l, select));
 }
 
 // out[16 * j + c] = in[c][j] for 16 x 16 numbers of 32 bits. Four rows are combined by loads, which do not occupy the
@@ -189,11 +189,11 @@ static inline bof4_list_sums_32 bof4_list_zero_32(void) {
     return zero;
 }
 
-static inline bof4_list_sums_32 bof4_list_add_32(bof4_list_sums_32 sums, int32_t entry, const uint32_t * pairs) {
+static inline bof4_list_sums_32 bof4_list_add_32(bof4_list_sums_32 sums, int32_t entry, const uint32_t * packed) {
     const float value = bof4_entry_value(entry);
     for (int i = 0; i < BOF4_LIST_PARTS; ++i) {
         bof4_list_bits act;
-        memcpy(&act, pairs + BOF4_LIST_PART * i, sizeof(act));
+        memcpy(&act, packed + BOF4_LIST_PART * i, sizeof(act));
         sums.low[i] += value * (bof4_list_floats) (act << 16);
         sums.high[i] += value * (bof4_list_floats) (act & 0xffff0000u);
     }
@@ -205,14 +205,14 @@ static inline void bof4_list_store_32(bof4_list_sums_32 sums, float * low, float
     memcpy(high, sums.high, sizeof(sums.high));
 }
 
-static inline void bof4_list_pack_bf16(const float * low, const float * high, uint32_t * pairs) {
+static inline void bof4_list_pack_bf16(const float * low, const float * high, uint32_t * packed) {
     const uint32_t half = 0x8000;
     uint32_t l[BOF4_LIST_LANES];
     uint32_t h[BOF4_LIST_LANES];
     memcpy(l, low, sizeof(l));
     memcpy(h, high, sizeof(h));
     for (int j = 0; j < BOF4_LIST_LANES; ++j) {
-        pairs[j] = ((l[j] + half) >> 16) | ((h[j] + half) & 0xffff0000u);
+        packed[j] = ((l[j] + half) >> 16) | ((h[j] + half) & 0xffff0000u);
     }
 }
 

@@ -4,8 +4,8 @@
 #include "bof4-list-cpu.h"
 #include "bof4-list-simd.h"
 
-// Fewer columns than these are computed one by one.
-enum { BOF4_LIST_MANY_COLUMNS = 8 };
+// Columns from which on a tile is computed at once; fewer are computed one by one.
+enum { BOF4_LIST_MIN_TILE_COLUMNS = 8 };
 
 // Columns whose outliers are summed together, all of one matrix.
 struct bof4_list_tile {

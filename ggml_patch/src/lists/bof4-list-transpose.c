@@ -9,12 +9,13 @@ size_t bof4_list_transposed_size(const struct ggml_tensor * dst) {
     const struct ggml_tensor * list = ggml_bof4_list_of_op(dst);
     const struct ggml_tensor * src0 = dst->src[0];
     const int64_t n_columns = ggml_nrows(dst->src[1]);
-    if (list == NULL || n_columns / (src0->ne[2] * src0->ne[3]) < BOF4_LIST_MANY_COLUMNS ||
+    if (list == NULL || n_columns / (src0->ne[2] * src0->ne[3]) < BOF4_LIST_MIN_TILE_COLUMNS ||
         !ggml_bof4_list_view_of_op(dst).is_whole_rows) {
         return 0;
     }
     // An entry whose activations are gathered takes about 20 cycles more for 16 columns than one whose activations are
-    // transposed, and transposing an element of 16 columns takes 2: few outliers do not pay for it.
+    // transposed, and transposing an element of 16 columns takes 2. So transposing is slower with fewer outliers than
+    // about an eighth of the row length.
     const int64_t n_outliers = list->ne[0] - ggml_nrows(src0);
     if (n_outliers < src0->ne[0] / 8) {
         return 0;
@@ -59,15 +60,16 @@ struct bof4_list_piece bof4_list_piece_of(const struct ggml_tensor * dst, int nt
 
 // Sixteen elements of 32 columns, from element j on.
 static inline void transpose_16(const float * const * x, int64_t j, uint32_t * out) {
-    uint32_t pairs[LANES][LANES];
+    uint32_t packed[LANES][LANES];
     const void * rows[LANES];
     for (int c = 0; c < LANES; ++c) {
-        bof4_list_pack_bf16(x[c] + j, x[LANES + c] + j, pairs[c]);
-        rows[c] = pairs[c];
+        bof4_list_pack_bf16(x[c] + j, x[LANES + c] + j, packed[c]);
+        rows[c] = packed[c];
     }
 #if defined(__GNUC__)
-    // keeps `pairs` in memory: compilers would else keep them in registers and shuffle where the transposition loads
-    __asm__ volatile("" : : "r"(pairs) : "memory");
+    // keeps `packed` in memory: compilers would otherwise keep it in registers, and shuffle where the transposition
+    // loads
+    __asm__ volatile("" : : "r"(packed) : "memory");
 #endif
     bof4_list_transpose_16x16(rows, out);
 }

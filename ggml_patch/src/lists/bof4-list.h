@@ -1,8 +1,8 @@
 // OPQ outlier lists: the few weights kept in 16 bits, as a companion tensor of a BOF4 weight.
 //
 // A list is an I32 tensor: nrows + 1 row pointers, then one entry per outlier, column | bf16(value) << 16,
-// columns ascending within a row. The code of an outlier is the zero level, so a weight is its block value plus
-// its outlier value.
+// columns ascending within a row. The code of an outlier is the zero level, so a weight is the sum of its block value
+// and its outlier value.
 //
 // The loader attaches a list to its weight. ggml_mul_mat, ggml_mul_mat_id and ggml_get_rows make it a source of
 // their result, where scheduler, graph copies and RPC carry it like any other source, and store in op_params where

@@ -5,13 +5,12 @@
 #include "ggml-backend.h"
 
 #include <cstdint>
-#include <memory>
 #include <random>
 #include <string>
 #include <typeinfo>
 #include <vector>
 
-// Few outliers in most rows, none in some and nothing but outliers in others.
+// 2 % outliers in most rows, none in some, and only outliers in others.
 static inline std::vector<int32_t> bof4_list_random(int64_t nrows, int64_t ncols, std::mt19937 & rng) {
     std::uniform_real_distribution<float> uniform;
     std::normal_distribution<float> normal;

@@ -1,7 +1,8 @@
 // Runs the CUDA kernels on a CPU (cuda_on_host.h), by the functions that ggml-cuda's hooks call, with tensors of ggml.
 //
-//     check_cuda                                     random blocks, every kernel and shape
-//     check_cuda TYPE N BLOCKS DECODED               rows of N weights of a model: files of blocks and of decoded weights (float32)
+//     check_cuda                            random blocks, every kernel and shape
+//     check_cuda TYPE N BLOCKS DECODED      rows of N weights of a model: files of blocks and of decoded weights
+//                                           (float32)
 //
 // Prints one line per group; exit code 1 on a failure.
 
@@ -11,7 +12,9 @@
 #include "cuda/bof4-mmq-tiles.cuh"
 
 #include <fstream>
+#include <functional>
 #include <iterator>
+#include <string>
 
 namespace {
 

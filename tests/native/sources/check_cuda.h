@@ -7,9 +7,8 @@
 
 #include <cstdio>
 #include <cstdlib>
-#include <functional>
+#include <memory>
 #include <random>
-#include <string>
 #include <vector>
 
 inline std::mt19937 rng(11);

@@ -172,7 +172,7 @@ result check(const bof4_gemm_kernels & k, int rows, int n, int columns, int extr
     }
 
     const size_t group_bytes = k.group_bytes(n);
-    // as large as it must be and not larger, so that a sanitizer sees a read beyond it
+    // as large as it must be and not larger, so that a sanitizer reports a read beyond it
     char * groups = static_cast<char *>(std::aligned_alloc(64, (n_groups * group_bytes + 63) / 64 * 64));
     for (int g = 0; g < n_groups; ++g) {
         const int count = std::min<int>(BOF4_GROUP, rows - g * BOF4_GROUP);
@@ -276,7 +276,8 @@ bool check_all() {
     largest = std::max(largest, check<type>(k, 17, 512, 512, 2, true).largest);
     const double gemv = check<type>(k, 64, 1024, 1, 2, false).squared;
     const double gemm = check<type>(k, 64, 1024, 32, 2, false).squared;
-    // 24-bit floats, a few dozen additions deep; an eighth bit of activations is worth 3e-5 (Q8_0) to 5e-5 (Q8_K)
+    // float32 rounding of chains of a few dozen additions; rounding activations to int8 costs 3e-5 (Q8_0) to 5e-5
+    // (Q8_K)
     const bool ok = largest < 1e-6 && gemv < 1e-4 && gemm < 1e-4;
     std::printf("%s: %d shapes%s, largest error %.2g of the sum of magnitudes; of rounded activations %.2g, %.2g: %s\n",
         type::name, cases + 1, type::has_row_kernel ? ", equal to the row kernel" : "", largest, gemv, gemm,

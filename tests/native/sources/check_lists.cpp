@@ -16,7 +16,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <cstring>
 #include <functional>
 #include <random>
 #include <string>
@@ -42,7 +41,7 @@ struct weight_data {
         std::vector<std::pair<size_t, float>> outliers;
         list.push_back(0);
         for (int64_t r = 0; r < nrows; ++r) {
-            // small rows beside large ones: sums of these must not round those of the small ones
+            // rows of small and of large weights alternate: running sums over large ones must not round small ones away
             const float scale = r % 2 ? 1e4f : 1.0f;
             const double p = density == 0.0 || r % 3 == 1 ? 0.0 : r % 5 == 4 ? 1.0 : density;
             for (int64_t j = 0; j < n; ++j) {

@@ -2,7 +2,7 @@
 // with the weight in the extra buffer type of the CPU backend, against the same operation with the weight in an
 // ordinary buffer; BOF4 types, with lists and without, and upstream's Q6_K where it is repacked. Both round activations
 // alike and add in the same order, so that results are equal to the last bit, except those of Q6_K and of outliers of
-// few columns, whose running sums begin where a thread's rows do.
+// fewer than 8 columns, whose running sums begin with the first row of a thread.
 //
 // Exit code 77 where this processor has no kernels for repacked weights.
 
@@ -83,7 +83,8 @@ std::vector<float> compute(const operation & o, ggml_backend_buffer_type_t buft,
     return result;
 }
 
-// The outliers of few columns may make a difference in the last bit, and upstream's kernel adds in another order.
+// Not outliers of fewer than 8 columns, which may differ in the last bit, nor Q6_K: upstream's kernel adds in another
+// order.
 bool must_be_equal(const operation & o) {
     return o.type != GGML_TYPE_Q6_K && (!o.listed || (o.used == 0 && o.act[1] >= 8));
 }

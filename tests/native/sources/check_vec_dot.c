@@ -139,7 +139,7 @@ static int check(const struct checked_type * type) {
             }
         }
     }
-    // 24-bit floats, a few dozen additions deep
+    // float32 rounding of chains of a few dozen additions
     const int failed = !(worst < 2e-6);
     printf("%s: %d products, largest error %.2g of the sum of magnitudes: %s\n", type->name, cases, worst,
         failed ? "FAILED" : "ok");

@@ -40,7 +40,7 @@ void ours(ggml_type type, int64_t block, int columns) {
     k.gemm(weights, ROWS, N, x, nullptr, y, columns, k.use_gemv(columns));
 }
 
-// Upstream's product for many columns needs a multiple of four.
+// Upstream's GEMM needs a multiple of four columns.
 void iq4_nl(int columns) {
     (columns < 4 ? ggml_gemv_iq4_nl_4x4_q8_0 : ggml_gemm_iq4_nl_4x4_q8_0)(
         N, result[0], ROWS, weights, act, columns, ROWS);

@@ -2,8 +2,8 @@
 // of two counts is the kernel's.
 //
 //   count_vec_dot TYPE N         one product of N weights, for valgrind and qemu
-//   count_vec_dot TYPE N step    the same, and prints the number of instructions of a process that executes it in single steps:
-//                                for instructions that valgrind does not know
+//   count_vec_dot TYPE N step    the same, and prints the number of instructions of a process that executes it in
+//                                single steps: for instructions that valgrind does not know
 //
 // Exit code 77 where the system forbids single steps.
 

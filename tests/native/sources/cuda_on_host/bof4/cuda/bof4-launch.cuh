@@ -1,3 +1,4 @@
+// In place of src/cuda/bof4-launch.cuh: runs kernels on the CPU.
 #pragma once
 
 #include "ggml-cuda/common.cuh"
