@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
-from listed_models import write_listed
+from listed import write_listed
 
 from gguf_bof4.convert import convert
 from gguf_bof4.ggml_patch.build import installed_bin

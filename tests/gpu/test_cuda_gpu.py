@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cuda_machine import gpu_bin, no_gpu
-from listed_models import divergence, predict, write_decoded, write_listed, write_mixture, write_without_lists
+from listed import divergence, predict, write_decoded, write_listed, write_mixture, write_without_lists
 from llama import greedy, llama
 
 from gguf_bof4.convert import convert

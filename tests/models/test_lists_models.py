@@ -24,7 +24,7 @@ import numpy.typing as npt
 import pytest
 from gguf import GGMLQuantizationType as T
 from gguf_writing import finish
-from listed_models import (
+from listed import (
     Encoded,
     divergence,
     predict,

@@ -9,7 +9,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from listed_models import contents, predict, write_decoded
+from listed import contents, predict, write_decoded
 from llama import THREADS, succeed
 from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
 

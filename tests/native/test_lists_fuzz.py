@@ -16,7 +16,7 @@ from c_programs import compile_program
 from gguf import GGMLQuantizationType as T
 from gguf_writing import finish
 from instruction_sets import OUR_INCLUDES, native_compiler
-from listed_models import quantized
+from listed import quantized
 
 from gguf_bof4 import lists as opq
 from gguf_bof4.errors import UserError
