@@ -37,10 +37,10 @@ from listed import (
 )  # fmt: skip
 from llama import THREADS, greedy, llama, succeed
 
-from gguf_bof4 import lists as opq
 from gguf_bof4.errors import UserError
 from gguf_bof4.ggml_patch.build import installed_bin
 from gguf_bof4.gguf_files.model import open_model
+from gguf_bof4.lists import SUFFIX, read_tensor
 
 PROMPT = "Explain in one sentence why the sky is blue."
 
@@ -115,7 +115,7 @@ def test_split_files_load_lists_that_lie_in_other_parts(
     paths = sorted(tmp_path.glob("model-*.gguf"))
     assert len(paths) == 5
     names = [set(tensors_of(path)) for path in paths]
-    separated = [n for part in names for n in part if n.endswith(opq.SUFFIX) and n.removesuffix(opq.SUFFIX) not in part]
+    separated = [n for part in names for n in part if n.endswith(SUFFIX) and n.removesuffix(SUFFIX) not in part]
     assert separated, "no list lies in another part than its weight: the test shows nothing"
 
     whole, split = predict(smol_variants.listed, evaluation), predict(paths[0], evaluation)
@@ -344,13 +344,13 @@ def test_lists_of_wrong_type_or_shape_are_refused(listed_mixture: Path, tmp_path
 
 def test_lists_without_their_weight_are_refused(listed_mixture: Path, tmp_path: Path) -> None:
     tensors = tensors_of(listed_mixture)
-    weight = LIST.removesuffix(opq.SUFFIX)
+    weight = LIST.removesuffix(SUFFIX)
     target = tmp_path / "damaged.gguf"
     write_changed(listed_mixture, target, {weight: None})
     check_refused(target, LIST, f"the file has no tensor '{weight}'")
     write_changed(listed_mixture, target, {"lonely.weight.opq": tensors[LIST]})
     check_refused(target, "lonely.weight.opq", "the file has no tensor 'lonely.weight'")
-    decoded = opq.read_tensor(gguf.GGUFReader(listed_mixture), weight)
+    decoded = read_tensor(gguf.GGUFReader(listed_mixture), weight)
     write_changed(listed_mixture, target, {weight: (decoded, T.F32)})
     check_refused(target, LIST, "its weight is of type f32, which has no lists")
 

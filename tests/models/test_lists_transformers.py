@@ -13,7 +13,7 @@ from listed import contents, predict, write_decoded
 from llama import THREADS, succeed
 from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from gguf_bof4 import lists as opq
+from gguf_bof4.lists import list_name, read_tensor
 
 PROMPTS = ("The history of computing began when", "The capital of France is", "Water boils at a lower temperature")
 N_TOKENS = 80
@@ -36,7 +36,7 @@ def tokenizer(smol_folder: Path) -> PreTrainedTokenizerBase:
 
 @pytest.fixture(scope="module")
 def decoded(smol_listed: Path, smol_folder: Path) -> Iterator[LlamaForCausalLM]:
-    """The model in float32 with the file's weights, all of them, as `opq.read_tensor` gives them."""
+    """The model in float32 with the file's weights, all of them, as `lists.read_tensor` gives them."""
     reader = gguf.GGUFReader(smol_listed)
     config = AutoConfig.from_pretrained(smol_folder)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
@@ -48,13 +48,13 @@ def decoded(smol_listed: Path, smol_folder: Path) -> Iterator[LlamaForCausalLM]:
             module, suffix = name.rsplit(".", 1)
             stored = names.get_name(module)
             assert stored is not None, name
-            weights = opq.read_tensor(reader, f"{stored}.{suffix}")
+            weights = read_tensor(reader, f"{stored}.{suffix}")
             part = module.rsplit(".", 1)[-1]
             if part in heads:  # llama.cpp alternates the rows of the two halves that a rotation mixes
                 halves = weights.reshape(heads[part], -1, 2, weights.shape[-1])
                 weights = halves.swapaxes(1, 2).reshape(weights.shape)
             parameter.copy_(torch.from_numpy(np.ascontiguousarray(weights)))
-            n_lists += any(t.name == opq.list_name(f"{stored}.{suffix}") for t in reader.tensors)
+            n_lists += any(t.name == list_name(f"{stored}.{suffix}") for t in reader.tensors)
     assert n_lists == 7 * config.num_hidden_layers
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # for the same reason as llama.cpp's

@@ -6,9 +6,9 @@ import gguf
 import numpy as np
 import pytest
 
-from gguf_bof4 import lists as opq
 from gguf_bof4 import native
 from gguf_bof4.formats import BOF4_K, BOF4_S, FORMAT_OF_TYPE_ID, FORMATS, FP16_MAX, LEVEL_SCALE
+from gguf_bof4.lists import select, without
 from gguf_bof4.native import BlockEncoder
 
 TYPE = gguf.GGMLQuantizationType.BOF4_S
@@ -105,10 +105,10 @@ def test_zero_importance_still_gives_a_scale(qtype: gguf.GGMLQuantizationType) -
 @every_type
 def test_outliers_are_zero_to_the_encoder(qtype: gguf.GGMLQuantizationType) -> None:
     x = np.random.default_rng(10).standard_t(3, (64, 512)).astype(np.float32)
-    found = opq.select(x, 0.95)
+    found = select(x, 0.95)
     for encoder in BlockEncoder:
         given = native.quantize(x, qtype, encoder=encoder, outliers=found)
-        assert np.array_equal(given, native.quantize(opq.without(x, found), qtype, encoder=encoder))
+        assert np.array_equal(given, native.quantize(without(x, found), qtype, encoder=encoder))
 
 
 def test_an_unknown_encoder_is_named() -> None:
