@@ -136,7 +136,7 @@ def test_less_loss_than_encoders_that_do_not_compensate(weights: Floats, moments
     made = factor(moments, qtype, 0.01, True)
     diagonal = moments.diagonal().numpy().copy()
     best = min(
-        loss(weights - native.dequantize(native.quantize(weights, qtype, imatrix, 1, "search"), qtype), h)
+        loss(weights - native.dequantize(native.quantize(weights, qtype, imatrix, 1, native.BlockEncoder.SEARCH), qtype), h)
         for imatrix in (None, diagonal)
     )
     columns_only = loss(weights - encode(weights, qtype, made)[1], h)
