@@ -135,8 +135,9 @@ def test_less_loss_than_encoders_that_do_not_compensate(weights: Floats, moments
     h = moments.double().numpy()
     made = factor(moments, qtype, 0.01, True)
     diagonal = moments.diagonal().numpy().copy()
+    search = native.BlockEncoder.SEARCH
     best = min(
-        loss(weights - native.dequantize(native.quantize(weights, qtype, imatrix, 1, native.BlockEncoder.SEARCH), qtype), h)
+        loss(weights - native.dequantize(native.quantize(weights, qtype, imatrix, 1, search), qtype), h)
         for imatrix in (None, diagonal)
     )
     columns_only = loss(weights - encode(weights, qtype, made)[1], h)
