@@ -7,6 +7,7 @@ import errno
 import os
 import shutil
 import signal
+import stat
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -119,7 +120,13 @@ class _EncodedTensor:
 
 
 class Writer(gguf.GGUFWriter):
-    """GGUFWriter that also takes metadata values as raw bytes."""
+    """GGUFWriter that also takes metadata values as raw bytes, and strings with bytes that are no text, escaped."""
+
+    def add_key_value(self, key: str, val: Any, *args: Any, **kwargs: Any) -> None:
+        """Add metadata; strings may be names of files."""
+        if isinstance(val, str):
+            val = val.encode(errors="backslashreplace").decode()
+        super().add_key_value(key, val, *args, **kwargs)
 
     def _pack_val(self, val: Any, *args: Any, **kwargs: Any) -> bytes:
         if isinstance(val, RawValue):
@@ -175,6 +182,54 @@ def refuse_source(output: Path, sources: Sequence[Path]) -> None:
             raise UserError(f"the output {output} is a file of the source: give another name")
 
 
+def _mode(output: Path) -> int | None:
+    """The kind and permissions of what an output would replace, links followed; None where there is nothing.
+
+    Raises:
+        UserError: the system cannot look for it.
+    """
+    try:
+        return output.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        # a link whose target is missing would be lost
+        return output.lstat().st_mode if output.is_symlink() else None
+    except OSError as error:
+        raise UserError(_message(output, error)) from error
+
+
+def _refuse_folder(output: Path) -> None:
+    raise UserError(f"the output {output} is a folder: give the name of a file")
+
+
+def _refuse_special(output: Path, mode: int) -> None:
+    """Refuse what a file must not replace, such as a device; folders and links are not special."""
+    kinds = {stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
+    if (kind := kinds.get(stat.S_IFMT(mode))) is not None:
+        raise UserError(f"the output {output} is {kind}, which a file must not replace: give the name of a file")
+
+
+def output_path(output: Path, type_name: str, in_parts: bool) -> Path:
+    """The file to write, "{ftype}" in its name replaced by the type.
+
+    Args:
+        in_parts: the name is that of the parts before they are numbered, so a folder may have it.
+
+    Raises:
+        UserError: it has no name, there are other braces in it, or it is a folder, a device, a FIFO or a socket.
+    """
+    if output.name in {"", ".."}:
+        _refuse_folder(output)
+    try:
+        named = output.with_name(gguf.fill_templated_filename(output.name, type_name))
+    except (ValueError, LookupError, AttributeError, TypeError) as error:
+        raise UserError(f"the output {output} has braces in its name: only {{ftype}} may be in braces") from error
+    if (mode := _mode(named)) is not None:
+        _refuse_special(named, mode)
+        if stat.S_ISDIR(mode) and not in_parts:
+            _refuse_folder(named)
+    return named
+
+
 def refuse_existing(outputs: Sequence[Path], force: bool) -> None:
     """Refuse to overwrite.
 
@@ -182,9 +237,12 @@ def refuse_existing(outputs: Sequence[Path], force: bool) -> None:
         UserError: an output exists and `force` is off, or cannot be replaced by a file.
     """
     for output in outputs:
-        if output.is_dir():
-            raise UserError(f"the output {output} is a folder: give the name of a file")
-        if output.exists() and not force:
+        if (mode := _mode(output)) is None:
+            continue
+        if stat.S_ISDIR(mode):
+            _refuse_folder(output)
+        _refuse_special(output, mode)
+        if not force:
             raise UserError(f"{output} exists already: give another name, or --force to overwrite it")
 
 
