@@ -30,6 +30,7 @@ from gguf_bof4.encoders.encoder import Encoded
 from gguf_bof4.errors import UserError
 from gguf_bof4.formats import FORMAT_VERSION, FORMATS
 from gguf_bof4.gguf_files.model import Tensor, read_list
+from gguf_bof4.paths import refuse_special
 from gguf_bof4.progress import Progress
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -201,13 +202,6 @@ def _refuse_folder(output: Path) -> None:
     raise UserError(f"the output {output} is a folder: give the name of a file")
 
 
-def _refuse_special(output: Path, mode: int) -> None:
-    """Refuse what a file must not replace, such as a device; folders and links are not special."""
-    kinds = {stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
-    if (kind := kinds.get(stat.S_IFMT(mode))) is not None:
-        raise UserError(f"the output {output} is {kind}, which a file must not replace: give the name of a file")
-
-
 def output_path(output: Path, type_name: str, in_parts: bool) -> Path:
     """The file to write, "{ftype}" in its name replaced by the type.
 
@@ -224,7 +218,7 @@ def output_path(output: Path, type_name: str, in_parts: bool) -> Path:
     except (ValueError, LookupError, AttributeError, TypeError) as error:
         raise UserError(f"the output {output} has braces in its name: only {{ftype}} may be in braces") from error
     if (mode := _mode(named)) is not None:
-        _refuse_special(named, mode)
+        refuse_special(named)
         if stat.S_ISDIR(mode) and not in_parts:
             _refuse_folder(named)
     return named
@@ -241,7 +235,7 @@ def refuse_existing(outputs: Sequence[Path], force: bool) -> None:
             continue
         if stat.S_ISDIR(mode):
             _refuse_folder(output)
-        _refuse_special(output, mode)
+        refuse_special(output)
         if not force:
             raise UserError(f"{output} exists already: give another name, or --force to overwrite it")
 

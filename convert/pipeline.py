@@ -54,7 +54,7 @@ class Converted:
 
 def _why_not_loaded(architecture: str, name: str) -> str | None:
     """Why llama.cpp would not load the list of a tensor of this name; None where it would."""
-    if (length := len(list_name(name).encode())) > LONGEST_NAME:
+    if (length := len(list_name(name).encode(errors="surrogateescape"))) > LONGEST_NAME:
         return f"the name of its list would have {length} bytes, and llama.cpp loads at most {LONGEST_NAME}"
     return why_no_lists(architecture)
 

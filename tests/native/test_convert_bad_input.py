@@ -198,7 +198,7 @@ def test_outputs_that_exist(tmp_path: Path, refuses: Callable[..., str]) -> None
 
 def test_outputs_that_are_no_files(tmp_path: Path, refuses: Callable[..., str]) -> None:
     source = write_gguf(tmp_path / "model.gguf")
-    for output in (Path("."), Path("/"), Path("..")):
+    for output in (Path(), Path("/"), Path("..")):
         refuses(source, "is a folder: give the name of a file", output=output, options=("--force",))
     done = bof4("convert", str(source), "", "--force")
     assert done.returncode == 1 and "is a folder: give the name of a file" in done.stderr
