@@ -7,12 +7,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import gguf
-
 from gguf_bof4.convert import from_gguf, from_huggingface, pipeline
 from gguf_bof4.convert.huggingface_folder import check_folder
 from gguf_bof4.convert.options import Options
-from gguf_bof4.convert.output import publish, refuse_existing, refuse_source, staging
+from gguf_bof4.convert.output import output_path, publish, refuse_existing, refuse_source, staging
 from gguf_bof4.convert.pipeline import Converted
 from gguf_bof4.convert.random_tokens import with_importance
 from gguf_bof4.convert.report import ConversionReport, TensorReport
@@ -27,6 +25,15 @@ __all__ = ["ConversionReport", "Options", "TensorReport", "convert"]
 
 def _convert_file(source: Path, output: Path, staging: Path | None, options: Options, progress: Progress) -> Converted:
     return pipeline.run(from_gguf.open_source(source, options), options, output, staging, progress)
+
+
+def _check_exists(source: Path) -> None:
+    try:
+        found = source.exists()
+    except OSError as error:
+        raise UserError(f"{source} cannot be read: {error.strerror}") from error
+    if not found:
+        raise UserError(f"{source} does not exist")
 
 
 def convert(source: Path, output: Path, *, progress: Progress = no_progress, **options: Any) -> ConversionReport:
@@ -49,12 +56,12 @@ def convert(source: Path, output: Path, *, progress: Progress = no_progress, **o
     started = time.monotonic()
     chosen = Options(**options)
     chosen.check()
+    output = output_path(output, chosen.format.name, in_parts=chosen.split_bytes > 0)
     installed_bin()  # fails now rather than after an hour of reading
-    if not source.exists():
-        raise UserError(f"{source} does not exist")
-    output = output.with_name(gguf.fill_templated_filename(output.name, chosen.format.name))
+    _check_exists(source)
     source_files = check_folder(source) if source.is_dir() else part_paths(source)
-    refuse_source(output, [p for p in source.iterdir() if p.suffix != ".gguf"] if source.is_dir() else source_files)
+    beside = [p for p in source.iterdir() if p.suffix != ".gguf"] if source.is_dir() else []
+    refuse_source(output, [*beside, *source_files])
     if chosen.split_bytes == 0:
         refuse_existing([output], chosen.force)
     run = from_huggingface.convert_folder if source.is_dir() else _convert_file

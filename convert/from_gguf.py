@@ -6,6 +6,7 @@ from pathlib import Path
 
 import gguf
 
+from gguf_bof4.convert.model_kinds import why_no_model
 from gguf_bof4.convert.opened import OpenedModel
 from gguf_bof4.convert.options import Options
 from gguf_bof4.convert.output import RawValue, Writer
@@ -33,8 +34,9 @@ def open_source(path: Path, options: Options) -> OpenedModel:
     if model.readers[0].byte_order == "S":
         raise UserError(f"{path} is for machines of the other byte order: convert it on such a machine")
     architecture = model.value("general.architecture")
-    if not isinstance(architecture, str):
-        raise UserError(f"{path} is no model: it has no general.architecture")
+    if (reason := why_no_model(path, model.value("general.type"), architecture)) is not None:
+        raise UserError(reason)
+    assert isinstance(architecture, str)
     if not model.tensors:
         raise UserError(f"{path} holds no tensors: a vocabulary alone cannot be converted")
     if empty := [t.name for t in model.tensors if t.n_weights == 0]:

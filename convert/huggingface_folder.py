@@ -12,8 +12,10 @@ from typing import Any
 from gguf_bof4.errors import UserError
 from gguf_bof4.gguf_files.parts import parse_part_name
 
-_INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_INDEX_OF_SAFETENSORS = "model.safetensors.index.json"
+_INDEX_OF_PYTORCH = "pytorch_model.bin.index.json"
 _TOKENIZERS = ("tokenizer.*", "vocab.*", "*.model", "*.tiktoken", "tekken.json", "*vocab*", "tokenization_*.py")
+_ADAPTER_CONFIG = "adapter_config.json"
 _GIT_LFS = b"version https://git-lfs"
 
 
@@ -43,24 +45,61 @@ def _numbered_names(names: set[str]) -> set[str]:
     return found
 
 
+def _is_file(path: Path) -> bool:
+    """Path.is_file, also for names that no file can have."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
+def _adapter_message(folder: Path) -> str:
+    """What to do with a PEFT adapter, which stands alone in its folder."""
+    content = _read_json(folder / _ADAPTER_CONFIG)
+    base = content.get("base_model_name_or_path") if isinstance(content, dict) else None
+    return (
+        f"{folder} is a PEFT adapter, no model: it has {_ADAPTER_CONFIG} and no weights of a model. Load its base model"
+        + (f" {base}" if isinstance(base, str) and base else "")
+        + " with peft, call merge_and_unload() and save_pretrained(), and convert the folder that this writes"
+    )
+
+
+def _no_config_message(folder: Path) -> str:
+    """What a folder without config.json is, and what to give instead."""
+    if _is_file(folder / _ADAPTER_CONFIG):
+        return _adapter_message(folder)
+    if files := sorted(p.name for p in folder.glob("*.gguf")):
+        return f"{folder} is no Hugging Face model but holds GGUF files: give one of them, such as {files[0]}"
+    if snapshots := sorted(p for p in (folder / "snapshots").glob("*") if p.is_dir()):
+        return f"{folder} is a folder of the Hugging Face cache: give a snapshot in it, such as {snapshots[0]}"
+    return f"{folder} is no Hugging Face model: it has no config.json"
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The files that hold the weights, those that upstream's converter reads.
+
+    As there, safetensors go first, only the index of the chosen kind counts, and an index may name files in subfolders.
 
     Raises:
         UserError: there are none, or a shard is missing.
     """
-    index = next((folder / name for name in _INDICES if (folder / name).is_file()), None)
     present = {p.name for p in folder.iterdir() if p.is_file()}
     found = {n for n in present if n.startswith("model") and n.endswith(".safetensors")}
-    found = found or {n for n in present if n.startswith("pytorch_model") and n.endswith(".bin")}
-    wanted = _names_from_index(index) if index is not None else _numbered_names(found)
-    if missing := sorted(wanted - present):
+    index = folder / _INDEX_OF_SAFETENSORS
+    if not found and not index.is_file():
+        found = {n for n in present if n.startswith("pytorch_model") and n.endswith(".bin")}
+        index = folder / _INDEX_OF_PYTORCH
+    is_indexed = index.is_file()
+    wanted = _names_from_index(index) if is_indexed else _numbered_names(found)
+    if missing := sorted(name for name in wanted if not _is_file(folder / name)):
         raise UserError(
             f"{folder} is not complete: {', '.join(missing)} is missing"
-            + (f", which {index.name} names" if index is not None else "")
+            + (f", which {index.name} names" if is_indexed else "")
             + ". Download the model again, or finish the download"
         )
     if not wanted:
+        if _is_file(folder / _ADAPTER_CONFIG):
+            raise UserError(_adapter_message(folder))
         raise UserError(f"{folder} has no weights: there is neither model*.safetensors nor pytorch_model*.bin in it")
     return [folder / name for name in sorted(wanted)]
 
@@ -107,7 +146,7 @@ def check_folder(folder: Path) -> list[Path]:
         raise UserError(f"{folder} cannot be read: {error.strerror}") from error
     config = folder / "config.json"
     if not config.is_file():
-        raise UserError(f"{folder} is no Hugging Face model: it has no config.json")
+        raise UserError(_no_config_message(folder))
     if not isinstance(_read_json(config), dict):
         raise UserError(f"{config} is damaged: it is no JSON object")
     files = weight_files(folder)

@@ -7,6 +7,7 @@ import errno
 import os
 import shutil
 import signal
+import stat
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from gguf_bof4.encoders.encoder import Encoded
 from gguf_bof4.errors import UserError
 from gguf_bof4.formats import FORMAT_VERSION, FORMATS
 from gguf_bof4.gguf_files.model import Tensor, read_list
+from gguf_bof4.paths import refuse_special
 from gguf_bof4.progress import Progress
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -119,7 +121,13 @@ class _EncodedTensor:
 
 
 class Writer(gguf.GGUFWriter):
-    """GGUFWriter that also takes metadata values as raw bytes."""
+    """GGUFWriter that also takes metadata values as raw bytes, and strings with bytes that are no text, escaped."""
+
+    def add_key_value(self, key: str, val: Any, *args: Any, **kwargs: Any) -> None:
+        """Add metadata; strings may be names of files."""
+        if isinstance(val, str):
+            val = val.encode(errors="backslashreplace").decode()
+        super().add_key_value(key, val, *args, **kwargs)
 
     def _pack_val(self, val: Any, *args: Any, **kwargs: Any) -> bytes:
         if isinstance(val, RawValue):
@@ -175,6 +183,47 @@ def refuse_source(output: Path, sources: Sequence[Path]) -> None:
             raise UserError(f"the output {output} is a file of the source: give another name")
 
 
+def _mode(output: Path) -> int | None:
+    """The kind and permissions of what an output would replace, links followed; None where there is nothing.
+
+    Raises:
+        UserError: the system cannot look for it.
+    """
+    try:
+        return output.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        # a link whose target is missing would be lost
+        return output.lstat().st_mode if output.is_symlink() else None
+    except OSError as error:
+        raise UserError(_message(output, error)) from error
+
+
+def _refuse_folder(output: Path) -> None:
+    raise UserError(f"the output {output} is a folder: give the name of a file")
+
+
+def output_path(output: Path, type_name: str, in_parts: bool) -> Path:
+    """The file to write, "{ftype}" in its name replaced by the type.
+
+    Args:
+        in_parts: the name is that of the parts before they are numbered, so a folder may have it.
+
+    Raises:
+        UserError: it has no name, there are other braces in it, or it is a folder, a device, a FIFO or a socket.
+    """
+    if output.name in {"", ".."}:
+        _refuse_folder(output)
+    try:
+        named = output.with_name(gguf.fill_templated_filename(output.name, type_name))
+    except (ValueError, LookupError, AttributeError, TypeError) as error:
+        raise UserError(f"the output {output} has braces in its name: only {{ftype}} may be in braces") from error
+    if (mode := _mode(named)) is not None:
+        refuse_special(named)
+        if stat.S_ISDIR(mode) and not in_parts:
+            _refuse_folder(named)
+    return named
+
+
 def refuse_existing(outputs: Sequence[Path], force: bool) -> None:
     """Refuse to overwrite.
 
@@ -182,9 +231,12 @@ def refuse_existing(outputs: Sequence[Path], force: bool) -> None:
         UserError: an output exists and `force` is off, or cannot be replaced by a file.
     """
     for output in outputs:
-        if output.is_dir():
-            raise UserError(f"the output {output} is a folder: give the name of a file")
-        if output.exists() and not force:
+        if (mode := _mode(output)) is None:
+            continue
+        if stat.S_ISDIR(mode):
+            _refuse_folder(output)
+        refuse_special(output)
+        if not force:
             raise UserError(f"{output} exists already: give another name, or --force to overwrite it")
 
 

@@ -14,6 +14,7 @@ from gguf_bof4 import native
 from gguf_bof4.convert.calibrated import calibrated
 from gguf_bof4.convert.imatrix import Imatrix
 from gguf_bof4.convert.imatrix import chosen as chosen_imatrix
+from gguf_bof4.convert.model_kinds import why_no_lists
 from gguf_bof4.convert.opened import OpenedModel
 from gguf_bof4.convert.options import Options
 from gguf_bof4.convert.output import (
@@ -32,7 +33,7 @@ from gguf_bof4.convert.sources import Source
 from gguf_bof4.errors import UserError
 from gguf_bof4.formats import OPQ_BLOCK
 from gguf_bof4.gguf_files.model import Tensor
-from gguf_bof4.lists import LISTED_TYPES, LONGEST_ROW
+from gguf_bof4.lists import LISTED_TYPES, LONGEST_NAME, LONGEST_ROW, list_name
 from gguf_bof4.progress import Progress
 
 
@@ -51,21 +52,45 @@ class Converted:
     tensors: tuple[TensorReport, ...]
 
 
+def _why_not_loaded(architecture: str, name: str) -> str | None:
+    """Why llama.cpp would not load the list of a tensor of this name; None where it would."""
+    if (length := len(list_name(name).encode(errors="surrogateescape"))) > LONGEST_NAME:
+        return f"the name of its list would have {length} bytes, and llama.cpp loads at most {LONGEST_NAME}"
+    return why_no_lists(architecture)
+
+
+def _why_rows_have_no_list(columns: int) -> str | None:
+    """Why rows of this length have no list; None where they have one."""
+    if columns > LONGEST_ROW:
+        return f"rows of {columns} are longer than {LONGEST_ROW}"
+    if columns % OPQ_BLOCK:
+        return f"rows of {columns} are no multiple of {OPQ_BLOCK}"
+    return None
+
+
 def _plan_list(
-    source: Source, decision: Decision, quantile: float | None, source_list: Tensor | None
+    architecture: str, source: Source, decision: Decision, quantile: float | None, source_list: Tensor | None
 ) -> tuple[PlannedList | None, str | None]:
-    """The list of a tensor, and why it gets none where one was asked for."""
-    if decision.qtype not in LISTED_TYPES:
+    """The list of a tensor, and why it gets none where one was asked for.
+
+    Raises:
+        UserError: the tensor is copied, and llama.cpp would not load its list.
+    """
+    copied = source.qtype == decision.qtype
+    if decision.qtype not in LISTED_TYPES or (source_list if copied else quantile) is None:
         return None, None
-    if source.qtype == decision.qtype:
-        copied = None if source_list is None else PlannedList(source.name, None, source_list.nbytes)
-        return copied, None
-    if quantile is None:
-        return None, None
-    if source.shape[-1] > LONGEST_ROW:
-        return None, f"rows of {source.shape[-1]} are longer than {LONGEST_ROW}"
-    if source.shape[-1] % OPQ_BLOCK:
-        return None, f"rows of {source.shape[-1]} are no multiple of {OPQ_BLOCK}"
+    not_loaded = _why_not_loaded(architecture, source.name)
+    if copied and source_list is not None:
+        if not_loaded is not None:
+            raise UserError(
+                f"{source.path}: the outlier list of tensor {source.name} cannot be kept: {not_loaded}. Convert the "
+                "unquantized file again"
+            )
+        return PlannedList(source.name, None, source_list.nbytes), None
+    assert quantile is not None
+    no_list = not_loaded or _why_rows_have_no_list(source.shape[-1])
+    if no_list is not None:
+        return None, no_list
     return PlannedList(source.name, quantile, list_room(source.shape, quantile)), None
 
 
@@ -86,7 +111,8 @@ def plan(opened: OpenedModel, options: Options, imatrix: Imatrix | None = None) 
     """Decide the type of every tensor, whether it gets an outlier list, and the importance of its columns.
 
     Raises:
-        UserError: llama.cpp does not know the architecture, or the importance matrix is of another model.
+        UserError: llama.cpp does not know the architecture or would not load a list that is to be copied, or the
+            importance matrix is of another model.
     """
     rules, list_rules, architecture, lists = options.rules, options.list_rules, opened.architecture, opened.lists
     tied = all(source.name != OUTPUT for source in opened.sources)
@@ -101,7 +127,9 @@ def plan(opened: OpenedModel, options: Options, imatrix: Imatrix | None = None) 
                 raise UserError(
                     f"{source.path}: llama.cpp does not know the architecture {architecture!r} ({error})"
                 ) from error
-        planned_list, no_list = _plan_list(source, decision, list_rules.quantile(source.name), lists.get(source.name))
+        planned_list, no_list = _plan_list(
+            architecture, source, decision, list_rules.quantile(source.name), lists.get(source.name)
+        )
         importance = _importance(source, decision, imatrix)
         planned.append(
             PlannedTensor(source, decision, planned_list, lists.get(source.name), no_list, importance=importance)

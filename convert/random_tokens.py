@@ -99,4 +99,5 @@ def with_importance(options: Options, source: Path, progress: Progress) -> Itera
         return
     progress("running the model on random tokens", 0, 0)
     with tempfile.TemporaryDirectory() as folder:
-        yield replace(options, imatrix=str(random_imatrix(source.resolve(), Path(folder), options.threads)))
+        # not resolved: the target of a symbolic link, such as a blob of a cache, may lack the name of a part
+        yield replace(options, imatrix=str(random_imatrix(source.absolute(), Path(folder), options.threads)))

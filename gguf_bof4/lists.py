@@ -26,6 +26,9 @@ SUFFIX = ".opq"
 LONGEST_ROW = 1 << 16
 """An entry has 16 bits for the column."""
 
+LONGEST_NAME = 63
+"""Bytes of the longest name of a tensor, and so of a list, that llama.cpp loads (GGML_MAX_NAME is 64)."""
+
 LISTED_TYPES = frozenset(f.type_id for f in FORMATS)
 """Types whose tensors may have a list."""
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import stat
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from gguf_bof4.errors import UserError
+
+_SPECIAL = {stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
 
 
 def cache_root() -> Path:
@@ -24,6 +29,20 @@ def models_folder() -> Path:
     return cache_root() / "models"
 
 
+def refuse_special(target: Path) -> None:
+    """Refuse to replace a device, a FIFO or a socket by a file; links are followed.
+
+    Raises:
+        UserError: it is one.
+    """
+    try:
+        mode = target.stat().st_mode
+    except OSError:
+        return  # there is nothing, or writing will say what is wrong
+    if (kind := _SPECIAL.get(stat.S_IFMT(mode))) is not None:
+        raise UserError(f"the output {target} is {kind}, which a file must not replace: give the name of a file")
+
+
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
     """A temporary path beside `target`, for a file or a folder.
@@ -36,7 +55,9 @@ def atomic_path(target: Path) -> Iterator[Path]:
 
     Raises:
         OSError: the folder cannot be written to.
+        UserError: the target is a device, a FIFO or a socket.
     """
+    refuse_special(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.{os.getpid()}.", dir=target.parent) as folder:
         partial = Path(folder) / target.name

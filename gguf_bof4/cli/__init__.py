@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 from typing import Annotated
 
@@ -46,6 +47,9 @@ def options(
 
 def main() -> None:
     """Entry point of the `bof4` program: exit code 1 for errors caused by user input, 2 for wrong usage."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # names of files may have bytes that are no text; standard error is escaped by Python itself
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         make_app()()
     except UserError as error:

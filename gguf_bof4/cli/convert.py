@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
 _ENCODER_HELP = "; ".join(f"{e.name}: {e.help}" for e in ENCODERS)
 _CALIBRATED = ", ".join(e.name for e in ENCODERS if e.calibrate is not None)
 
+_NAMED_TENSORS = 8
+"""Tensors without list that have one reason are named up to this number; a projector has hundreds."""
+
 
 def _print_tensors(report: ConversionReport) -> None:
     width = max(len(t.name) for t in report.tensors)
@@ -29,6 +34,18 @@ def _print_tensors(report: ConversionReport) -> None:
         shape = " x ".join(str(n) for n in t.shape)
         outliers = f"  {t.outliers} outliers" if t.outliers else ""
         print(f"{t.name:{width}}  {shape:>22}  {t.source_type:>7} -> {t.qtype:<7} {size_text(t.nbytes):>10}{outliers}")
+
+
+def _print_reasons(reasons: Sequence[tuple[str, str]]) -> None:
+    """Names of tensors and the reasons why; where many have the same reason, they are one line."""
+    count = Counter(why for _, why in reasons)
+    for why, n in count.items():
+        names = [name for name, other in reasons if other == why]
+        if n > _NAMED_TENSORS:
+            print(f"    {names[0]} and {n - 1} more: {why}")
+        else:
+            for name in names:
+                print(f"    {name}: {why}")
 
 
 def _print_exceptions(report: ConversionReport) -> None:
@@ -39,8 +56,7 @@ def _print_exceptions(report: ConversionReport) -> None:
             print(f"    {t.name}: {t.fallback}")
     if report.without_list:
         print(f"no list:       {len(report.without_list)} tensors, whose outliers are quantized like other weights")
-        for t in report.without_list:
-            print(f"    {t.name}: {t.no_list}")
+        _print_reasons([(t.name, t.no_list or "") for t in report.without_list])
     if report.unweighted:
         print(f"unweighted:    {len(report.unweighted)} tensors, which are not in the importance matrix")
         for t in report.unweighted:

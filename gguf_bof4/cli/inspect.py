@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -123,7 +124,8 @@ def inspect(
 
     found = summary(open_model(file))
     if as_json:
-        print(json.dumps(found, ensure_ascii=False))
+        # letters that standard output cannot encode are escaped as JSON escapes them
+        print(json.dumps(found, ensure_ascii=(sys.stdout.encoding or "utf-8").lower() != "utf-8"))
     else:
         _print_tables(found, Console(width=None))
 

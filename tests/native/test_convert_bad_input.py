@@ -192,6 +192,24 @@ def test_outputs_that_exist(tmp_path: Path, refuses: Callable[..., str]) -> None
     refuses(source, "out-00002-of-00004.gguf exists already", options=options)
     refuses(source, "is a folder", output=tmp_path, options=("--force",))
     refuses(source, "does not exist", output=tmp_path / "nowhere" / "out.gguf")
+    (tmp_path / "link.gguf").symlink_to("nothing")
+    refuses(source, "link.gguf exists already", output=tmp_path / "link.gguf")
+
+
+def test_outputs_that_are_no_files(tmp_path: Path, refuses: Callable[..., str]) -> None:
+    source = write_gguf(tmp_path / "model.gguf")
+    for output in (Path(), Path("/"), Path("..")):
+        refuses(source, "is a folder: give the name of a file", output=output, options=("--force",))
+    done = bof4("convert", str(source), "", "--force")
+    assert done.returncode == 1 and "is a folder: give the name of a file" in done.stderr
+    (tmp_path / "device.gguf").symlink_to("/dev/null")  # not the device: a failing test must not replace that
+    refuses(source, "device.gguf is a device", output=tmp_path / "device.gguf", options=("--force",))
+    os.mkfifo(tmp_path / "fifo.gguf")
+    refuses(source, "fifo.gguf is a FIFO", output=tmp_path / "fifo.gguf", options=("--force",))
+    os.mkfifo(tmp_path / "out-00002-of-00004.gguf")
+    options = ("--split-max-size", "150K", "--opq", "off", "--force")
+    refuses(source, "out-00002-of-00004.gguf is a FIFO", options=options)
+    assert (tmp_path / "fifo.gguf").is_fifo() and (tmp_path / "device.gguf").is_char_device()
 
 
 def test_the_output_is_the_source(tmp_path: Path, refuses: Callable[..., str], folder: Path) -> None:

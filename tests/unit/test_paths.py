@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,17 @@ def test_an_exception_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), atomic_path(tmp_path / "a") as partial:
         partial.write_text(str(1 // 0))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_regular_file_is_not_replaced(tmp_path: Path) -> None:
+    fifo, link = tmp_path / "fifo", tmp_path / "link"
+    os.mkfifo(fifo)
+    link.symlink_to("/dev/null")
+    for target, kind in ((fifo, "FIFO"), (link, "device")):
+        with pytest.raises(UserError, match=f"{target} is a {kind}, which a file must not replace"):
+            write_text(target, "x")
+    assert fifo.is_fifo() and link.is_symlink()
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 @pytest.mark.parametrize("suffix", [".gguf", ".safetensors", ".bin"])
