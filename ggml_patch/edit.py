@@ -27,6 +27,7 @@ from gguf_bof4.ggml_patch.apply import (
     write_texts,
 )
 from gguf_bof4.ggml_patch.source import Snapshot, fetch_archive, unpack_tree
+from gguf_bof4.paths import write_text
 
 UPSTREAM = "upstream"
 """The tag of the commit with llama.cpp before any patch."""
@@ -199,9 +200,7 @@ def recreate_patches(tree: Path, folder: Path = PATCHES) -> Recreated:
             result.unchanged.append(file_name)
             continue
         result.changed.append(file_name)
-        partial = folder / f"{file_name}.part"
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(folder / file_name)
+        write_text(folder / file_name, text)
     for file_name in result.removed:
         (folder / file_name).unlink()
     return result
