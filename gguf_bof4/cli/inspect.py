@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections import Counter
 from pathlib import Path
@@ -16,6 +17,13 @@ if TYPE_CHECKING:
     from gguf_bof4.gguf_files.model import Model
 
 LONGEST_VALUE = 60
+
+
+def _finite(value: Any) -> Any:
+    """A metadata value without the floats that JSON lacks: "nan", "inf" and "-inf" are strings."""
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def summary(model: Model) -> dict[str, Any]:
@@ -56,7 +64,7 @@ def summary(model: Model) -> dict[str, Any]:
             }
             for name, n in by_type.most_common()
         },
-        "metadata": model.metadata(),
+        "metadata": {key: _finite(value) for key, value in model.metadata().items()},
         "tensors": [
             {
                 "name": t.name,

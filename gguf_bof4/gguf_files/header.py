@@ -71,8 +71,8 @@ def _fault_of_version(version: int) -> str | None:
     if version & 0xFFFF == 0 and version != 0:
         here, there = sys.byteorder, "big" if sys.byteorder == "little" else "little"
         fault = (
-            f"is a {there}-endian GGUF file, for machines of the other byte order: give a {here}-endian file, or change "
-            f"a copy of it with `python -m gguf.scripts.gguf_convert_endian COPY {here}`"
+            f"is a {there}-endian GGUF file, for machines of the other byte order: give a {here}-endian file, or "
+            f"change a copy of it with `python -m gguf.scripts.gguf_convert_endian COPY {here}`"
         )
     elif version == 1:
         fault = (
@@ -91,8 +91,8 @@ def _fault_of_counts(n_tensors: int, n_values: int, size: int) -> str | None:
     if n_tensors * _SMALLEST_TENSOR + n_values * _SMALLEST_VALUE <= size:
         return None
     return (
-        f"is truncated or damaged: its header promises {n_tensors} tensors and {n_values} metadata values, and the file "
-        f"has {size} bytes"
+        f"is truncated or damaged: its header promises {n_tensors} tensors and {n_values} metadata values, and the "
+        f"file has {size} bytes"
     )
 
 
