@@ -121,7 +121,7 @@ def _print_tables(found: dict[str, Any], console: Console) -> None:
         console.print(table, "", highlight=False, markup=False)
     listed = f", {found['outliers']:,} outliers in {found['list_bytes']:,} bytes of lists" if lists else ""
     console.print(
-        f"{escaped(found['file'])}: {found['weights']:,} weights, {found['bytes']:,} bytes, "
+        f"{escaped(found['file'], len(found['file']))}: {found['weights']:,} weights, {found['bytes']:,} bytes, "
         f"{found['bits_per_weight']:.3f} bits per weight" + listed,
         highlight=False, markup=False, soft_wrap=True,
     )  # fmt: skip

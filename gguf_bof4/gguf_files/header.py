@@ -59,8 +59,9 @@ class TensorInfo:
         return tuple(reversed(self.dimensions)) or (1,)
 
 
-def escaped(text: str) -> str:
-    """Text for a terminal: bytes that are no UTF-8 and control characters are escaped."""
+def escaped(text: str, longest: int = 200) -> str:
+    """Text for a terminal: bytes that are no UTF-8 and control characters are escaped, and the rest is cut off."""
+    text = text if len(text) <= longest else text[: longest - 1] + "…"
     readable = text.encode(errors="surrogateescape").decode(errors="backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in readable)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gguf_bof4.errors import UserError
+from gguf_bof4.gguf_files.header import escaped
 
 _NAME = re.compile(
     r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.gguf|\.safetensors|\.bin)", re.ASCII | re.DOTALL
@@ -71,9 +72,9 @@ def parse_part_name(name: str) -> PartName | None:
 
 
 def some(names: Sequence[str]) -> str:
-    """Names for a message, not more than a reader looks at."""
+    """Names for a message, escaped, not more than a reader looks at."""
     more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-    return ", ".join(names[:_MOST_NAMES]) + more
+    return ", ".join(map(escaped, names[:_MOST_NAMES])) + more
 
 
 def part_paths(path: Path, split: Split) -> list[Path]:
