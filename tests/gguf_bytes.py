@@ -52,6 +52,21 @@ def nested(levels: int) -> bytes:
     return struct.pack("<I", V.ARRAY) + inside
 
 
+UNUSUAL = {
+    b"general.name": text(b"caf\xe9"),
+    b"tokenizer.ggml.tokens": texts(b"\xff\xfe", b"ok", b"\x00\x1b[31m", b""),
+    b"GGUF.version": scalar(V.UINT32, 7),
+    b"GGUF.other": text(b"kept"),
+    b"key\xff": scalar(V.BOOL, True),
+    b"empty": numbers(V.FLOAT32, []),
+    b"no.strings": texts(),
+    b"deep": nested(16),
+    b"not.a.number": scalar(V.FLOAT32, float("nan")),
+    b"split.count": scalar(V.UINT16, 0),
+}
+"""All of it is legal, and loads in llama.cpp; but for arrays in arrays, which other programs write."""
+
+
 @dataclass
 class T:
     """A tensor of a header; columns first."""

@@ -239,8 +239,6 @@ def _split(reader: Reader) -> Split:
 
 def _check_metadata(reader: Reader) -> None:
     path, version = reader.path, reader.integer("bof4.version")
-    if version is not None and version < 1:
-        raise UserError(f"{path} is damaged: bof4.version is {version}")
     if version is not None and version > FORMAT_VERSION:
         raise UserError(
             f"{path} has version {version} of the BOF4 formats, this gguf-bof4 reads up to {FORMAT_VERSION}: update it"
