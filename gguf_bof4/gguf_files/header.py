@@ -59,11 +59,16 @@ class TensorInfo:
         return tuple(reversed(self.dimensions)) or (1,)
 
 
+def _escaped_letter(letter: str) -> str:
+    if "\udc80" <= letter <= "\udcff":
+        return f"\\x{ord(letter) - 0xDC00:02x}"  # a byte that is no UTF-8, as Python decodes it
+    return letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+
+
 def escaped(text: str, longest: int = 200) -> str:
     """Text for a terminal: bytes that are no UTF-8 and control characters are escaped, and the rest is cut off."""
     text = text if len(text) <= longest else text[: longest - 1] + "…"
-    readable = text.encode(errors="surrogateescape").decode(errors="backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in readable)
+    return "".join(map(_escaped_letter, text))
 
 
 def _fault_of_version(version: int) -> str | None:
