@@ -264,7 +264,8 @@ def test_what_upstream_cannot_convert(refuses: Callable[..., str], folder: Path)
     qwen = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "vocab_size": vocabulary}
     (folder / "config.json").write_text(json.dumps(config | qwen))
     refuses(folder, "does not know the tokenizer")
-    (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if "layers" not in k}))
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": vocabulary}))
+    (folder / "tokenizer.json").write_text("{}")
     refuses(folder, "upstream's converter failed", "--verbose")
 
 
