@@ -44,15 +44,18 @@ static bool has_levels(const gguf_context * file, int64_t id, const int8_t (&lev
 }
 
 std::string bof4_gguf_metadata_error(const gguf_context * file) {
+    const std::string error = version_error(file);
+    if (!error.empty()) {
+        return error;
+    }
     for (const auto & known : LEVELS) {
         const int64_t id = gguf_find_key(file, known.key);
         if (id >= 0 && !has_levels(file, id, known.levels)) {
             return std::string(known.key) +
-                " has other levels than this build decodes with: the file is damaged, or was "
-                "not written by gguf-bof4";
+                " has other levels than this build decodes with: the file is damaged, or was not written by gguf-bof4";
         }
     }
-    return version_error(file);
+    return "";
 }
 
 static bool is_list(const gguf_context * file, int64_t id) {
