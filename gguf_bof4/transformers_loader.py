@@ -45,7 +45,8 @@ def _with_outliers(tensors: Iterable[gguf.ReaderTensor]) -> Iterator[gguf.Reader
             check_weight(name.removesuffix(SUFFIX), None if weight is None else weight.tensor_type)
         elif (companion := named.get(list_name(name))) is not None:
             shape = tuple(int(n) for n in reversed(tensor.shape))
-            yield tensor._replace(data=ListedRows(tensor.data, parse(companion.data, name, shape)))
+            rows = ListedRows(tensor.data, parse(companion.data, name, shape))
+            yield tensor._replace(data=rows)  # type: ignore[arg-type]
         else:
             yield tensor
 

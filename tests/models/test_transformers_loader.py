@@ -101,7 +101,7 @@ def test_invalid_lists_and_single_parts_are_refused(model: Path, tmp_path: Path)
     writer.add_uint16("split.count", 2)
     writer.add_tensor(name, tensors_of(model)[name][0], raw_dtype=T.BOF4_S)
     finish(writer)
-    with pytest.raises(UserError, match="one of 2 parts .*llama-gguf-split --merge"):
+    with pytest.raises(UserError, match=r"one of 2 parts .*llama-gguf-split --merge"):
         OutlierReader(part)
 
 

@@ -69,8 +69,8 @@ static std::string error_of(const gguf_context * file) {
     for (int64_t id = 0; id < gguf_get_n_tensors(file); ++id) {
         if (is_list(file, id)) {
             return std::string("the outlier list '") + gguf_get_tensor_name(file, id) +
-                "' would be ignored: only the model loader applies lists. Convert the file without lists: "
-                "bof4 convert FILE OUTPUT --opq off, or --type F16";
+                "' would be ignored: only the model loader applies lists. Apply them with "
+                "`bof4 convert FILE OUTPUT --type F16`, or convert the unquantized file again";
         }
     }
     return bof4_gguf_metadata_error(file);

@@ -1,6 +1,5 @@
 #include "bof4-llama.h"
 
-#include "../gguf/bof4-gguf.h"
 #include "../lists/bof4-list.h"
 #include "llama-impl.h"
 #include "llama-model-loader.h"
@@ -75,7 +74,8 @@ void bof4_list_check_op(const llama_model_loader & ml, const ggml_tensor * weigh
     const bool is_applied = op == GGML_OP_MUL_MAT || op == GGML_OP_MUL_MAT_ID || op == GGML_OP_GET_ROWS;
     if ((!is_applied || strcmp(ggml_get_name(weight), COPIED_WEIGHT) == 0) && bof4_list_meta(ml, weight) != nullptr) {
         refuse(format("tensor '%s' has an outlier list, which the model's graph would not apply everywhere: convert "
-                      "the model again (`bof4 convert` writes no list for it any more), or with --opq %s=off",
+                      "the unquantized model again (`bof4 convert` writes no list for it any more), or this file with "
+                      "--tensor-type %s=q8_0",
             ggml_get_name(weight), ggml_get_name(weight)));
     }
 }

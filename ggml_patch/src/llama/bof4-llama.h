@@ -1,10 +1,10 @@
 // Outlier lists and the formats' metadata in llama.cpp's loader, in llama-quantize and where models are saved.
 #pragma once
 
+#include "../gguf/bof4-gguf.h"
 #include "ggml-backend.h"
 #include "ggml.h"
 
-struct gguf_context;
 struct llama_model_loader;
 
 // Checks bof4.version, bof4.levels.* and all lists of the model; returns the number of lists. Throws std::runtime_error,
