@@ -22,6 +22,12 @@ void bof4_gguf_count_unchecked(int change) {
     n_unchecked += change;
 }
 
+static thread_local std::string name_of_file = "this GGUF file";
+
+void bof4_gguf_set_name(const char * path) {
+    name_of_file = path;
+}
+
 static std::string version_error(const gguf_context * file) {
     const int64_t id = gguf_find_key(file, VERSION_KEY);
     if (id < 0) {
@@ -80,7 +86,7 @@ bool bof4_gguf_check(const gguf_context * file) {
     const std::string error = n_unchecked > 0 ? "" : error_of(file);
     if (!error.empty()) {
         // not the log, which some programs write in a thread that may end before it has written this
-        fprintf(stderr, "this GGUF file cannot be read here: %s\n", error.c_str());
+        fprintf(stderr, "%s cannot be read here: %s\n", name_of_file.c_str(), error.c_str());
     }
     return error.empty();
 }

@@ -26,5 +26,15 @@ struct bof4_gguf_unchecked {
     bof4_gguf_unchecked & operator=(const bof4_gguf_unchecked &) = delete;
 };
 
+GGML_API void bof4_gguf_set_name(const char * path);
+
+// While one lives, the message of bof4_gguf_check names this file: the log, where callers name it, may be lost.
+struct bof4_gguf_named {
+    explicit bof4_gguf_named(const char * path) { bof4_gguf_set_name(path); }
+    ~bof4_gguf_named() { bof4_gguf_set_name("this GGUF file"); }
+    bof4_gguf_named(const bof4_gguf_named &) = delete;
+    bof4_gguf_named & operator=(const bof4_gguf_named &) = delete;
+};
+
 // Adds the metadata that a file with a tensor of this type needs; nothing where it is another than the BOF4 types.
 GGML_API void bof4_gguf_describe(gguf_context * file, ggml_type type);
