@@ -1,7 +1,7 @@
 """Kinds of GGUF files: which of them are models, and which can have outlier lists.
 
-Only the model loader of the patched llama.cpp applies lists. Other loaders ignore tensors that they do not know, so a
-list would be lost without a message.
+Only the model loader of the patched llama.cpp applies lists, and refuses those of a tensor that its graph would use
+without its list. All other loaders refuse files with lists.
 """
 
 from __future__ import annotations
@@ -11,6 +11,10 @@ from typing import Any
 
 PROJECTOR = "clip"
 """general.architecture of multimodal projectors, whose only reader is libmtmd."""
+
+COPIED = "per_layer_token_embd.weight"
+"""Per-layer embeddings of Gemma 3n and Gemma 4. Every other matrix of the pinned llama.cpp's architectures is used by
+operations that apply lists only: all of those that its test-llama-archs makes were run with lists on every tensor."""
 
 _TYPES = {
     "adapter": "an adapter (general.type is adapter), no model: use it as it is beside the converted model (--lora), "
@@ -38,8 +42,15 @@ def why_no_model(path: Path, general_type: Any, architecture: Any) -> str | None
     return None if found is None else f"{path} is {found}"
 
 
-def why_no_lists(architecture: str) -> str | None:
-    """Why no tensor of the architecture can have an outlier list; None where the model loader reads it."""
+def why_no_lists(architecture: str, name: str) -> str | None:
+    """Why this tensor can have no outlier list; None where it can.
+
+    Args:
+        architecture: general.architecture.
+        name: of the tensor.
+    """
     if architecture == PROJECTOR:
-        return "the loader of multimodal projectors (libmtmd) ignores outlier lists"
+        return "the loader of multimodal projectors (libmtmd) applies no outlier lists"
+    if name == COPIED:
+        return "llama.cpp copies a row of it where a batch holds embeddings (images, audio), without its outliers"
     return None

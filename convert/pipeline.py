@@ -57,7 +57,7 @@ def _why_not_loaded(architecture: str, name: str) -> str | None:
     """Why llama.cpp would not load the list of a tensor of this name; None where it would."""
     if (length := len(list_name(name).encode(errors="surrogateescape"))) > LONGEST_NAME:
         return f"the name of its list would have {length} bytes, and llama.cpp loads at most {LONGEST_NAME}"
-    return why_no_lists(architecture)
+    return why_no_lists(architecture, name)
 
 
 def _why_rows_have_no_list(columns: int) -> str | None:
@@ -85,7 +85,7 @@ def _plan_list(
         if not_loaded is not None:
             raise UserError(
                 f"{source.path}: the outlier list of tensor {source.name} cannot be kept: {not_loaded}. Convert the "
-                "unquantized file again"
+                f"unquantized file again, or give the tensor another type: --tensor-type {source.name}=q8_0"
             )
         return PlannedList(source.name, None, source_list.nbytes), None
     assert quantile is not None

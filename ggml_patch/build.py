@@ -38,8 +38,8 @@ PROGRAMS = (
 )  # fmt: skip
 """Targets of an ordinary build; `bof4` is the library that Python loads."""
 
-TESTS = ("test-quantize-fns", "test-backend-ops")
-"""Upstream's own tests that cover the types."""
+TESTS = ("test-quantize-fns", "test-backend-ops", "llama-export-lora")
+"""Upstream's own tests that cover the types, and a program that our tests run."""
 
 CMAKE_OPTIONS = (
     "-DCMAKE_BUILD_TYPE=Release",

@@ -116,6 +116,21 @@ class OutlierList:
         weights[self.rows, self.columns] += self.values
 
 
+@dataclass(frozen=True)
+class ListedRows:
+    """Encoded rows and their outliers, as data for gguf.dequantize, which decodes both.
+
+    No array, so that whatever knows nothing of lists fails instead of losing one.
+
+    Attributes:
+        rows: uint8 [..., bytes of a row].
+        outliers: of these rows.
+    """
+
+    rows: npt.NDArray[np.uint8]
+    outliers: OutlierList
+
+
 def from_counts(counts: npt.NDArray[np.integer[Any]], entries: Ints) -> OutlierList:
     """A list from the number of outliers of each row, [rows], and all entries, int32 [outliers]."""
     pointers = np.zeros(counts.size + 1, dtype=np.int32)

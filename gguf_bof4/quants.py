@@ -16,6 +16,7 @@ from gguf_bof4.formats import BOF4_K as FORMAT_K
 from gguf_bof4.formats import BOF4_S as FORMAT_S
 from gguf_bof4.formats import FORMATS, LEVEL_SCALE, SCALE_BYTES, Format
 from gguf_bof4.gguf_files.types import register_type, register_upstream_types
+from gguf_bof4.lists import ListedRows
 
 Blocks = npt.NDArray[np.uint8]
 Weights = npt.NDArray[np.float32]
@@ -112,7 +113,11 @@ class Reference:
 
     @classmethod
     def dequantize(cls, tensor: Any) -> Any:
-        """Decode uint8 [..., bytes of a row] into float32 [..., n]."""
+        """Decode uint8 [..., bytes of a row], or ListedRows of that shape, into float32 [..., n]."""
+        if isinstance(tensor, ListedRows):
+            weights = cls.dequantize(tensor.rows)
+            tensor.outliers.add_to(weights.reshape(-1, weights.shape[-1]))
+            return weights
         return super().dequantize(tensor)  # type: ignore[misc]
 
     @classmethod

@@ -23,7 +23,7 @@ from gguf_bof4.lists import select, without
 HEAVY = np.random.default_rng(0).standard_t(4, (256, 256)).astype(np.float32) * np.float32(0.05)
 """Weights with outliers."""
 
-NO_LISTS = "the loader of multimodal projectors (libmtmd) ignores outlier lists"
+NO_LISTS = "the loader of multimodal projectors (libmtmd) applies no outlier lists"
 
 
 def write_kind(path: Path, architecture: str | None, names: list[str], general_type: str | None = None) -> Path:

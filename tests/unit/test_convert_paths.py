@@ -81,8 +81,9 @@ def test_files_that_are_no_models_say_what_they_are(
 def test_models_and_projectors_are_converted() -> None:
     for general_type, architecture in ((None, "llama"), ("model", "llama"), ("mmproj", "clip"), (7, "llama")):
         assert why_no_model(Path("x.gguf"), general_type, architecture) is None
-    assert why_no_lists("llama") is None
-    assert "libmtmd" in str(why_no_lists("clip"))
+    assert why_no_lists("llama", "token_embd.weight") is None
+    assert "libmtmd" in str(why_no_lists("clip", "v.blk.0.ffn_up.weight"))
+    assert "embeddings" in str(why_no_lists("gemma3n", "per_layer_token_embd.weight"))
 
 
 def model_folder(folder: Path, *weights: str) -> Path:
