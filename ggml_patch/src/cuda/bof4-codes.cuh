@@ -28,6 +28,11 @@ static __device__ __forceinline__ uint32_t bof4_prmt(uint32_t a, uint32_t b, uin
 #endif
 }
 
+// The bits of a where the mask has a one, else those of b: one instruction.
+static __device__ __forceinline__ uint32_t bof4_select(uint32_t mask, uint32_t a, uint32_t b) {
+    return b ^ ((a ^ b) & mask);
+}
+
 // The levels of a type as operands of prmt: levels 0 to 7 and 8 to 15, eight bytes each.
 //
 // A product needs only the right sum, not the level of each weight in a byte of its own. A code of 8 or more, looked up
@@ -60,22 +65,62 @@ static __device__ __forceinline__ int bof4_dot4(uint32_t codes, uint32_t flipped
     return ggml_cuda_dp4a((int) bof4_prmt(table::raised0, table::raised4, flipped), x, sum);
 }
 
-// Levels of the eight codes of a word as int8: those of the low nibbles and those of the high nibbles.
+// Levels of the eight codes of a word as int8, in the order of the nibbles: four codes in each word of `levels`.
 template <ggml_type type>
-static __device__ __forceinline__ void bof4_levels8(uint32_t codes, uint32_t & of_low, uint32_t & of_high) {
+static __device__ __forceinline__ void bof4_levels_in_order(uint32_t codes, uint32_t (&levels)[2]) {
     using table = bof4_level_table<type>;
     const uint32_t index = codes & 0x77777777u;
     const uint32_t which = 0x32103210u | (codes & 0x88888888u) >> 1;
-    uint32_t half[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
         const uint32_t low = bof4_prmt(table::low0, table::low4, index >> 16 * i);
         const uint32_t high = bof4_prmt(table::high0, table::high4, index >> 16 * i);
-        half[i] = bof4_prmt(low, high, which >> 16 * i);
+        levels[i] = bof4_prmt(low, high, which >> 16 * i);
     }
-    of_low = bof4_prmt(half[0], half[1], 0x6420);
-    of_high = bof4_prmt(half[0], half[1], 0x7531);
 }
+
+// Levels of the eight codes of a word as int8: those of the low nibbles and those of the high nibbles.
+template <ggml_type type>
+static __device__ __forceinline__ void bof4_levels8(uint32_t codes, uint32_t & of_low, uint32_t & of_high) {
+    uint32_t levels[2];
+    bof4_levels_in_order<type>(codes, levels);
+    of_low = bof4_prmt(levels[0], levels[1], 0x6420);
+    of_high = bof4_prmt(levels[0], levels[1], 0x7531);
+}
+
+// Operands of the integer products of one word of eight codes, in the order of the nibbles. One column: two lookups
+// that add up to the level (bof4_level_table). From three columns on, the instructions that merge them are fewer than
+// the second products.
+template <ggml_type type, bool merge> struct bof4_dot8;
+
+template <ggml_type type> struct bof4_dot8<type, false> {
+    uint32_t low[2], raised[2];
+
+    __device__ __forceinline__ void look_up(uint32_t codes) {
+        using table = bof4_level_table<type>;
+        const uint32_t flipped = codes ^ 0x88888888u;
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            low[i] = bof4_prmt(table::low0, table::low4, codes >> 16 * i);
+            raised[i] = bof4_prmt(table::raised0, table::raised4, flipped >> 16 * i);
+        }
+    }
+    __device__ __forceinline__ int add(int x0, int x1, int sum) const {
+        sum = ggml_cuda_dp4a((int) low[0], x0, sum);
+        sum = ggml_cuda_dp4a((int) raised[0], x0, sum);
+        sum = ggml_cuda_dp4a((int) low[1], x1, sum);
+        return ggml_cuda_dp4a((int) raised[1], x1, sum);
+    }
+};
+
+template <ggml_type type> struct bof4_dot8<type, true> {
+    uint32_t levels[2];
+
+    __device__ __forceinline__ void look_up(uint32_t codes) { bof4_levels_in_order<type>(codes, levels); }
+    __device__ __forceinline__ int add(int x0, int x1, int sum) const {
+        return ggml_cuda_dp4a((int) levels[1], x1, ggml_cuda_dp4a((int) levels[0], x0, sum));
+    }
+};
 
 // Blocks are aligned to two bytes only.
 static __device__ __forceinline__ uint32_t bof4_load_word(const uint8_t * p) {

@@ -12,6 +12,7 @@ bof4_device_list ggml_cuda_bof4_list(const ggml_tensor * op) {
     for (const int64_t stride : view.stride) {
         whole = whole && stride % view.row_length == 0;
     }
+    const auto rows = [&](int64_t elements) { return (int32_t) (elements / view.row_length); };
     return {
         view.row_pointers,
         view.entries,
@@ -20,6 +21,8 @@ bof4_device_list ggml_cuda_bof4_list(const ggml_tensor * op) {
         (int32_t) view.row_length,
         (int32_t) view.n,
         whole,
+        rows(view.first),
+        { rows(view.stride[0]), rows(view.stride[1]), rows(view.stride[2]) },
     };
 }
 
@@ -35,10 +38,10 @@ static void add_outliers(ggml_backend_cuda_context & ctx, const bof4_device_list
     columns.padded = (int64_t) n_tiles(columns.count) * BOF4_TILE;
     ggml_cuda_pool_alloc<float> transposed(ctx.pool(), columns.n * columns.padded);
     GGML_ASSERT(matrices <= 65535 && n_tiles(columns.count) <= 65535);
-    bof4_launch(bof4_transpose_kernel, dim3(n_tiles(columns.n), n_tiles(columns.count), 1), threads, stream, columns,
+    bof4_launch(bof4_transpose_kernel, dim3(n_tiles(columns.n), n_tiles(columns.count), 1), threads, 0, stream, columns,
         transposed.get());
     bof4_launch(bof4_add_outliers_kernel, dim3(n_tiles(args.nrows), n_tiles(max_columns), (unsigned) matrices), threads,
-        stream, list, args, transposed.get(), columns.padded);
+        0, stream, list, args, transposed.get(), columns.padded);
 }
 
 void ggml_cuda_bof4_add_outliers(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {

@@ -19,10 +19,12 @@ struct bof4_transpose_args {
 };
 
 // transposed[i * padded + c] = element i of column c
-static __global__ void bof4_transpose_kernel(const bof4_transpose_args columns, float * __restrict__ transposed) {
+static __global__ void bof4_transpose_kernel(const bof4_transpose_args columns, float * transposed) {
     __shared__ float tile[BOF4_TILE][BOF4_TILE + 1];
     const int64_t i0 = (int64_t) blockIdx.x * BOF4_TILE, c0 = (int64_t) blockIdx.y * BOF4_TILE;
     const int lane = threadIdx.x;
+    ggml_cuda_pdl_lc();
+    ggml_cuda_pdl_sync();
     for (int k = threadIdx.y; k < BOF4_TILE; k += BOF4_TILE_WARPS) {
         float v = 0.0f;
         if (c0 + k < columns.count && i0 + lane < columns.n) {
@@ -52,9 +54,11 @@ struct bof4_add_outliers_args {
 };
 
 static __global__ void bof4_add_outliers_kernel(const bof4_device_list list, const bof4_add_outliers_args args,
-    const float * __restrict__ transposed, const int64_t padded) {
+    const float * transposed, const int64_t padded) {
     __shared__ float tile[BOF4_TILE][BOF4_TILE + 1];
     const int lane = threadIdx.x;
+    ggml_cuda_pdl_lc();
+    ggml_cuda_pdl_sync();
     const int64_t z = blockIdx.z, i2 = z % args.ne2, i3 = z / args.ne2;
     const int64_t first = args.bounds ? args.bounds[z] : z * args.ne1;
     const int64_t count = args.bounds ? args.bounds[z + 1] - first : args.ne1;

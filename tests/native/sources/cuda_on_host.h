@@ -155,6 +155,15 @@ inline void __syncthreads() {
     on_host::barrier(1, 0, on_host::threads.size());
 }
 
+inline void ggml_cuda_syncwarp() {
+    const size_t first = on_host::running / on_host::WARP * on_host::WARP;
+    on_host::barrier(0, first, first + on_host::WARP);
+}
+
+// kernels run one after the other
+inline void ggml_cuda_pdl_sync() {}
+inline void ggml_cuda_pdl_lc() {}
+
 // Written before a barrier and read after it, in two places alternately: a thread writes to the same place again only
 // after another barrier, when all have read it.
 template <typename T> T __shfl_xor_sync(unsigned, T value, int mask, int) {
