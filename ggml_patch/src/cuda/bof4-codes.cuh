@@ -60,8 +60,9 @@ static __device__ __forceinline__ int bof4_dot4(uint32_t codes, uint32_t flipped
     return ggml_cuda_dp4a((int) bof4_prmt(table::raised0, table::raised4, flipped), x, sum);
 }
 
-// Levels of the eight codes of a word as int8, in the order of the nibbles: four in each half.
-template <ggml_type type> static __device__ __forceinline__ void bof4_level_halves(uint32_t codes, uint32_t (&half)[2]) {
+// Levels of the eight codes of a word as int8, in the order of the nibbles: four codes in each word of `levels`.
+template <ggml_type type>
+static __device__ __forceinline__ void bof4_levels_in_order(uint32_t codes, uint32_t (&levels)[2]) {
     using table = bof4_level_table<type>;
     const uint32_t index = codes & 0x77777777u;
     const uint32_t which = 0x32103210u | (codes & 0x88888888u) >> 1;
@@ -69,20 +70,20 @@ template <ggml_type type> static __device__ __forceinline__ void bof4_level_halv
     for (int i = 0; i < 2; ++i) {
         const uint32_t low = bof4_prmt(table::low0, table::low4, index >> 16 * i);
         const uint32_t high = bof4_prmt(table::high0, table::high4, index >> 16 * i);
-        half[i] = bof4_prmt(low, high, which >> 16 * i);
+        levels[i] = bof4_prmt(low, high, which >> 16 * i);
     }
 }
 
-// Selectors of prmt for the levels of the low and of the high nibbles out of both halves.
+// Selectors of prmt for the levels of the low and of the high nibbles out of both words.
 static constexpr uint32_t BOF4_OF_LOW = 0x6420, BOF4_OF_HIGH = 0x7531;
 
 // Levels of the eight codes of a word as int8: those of the low nibbles and those of the high nibbles.
 template <ggml_type type>
 static __device__ __forceinline__ void bof4_levels8(uint32_t codes, uint32_t & of_low, uint32_t & of_high) {
-    uint32_t half[2];
-    bof4_level_halves<type>(codes, half);
-    of_low = bof4_prmt(half[0], half[1], BOF4_OF_LOW);
-    of_high = bof4_prmt(half[0], half[1], BOF4_OF_HIGH);
+    uint32_t levels[2];
+    bof4_levels_in_order<type>(codes, levels);
+    of_low = bof4_prmt(levels[0], levels[1], BOF4_OF_LOW);
+    of_high = bof4_prmt(levels[0], levels[1], BOF4_OF_HIGH);
 }
 
 // Blocks are aligned to two bytes only.

@@ -11,7 +11,7 @@
 // to int8 is about 200 s.
 #pragma once
 
-#include "bof4-mma.cuh"
+#include "bof4/cuda/bof4-mma.cuh"
 #include "bof4-mmq-tiles.cuh"
 
 // Adds the products of 128 weights. x: tile of weights in rows of `stride` words, of which these are half number
@@ -47,7 +47,7 @@ static __device__ __forceinline__ void bof4_mmq_multiply(
 
 #pragma unroll
     for (int j = 0; j < J / (8 * row_tiles); ++j) {
-        __syncwarp();
+        ggml_cuda_syncwarp(); // else loads of all columns are moved here, and registers spill
         const int * columns = y + j * (8 * row_tiles) * BOF4_MMQ_COLUMN;
         int b[2][4];
 #pragma unroll

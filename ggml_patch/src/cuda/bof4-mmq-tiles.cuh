@@ -27,10 +27,10 @@ template <ggml_type type> struct bof4_tile_places {
     }
 
     __device__ __forceinline__ void store(int * row, uint32_t codes) const {
-        uint32_t half[2];
-        bof4_level_halves<type>(codes, half);
-        row[first] = (int) bof4_prmt(half[0], half[1], of_first);
-        row[second] = (int) bof4_prmt(half[0], half[1], of_second);
+        uint32_t levels[2];
+        bof4_levels_in_order<type>(codes, levels);
+        row[first] = (int) bof4_prmt(levels[0], levels[1], of_first);
+        row[second] = (int) bof4_prmt(levels[0], levels[1], of_second);
     }
 };
 

@@ -12,17 +12,17 @@
 // slots: 0, or the number of columns of y that each column of x becomes, ids[column * slots] and so on. Without slots,
 // ids are the columns of x, if there are any.
 template <ggml_type type>
-static __global__ void bof4_mmq_quantize_kernel(const float * x, const int32_t * ids, int * y, const int64_t n,
+static __global__ void bof4_quantize_mmq_kernel(const float * x, const int32_t * ids, int * y, const int64_t n,
     const int64_t s1, const int64_t s2, const int64_t s3, const int64_t padded_n, const int64_t columns,
     const int64_t ne12, const int slots) {
     using traits = bof4_cuda_type<type>;
     constexpr int lanes = traits::mmq_act_group / 4; // that have activations under one scale
+    ggml_cuda_pdl_sync();
     const int lane = threadIdx.x;
     const int64_t block = (int64_t) blockIdx.y * blockDim.y + threadIdx.y;
     if (block >= padded_n / 128) {
         return;
     }
-    ggml_cuda_pdl_sync();
     const int64_t column = slots == 0 && ids ? ids[blockIdx.x] : blockIdx.x;
     const int64_t first = 128 * block + 4 * lane;
     float v[4] = {};
