@@ -21,55 +21,58 @@ template <ggml_type type, int J, int row_tiles, int stride>
 static __device__ __forceinline__ void bof4_mmq_multiply(
     const int * __restrict__ x, const int * __restrict__ y, float * __restrict__ sums, const int half) {
     using tile = bof4_product_tile<type>;
-    constexpr int group = tile::group, groups = tile::scales_of_half;
-    constexpr int act_group = tile::act_group, act_groups = tile::excess_of_half;
+    constexpr int act_groups = tile::excess_of_half, steps = tile::act_group / 32;
+    constexpr int group = tile::group, groups = tile::act_group / group;
     static_assert(group == 16 || group % 32 == 0, "an mma multiplies 16 or 32 products");
-    static_assert(act_group % group == 0, "a scale of activations has whole groups of weights");
+    static_assert(steps % 2 == 0 && groups * group == tile::act_group, "a group of activations has whole groups");
     const int lane = threadIdx.x, warp = threadIdx.y;
     x += warp / row_tiles * (16 * row_tiles) * stride;
     y += warp % row_tiles * 8 * BOF4_MMQ_COLUMN;
 
-    int a[row_tiles][4][4];
-    float scales[row_tiles][2][groups], excess[row_tiles][2][act_groups];
 #pragma unroll
-    for (int n = 0; n < row_tiles; ++n) {
-#pragma unroll
-        for (int k = 0; k < 4; ++k) {
-            bof4_load_matrices(a[n][k], x + (16 * n + lane % 16) * stride + 32 * half + 8 * k + lane / 16 * 4);
-        }
-#pragma unroll
-        for (int r = 0; r < 2; ++r) {
-            const int * row = x + (16 * n + 8 * r + lane / 4) * stride;
-            bof4_floats<groups>::load(scales[n][r], (const float *) row + tile::scales_at + half * groups);
-            bof4_floats<act_groups>::load(excess[n][r], (const float *) row + tile::excess_at + half * act_groups);
-        }
-    }
-
-#pragma unroll
-    for (int j = 0; j < J / (8 * row_tiles); ++j) {
-        ggml_cuda_syncwarp(); // else loads of all columns are moved here, and registers spill
-        const int * columns = y + j * (8 * row_tiles) * BOF4_MMQ_COLUMN;
-        int b[2][4];
-#pragma unroll
-        for (int k = 0; k < 2; ++k) {
-            bof4_load_matrices(b[k], columns + lane % 8 * BOF4_MMQ_COLUMN + BOF4_MMQ_SCALES + 16 * k + lane / 8 * 4);
-        }
-        float act_scales[2][BOF4_MMQ_SCALES];
-#pragma unroll
-        for (int c = 0; c < 2; ++c) {
-            bof4_floats<BOF4_MMQ_SCALES>::load(act_scales[c], (const float *) columns + (lane % 4 * 2 + c) * BOF4_MMQ_COLUMN);
-        }
+    for (int i = 0; i < act_groups; ++i) {
+        int a[row_tiles][steps][4];
+        float scales[row_tiles][2][groups], excess[row_tiles][2];
 #pragma unroll
         for (int n = 0; n < row_tiles; ++n) {
+            const int * rows = x + 16 * n * stride;
 #pragma unroll
-            for (int i = 0; i < act_groups; ++i) {
+            for (int k = 0; k < steps; ++k) {
+                bof4_load_matrices(
+                    a[n][k], rows + lane % 16 * stride + 32 * half + 8 * (i * steps + k) + lane / 16 * 4);
+            }
+#pragma unroll
+            for (int r = 0; r < 2; ++r) {
+                const float * row = (const float *) rows + (8 * r + lane / 4) * stride;
+                bof4_floats<groups>::load(scales[n][r], row + tile::scales_at + (half * act_groups + i) * groups);
+                excess[n][r] = row[tile::excess_at + half * act_groups + i];
+            }
+        }
+
+#pragma unroll
+        for (int j = 0; j < J / (8 * row_tiles); ++j) {
+            ggml_cuda_syncwarp(); // else loads of all columns are moved here, and registers spill
+            const int * columns = y + j * (8 * row_tiles) * BOF4_MMQ_COLUMN;
+            int b[steps / 2][4];
+#pragma unroll
+            for (int k = 0; k < steps / 2; ++k) {
+                bof4_load_matrices(b[k],
+                    columns + lane % 8 * BOF4_MMQ_COLUMN + BOF4_MMQ_SCALES + 8 * i * steps + 16 * k + lane / 8 * 4);
+            }
+            float act_scales[2];
+#pragma unroll
+            for (int c = 0; c < 2; ++c) {
+                act_scales[c] = ((const float *) columns)[(lane % 4 * 2 + c) * BOF4_MMQ_COLUMN + i * steps];
+            }
+#pragma unroll
+            for (int n = 0; n < row_tiles; ++n) {
                 float sum[4];
 #pragma unroll
                 for (int l = 0; l < 4; ++l) {
-                    sum[l] = excess[n][l / 2][i];
+                    sum[l] = excess[n][l / 2];
                 }
 #pragma unroll
-                for (int g = i * (act_group / group); g < (i + 1) * (act_group / group); ++g) {
+                for (int g = 0; g < groups; ++g) {
                     int dot[4] = { BOF4_FLOAT_ZERO, BOF4_FLOAT_ZERO, BOF4_FLOAT_ZERO, BOF4_FLOAT_ZERO };
                     if constexpr (group == 16) {
                         const int(&of_a)[4] = a[n][g / 2];
@@ -88,7 +91,7 @@ static __device__ __forceinline__ void bof4_mmq_multiply(
 #pragma unroll
                 for (int l = 0; l < 4; ++l) {
                     float & to = sums[(j * row_tiles + n) * 4 + l];
-                    to = fmaf(act_scales[l % 2][i * (act_group / 32)], sum[l], to);
+                    to = fmaf(act_scales[l % 2], sum[l], to);
                 }
             }
         }
