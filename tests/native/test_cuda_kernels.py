@@ -23,6 +23,7 @@ NATIVE = Path(__file__).parent / "sources"
 CUDA_FORMATS = tuple(fmt for fmt in FORMATS if Kernels.CUDA in fmt.kernels)
 GROUPS = (
     "dequantize", "get_rows", "matrix-vector", "bias and gate", "experts", "outliers of many columns", "tiles",
+    "tiled product",
 )  # fmt: skip
 
 
@@ -92,4 +93,4 @@ def test_real_rows_decode_and_multiply_as_the_reference_does(
     blocks.tofile(tmp_path / "blocks")
     gguf.dequantize(blocks, qtype).astype(np.float32).tofile(tmp_path / "decoded")
     found = groups(program, fmt.name, rows.shape[1], tmp_path / "blocks", tmp_path / "decoded")
-    assert list(found) == ["real rows, dequantized", "real rows, tiles", "real rows, products"]
+    assert list(found) == ["real rows, dequantized", "real rows, tiles", "real rows, products", "real rows, tiled product"]

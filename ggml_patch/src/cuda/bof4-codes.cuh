@@ -79,13 +79,16 @@ static __device__ __forceinline__ void bof4_levels_in_order(uint32_t codes, uint
     }
 }
 
+// Selectors of prmt for the levels of the low and of the high nibbles out of both words.
+static constexpr uint32_t BOF4_OF_LOW = 0x6420, BOF4_OF_HIGH = 0x7531;
+
 // Levels of the eight codes of a word as int8: those of the low nibbles and those of the high nibbles.
 template <ggml_type type>
 static __device__ __forceinline__ void bof4_levels8(uint32_t codes, uint32_t & of_low, uint32_t & of_high) {
     uint32_t levels[2];
     bof4_levels_in_order<type>(codes, levels);
-    of_low = bof4_prmt(levels[0], levels[1], 0x6420);
-    of_high = bof4_prmt(levels[0], levels[1], 0x7531);
+    of_low = bof4_prmt(levels[0], levels[1], BOF4_OF_LOW);
+    of_high = bof4_prmt(levels[0], levels[1], BOF4_OF_HIGH);
 }
 
 // Operands of the integer products of one word of eight codes, in the order of the nibbles. One column: two lookups
@@ -135,7 +138,38 @@ static __device__ __forceinline__ float bof4_load_scale(const uint8_t * p) {
 // A small integer as float without the conversion unit, whose throughput is a quarter of that of additions: the integer
 // sum starts at the bit pattern of the float 1.5 * 2^23, whose mantissa counts ones.
 static constexpr int BOF4_FLOAT_ZERO = 0x4b400000;
+static constexpr float BOF4_FLOAT_ZERO_VALUE = 12582912.0f;
 
 static __device__ __forceinline__ float bof4_small_int(int sum) {
-    return __int_as_float(sum) - 12582912.0f;
+    return __int_as_float(sum) - BOF4_FLOAT_ZERO_VALUE;
 }
+
+// n consecutive floats at a multiple of their size, but of at most 16 bytes: as few accesses as possible.
+template <int n> struct bof4_floats {
+    static constexpr int width = n % 4 == 0 ? 4 : n % 2 == 0 ? 2 : 1;
+    struct alignas(width * sizeof(float)) part {
+        float values[width];
+    };
+
+    static __device__ __forceinline__ void load(float (&to)[n], const float * from) {
+#pragma unroll
+        for (int i = 0; i < n; i += width) {
+            const part p = ((const part *) from)[i / width];
+#pragma unroll
+            for (int k = 0; k < width; ++k) {
+                to[i + k] = p.values[k];
+            }
+        }
+    }
+    static __device__ __forceinline__ void store(float * to, const float (&from)[n]) {
+#pragma unroll
+        for (int i = 0; i < n; i += width) {
+            part p;
+#pragma unroll
+            for (int k = 0; k < width; ++k) {
+                p.values[k] = from[i + k];
+            }
+            ((part *) to)[i / width] = p;
+        }
+    }
+};

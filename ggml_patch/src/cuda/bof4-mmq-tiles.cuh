@@ -1,18 +1,50 @@
-// 256 weights of several rows, decoded to int8 in shared memory: the tiles of upstream's tiled matrix product.
+// 256 weights of several rows, decoded to int8 in shared memory: the tiles of the tiled matrix product.
 #pragma once
 
 #include "bof4-type.cuh"
 
-// Places in a tile: words of four int8 in rows of `qs_stride` words, and the floats of `scales` scales per row. These
-// lie behind the first 64 words of their row where tensor cores read the tile (mma), else behind all rows, with one
-// float of padding for every 32 to put rows in different banks.
+// Words of four int8 of 256 weights.
+static constexpr int BOF4_TILE_WORDS = 64;
+
+// Words of a column of upstream's block_q8_1_mmq: four scales, float, and 128 int8.
+static constexpr int BOF4_MMQ_SCALES = 4, BOF4_MMQ_COLUMN = BOF4_MMQ_SCALES + 32;
+
+// Where the 32 threads of a warp store the levels of a row's 32 words of codes. The words of low and of high nibbles of
+// the first sixteen threads lie in 32 different banks, and those of the other threads in the same ones: these store the
+// high nibbles first.
+template <ggml_type type> struct bof4_tile_places {
+    int first, second; // words of a row
+    uint32_t of_first, of_second;
+
+    __device__ __forceinline__ explicit bof4_tile_places(int lane) {
+        using traits = bof4_cuda_type<type>;
+        const int low = (lane / traits::words * traits::n + traits::first_of_word(lane % traits::words)) / 4;
+        const bool high_first = lane >= 16;
+        first = low + (high_first ? traits::word_distance / 4 : 0);
+        second = low + (high_first ? 0 : traits::word_distance / 4);
+        of_first = high_first ? BOF4_OF_HIGH : BOF4_OF_LOW;
+        of_second = high_first ? BOF4_OF_LOW : BOF4_OF_HIGH;
+    }
+
+    __device__ __forceinline__ void store(int * row, uint32_t codes) const {
+        uint32_t levels[2];
+        bof4_levels_in_order<type>(codes, levels);
+        row[first] = (int) bof4_prmt(levels[0], levels[1], of_first);
+        row[second] = (int) bof4_prmt(levels[0], levels[1], of_second);
+    }
+};
+
+// Tiles of upstream's products: words of four int8 in rows of `qs_stride` words, and the floats of `scales` scales per
+// row. These lie behind the first 64 words of their row where matrix instructions read the tile (mma), else behind all
+// rows, with one float of padding for every 32 to put rows in different banks.
 template <int rows, int n_scales, int mma_stride, bool mma> struct bof4_tile {
     static constexpr int scales = n_scales;
-    static constexpr int qs_stride = mma ? mma_stride : 64 + 1;
+    static constexpr int qs_stride = mma ? mma_stride : BOF4_TILE_WORDS + 1;
 
     static __device__ __forceinline__ int word(int row, int i) { return row * qs_stride + i; }
     static __device__ __forceinline__ int scale(int row, int i) {
-        return mma ? row * mma_stride + 64 + i : rows * qs_stride + row * scales + row / (32 / scales) + i;
+        return mma ? row * mma_stride + BOF4_TILE_WORDS + i :
+                     rows * qs_stride + row * scales + row / (32 / scales) + i;
     }
 };
 
@@ -25,6 +57,7 @@ static __device__ __forceinline__ void bof4_load_tile(
     constexpr int scales_of_block = tile::scales * traits::n / 256;
     const int word = thread % 32;
     const int b = word / traits::words, w = word % traits::words;
+    const bof4_tile_places<type> places(word);
     float * scales = (float *) tile_x;
 #pragma unroll
     for (int row0 = 0; row0 < rows; row0 += threads / 32) {
@@ -33,13 +66,75 @@ static __device__ __forceinline__ void bof4_load_tile(
             row = min(row, last_row);
         }
         const uint8_t * block = x + ((int64_t) row * stride + b) * traits::bytes;
-        uint32_t low, high;
-        bof4_levels8<type>(bof4_load_word(block + traits::codes_at + 4 * w), low, high);
-        const int at = (b * traits::n + traits::first_of_word(w)) / 4;
-        tile_x[tile::word(row, at)] = (int) low;
-        tile_x[tile::word(row, at + traits::word_distance / 4)] = (int) high;
+        places.store(tile_x + tile::word(row, 0), bof4_load_word(block + traits::codes_at + 4 * w));
         if (w < scales_of_block) {
             scales[tile::scale(row, scales_of_block * b + w)] = traits::mmq_scale(block, w);
         }
     }
 }
+
+// Tiles of our product (bof4-mmq-product.cuh): rows of `stride` words, of which 64 have the levels. Behind them are the
+// scales of the weights, then what each group of activations subtracts (excess).
+template <ggml_type type> struct bof4_product_tile {
+    using traits = bof4_cuda_type<type>;
+    static constexpr int group = traits::mmq_group, act_group = traits::mmq_act_group;
+    static constexpr int scales_of_half = 128 / group, excess_of_half = 128 / act_group;
+    static constexpr int scales_at = BOF4_TILE_WORDS, excess_at = scales_at + 2 * scales_of_half;
+    static constexpr int end = excess_at + 2 * excess_of_half;
+};
+
+// Of the blocks of a tile what a thread decodes, in registers, so that the tile is loaded from global memory while the
+// one before is multiplied. Every 32 threads have a word of codes each of a row at a time, and each thread the scales
+// of half a row.
+template <ggml_type type, int rows, int threads> struct bof4_tile_blocks {
+    using traits = bof4_cuda_type<type>;
+    using tile = bof4_product_tile<type>;
+    static_assert(threads == 2 * rows, "a thread for each half of a row");
+    static constexpr int step = threads / 32;
+
+    uint16_t codes[rows / step][2];
+    typename traits::mmq_scales_of_half scales;
+
+    // x: the first block of the first row. clamp: rows behind last_row are that row again.
+    template <bool clamp>
+    __device__ __forceinline__ void load(const uint8_t * x, int row_bytes, int last_row, int thread) {
+        // Computed again in every loop: the compiler would keep the addresses of all rows, and other things then spill.
+        asm volatile("" : "+r"(row_bytes));
+        const int word = thread % 32;
+        const int b = word / traits::words, w = word % traits::words;
+        const uint8_t * codes_at = x + b * traits::bytes + traits::codes_at + 4 * w;
+#pragma unroll
+        for (int i = 0; i < rows / step; ++i) {
+            const int row = i * step + thread / 32;
+            const auto * p = (const uint16_t *) (codes_at + (clamp ? min(row, last_row) : row) * row_bytes);
+            codes[i][0] = p[0];
+            codes[i][1] = p[1];
+        }
+        const int row = thread / 2;
+        scales.load(x + (clamp ? min(row, last_row) : row) * row_bytes, thread % 2);
+    }
+
+    template <int stride> __device__ __forceinline__ void store(int * tile_x, int thread) const {
+        static_assert(tile::end <= stride, "a row has its levels, scales and excess");
+        const bof4_tile_places<type> places(thread % 32);
+#pragma unroll
+        for (int i = 0; i < rows / step; ++i) {
+            places.store(tile_x + (i * step + thread / 32) * stride, codes[i][0] | (uint32_t) codes[i][1] << 16);
+        }
+        float decoded[tile::scales_of_half], excess[tile::excess_of_half];
+        scales.decode(decoded, thread % 2);
+#pragma unroll
+        for (int i = 0; i < tile::excess_of_half; ++i) {
+            constexpr int n = tile::act_group / tile::group;
+            float sum = 0.0f;
+#pragma unroll
+            for (int g = n * i; g < n * (i + 1); ++g) {
+                sum += decoded[g];
+            }
+            excess[i] = -BOF4_FLOAT_ZERO_VALUE * sum;
+        }
+        float * row = (float *) (tile_x + thread / 2 * stride);
+        bof4_floats<tile::scales_of_half>::store(row + tile::scales_at + thread % 2 * tile::scales_of_half, decoded);
+        bof4_floats<tile::excess_of_half>::store(row + tile::excess_at + thread % 2 * tile::excess_of_half, excess);
+    }
+};

@@ -35,10 +35,40 @@ template <> struct bof4_cuda_type<GGML_TYPE_BOF4_K> {
 
     static constexpr ggml_type mmq_like = GGML_TYPE_IQ2_S;
     static constexpr int mmq_scales = BOF4_K_SUB_BLOCKS;
+    static constexpr int mmq_group = BOF4_K_SUB_BLOCK, mmq_act_group = QK_BOF4_K / 2;
+    static constexpr float mmq_unit = BOF4_K_UNIT;
 
     static __device__ __forceinline__ float mmq_scale(const uint8_t * block, int i) {
-        return bof4_load_scale(block) * BOF4_K_UNIT * (float) sub_block_scale(block + scales_at, i);
+        return bof4_load_scale(block) * (float) sub_block_scale(block + scales_at, i);
     }
+
+    struct mmq_scales_of_half {
+        uint16_t d, words[6]; // the 12 bytes of scales: eight of low bits, four of high bits
+
+        __device__ __forceinline__ void load(const uint8_t * block, int) {
+            d = *(const uint16_t *) block;
+#pragma unroll
+            for (int i = 0; i < 6; ++i) {
+                words[i] = ((const uint16_t *) (block + scales_at))[i];
+            }
+        }
+        __device__ __forceinline__ void decode(float (&scales)[8], int half) const {
+            const float unit = __half2float(__ushort_as_half(d));
+            const uint32_t high = words[4] | (uint32_t) words[5] << 16;
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                const uint32_t low = words[2 * i] | (uint32_t) words[2 * i + 1] << 16;
+                // four stored scales, a byte each
+                const uint32_t stored = (low >> 4 * half & 0x0f0f0f0fu) | (high >> (4 * half + 2 * i) & 0x03030303u) << 4;
+#pragma unroll
+                for (int k = 0; k < 4; ++k) {
+                    // as the low bits of the float 2^23
+                    const uint32_t bits = bof4_prmt(stored, 0x4b000000u, 0x7440u + k);
+                    scales[4 * i + k] = unit * (__int_as_float((int) bits) - (8388608.0f + BOF4_K_SUB_SCALE_OFFSET));
+                }
+            }
+        }
+    };
 
     using act_layout = bof4_k_act_layout;
     template <int alignment> using step = bof4_k_step<alignment == 16>;

@@ -25,13 +25,30 @@ template <> struct bof4_cuda_type<GGML_TYPE_BOF4_S> {
     }
     static __device__ __forceinline__ float weight(float unit, int level) { return unit * (float) level * BOF4_S_UNIT; }
 
-    // int8 with one scale for 32 weights: each block has its scale twice
+    // upstream's products know one scale for 32 weights: each block has its scale twice
     static constexpr ggml_type mmq_like = GGML_TYPE_IQ4_NL;
     static constexpr int mmq_scales = 8;
+    static constexpr int mmq_group = QK_BOF4_S, mmq_act_group = QK_BOF4_S;
+    static constexpr float mmq_unit = BOF4_S_UNIT;
 
-    static __device__ __forceinline__ float mmq_scale(const uint8_t * block, int) {
-        return bof4_load_scale(block) * BOF4_S_UNIT;
-    }
+    static __device__ __forceinline__ float mmq_scale(const uint8_t * block, int) { return bof4_load_scale(block); }
+
+    struct mmq_scales_of_half {
+        uint16_t d[2];
+
+        __device__ __forceinline__ void load(const uint8_t * blocks, int half) {
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                d[i] = *(const uint16_t *) (blocks + (2 * half + i) * bytes);
+            }
+        }
+        __device__ __forceinline__ void decode(float (&scales)[2], int) const {
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                scales[i] = __half2float(__ushort_as_half(d[i]));
+            }
+        }
+    };
 
     using act_layout = bof4_s_act_layout;
     template <int alignment>

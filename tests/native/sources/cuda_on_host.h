@@ -50,8 +50,7 @@ struct thread {
     std::unique_ptr<char[]> stack;
     dim3 index;
     bool done = false;
-    int waits[2] = {};         // barriers that it has reached: of its warp, of its block
-    uint32_t shuffled[2] = {}; // values of __shfl_xor_sync
+    int waits[2] = {}; // barriers that it has reached: of its warp, of its block
     void * fake_stack = nullptr;
 };
 
@@ -164,17 +163,22 @@ inline void ggml_cuda_syncwarp() {
 inline void ggml_cuda_pdl_sync() {}
 inline void ggml_cuda_pdl_lc() {}
 
-// Written before a barrier and read after it, in two places alternately: a thread writes to the same place again only
-// after another barrier, when all have read it.
+namespace on_host {
+
+// The values of all threads of a warp, until the thread's next barrier. Written before a barrier and read after it, in
+// two places alternately: a thread writes to the same place again only after another barrier, when all have read it.
+template <typename T> const T * exchange(const T & value) {
+    static T values[2][1024];
+    const int place = threads[running].waits[0] % 2;
+    values[place][running] = value;
+    ggml_cuda_syncwarp();
+    return values[place] + running / WARP * WARP;
+}
+
+} // namespace on_host
+
 template <typename T> T __shfl_xor_sync(unsigned, T value, int mask, int) {
-    static_assert(sizeof(T) == sizeof(uint32_t));
-    using namespace on_host;
-    const size_t self = running, first = self / WARP * WARP;
-    const int place = threads[self].waits[0] % 2;
-    std::memcpy(&threads[self].shuffled[place], &value, sizeof(value));
-    barrier(0, first, first + WARP);
-    std::memcpy(&value, &threads[first + ((self - first) ^ mask)].shuffled[place], sizeof(value));
-    return value;
+    return on_host::exchange(value)[(on_host::running % on_host::WARP) ^ mask];
 }
 
 inline uint32_t __funnelshift_r(uint32_t low, uint32_t high, uint32_t shift) {
