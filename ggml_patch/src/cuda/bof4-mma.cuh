@@ -11,8 +11,8 @@
 // Word l % 4 of row l / 4 of matrix i becomes words[i].
 static __device__ __forceinline__ void bof4_load_matrices(int (&words)[4], const int * row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
-                 : "r"((uint32_t) __cvta_generic_to_shared(row)));
+        : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+        : "r"((uint32_t) __cvta_generic_to_shared(row)));
 }
 
 // c += A B for 16 rows, 8 columns and 16 products each. a0, a1: A; b: B.
@@ -47,9 +47,9 @@ static __device__ __forceinline__ void bof4_mma_k32(int (&c)[4], const int (&a)[
 // Starts to copy 16 bytes from global to shared memory, both at multiples of 16 bytes.
 static __device__ __forceinline__ void bof4_copy_async(int * to, const int * from) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;"
-                 :
-                 : "r"((uint32_t) __cvta_generic_to_shared(to)), "l"(from)
-                 : "memory");
+        :
+        : "r"((uint32_t) __cvta_generic_to_shared(to)), "l"(from)
+        : "memory");
 }
 
 // Waits for the copies that this thread has started.

@@ -17,9 +17,10 @@
 // Adds the products of 128 weights. x: tile of weights in rows of `stride` words, of which these are half number
 // `half`; y: J columns of activations. A warp has 16 row_tiles rows, and of every 8 row_tiles columns eight; sums: for
 // each of those eight and each 16 rows four, as mma places them.
-template <ggml_type type, int J, int row_tiles, int stride>
+// other(i, n) is called in n places, to mix other work with the products.
+template <ggml_type type, int J, int row_tiles, int stride, typename function>
 static __device__ __forceinline__ void bof4_mmq_multiply(
-    const int * __restrict__ x, const int * __restrict__ y, float * __restrict__ sums, const int half) {
+    const int * x, const int * y, float * sums, const int half, function other) {
     using tile = bof4_product_tile<type>;
     constexpr int act_groups = tile::excess_of_half, steps = tile::act_group / 32;
     constexpr int group = tile::group, groups = tile::act_group / group;
@@ -28,6 +29,11 @@ static __device__ __forceinline__ void bof4_mmq_multiply(
     const int lane = threadIdx.x, warp = threadIdx.y;
     x += warp / row_tiles * (16 * row_tiles) * stride;
     y += warp % row_tiles * 8 * BOF4_MMQ_COLUMN;
+    // of this lane; all other offsets are constants
+    const int * a_at = x + (lane % 16 * stride + lane / 16 * 4);
+    const int * b_at = y + (lane % 8 * BOF4_MMQ_COLUMN + lane / 8 * 4);
+    const float * scales_at = (const float *) x + lane / 4 * stride;
+    const float * act_scales_at = (const float *) y + lane % 4 * 2 * BOF4_MMQ_COLUMN;
 
 #pragma unroll
     for (int i = 0; i < act_groups; ++i) {
@@ -35,15 +41,13 @@ static __device__ __forceinline__ void bof4_mmq_multiply(
         float scales[row_tiles][2][groups], excess[row_tiles][2];
 #pragma unroll
         for (int n = 0; n < row_tiles; ++n) {
-            const int * rows = x + 16 * n * stride;
 #pragma unroll
             for (int k = 0; k < steps; ++k) {
-                bof4_load_matrices(
-                    a[n][k], rows + lane % 16 * stride + 32 * half + 8 * (i * steps + k) + lane / 16 * 4);
+                bof4_load_matrices(a[n][k], a_at + (16 * n * stride + 32 * half + 8 * (i * steps + k)));
             }
 #pragma unroll
             for (int r = 0; r < 2; ++r) {
-                const float * row = (const float *) rows + (8 * r + lane / 4) * stride;
+                const float * row = scales_at + (16 * n + 8 * r) * stride;
                 bof4_floats<groups>::load(scales[n][r], row + tile::scales_at + (half * act_groups + i) * groups);
                 excess[n][r] = row[tile::excess_at + half * act_groups + i];
             }
@@ -52,17 +56,17 @@ static __device__ __forceinline__ void bof4_mmq_multiply(
 #pragma unroll
         for (int j = 0; j < J / (8 * row_tiles); ++j) {
             ggml_cuda_syncwarp(); // else loads of all columns are moved here, and registers spill
-            const int * columns = y + j * (8 * row_tiles) * BOF4_MMQ_COLUMN;
+            other(i * (J / (8 * row_tiles)) + j, act_groups * (J / (8 * row_tiles)));
+            const int columns = j * (8 * row_tiles) * BOF4_MMQ_COLUMN;
             int b[steps / 2][4];
 #pragma unroll
             for (int k = 0; k < steps / 2; ++k) {
-                bof4_load_matrices(b[k],
-                    columns + lane % 8 * BOF4_MMQ_COLUMN + BOF4_MMQ_SCALES + 8 * i * steps + 16 * k + lane / 8 * 4);
+                bof4_load_matrices(b[k], b_at + (columns + BOF4_MMQ_SCALES + 8 * i * steps + 16 * k));
             }
             float act_scales[2];
 #pragma unroll
             for (int c = 0; c < 2; ++c) {
-                act_scales[c] = ((const float *) columns)[(lane % 4 * 2 + c) * BOF4_MMQ_COLUMN + i * steps];
+                act_scales[c] = act_scales_at[columns + c * BOF4_MMQ_COLUMN + i * steps];
             }
 #pragma unroll
             for (int n = 0; n < row_tiles; ++n) {
@@ -75,7 +79,7 @@ static __device__ __forceinline__ void bof4_mmq_multiply(
                 for (int g = 0; g < groups; ++g) {
                     int dot[4] = { BOF4_FLOAT_ZERO, BOF4_FLOAT_ZERO, BOF4_FLOAT_ZERO, BOF4_FLOAT_ZERO };
                     if constexpr (group == 16) {
-                        const int(&of_a)[4] = a[n][g / 2];
+                        const int (&of_a)[4] = a[n][g / 2];
                         bof4_mma_k16(dot, of_a[g % 2 * 2], of_a[g % 2 * 2 + 1], b[g / 4][g % 4]);
                     } else {
 #pragma unroll

@@ -9,17 +9,17 @@ static constexpr int BOF4_TILE_WORDS = 64;
 // Words of a column of upstream's block_q8_1_mmq: four scales, float, and 128 int8.
 static constexpr int BOF4_MMQ_SCALES = 4, BOF4_MMQ_COLUMN = BOF4_MMQ_SCALES + 32;
 
-// Where the 32 threads of a warp store the levels of a row's 32 words of codes. The words of low and of high nibbles of
-// the first sixteen threads lie in 32 different banks, and those of the other threads in the same ones: these store the
-// high nibbles first.
+// Where the 32 threads of a warp store the levels of their words of codes: sixteen threads those of 128 weights, the
+// others those of 128 more or of another row. Those sixteen words of low nibbles or of high nibbles lie in different
+// banks, and those of the other threads in the same ones: these store the high nibbles first.
 template <ggml_type type> struct bof4_tile_places {
     int first, second; // words of a row
     uint32_t of_first, of_second;
 
-    __device__ __forceinline__ explicit bof4_tile_places(int lane) {
+    // word: of the codes of 256 weights
+    __device__ __forceinline__ bof4_tile_places(int word, bool high_first) {
         using traits = bof4_cuda_type<type>;
-        const int low = (lane / traits::words * traits::n + traits::first_of_word(lane % traits::words)) / 4;
-        const bool high_first = lane >= 16;
+        const int low = (word / traits::words * traits::n + traits::first_of_word(word % traits::words)) / 4;
         first = low + (high_first ? traits::word_distance / 4 : 0);
         second = low + (high_first ? 0 : traits::word_distance / 4);
         of_first = high_first ? BOF4_OF_HIGH : BOF4_OF_LOW;
@@ -43,8 +43,7 @@ template <int rows, int n_scales, int mma_stride, bool mma> struct bof4_tile {
 
     static __device__ __forceinline__ int word(int row, int i) { return row * qs_stride + i; }
     static __device__ __forceinline__ int scale(int row, int i) {
-        return mma ? row * mma_stride + BOF4_TILE_WORDS + i :
-                     rows * qs_stride + row * scales + row / (32 / scales) + i;
+        return mma ? row * mma_stride + BOF4_TILE_WORDS + i : rows * qs_stride + row * scales + row / (32 / scales) + i;
     }
 };
 
@@ -57,7 +56,7 @@ static __device__ __forceinline__ void bof4_load_tile(
     constexpr int scales_of_block = tile::scales * traits::n / 256;
     const int word = thread % 32;
     const int b = word / traits::words, w = word % traits::words;
-    const bof4_tile_places<type> places(word);
+    const bof4_tile_places<type> places(word, word >= 16);
     float * scales = (float *) tile_x;
 #pragma unroll
     for (int row0 = 0; row0 < rows; row0 += threads / 32) {
@@ -83,46 +82,59 @@ template <ggml_type type> struct bof4_product_tile {
     static constexpr int end = excess_at + 2 * excess_of_half;
 };
 
-// Of the blocks of a tile what a thread decodes, in registers, so that the tile is loaded from global memory while the
-// one before is multiplied. Every 32 threads have a word of codes each of a row at a time, and each thread the scales
-// of half a row.
-template <ggml_type type, int rows, int threads> struct bof4_tile_blocks {
+// What a thread decodes of 128 weights of each row, in registers, so that the next ones are loaded from global memory
+// while others are multiplied. Sixteen threads have a word of codes each of a row, and the first `rows` threads the
+// scales of a row. Addresses are those of step 0 and of the first 128 weights, plus constants: the compiler would keep
+// all of them in registers. clamp: there may be fewer rows than the tile has.
+template <ggml_type type, int rows, int threads, bool clamp> struct bof4_half_blocks {
     using traits = bof4_cuda_type<type>;
     using tile = bof4_product_tile<type>;
-    static_assert(threads == 2 * rows, "a thread for each half of a row");
-    static constexpr int step = threads / 32;
+    static constexpr int rows_of_step = threads / 16, steps = rows / rows_of_step;
+    static_assert(rows_of_step == 16, "rows of the two halves of a warp are in the same banks");
+    static constexpr int half_bytes = 16 / traits::words * traits::bytes + 4 * (16 % traits::words);
 
-    uint16_t codes[rows / step][2];
+    uint16_t codes[steps][2];
     typename traits::mmq_scales_of_half scales;
+    const bof4_tile_places<type> places;
+    const int thread;
 
-    // x: the first block of the first row. clamp: rows behind last_row are that row again.
-    template <bool clamp>
-    __device__ __forceinline__ void load(const uint8_t * x, int row_bytes, int last_row, int thread) {
-        // Computed again in every loop: the compiler would keep the addresses of all rows, and other things then spill.
-        asm volatile("" : "+r"(row_bytes));
-        const int word = thread % 32;
-        const int b = word / traits::words, w = word % traits::words;
-        const uint8_t * codes_at = x + b * traits::bytes + traits::codes_at + 4 * w;
-#pragma unroll
-        for (int i = 0; i < rows / step; ++i) {
-            const int row = i * step + thread / 32;
-            const auto * p = (const uint16_t *) (codes_at + (clamp ? min(row, last_row) : row) * row_bytes);
-            codes[i][0] = p[0];
-            codes[i][1] = p[1];
-        }
-        const int row = thread / 2;
-        scales.load(x + (clamp ? min(row, last_row) : row) * row_bytes, thread % 2);
+    __device__ __forceinline__ explicit bof4_half_blocks(int thread)
+        : places(thread % 16, thread % 32 >= 16),
+          thread(thread) {}
+
+    __device__ __forceinline__ int first_row() const { return thread % 32 / 16 * 8 + thread / 32; }
+    // x: the first block of the first row of a tile.
+    __device__ __forceinline__ const uint8_t * first_codes(const uint8_t * x, int row_bytes, int last_row) const {
+        const int word = thread % 16;
+        return x + (int64_t) (clamp ? min(first_row(), last_row) : first_row()) * row_bytes +
+            word / traits::words * traits::bytes + traits::codes_at + 4 * (word % traits::words);
     }
 
-    template <int stride> __device__ __forceinline__ void store(int * tile_x, int thread) const {
+    // half: of 256 weights. Rows behind last_row are that row again.
+    __device__ __forceinline__ void load_codes(
+        const uint8_t * first_codes, int row_bytes, int last_row, int half, int step) {
+        const int more_rows = clamp ? max(min(rows_of_step * step, last_row - first_row()), 0) : rows_of_step * step;
+        const auto * p = (const uint16_t *) (first_codes + more_rows * row_bytes + half * half_bytes);
+        codes[step][0] = p[0];
+        codes[step][1] = p[1];
+    }
+    __device__ __forceinline__ void load_scales(const uint8_t * x, int row_bytes, int last_row, int half) {
+        if (thread < rows) {
+            scales.load(x + (clamp ? min(thread, last_row) : thread) * row_bytes, half);
+        }
+    }
+
+    template <int stride> __device__ __forceinline__ void store_codes(int * tile_x, int half, int step) const {
+        places.store(tile_x + first_row() * stride + (step * rows_of_step * stride + BOF4_TILE_WORDS / 2 * half),
+            codes[step][0] | (uint32_t) codes[step][1] << 16);
+    }
+    template <int stride> __device__ __forceinline__ void store_scales(int * tile_x, int half) const {
         static_assert(tile::end <= stride, "a row has its levels, scales and excess");
-        const bof4_tile_places<type> places(thread % 32);
-#pragma unroll
-        for (int i = 0; i < rows / step; ++i) {
-            places.store(tile_x + (i * step + thread / 32) * stride, codes[i][0] | (uint32_t) codes[i][1] << 16);
+        if (thread >= rows) {
+            return;
         }
         float decoded[tile::scales_of_half], excess[tile::excess_of_half];
-        scales.decode(decoded, thread % 2);
+        scales.decode(decoded, half);
 #pragma unroll
         for (int i = 0; i < tile::excess_of_half; ++i) {
             constexpr int n = tile::act_group / tile::group;
@@ -133,8 +145,23 @@ template <ggml_type type, int rows, int threads> struct bof4_tile_blocks {
             }
             excess[i] = -BOF4_FLOAT_ZERO_VALUE * sum;
         }
-        float * row = (float *) (tile_x + thread / 2 * stride);
-        bof4_floats<tile::scales_of_half>::store(row + tile::scales_at + thread % 2 * tile::scales_of_half, decoded);
-        bof4_floats<tile::excess_of_half>::store(row + tile::excess_at + thread % 2 * tile::excess_of_half, excess);
+        float * row = (float *) (tile_x + thread * stride);
+        bof4_floats<tile::scales_of_half>::store(row + tile::scales_at + half * tile::scales_of_half, decoded);
+        bof4_floats<tile::excess_of_half>::store(row + tile::excess_at + half * tile::excess_of_half, excess);
+    }
+
+    __device__ __forceinline__ void load(const uint8_t * x, int row_bytes, int last_row, int half) {
+#pragma unroll
+        for (int i = 0; i < steps; ++i) {
+            load_codes(first_codes(x, row_bytes, last_row), row_bytes, last_row, half, i);
+        }
+        load_scales(x, row_bytes, last_row, half);
+    }
+    template <int stride> __device__ __forceinline__ void store(int * tile_x, int half) const {
+#pragma unroll
+        for (int i = 0; i < steps; ++i) {
+            store_codes<stride>(tile_x, half, i);
+        }
+        store_scales<stride>(tile_x, half);
     }
 };

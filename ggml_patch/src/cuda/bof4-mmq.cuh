@@ -20,16 +20,23 @@ template <ggml_type type, int J, bool fallback> static __device__ __forceinline_
     using traits = bof4_cuda_type<type>;
     using config = bof4_mmq_config<type, J, fallback>;
     const int thread = threadIdx.y * 32 + threadIdx.x;
-    bof4_tile_blocks<type, config::rows, config::threads> blocks;
-    blocks.template load<fallback>(
-        (const uint8_t *) x + (int64_t) kbx0 * traits::bytes, stride * traits::bytes, i_max, thread);
-    blocks.template store<config::stride>(x_tile, thread);
+    const auto * blocks = (const uint8_t *) x + (int64_t) kbx0 * traits::bytes;
+    using half_blocks = bof4_half_blocks<type, config::rows, config::threads, fallback>;
+    half_blocks halves[2] = { half_blocks(thread), half_blocks(thread) };
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        halves[half].load(blocks, stride * traits::bytes, i_max, half);
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        halves[half].template store<config::stride>(x_tile, half);
+    }
 }
 
 template <ggml_type type, int J, bool fallback> static __device__ __forceinline__ void ggml_cuda_mmq_vec_dot_bof4(
     const int * __restrict__ x, const int * __restrict__ y, float * __restrict__ sum, const int k00) {
     using config = bof4_mmq_config<type, J, fallback>;
-    bof4_mmq_multiply<type, J, config::row_tiles, config::stride>(x, y, sum, k00 / MMQ_TILE_NE_K);
+    bof4_mmq_multiply<type, J, config::row_tiles, config::stride>(x, y, sum, k00 / MMQ_TILE_NE_K, [](int, int) {});
 }
 
 #else

@@ -59,7 +59,8 @@ template <> struct bof4_cuda_type<GGML_TYPE_BOF4_K> {
             for (int i = 0; i < 2; ++i) {
                 const uint32_t low = words[2 * i] | (uint32_t) words[2 * i + 1] << 16;
                 // four stored scales, a byte each
-                const uint32_t stored = (low >> 4 * half & 0x0f0f0f0fu) | (high >> (4 * half + 2 * i) & 0x03030303u) << 4;
+                const uint32_t stored = (low >> 4 * half & 0x0f0f0f0fu) |
+                    (high >> (4 * half + 2 * i) & 0x03030303u) << 4;
 #pragma unroll
                 for (int k = 0; k < 4; ++k) {
                     // as the low bits of the float 2^23

@@ -313,9 +313,9 @@ struct tiled_product {
         std::vector<float> out(rows * columns);
         bof4_dispatch(type, "tiled product", [&](auto of_type) {
             constexpr ggml_type t = decltype(of_type)::value;
-            const multiply_function f = J == 8 ? multiply_tile<t, 8> :
-                J == 24                        ? multiply_tile<t, 24> :
-                                                 multiply_tile<t, 64>;
+            const multiply_function f = J == 8 ? multiply_tile<t, 8>
+                : J == 24                      ? multiply_tile<t, 24>
+                                               : multiply_tile<t, 64>;
             f(blocks, rows, n, y.get() + i2 * y_columns * (padded() / 128) * BOF4_MMQ_COLUMN * sizeof(int), y_columns,
                 columns, out.data());
         });
@@ -349,8 +349,8 @@ void check_tiled_product(ggml_type type, int rows, int64_t n, int J, int columns
             const int from = slots ? of_column[c] / slots : of_column[c];
             for (int r = 0; r < rows; ++r) {
                 double magnitude;
-                const double expected =
-                    product(values, r * n, (const float *) x->data + (m * x->ne[1] + from) * n, n, magnitude);
+                const double expected = product(
+                    values, r * n, (const float *) x->data + (m * x->ne[1] + from) * n, n, magnitude);
                 compare(out[c * rows + r], expected, magnitude);
             }
         }
