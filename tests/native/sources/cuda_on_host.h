@@ -191,6 +191,12 @@ inline float __int_as_float(int bits) {
     return value;
 }
 
+inline int __float_as_int(float value) {
+    int bits;
+    std::memcpy(&bits, &value, sizeof(bits));
+    return bits;
+}
+
 struct half {
     uint16_t bits;
 };
