@@ -29,7 +29,7 @@ static bof4_mul_mat_vec_weight weight_args(
     const ggml_tensor * weight, const ggml_tensor * product, const ggml_tensor * bias, bool experts) {
     bof4_mul_mat_vec_weight f = {};
     f.data = (const uint8_t *) weight->data;
-    f.nb1 = (int64_t) weight->nb[1];
+    f.nb1 = (uint32_t) weight->nb[1];
     f.nb2 = (int64_t) weight->nb[2];
     f.nb3 = (int64_t) weight->nb[3];
     if (product != nullptr) {
@@ -57,19 +57,17 @@ static int alignment_of_rows(const bof4_mul_mat_vec_weight & f, size_t row_size)
     return (int) (all & -all);
 }
 
-// Warps of a block: their number of chunks should be about equal. More where there are few blocks, so that all SMs have
-// enough loads in flight.
+// Warps that share the chunks of a block's rows: as few as keep every SM busy, because each has the same work before and
+// behind its chunks.
 static int warps_of_block(int chunks, int64_t blocks) {
-    const int64_t wanted = 8 * ggml_cuda_info().devices[ggml_cuda_get_device()].nsm;
-    const auto rounds = [&](int warps) { return (chunks + warps - 1) / warps; };
-    int best = 1;
-    for (int warps = 2; warps <= BOF4_MAX_WARPS && warps <= chunks; ++warps) {
-        const bool is_busy = best >= 2 && best * blocks >= wanted; // with the best so far
-        if (is_busy ? warps <= 4 && warps * rounds(warps) <= best * rounds(best) : rounds(warps) < rounds(best)) {
-            best = warps;
-        }
+    const int64_t wanted = 12 * ggml_cuda_info().devices[ggml_cuda_get_device()].nsm;
+    int warps = 1;
+    while (warps < BOF4_MAX_WARPS && warps < chunks && warps * blocks < wanted) {
+        ++warps;
     }
-    return best;
+    // as few as take as many rounds
+    const int rounds = (chunks + warps - 1) / warps;
+    return (chunks + rounds - 1) / rounds;
 }
 
 template <typename step, int columns, int matrices>
@@ -78,7 +76,7 @@ static void launch(
     constexpr int rows = bof4_rows_per_block<step, columns, matrices>();
     GGML_ASSERT(channels <= 65535 && z <= 65535);
     const dim3 blocks((unsigned) ((p.nrows + rows - 1) / rows), (unsigned) channels, (unsigned) z);
-    const int warps = warps_of_block((step::chunks(p.n) + step::chunks_at_once - 1) / step::chunks_at_once, (int64_t) blocks.x * blocks.y * blocks.z);
+    const int warps = warps_of_block(step::chunks(p.n), (int64_t) blocks.x * blocks.y * blocks.z);
     bof4_launch(bof4_mul_mat_vec_kernel<step, columns, matrices>, blocks, dim3(32, warps, 1),
         warps * step::template staged_bytes<rows * matrices>(), stream, p, ne11, ne12);
 }

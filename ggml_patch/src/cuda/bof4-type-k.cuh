@@ -112,15 +112,13 @@ struct bof4_k_act_layout {
 template <bool aligned> struct bof4_k_step {
     static constexpr __host__ __device__ int blocks_per_sm(int columns) { return columns == 1 ? 5 : columns == 2 ? 4 : 3; }
     static constexpr __host__ __device__ int rows(int columns) { return columns <= 4 ? 4 : 2; }
-    static constexpr int chunks_at_once = 1;
+    static constexpr bool is_staged = true;
     static constexpr int chunk_bytes = bof4_k_act_layout::superblocks_of_chunk * BOF4_K_BLOCK_BYTES;
     static_assert(chunk_bytes % 16 == 8, "chunks of aligned rows begin at byte 0 or 8 of a piece");
     template <int S>
     using staged_rows = bof4_staged_rows<S, chunk_bytes, 0, (chunk_bytes + (aligned ? 8 : 14) + 15) / 16, aligned>;
 
     template <int S> static constexpr __host__ __device__ size_t staged_bytes() { return staged_rows<S>::bytes; }
-
-    template <int S> struct weights {};
 
     template <int S> struct loader {
         using traits = bof4_cuda_type<GGML_TYPE_BOF4_K>;
@@ -134,27 +132,24 @@ template <bool aligned> struct bof4_k_step {
               lane(lane),
               n_blocks(n / QK_BOF4_K) {}
 
-        template <int stage> __device__ __forceinline__ void load(weights<S> &, int chunk) const {
-            staged.template copy<stage>(chunk, lane);
-        }
 
-        template <int stage, int columns, int N>
-        __device__ __forceinline__ void multiply(
-            const weights<S> &, const bof4_activations & act, int64_t column, int chunk, float (&sums)[N]) const {
-            constexpr bool merge = columns > 2;
-            using dot8 = bof4_dot8<GGML_TYPE_BOF4_K, merge>;
-            ggml_cuda_syncwarp(); // all lanes have copied
+        template <int columns> using dot8_of = bof4_dot8<GGML_TYPE_BOF4_K, (columns > 2)>;
+
+        template <int columns, int N>
+        __device__ __forceinline__ void multiply(int stage, const typename dot8_of<columns>::constants & known,
+            const bof4_activations & act, int chunk, float (&sums)[N]) const {
+            using dot8 = dot8_of<columns>;
             // superblock of the lane; behind the end of the row its last one, because activations are then zero
             const int left = n_blocks - 1 - bof4_k_act_layout::superblocks_of_chunk * chunk;
             const int b = min(lane / 8, left), g = lane % 8, half = g / 4;
-            const int4 * qs = (const int4 *) (act.qs + column * act.stride) + 2 * (32 * chunk + lane);
-            const float * scales = act.scales + column * act.scale_stride +
+            const int4 * qs = (const int4 *) act.qs + 2 * (32 * chunk + lane);
+            const float * scales = act.scales +
                 2 * (bof4_k_act_layout::superblocks_of_chunk * chunk + b) + half;
 
             // scales of the lane's sub-blocks, -32 to 31, and its codes: words 0 and 1, 2 and 3 merged
             const auto read = [&](int s, dot8 (&dots)[4], int (&of_nibbles)[2], float & d) {
                 const int at = staged.place(aligned ? 0 : s, chunk) + b * BOF4_K_BLOCK_BYTES;
-                const uint8_t * row = staged.template row<stage>(s);
+                const uint8_t * row = staged.row(stage, s);
                 d = bof4_load_scale(row + at);
                 const uint8_t * bytes = row + (at + traits::scales_at + g % 4);
                 const uint32_t four = (bytes[0] | (uint32_t) bytes[4] << 16) >> 4 * half & 0x000f000fu;
@@ -171,8 +166,8 @@ template <bool aligned> struct bof4_k_step {
                 }
 #pragma unroll
                 for (int k = 0; k < 4; k += 2) {
-                    dots[k].look_up(bof4_select(0x0f0f0f0fu, w[k], w[k + 1] << 4));
-                    dots[k + 1].look_up(bof4_select(0x0f0f0f0fu, w[k] >> 4, w[k + 1]));
+                    dots[k].look_up(known, bof4_select(0x0f0f0f0fu, w[k], w[k + 1] << 4));
+                    dots[k + 1].look_up(known, bof4_select(0x0f0f0f0fu, w[k] >> 4, w[k + 1]));
                 }
             };
             const auto add = [&](const dot8 (&dots)[4], const int (&of_nibbles)[2], float d, int s, int c,
@@ -182,7 +177,7 @@ template <bool aligned> struct bof4_k_step {
                 // each is at most 16 * 127 * 127; times 32, twice: below 2^24, so the conversion is exact
                 sums[s * columns + c] += d * (dx * (float) (of_nibbles[0] * low + of_nibbles[1] * high));
             };
-            if constexpr (merge) {
+            if constexpr (columns > 2) {
                 dot8 dots[S][4];
                 int of_nibbles[S][2];
                 float d[S];

@@ -95,13 +95,11 @@ struct bof4_s_act_layout {
 struct bof4_s_piece_step {
     static constexpr __host__ __device__ int blocks_per_sm(int columns) { return columns == 1 ? 5 : columns == 2 ? 4 : 3; }
     static constexpr __host__ __device__ int rows(int columns) { return columns <= 4 ? 4 : 2; }
-    static constexpr int chunks_at_once = 1;
+    static constexpr bool is_staged = true;
     // the scale of a piece's first block is up to 32 bytes before it
     template <int S> using staged_rows = bof4_staged_rows<S, 16 * 32, 32, 32 + 2, true>;
 
     template <int S> static constexpr __host__ __device__ size_t staged_bytes() { return staged_rows<S>::bytes; }
-
-    template <int S> struct weights {};
 
     template <int S> struct loader {
         staged_rows<S> staged;
@@ -113,16 +111,13 @@ struct bof4_s_piece_step {
               lane(lane),
               n_pieces(n / QK_BOF4_S * BOF4_S_BLOCK_BYTES / 16) {}
 
-        template <int stage> __device__ __forceinline__ void load(weights<S> &, int chunk) const {
-            staged.template copy<stage>(chunk, lane);
-        }
 
-        template <int stage, int columns, int N>
-        __device__ __forceinline__ void multiply(
-            const weights<S> &, const bof4_activations & act, int64_t column, int chunk, float (&sums)[N]) const {
-            constexpr bool merge = columns > 2;
-            using dot8 = bof4_dot8<GGML_TYPE_BOF4_S, merge>;
-            ggml_cuda_syncwarp(); // all lanes have copied
+        template <int columns> using dot8_of = bof4_dot8<GGML_TYPE_BOF4_S, (columns > 2)>;
+
+        template <int columns, int N>
+        __device__ __forceinline__ void multiply(int stage, const typename dot8_of<columns>::constants & known,
+            const bof4_activations & act, int chunk, float (&sums)[N]) const {
+            using dot8 = dot8_of<columns>;
             // behind the end of the row its last piece, whose activations are then zero
             const uint32_t i = (uint32_t) min(32 * chunk + lane, n_pieces - 1);
             const uint32_t b0 = 8 * i / bof4_s_act_layout::halves, b1 = (8 * i + 6) / bof4_s_act_layout::halves;
@@ -132,8 +127,8 @@ struct bof4_s_piece_step {
             const int d1_at = first_byte + BOF4_S_BLOCK_BYTES * (int) b1;
             // words of block b0: those that begin before the scale of the next block
             const int n_first = (int) (bof4_s_act_layout::halves * (b0 + 1) + 1 - 8 * i) / 2;
-            const int4 * qs = (const int4 *) (act.qs + column * act.stride) + 2 * (32 * chunk + lane);
-            const float * scales = act.scales + column * act.scale_stride;
+            const int4 * qs = (const int4 *) act.qs + 2 * (32 * chunk + lane);
+            const float * scales = act.scales;
             const auto add = [&](const dot8 (&dots)[4], float d0, float d1, int s, int c, const int4 (&x)[2], float dx0,
                                  float dx1) {
                 const int sum1 = dots[0].add(x[0].x, x[0].y, BOF4_FLOAT_ZERO);
@@ -147,16 +142,16 @@ struct bof4_s_piece_step {
                 sums[s * columns + c] += d1 * dx1 * second;
             };
             const auto read = [&](int s, dot8 (&dots)[4], float & d0, float & d1) {
-                const uint8_t * row = staged.template row<stage>(s);
+                const uint8_t * row = staged.row(stage, s);
                 d0 = bof4_load_scale(row + d0_at);
                 d1 = bof4_load_scale(row + d1_at);
                 const int4 codes = *(const int4 *) (row + codes_at);
-                dots[0].look_up((uint32_t) codes.x);
-                dots[1].look_up((uint32_t) codes.y);
-                dots[2].look_up((uint32_t) codes.z);
-                dots[3].look_up((uint32_t) codes.w);
+                dots[0].look_up(known, (uint32_t) codes.x);
+                dots[1].look_up(known, (uint32_t) codes.y);
+                dots[2].look_up(known, (uint32_t) codes.z);
+                dots[3].look_up(known, (uint32_t) codes.w);
             };
-            if constexpr (merge) {
+            if constexpr (columns > 2) {
                 dot8 dots[S][4];
                 float d0[S], d1[S];
 #pragma unroll
@@ -205,6 +200,7 @@ struct bof4_s_piece_step {
 template <bool aligned> struct bof4_s_word_step {
     static constexpr __host__ __device__ int blocks_per_sm(int columns) { return columns == 1 ? 6 : 4; }
     static constexpr __host__ __device__ int rows(int columns) { return columns <= 4 ? 4 : 2; }
+    static constexpr bool is_staged = false;
     static constexpr int chunks_at_once = 2;
     static constexpr int chunk = 64; // 16-bit parts of blocks that a warp multiplies at a time
 
@@ -238,7 +234,7 @@ template <bool aligned> struct bof4_s_word_step {
             return 2 * word / bof4_s_act_layout::halves;
         }
 
-        template <int stage> __device__ __forceinline__ void load(weights<S> & w, int chunk) const {
+        __device__ __forceinline__ void load(weights<S> & w, int chunk) const {
 #pragma unroll
             for (int u = 0; u < chunks_at_once; ++u) {
                 if (u > 0 && chunk + u >= n_chunks) {
@@ -260,9 +256,9 @@ template <bool aligned> struct bof4_s_word_step {
             }
         }
 
-        template <int stage, int columns, int N>
+        template <int columns, int N>
         __device__ __forceinline__ void multiply(
-            const weights<S> & w, const bof4_activations & act, int64_t column, int chunk, float (&sums)[N]) const {
+            const weights<S> & w, const bof4_activations & act, int chunk, float (&sums)[N]) const {
 #pragma unroll
             for (int u = 0; u < chunks_at_once; ++u) {
                 if (u > 0 && chunk + u >= n_chunks) {
@@ -271,8 +267,8 @@ template <bool aligned> struct bof4_s_word_step {
                 const uint32_t b = block_of_word(word(chunk + u));
 #pragma unroll
                 for (int c = 0; c < columns; ++c) {
-                    const int2 x = ((const int2 *) (act.qs + (column + c) * act.stride))[32 * (chunk + u) + lane];
-                    const float dx = act.scales[(column + c) * act.scale_stride + b];
+                    const int2 x = ((const int2 *) (act.qs + c * act.stride))[32 * (chunk + u) + lane];
+                    const float dx = act.scales[c * act.scale_stride + b];
 #pragma unroll
                     for (int s = 0; s < S; ++s) {
                         const uint32_t codes = w.codes[u][s], flipped = codes ^ 0x88888888u;
