@@ -1,7 +1,8 @@
 """The CUDA kernels without a GPU: compiled by the C++ compiler, run on the CPU, compared with float64.
 
 The threads of a block are coroutines (sources/cuda_on_host.h). Runs the kernels and the functions that ggml-cuda calls,
-on ggml's own tensors. Upstream's tiled product on tensor cores is not run.
+on ggml's own tensors. The tiled product runs with tensor core instructions computed in C++ (cuda_on_host/); upstream's
+kernel around it and its own products do not run.
 """
 
 from __future__ import annotations
