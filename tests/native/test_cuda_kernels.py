@@ -94,4 +94,9 @@ def test_real_rows_decode_and_multiply_as_the_reference_does(
     blocks.tofile(tmp_path / "blocks")
     gguf.dequantize(blocks, qtype).astype(np.float32).tofile(tmp_path / "decoded")
     found = groups(program, fmt.name, rows.shape[1], tmp_path / "blocks", tmp_path / "decoded")
-    assert list(found) == ["real rows, dequantized", "real rows, tiles", "real rows, products", "real rows, tiled product"]
+    assert list(found) == [
+        "real rows, dequantized",
+        "real rows, tiles",
+        "real rows, products",
+        "real rows, tiled product",
+    ]
