@@ -66,7 +66,8 @@ template <int S, int chunk_bytes, int lead, int pieces, bool aligned> struct bof
 #pragma unroll
         for (int k = 0; k < copies; ++k) {
             const int i = lane + 32 * k;
-            begins[k] = i < S * pieces ? 16 * (i % pieces) - lead : n_bytes;
+            // none: behind the end of the row, wherever a piece begins
+            begins[k] = i < S * pieces ? 16 * (i % pieces) - lead : n_bytes + 16;
             sources[k] = row_at(min(i / pieces, S - 1)) + begins[k];
             bof4_keep(begins[k]);
             bof4_keep(sources[k]);
