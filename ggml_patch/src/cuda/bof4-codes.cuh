@@ -172,17 +172,6 @@ static __device__ __forceinline__ uint32_t bof4_load_word(const uint8_t * p) {
     return halves[0] | (uint32_t) halves[1] << 16;
 }
 
-// Loads where it is written: the compiler moves other loads from global memory to where the value is needed.
-static __device__ __forceinline__ uint16_t bof4_load_global(const uint16_t * p) {
-#if defined(__CUDA_ARCH__) && !defined(GGML_USE_HIP) && !defined(GGML_USE_MUSA)
-    uint16_t value;
-    asm volatile("ld.global.u16 %0, [%1];" : "=h"(value) : "l"(p) : "memory");
-    return value;
-#else
-    return *p;
-#endif
-}
-
 static __device__ __forceinline__ float bof4_load_scale(const uint8_t * p) {
     return __half2float(__ushort_as_half(*(const uint16_t *) p));
 }

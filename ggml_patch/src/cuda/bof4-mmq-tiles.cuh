@@ -83,20 +83,18 @@ template <ggml_type type> struct bof4_product_tile {
 };
 
 // What a thread decodes of 128 weights of each row, in registers, so that the next ones are loaded from global memory
-// while others are multiplied. Sixteen threads have a word of codes each of a row, and two threads the scales of a row.
-// Addresses are those of step 0 and of the first 128 weights, plus constants: the compiler would keep all of them in
-// registers. clamp: there may be fewer rows than the tile has.
+// while others are multiplied. Sixteen threads have a word of codes each of a row, and the first `rows` threads the
+// scales of a row. Addresses are those of step 0 and of the first 128 weights, plus constants: the compiler would keep
+// all of them in registers. clamp: there may be fewer rows than the tile has.
 template <ggml_type type, int rows, int threads, bool clamp> struct bof4_half_blocks {
     using traits = bof4_cuda_type<type>;
     using tile = bof4_product_tile<type>;
     static constexpr int rows_of_step = threads / 16, steps = rows / rows_of_step;
-    static_assert(tile::act_group == 64 || tile::act_group == 128, "scales of activations of one or two threads");
-    static_assert(threads == 2 * rows, "a thread for the scales of 64 weights of a row");
     static_assert(rows_of_step == 16, "rows of the two halves of a warp are in the same banks");
     static constexpr int half_bytes = 16 / traits::words * traits::bytes + 4 * (16 % traits::words);
 
     uint16_t codes[steps][2];
-    typename traits::mmq_scales_of_64 scales;
+    typename traits::mmq_scales_of_half scales;
     const bof4_tile_places<type> places;
     const int thread;
 
@@ -117,12 +115,13 @@ template <ggml_type type, int rows, int threads, bool clamp> struct bof4_half_bl
         const uint8_t * first_codes, int row_bytes, int last_row, int half, int step) {
         const int more_rows = clamp ? max(min(rows_of_step * step, last_row - first_row()), 0) : rows_of_step * step;
         const auto * p = (const uint16_t *) (first_codes + more_rows * row_bytes + half * half_bytes);
-        codes[step][0] = bof4_load_global(p);
-        codes[step][1] = bof4_load_global(p + 1);
+        codes[step][0] = p[0];
+        codes[step][1] = p[1];
     }
     __device__ __forceinline__ void load_scales(const uint8_t * x, int row_bytes, int last_row, int half) {
-        const int row = clamp ? min(thread / 2, last_row) : thread / 2;
-        scales.load(x + row * row_bytes, 2 * half + thread % 2);
+        if (thread < rows) {
+            scales.load(x + (clamp ? min(thread, last_row) : thread) * row_bytes, half);
+        }
     }
 
     template <int stride> __device__ __forceinline__ void store_codes(int * tile_x, int half, int step) const {
@@ -130,20 +129,24 @@ template <ggml_type type, int rows, int threads, bool clamp> struct bof4_half_bl
             codes[step][0] | (uint32_t) codes[step][1] << 16);
     }
     template <int stride> __device__ __forceinline__ void store_scales(int * tile_x, int half) const {
-        constexpr int n = 64 / tile::group;
-        const int i = 2 * half + thread % 2;
-        float decoded[n], sum = 0.0f;
-        scales.decode(decoded, i);
+        if (thread >= rows) {
+            return;
+        }
+        float decoded[tile::scales_of_half], excess[tile::excess_of_half];
+        scales.decode(decoded, half);
 #pragma unroll
-        for (int g = 0; g < n; ++g) {
-            sum += decoded[g];
+        for (int i = 0; i < tile::excess_of_half; ++i) {
+            constexpr int n = tile::act_group / tile::group;
+            float sum = 0.0f;
+#pragma unroll
+            for (int g = n * i; g < n * (i + 1); ++g) {
+                sum += decoded[g];
+            }
+            excess[i] = -BOF4_FLOAT_ZERO_VALUE * sum;
         }
-        if (tile::act_group == 128) {
-            sum += __shfl_xor_sync(0xffffffff, sum, 1, 32);
-        }
-        float * row = (float *) (tile_x + thread / 2 * stride);
-        bof4_floats<n>::store(row + tile::scales_at + i * n, decoded);
-        row[tile::excess_at + i / (tile::act_group / 64)] = -BOF4_FLOAT_ZERO_VALUE * sum;
+        float * row = (float *) (tile_x + thread * stride);
+        bof4_floats<tile::scales_of_half>::store(row + tile::scales_at + half * tile::scales_of_half, decoded);
+        bof4_floats<tile::excess_of_half>::store(row + tile::excess_at + half * tile::excess_of_half, excess);
     }
 
     __device__ __forceinline__ void load(const uint8_t * x, int row_bytes, int last_row, int half) {

@@ -42,27 +42,31 @@ template <> struct bof4_cuda_type<GGML_TYPE_BOF4_K> {
         return bof4_load_scale(block) * (float) sub_block_scale(block + scales_at, i);
     }
 
-    struct mmq_scales_of_64 {
-        uint16_t d, low[2], high[2]; // four bytes of low and four of high bits
+    struct mmq_scales_of_half {
+        uint16_t d, words[6]; // the 12 bytes of scales: eight of low bits, four of high bits
 
-        __device__ __forceinline__ void load(const uint8_t * block, int i) {
-            const auto * words = (const uint16_t *) (block + scales_at);
-            d = bof4_load_global((const uint16_t *) block);
+        __device__ __forceinline__ void load(const uint8_t * block, int) {
+            d = *(const uint16_t *) block;
 #pragma unroll
-            for (int k = 0; k < 2; ++k) {
-                low[k] = bof4_load_global(words + i % 2 * 2 + k);
-                high[k] = bof4_load_global(words + 4 + k);
+            for (int i = 0; i < 6; ++i) {
+                words[i] = ((const uint16_t *) (block + scales_at))[i];
             }
         }
-        __device__ __forceinline__ void decode(float (&scales)[4], int i) const {
+        __device__ __forceinline__ void decode(float (&scales)[8], int half) const {
             const float unit = __half2float(__ushort_as_half(d));
-            const uint32_t four = low[0] | (uint32_t) low[1] << 16, two = high[0] | (uint32_t) high[1] << 16;
-            const uint32_t stored = (four >> i / 2 * 4 & 0x0f0f0f0fu) | (two >> 2 * i & 0x03030303u) << 4;
+            const uint32_t high = words[4] | (uint32_t) words[5] << 16;
 #pragma unroll
-            for (int k = 0; k < 4; ++k) {
-                // a byte of `stored` as the low bits of the float 2^23
-                const uint32_t bits = bof4_prmt(stored, 0x4b000000u, 0x7440u + k);
-                scales[k] = unit * (__int_as_float((int) bits) - (8388608.0f + BOF4_K_SUB_SCALE_OFFSET));
+            for (int i = 0; i < 2; ++i) {
+                const uint32_t low = words[2 * i] | (uint32_t) words[2 * i + 1] << 16;
+                // four stored scales, a byte each
+                const uint32_t stored = (low >> 4 * half & 0x0f0f0f0fu) |
+                    (high >> (4 * half + 2 * i) & 0x03030303u) << 4;
+#pragma unroll
+                for (int k = 0; k < 4; ++k) {
+                    // as the low bits of the float 2^23
+                    const uint32_t bits = bof4_prmt(stored, 0x4b000000u, 0x7440u + k);
+                    scales[4 * i + k] = unit * (__int_as_float((int) bits) - (8388608.0f + BOF4_K_SUB_SCALE_OFFSET));
+                }
             }
         }
     };

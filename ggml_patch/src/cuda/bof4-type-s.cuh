@@ -33,14 +33,20 @@ template <> struct bof4_cuda_type<GGML_TYPE_BOF4_S> {
 
     static __device__ __forceinline__ float mmq_scale(const uint8_t * block, int) { return bof4_load_scale(block); }
 
-    struct mmq_scales_of_64 {
-        uint16_t d;
+    struct mmq_scales_of_half {
+        uint16_t d[2];
 
-        __device__ __forceinline__ void load(const uint8_t * blocks, int i) {
-            d = bof4_load_global((const uint16_t *) (blocks + i * bytes));
+        __device__ __forceinline__ void load(const uint8_t * blocks, int half) {
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                d[i] = *(const uint16_t *) (blocks + (2 * half + i) * bytes);
+            }
         }
-        __device__ __forceinline__ void decode(float (&scales)[1], int) const {
-            scales[0] = __half2float(__ushort_as_half(d));
+        __device__ __forceinline__ void decode(float (&scales)[2], int) const {
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                scales[i] = __half2float(__ushort_as_half(d[i]));
+            }
         }
     };
 
