@@ -1,7 +1,8 @@
 """The CUDA kernels without a GPU: compiled by the C++ compiler, run on the CPU, compared with float64.
 
 The threads of a block are coroutines (sources/cuda_on_host.h). Runs the kernels and the functions that ggml-cuda calls,
-on ggml's own tensors. Upstream's tiled product on tensor cores is not run.
+on ggml's own tensors. The tiled product runs with tensor core instructions computed in C++ (cuda_on_host/); upstream's
+kernel around it and its own products do not run.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ NATIVE = Path(__file__).parent / "sources"
 CUDA_FORMATS = tuple(fmt for fmt in FORMATS if Kernels.CUDA in fmt.kernels)
 GROUPS = (
     "dequantize", "get_rows", "matrix-vector", "bias and gate", "experts", "outliers of many columns", "tiles",
+    "tiled product",
 )  # fmt: skip
 
 
@@ -92,4 +94,9 @@ def test_real_rows_decode_and_multiply_as_the_reference_does(
     blocks.tofile(tmp_path / "blocks")
     gguf.dequantize(blocks, qtype).astype(np.float32).tofile(tmp_path / "decoded")
     found = groups(program, fmt.name, rows.shape[1], tmp_path / "blocks", tmp_path / "decoded")
-    assert list(found) == ["real rows, dequantized", "real rows, tiles", "real rows, products"]
+    assert list(found) == [
+        "real rows, dequantized",
+        "real rows, tiles",
+        "real rows, products",
+        "real rows, tiled product",
+    ]

@@ -24,14 +24,17 @@ struct bof4_activations {
 //     int64_t at(group, lane, k)                  the k-th activation of a lane
 //     void store(act, column, group, lane, q)
 template <typename layout>
-static __global__ void bof4_quantize_kernel(const float * __restrict__ x, const bof4_activations act, const int64_t n,
+static __global__ void bof4_quantize_kernel(const float * x, const bof4_activations act, const int64_t n,
     const int64_t ne11, const int64_t ne12, const int64_t s1, const int64_t s2, const int64_t s3) {
     const int lane = threadIdx.x;
     const int64_t group = (int64_t) blockIdx.x * blockDim.y + threadIdx.y;
+    ggml_cuda_pdl_lc();
+    ggml_cuda_pdl_sync();
     if (group >= layout::groups(n)) {
         return;
     }
-    const int64_t i1 = blockIdx.y, i2 = blockIdx.z % ne12, i3 = blockIdx.z / ne12;
+    const uint32_t z = blockIdx.z;
+    const int64_t i1 = blockIdx.y, i3 = z == 0 ? 0 : z / (uint32_t) ne12, i2 = z - i3 * ne12;
     const float * column = x + i1 * s1 + i2 * s2 + i3 * s3;
     float v[layout::per_lane];
     float largest = 0.0f;

@@ -28,6 +28,11 @@ static __device__ __forceinline__ uint32_t bof4_prmt(uint32_t a, uint32_t b, uin
 #endif
 }
 
+// The bits of a where the mask has a one, else those of b: one instruction.
+static __device__ __forceinline__ uint32_t bof4_select(uint32_t mask, uint32_t a, uint32_t b) {
+    return b ^ ((a ^ b) & mask);
+}
+
 // The levels of a type as operands of prmt: levels 0 to 7 and 8 to 15, eight bytes each.
 //
 // A product needs only the right sum, not the level of each weight in a byte of its own. A code of 8 or more, looked up
@@ -60,22 +65,106 @@ static __device__ __forceinline__ int bof4_dot4(uint32_t codes, uint32_t flipped
     return ggml_cuda_dp4a((int) bof4_prmt(table::raised0, table::raised4, flipped), x, sum);
 }
 
-// Levels of the eight codes of a word as int8: those of the low nibbles and those of the high nibbles.
+// Levels of the eight codes of a word as int8, in the order of the nibbles: four codes in each word of `levels`.
 template <ggml_type type>
-static __device__ __forceinline__ void bof4_levels8(uint32_t codes, uint32_t & of_low, uint32_t & of_high) {
+static __device__ __forceinline__ void bof4_levels_in_order(uint32_t codes, uint32_t (&levels)[2]) {
     using table = bof4_level_table<type>;
     const uint32_t index = codes & 0x77777777u;
     const uint32_t which = 0x32103210u | (codes & 0x88888888u) >> 1;
-    uint32_t half[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
         const uint32_t low = bof4_prmt(table::low0, table::low4, index >> 16 * i);
         const uint32_t high = bof4_prmt(table::high0, table::high4, index >> 16 * i);
-        half[i] = bof4_prmt(low, high, which >> 16 * i);
+        levels[i] = bof4_prmt(low, high, which >> 16 * i);
     }
-    of_low = bof4_prmt(half[0], half[1], 0x6420);
-    of_high = bof4_prmt(half[0], half[1], 0x7531);
 }
+
+// Selectors of prmt for the levels of the low and of the high nibbles out of both words.
+static constexpr uint32_t BOF4_OF_LOW = 0x6420, BOF4_OF_HIGH = 0x7531;
+
+// Levels of the eight codes of a word as int8: those of the low nibbles and those of the high nibbles.
+template <ggml_type type>
+static __device__ __forceinline__ void bof4_levels8(uint32_t codes, uint32_t & of_low, uint32_t & of_high) {
+    uint32_t levels[2];
+    bof4_levels_in_order<type>(codes, levels);
+    of_low = bof4_prmt(levels[0], levels[1], BOF4_OF_LOW);
+    of_high = bof4_prmt(levels[0], levels[1], BOF4_OF_HIGH);
+}
+
+// Makes the compiler keep a value in a register. Else it computes places and constants again wherever they are used,
+// which costs a third of the instructions of a loop that is bound by them.
+static __device__ __forceinline__ void bof4_keep(uint32_t & value) {
+    asm volatile("" : "+r"(value));
+}
+static __device__ __forceinline__ void bof4_keep(int32_t & value) {
+    asm volatile("" : "+r"(value));
+}
+template <typename T> static __device__ __forceinline__ void bof4_keep(T *& value) {
+#if defined(__CUDA_ARCH__)
+    asm volatile("" : "+l"(value));
+#else
+    asm volatile("" : "+r"(value));
+#endif // defined(__CUDA_ARCH__)
+}
+
+// Operands of the integer products of one word of eight codes, in the order of the nibbles. One column: two lookups
+// that add up to the level (bof4_level_table). From three columns on, the instructions that merge them are fewer than
+// the second products. A lookup has two constant operands, of which one instruction can hold one: `constants` has the
+// other of each lookup.
+template <ggml_type type, bool merge> struct bof4_dot8;
+
+template <ggml_type type> struct bof4_dot8<type, false> {
+    using table = bof4_level_table<type>;
+    struct constants {
+        uint32_t low0 = table::low0, raised0 = table::raised0;
+
+        __device__ __forceinline__ constants() {
+            bof4_keep(low0);
+            bof4_keep(raised0);
+        }
+    };
+    uint32_t low[2], raised[2];
+
+    __device__ __forceinline__ void look_up(const constants & known, uint32_t codes) {
+        const uint32_t flipped = codes ^ 0x88888888u;
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            low[i] = bof4_prmt(known.low0, table::low4, codes >> 16 * i);
+            raised[i] = bof4_prmt(known.raised0, table::raised4, flipped >> 16 * i);
+        }
+    }
+    __device__ __forceinline__ int add(int x0, int x1, int sum) const {
+        sum = ggml_cuda_dp4a((int) low[0], x0, sum);
+        sum = ggml_cuda_dp4a((int) raised[0], x0, sum);
+        sum = ggml_cuda_dp4a((int) low[1], x1, sum);
+        return ggml_cuda_dp4a((int) raised[1], x1, sum);
+    }
+};
+
+template <ggml_type type> struct bof4_dot8<type, true> {
+    using table = bof4_level_table<type>;
+    struct constants {
+        uint32_t low0 = table::low0, high0 = table::high0;
+
+        __device__ __forceinline__ constants() {
+            bof4_keep(low0);
+            bof4_keep(high0);
+        }
+    };
+    uint32_t levels[2];
+
+    __device__ __forceinline__ void look_up(const constants & known, uint32_t codes) {
+        const uint32_t index = codes & 0x77777777u, which = 0x32103210u | (codes & 0x88888888u) >> 1;
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            levels[i] = bof4_prmt(bof4_prmt(known.low0, table::low4, index >> 16 * i),
+                bof4_prmt(known.high0, table::high4, index >> 16 * i), which >> 16 * i);
+        }
+    }
+    __device__ __forceinline__ int add(int x0, int x1, int sum) const {
+        return ggml_cuda_dp4a((int) levels[1], x1, ggml_cuda_dp4a((int) levels[0], x0, sum));
+    }
+};
 
 // Blocks are aligned to two bytes only.
 static __device__ __forceinline__ uint32_t bof4_load_word(const uint8_t * p) {
@@ -90,7 +179,38 @@ static __device__ __forceinline__ float bof4_load_scale(const uint8_t * p) {
 // A small integer as float without the conversion unit, whose throughput is a quarter of that of additions: the integer
 // sum starts at the bit pattern of the float 1.5 * 2^23, whose mantissa counts ones.
 static constexpr int BOF4_FLOAT_ZERO = 0x4b400000;
+static constexpr float BOF4_FLOAT_ZERO_VALUE = 12582912.0f;
 
 static __device__ __forceinline__ float bof4_small_int(int sum) {
-    return __int_as_float(sum) - 12582912.0f;
+    return __int_as_float(sum) - BOF4_FLOAT_ZERO_VALUE;
 }
+
+// n consecutive floats at a multiple of their size, but of at most 16 bytes: as few accesses as possible.
+template <int n> struct bof4_floats {
+    static constexpr int width = n % 4 == 0 ? 4 : n % 2 == 0 ? 2 : 1;
+    struct alignas(width * sizeof(float)) part {
+        float values[width];
+    };
+
+    static __device__ __forceinline__ void load(float (&to)[n], const float * from) {
+#pragma unroll
+        for (int i = 0; i < n; i += width) {
+            const part p = ((const part *) from)[i / width];
+#pragma unroll
+            for (int k = 0; k < width; ++k) {
+                to[i + k] = p.values[k];
+            }
+        }
+    }
+    static __device__ __forceinline__ void store(float * to, const float (&from)[n]) {
+#pragma unroll
+        for (int i = 0; i < n; i += width) {
+            part p;
+#pragma unroll
+            for (int k = 0; k < width; ++k) {
+                p.values[k] = from[i + k];
+            }
+            ((part *) to)[i / width] = p;
+        }
+    }
+};

@@ -20,6 +20,14 @@ void ggml_cuda_bof4_get_rows(ggml_backend_cuda_context & ctx, ggml_tensor * dst)
 void ggml_cuda_bof4_mul_mat_vec_q(ggml_backend_cuda_context & ctx, const ggml_tensor * src0, const ggml_tensor * src1,
     const ggml_tensor * ids, ggml_tensor * dst, const ggml_cuda_mm_fusion_args_host * fusion);
 
+// Columns of n activations as blocks of 128 for the tiled product (block_q8_1_mmq). Strides s1, s2, s3 of x are in
+// elements; activations from n to padded_n, a multiple of 128, are zero. x_columns, y_columns: of a matrix.
+// slots: 0, then ids (if not null) has the column of x for each of y; or for mul_mat_id with one column per token the
+// columns of y for each of x, then ids has `slots` of them for each.
+void ggml_cuda_bof4_quantize_mmq(const float * x, const int32_t * ids, void * y, ggml_type type, int64_t n, int64_t s1,
+    int64_t s2, int64_t s3, int64_t padded_n, int64_t x_columns, int64_t y_columns, int64_t ne12, int64_t ne13,
+    int slots, cudaStream_t stream);
+
 // After any other way to compute a mul_mat or mul_mat_id: adds the products of the outliers, where there is a list.
 void ggml_cuda_bof4_add_outliers(ggml_backend_cuda_context & ctx, ggml_tensor * dst);
 

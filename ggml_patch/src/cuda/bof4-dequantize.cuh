@@ -36,6 +36,8 @@ template <ggml_type type, typename T>
 static __global__ void bof4_dequantize_kernel(const uint8_t * __restrict__ x, T * __restrict__ y, int64_t n_words,
     int64_t ne1, int64_t ne2, int64_t ne3, int64_t s1, int64_t s2, int64_t s3) {
     const int64_t word = (int64_t) blockIdx.x * blockDim.x + threadIdx.x;
+    ggml_cuda_pdl_lc();
+    ggml_cuda_pdl_sync();
     if (word >= n_words) {
         return;
     }
@@ -59,6 +61,8 @@ struct bof4_get_rows_args {
 // One block of threads per gathered row, which then adds the outliers to the decoded row.
 template <ggml_type type, typename T>
 static __global__ void bof4_get_rows_kernel(bof4_get_rows_args args, T * __restrict__ dst) {
+    ggml_cuda_pdl_lc();
+    ggml_cuda_pdl_sync();
     for (int64_t i = blockIdx.x; i < args.ne10 * args.ne11 * args.ne12; i += gridDim.x) {
         const int64_t i10 = i % args.ne10, i11 = i / args.ne10 % args.ne11, i12 = i / args.ne10 / args.ne11;
         const int64_t id = args.ids[i10 * args.si0 + i11 * args.si1 + i12 * args.si2];

@@ -9,11 +9,13 @@
 struct bof4_device_list {
     const int32_t * row_pointers;
     const int32_t * entries;
-    int64_t first;      // element of the weight at which the operand begins
-    int64_t stride[3];  // elements of the weight between neighbours in dimensions 1, 2, 3 of the operand
-    int32_t row_length; // elements of a row of the weight
-    int32_t n;          // elements of a row of the operand
-    bool is_whole_rows; // a row of the operand is one whole row of the weight
+    int64_t first;         // element of the weight at which the operand begins
+    int64_t stride[3];     // elements of the weight between neighbours in dimensions 1, 2, 3 of the operand
+    int32_t row_length;    // elements of a row of the weight
+    int32_t n;             // elements of a row of the operand
+    bool is_whole_rows;    // a row of the operand is one whole row of the weight: then
+    int32_t first_row;     // the row of the weight at which the operand begins
+    int32_t row_stride[3]; // and rows between neighbours in dimensions 1, 2, 3
 };
 
 static __device__ __forceinline__ int bof4_list_entry_column(int32_t entry) {
@@ -48,35 +50,8 @@ static __device__ __forceinline__ void bof4_list_apply(
     }
 }
 
-// The entry that bof4_list_apply would read first in this thread for a row of the operand, for
-// bof4_list_apply_prefetched. 0 (no outlier: its value is zero) where the thread has none, or where a row of the
-// operand is not one whole row of the weight.
-static __device__ __forceinline__ int32_t bof4_list_prefetch(
-    const bof4_device_list & list, int64_t i1, int64_t i2, int64_t i3, int thread) {
-    int32_t entry = 0;
-    if (list.row_pointers != nullptr && list.is_whole_rows) {
-        const int32_t * pointers = list.row_pointers + bof4_list_element(list, i1, i2, i3) / list.row_length;
-        const int e = pointers[0] + thread;
-        if (e < pointers[1]) {
-            entry = list.entries[e];
-        }
-    }
-    return entry;
-}
-
-// bof4_list_apply for a row of the operand, with the first entry read before.
-template <typename function>
-static __device__ __forceinline__ void bof4_list_apply_prefetched(const bof4_device_list & list, int64_t i1, int64_t i2,
-    int64_t i3, int32_t entry, int thread, int n_threads, function apply) {
-    if (!list.is_whole_rows) {
-        bof4_list_apply(list, bof4_list_element(list, i1, i2, i3), thread, n_threads, apply);
-        return;
-    }
-    if (bof4_list_entry_value(entry) != 0.0f) {
-        apply(bof4_list_entry_column(entry), bof4_list_entry_value(entry));
-    }
-    const int32_t * pointers = list.row_pointers + bof4_list_element(list, i1, i2, i3) / list.row_length;
-    for (int e = pointers[0] + thread + n_threads; e < pointers[1]; e += n_threads) {
-        apply(bof4_list_entry_column(list.entries[e]), bof4_list_entry_value(list.entries[e]));
-    }
+// Row of the weight that is a row of the operand. Only where operands are whole rows.
+static __device__ __forceinline__ int32_t bof4_list_row(
+    const bof4_device_list & list, int32_t i1, int32_t i2, int32_t i3) {
+    return list.first_row + i1 * list.row_stride[0] + i2 * list.row_stride[1] + i3 * list.row_stride[2];
 }

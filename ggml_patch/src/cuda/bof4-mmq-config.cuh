@@ -1,7 +1,7 @@
 // What upstream's mmq.cuh needs of these types before its tile configurations.
 #pragma once
 
-#include "bof4-type.cuh"
+#include "bof4-mmq-tiles.cuh"
 
 // Tile sizes and numbers of warps are tuned by type and chip. A type takes those of the upstream type whose tiles have
 // the same layout. Other types: themselves.
@@ -13,6 +13,11 @@ static constexpr __host__ __device__ ggml_type bof4_mmq_like(ggml_type type) {
 #undef BOF4_MMQ_LIKE_CASE
         default: return type;
     }
+}
+
+// Bytes of shared memory for a second buffer of activations, where the product has one (bof4-mmq-pipeline.cuh).
+static int bof4_mmq_second_buffer(ggml_type type, int J, int cc) {
+    return ggml_cuda_bof4_has_kernels(type) && cp_async_available(cc) ? J * BOF4_MMQ_COLUMN * (int) sizeof(int) : 0;
 }
 
 #define BOF4_MMQ_TRAITS(NAME, name) \

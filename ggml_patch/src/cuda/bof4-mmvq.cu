@@ -1,7 +1,7 @@
 #include "bof4-cuda.cuh"
 #include "ggml-cuda/unary.cuh"
-#include "bof4-mmvq.cuh"
 #include "bof4/cuda/bof4-launch.cuh"
+#include "bof4-mmvq.cuh"
 
 // The product of src0 and src1: the node itself, or the operand to which it adds a bias. Else null.
 static const ggml_tensor * product_before(
@@ -29,7 +29,7 @@ static bof4_mul_mat_vec_weight weight_args(
     const ggml_tensor * weight, const ggml_tensor * product, const ggml_tensor * bias, bool experts) {
     bof4_mul_mat_vec_weight f = {};
     f.data = (const uint8_t *) weight->data;
-    f.nb1 = (int64_t) weight->nb[1];
+    f.nb1 = (uint32_t) weight->nb[1];
     f.nb2 = (int64_t) weight->nb[2];
     f.nb3 = (int64_t) weight->nb[3];
     if (product != nullptr) {
@@ -51,28 +51,34 @@ static bool overlap(const ggml_tensor * a, const ggml_tensor * b) {
     return of_a < of_b + ggml_nbytes(b) && of_b < of_a + ggml_nbytes(a);
 }
 
-static bool rows_are_aligned(const bof4_mul_mat_vec_weight & f) {
-    return ((uintptr_t) f.data | f.nb1 | f.nb2 | f.nb3) % sizeof(uint32_t) == 0;
+// Largest power of two, up to 16, of whose multiples all rows begin.
+static int alignment_of_rows(const bof4_mul_mat_vec_weight & f, size_t row_size) {
+    const uintptr_t all = (uintptr_t) f.data | f.nb1 | f.nb2 | f.nb3 | row_size | 16;
+    return (int) (all & -all);
 }
 
-// More warps per block where there are few rows or long ones, so that all SMs are occupied.
-static int warps_of_block(int64_t chunks, int64_t blocks) {
-    const int64_t wanted = 16 * ggml_cuda_info().devices[ggml_cuda_get_device()].nsm;
-    // two at least: some chips hold at most 16 blocks per SM
-    int warps = chunks > 1 ? 2 : 1;
-    while (warps < BOF4_MAX_WARPS && 2 * warps <= chunks && (warps * blocks < wanted || chunks >= 8 * warps)) {
-        warps *= 2;
+// Warps that share the chunks of a block's rows: as few as keep every SM busy, because each has the same work before and
+// behind its chunks.
+static int warps_of_block(int chunks, int64_t blocks) {
+    const int64_t wanted = 12 * ggml_cuda_info().devices[ggml_cuda_get_device()].nsm;
+    int warps = 1;
+    while (warps < BOF4_MAX_WARPS && warps < chunks && warps * blocks < wanted) {
+        ++warps;
     }
-    return warps;
+    // as few as take as many rounds
+    const int rounds = (chunks + warps - 1) / warps;
+    return (chunks + rounds - 1) / rounds;
 }
 
 template <typename step, int columns, int matrices>
 static void launch(
     const bof4_mul_mat_vec_args & p, int64_t ne11, int64_t ne12, int64_t channels, int64_t z, cudaStream_t stream) {
     constexpr int rows = bof4_rows_per_block<step, columns, matrices>();
+    GGML_ASSERT(channels <= 65535 && z <= 65535);
     const dim3 blocks((unsigned) ((p.nrows + rows - 1) / rows), (unsigned) channels, (unsigned) z);
-    const int warps = warps_of_block(step::chunks(p.n) / step::unroll, (int64_t) blocks.x * blocks.y * blocks.z);
-    bof4_launch(bof4_mul_mat_vec_kernel<step, columns, matrices>, blocks, dim3(32, warps, 1), stream, p, ne11, ne12);
+    const int warps = warps_of_block(step::chunks(p.n), (int64_t) blocks.x * blocks.y * blocks.z);
+    bof4_launch(bof4_mul_mat_vec_kernel<step, columns, matrices>, blocks, dim3(32, warps, 1),
+        warps * step::template staged_bytes<rows * matrices>(), stream, p, ne11, ne12);
 }
 
 template <typename step>
@@ -107,7 +113,7 @@ static void quantize(ggml_cuda_pool & pool, const ggml_tensor * src1, bof4_mul_m
     constexpr int warps = 4;
     const dim3 blocks((unsigned) ((layout::groups(n) + warps - 1) / warps), (unsigned) src1->ne[1],
         (unsigned) (src1->ne[2] * src1->ne[3]));
-    bof4_launch(bof4_quantize_kernel<layout>, blocks, dim3(32, warps, 1), stream, (const float *) src1->data, p.act, n,
+    bof4_launch(bof4_quantize_kernel<layout>, blocks, dim3(32, warps, 1), 0, stream, (const float *) src1->data, p.act, n,
         src1->ne[1], src1->ne[2], p.x_s1, p.x_s2, p.x_s3);
 }
 
@@ -171,15 +177,23 @@ void ggml_cuda_bof4_mul_mat_vec_q(ggml_backend_cuda_context & ctx, const ggml_te
     const int64_t z = ids ? src1->ne[2] : src1->ne[3];
     ggml_cuda_pool_alloc<int32_t> qs;
     ggml_cuda_pool_alloc<float> scales;
-    const bool aligned = ggml_row_size(src0->type, p.n) % sizeof(uint32_t) == 0 && rows_are_aligned(p.up) &&
-        (p.gate.data == nullptr || rows_are_aligned(p.gate));
+    const size_t row_size = ggml_row_size(src0->type, p.n);
+    int alignment = alignment_of_rows(p.up, row_size);
+    if (p.gate.data != nullptr) {
+        alignment = std::min(alignment, alignment_of_rows(p.gate, row_size));
+    }
     bof4_dispatch(src0->type, "mul_mat", [&](auto type) {
         using traits = bof4_cuda_type<decltype(type)::value>;
         quantize<typename traits::act_layout>(ctx.pool(), src1, p, qs, scales, stream);
-        if (aligned) {
-            launch<typename traits::template step<true>>(p, columns, src1->ne[1], src1->ne[2], channels, z, stream);
+        const auto run = [&](auto step) {
+            launch<decltype(step)>(p, columns, src1->ne[1], src1->ne[2], channels, z, stream);
+        };
+        if (alignment >= 16) {
+            run(typename traits::template step<16>());
+        } else if (alignment >= 4) {
+            run(typename traits::template step<4>());
         } else {
-            launch<typename traits::template step<false>>(p, columns, src1->ne[1], src1->ne[2], channels, z, stream);
+            run(typename traits::template step<2>());
         }
     });
 }

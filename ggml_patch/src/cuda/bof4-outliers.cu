@@ -12,6 +12,7 @@ bof4_device_list ggml_cuda_bof4_list(const ggml_tensor * op) {
     for (const int64_t stride : view.stride) {
         whole = whole && stride % view.row_length == 0;
     }
+    const auto rows = [&](int64_t elements) { return (int32_t) (elements / view.row_length); };
     return {
         view.row_pointers,
         view.entries,
@@ -20,11 +21,13 @@ bof4_device_list ggml_cuda_bof4_list(const ggml_tensor * op) {
         (int32_t) view.row_length,
         (int32_t) view.n,
         whole,
+        rows(view.first),
+        { rows(view.stride[0]), rows(view.stride[1]), rows(view.stride[2]) },
     };
 }
 
-static unsigned n_tiles(int64_t n) {
-    return (unsigned) ((n + BOF4_TILE - 1) / BOF4_TILE);
+static unsigned n_tiles(int64_t n, int64_t size) {
+    return (unsigned) ((n + size - 1) / size);
 }
 
 // matrices: of columns, or experts; max_columns: that one of them may have.
@@ -32,13 +35,17 @@ static void add_outliers(ggml_backend_cuda_context & ctx, const bof4_device_list
     const bof4_add_outliers_args & args, int64_t max_columns, int64_t matrices) {
     const dim3 threads(BOF4_TILE, BOF4_TILE_WARPS, 1);
     cudaStream_t stream = ctx.stream();
-    columns.padded = (int64_t) n_tiles(columns.count) * BOF4_TILE;
-    ggml_cuda_pool_alloc<float> transposed(ctx.pool(), columns.n * columns.padded);
-    GGML_ASSERT(matrices <= 65535 && n_tiles(columns.count) <= 65535);
-    bof4_launch(bof4_transpose_kernel, dim3(n_tiles(columns.n), n_tiles(columns.count), 1), threads, stream, columns,
+    // the last matrix is read up to the end of a tile that begins at its last column
+    const unsigned column_tiles = n_tiles(columns.count + BOF4_TILE_COLUMNS, BOF4_TILE);
+    columns.padded = (int64_t) column_tiles * BOF4_TILE;
+    ggml_cuda_pool_alloc<nv_bfloat16> transposed(ctx.pool(), columns.n * columns.padded);
+    GGML_ASSERT(matrices <= 65535 && column_tiles <= 65535);
+    bof4_launch(bof4_transpose_kernel, dim3(n_tiles(columns.n, BOF4_TILE), column_tiles, 1), threads, 0, stream, columns,
         transposed.get());
-    bof4_launch(bof4_add_outliers_kernel, dim3(n_tiles(args.nrows), n_tiles(max_columns), (unsigned) matrices), threads,
-        stream, list, args, transposed.get(), columns.padded);
+    const dim3 blocks(
+        n_tiles(args.nrows, BOF4_TILE), n_tiles(max_columns, BOF4_TILE_COLUMNS), (unsigned) matrices);
+    bof4_launch(bof4_add_outliers_kernel, blocks, threads, 0, stream, list, args,
+        (const nv_bfloat16 *) transposed.get(), columns.padded);
 }
 
 void ggml_cuda_bof4_add_outliers(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {

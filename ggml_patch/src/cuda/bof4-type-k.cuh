@@ -3,11 +3,12 @@
 
 #include "bof4-activations.cuh"
 #include "bof4-codes.cuh"
+#include "bof4-copy.cuh"
 
 #include <cstddef>
 
 struct bof4_k_act_layout;
-struct bof4_k_step;
+template <bool aligned> struct bof4_k_step;
 
 template <> struct bof4_cuda_type<GGML_TYPE_BOF4_K> {
     static constexpr int n = QK_BOF4_K, bytes = BOF4_K_BLOCK_BYTES, words = n / 8, codes_at = BOF4_K_CODES_AT;
@@ -34,13 +35,44 @@ template <> struct bof4_cuda_type<GGML_TYPE_BOF4_K> {
 
     static constexpr ggml_type mmq_like = GGML_TYPE_IQ2_S;
     static constexpr int mmq_scales = BOF4_K_SUB_BLOCKS;
+    static constexpr int mmq_group = BOF4_K_SUB_BLOCK, mmq_act_group = QK_BOF4_K / 2;
+    static constexpr float mmq_unit = BOF4_K_UNIT;
 
     static __device__ __forceinline__ float mmq_scale(const uint8_t * block, int i) {
-        return bof4_load_scale(block) * BOF4_K_UNIT * (float) sub_block_scale(block + scales_at, i);
+        return bof4_load_scale(block) * (float) sub_block_scale(block + scales_at, i);
     }
 
+    struct mmq_scales_of_half {
+        uint16_t d, words[6]; // the 12 bytes of scales: eight of low bits, four of high bits
+
+        __device__ __forceinline__ void load(const uint8_t * block, int) {
+            d = *(const uint16_t *) block;
+#pragma unroll
+            for (int i = 0; i < 6; ++i) {
+                words[i] = ((const uint16_t *) (block + scales_at))[i];
+            }
+        }
+        __device__ __forceinline__ void decode(float (&scales)[8], int half) const {
+            const float unit = __half2float(__ushort_as_half(d));
+            const uint32_t high = words[4] | (uint32_t) words[5] << 16;
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                const uint32_t low = words[2 * i] | (uint32_t) words[2 * i + 1] << 16;
+                // four stored scales, a byte each
+                const uint32_t stored = (low >> 4 * half & 0x0f0f0f0fu) |
+                    (high >> (4 * half + 2 * i) & 0x03030303u) << 4;
+#pragma unroll
+                for (int k = 0; k < 4; ++k) {
+                    // as the low bits of the float 2^23
+                    const uint32_t bits = bof4_prmt(stored, 0x4b000000u, 0x7440u + k);
+                    scales[4 * i + k] = unit * (__int_as_float((int) bits) - (8388608.0f + BOF4_K_SUB_SCALE_OFFSET));
+                }
+            }
+        }
+    };
+
     using act_layout = bof4_k_act_layout;
-    template <bool aligned> using step = bof4_k_step;
+    template <int alignment> using step = bof4_k_step<alignment == 16>;
 };
 
 // Eight bytes of codes are eight consecutive weights in the low nibbles and eight in the high nibbles, 64 later. The
@@ -71,106 +103,116 @@ struct bof4_k_act_layout {
     }
 };
 
-// A chunk is four superblocks of eight lanes each. A lane has eight bytes of codes of the first 128 weights and the
-// eight bytes at the same place of the other 128: of the twelve bytes of scales it then needs three, for four times
-// eight weights.
+// A chunk is four superblocks of eight lanes each. A lane has 16 bytes of codes: the sub-blocks of their low and of their
+// high nibbles, and so two scales, which are in three bytes.
 //
-// Superblocks are 142 bytes long, so the codes of every other one begin in the middle of a word and are shifted out of
-// two words and a half. Where codes begin at a word, the half word behind them may lie outside of the row: half of
-// their second word is loaded instead and not used. Four superblocks are a whole number of words, so a lane does the
-// same in every chunk.
-struct bof4_k_step {
-    static constexpr int rows = 2, unroll = 1;
-    static constexpr int blocks_per_sm = 6, blocks_per_sm_4_to_8 = 3;
+// Superblocks are 142 bytes long. Loaded by four bytes to a lane, a chunk would touch each of its cache lines nine times,
+// which L1 cannot do at the speed of the memory of an H100. So each warp copies chunks to shared memory, 16 bytes to a
+// lane, one chunk ahead, and its lanes shift their codes out of five words there.
+template <bool aligned> struct bof4_k_step {
+    static constexpr __host__ __device__ int blocks_per_sm(int columns) { return columns == 1 ? 5 : columns == 2 ? 4 : 3; }
+    static constexpr __host__ __device__ int rows(int columns) { return columns <= 4 ? 4 : 2; }
+    static constexpr bool is_staged = true;
     static constexpr int chunk_bytes = bof4_k_act_layout::superblocks_of_chunk * BOF4_K_BLOCK_BYTES;
-    static_assert(chunk_bytes % 4 == 0, "the codes of a lane have the same alignment in every chunk");
+    static_assert(chunk_bytes % 16 == 8, "chunks of aligned rows begin at byte 0 or 8 of a piece");
+    template <int S>
+    using staged_rows = bof4_staged_rows<S, chunk_bytes, 0, (chunk_bytes + (aligned ? 8 : 14) + 15) / 16, aligned>;
 
-    template <int S> struct weights {
-        uint32_t codes[2][2][S];
-        uint16_t d[S];
-        uint8_t low[S], low4[S], high[S]; // bytes g, g + 4 and g + 8 of the scales
-    };
-
-    static __device__ __forceinline__ int dot8(uint32_t codes, int x0, int x1) {
-        const uint32_t flipped = codes ^ 0x88888888u;
-        return bof4_dot4<GGML_TYPE_BOF4_K>(
-            codes >> 16, flipped >> 16, x1, bof4_dot4<GGML_TYPE_BOF4_K>(codes, flipped, x0, 0));
-    }
+    template <int S> static constexpr __host__ __device__ size_t staged_bytes() { return staged_rows<S>::bytes; }
 
     template <int S> struct loader {
         using traits = bof4_cuda_type<GGML_TYPE_BOF4_K>;
 
-        const uint8_t * heads[S];  // superblock of the lane in chunk 0
-        const uint32_t * words[S]; // that hold its first codes
-        uint32_t odd[S];           // bytes from the beginning of words[s] to those codes: 0 or 2
-        int lane, first, n_blocks;
+        staged_rows<S> staged;
+        int lane, n_blocks;
 
-        __device__ __forceinline__ loader(const uint8_t * const (&rows_at)[S], int n, int lane)
-            : lane(lane),
-              n_blocks(n / QK_BOF4_K) {
-            first = min(lane / 8, n_blocks - 1);
-#pragma unroll
-            for (int s = 0; s < S; ++s) {
-                heads[s] = rows_at[s] + first * BOF4_K_BLOCK_BYTES;
-                const uint8_t * codes = heads[s] + traits::codes_at + 8 * (lane % 8);
-                odd[s] = (uint32_t) (uintptr_t) codes & 2;
-                words[s] = (const uint32_t *) (codes - odd[s]);
-            }
-        }
+        template <typename function>
+        __device__ __forceinline__ loader(function row_at, int n, int lane, uint8_t * staged)
+            : staged(row_at, n / QK_BOF4_K * BOF4_K_BLOCK_BYTES, lane, staged),
+              lane(lane),
+              n_blocks(n / QK_BOF4_K) {}
 
-        // Lanes behind the end of the row load the chunk before again; their activations are zero.
-        __device__ __forceinline__ int chunk_of(int chunk) const {
-            return chunk > 0 && bof4_k_act_layout::superblocks_of_chunk * chunk + first >= n_blocks ? chunk - 1 : chunk;
-        }
 
-        __device__ __forceinline__ void load(weights<S> & w, int chunk) const {
-            const int at = chunk_of(chunk) * chunk_bytes, g = lane % 8 / 2;
-#pragma unroll
-            for (int s = 0; s < S; ++s) {
-                const uint8_t *head = heads[s] + at, *scales = head + traits::scales_at + g;
-                w.d[s] = *(const uint16_t *) head;
-                w.low[s] = scales[0];
-                w.low4[s] = scales[4];
-                w.high[s] = scales[8];
-                const uint32_t *p = words[s] + at / 4, *last = p + odd[s] / 2;
-#pragma unroll
-                for (int h = 0; h < 2; ++h) {
-                    const uint32_t p0 = p[16 * h], p1 = p[16 * h + 1], p2 = *(const uint16_t *) (last + 16 * h + 1);
-                    w.codes[h][0][s] = __funnelshift_r(p0, p1, 8 * odd[s]);
-                    w.codes[h][1][s] = __funnelshift_r(p1, p2, 8 * odd[s]);
-                }
-            }
-        }
+        template <int columns> using dot8_of = bof4_dot8<GGML_TYPE_BOF4_K, (columns > 2)>;
 
         template <int columns, int N>
-        __device__ __forceinline__ void multiply(
-            const weights<S> & w, const bof4_activations & act, int64_t column, int chunk, float (&sums)[N]) const {
-            const int b = first + bof4_k_act_layout::superblocks_of_chunk * chunk_of(chunk);
-            const int64_t at = (int64_t) (bof4_k_act_layout::superblocks_of_chunk * chunk + lane / 8) * 16 + lane % 8;
+        __device__ __forceinline__ void multiply(int stage, const typename dot8_of<columns>::constants & known,
+            const bof4_activations & act, int chunk, float (&sums)[N]) const {
+            using dot8 = dot8_of<columns>;
+            // superblock of the lane; behind the end of the row its last one, because activations are then zero
+            const int left = n_blocks - 1 - bof4_k_act_layout::superblocks_of_chunk * chunk;
+            const int b = min(lane / 8, left), g = lane % 8, half = g / 4;
+            const int4 * qs = (const int4 *) act.qs + 2 * (32 * chunk + lane);
+            const float * scales = act.scales +
+                2 * (bof4_k_act_layout::superblocks_of_chunk * chunk + b) + half;
+
+            // scales of the lane's sub-blocks, -32 to 31, and its codes: words 0 and 1, 2 and 3 merged
+            const auto read = [&](int s, dot8 (&dots)[4], int (&of_nibbles)[2], float & d) {
+                const int at = staged.place(aligned ? 0 : s, chunk) + b * BOF4_K_BLOCK_BYTES;
+                const uint8_t * row = staged.row(stage, s);
+                d = bof4_load_scale(row + at);
+                const uint8_t * bytes = row + (at + traits::scales_at + g % 4);
+                const uint32_t four = (bytes[0] | (uint32_t) bytes[4] << 16) >> 4 * half & 0x000f000fu;
+                const uint32_t of_both = four | (((uint32_t) bytes[8] >> 4 * half) * 0x40010u & 0x00300030u);
+                of_nibbles[0] = (int) (of_both & 0xffff) - BOF4_K_SUB_SCALE_OFFSET;
+                of_nibbles[1] = (int) (of_both >> 16) - BOF4_K_SUB_SCALE_OFFSET;
+
+                const int codes_at = at + traits::codes_at + 16 * g, odd = codes_at & 2;
+                const uint32_t * words = (const uint32_t *) (row + (codes_at - odd));
+                uint32_t w[5] = { words[0], words[1], words[2], words[3], words[4] };
 #pragma unroll
-            for (int c = 0; c < columns; ++c) {
-                const int4 * qs = (const int4 *) (act.qs + (column + c) * act.stride) + at;
-                const int4 x[2] = { qs[0], qs[8] };
-                const float * dx = act.scales + (column + c) * act.scale_stride + 2 * b;
+                for (int k = 0; k < 4; ++k) {
+                    w[k] = __funnelshift_r(w[k], w[k + 1], 8 * odd);
+                }
+#pragma unroll
+                for (int k = 0; k < 4; k += 2) {
+                    dots[k].look_up(known, bof4_select(0x0f0f0f0fu, w[k], w[k + 1] << 4));
+                    dots[k + 1].look_up(known, bof4_select(0x0f0f0f0fu, w[k] >> 4, w[k + 1]));
+                }
+            };
+            const auto add = [&](const dot8 (&dots)[4], const int (&of_nibbles)[2], float d, int s, int c,
+                                 const int4 (&x)[2], float dx) {
+                const int low = dots[2].add(x[1].x, x[1].y, dots[0].add(x[0].x, x[0].y, 0));
+                const int high = dots[3].add(x[1].z, x[1].w, dots[1].add(x[0].z, x[0].w, 0));
+                // each is at most 16 * 127 * 127; times 32, twice: below 2^24, so the conversion is exact
+                sums[s * columns + c] += d * (dx * (float) (of_nibbles[0] * low + of_nibbles[1] * high));
+            };
+            if constexpr (columns > 2) {
+                dot8 dots[S][4];
+                int of_nibbles[S][2];
+                float d[S];
 #pragma unroll
                 for (int s = 0; s < S; ++s) {
-                    // stored scales of the low and of the high nibbles in the halves of a word: their low four
-                    // bits, and their high two
-                    const uint32_t four = w.low[s] | (uint32_t) w.low4[s] << 16, two = w.high[s];
-                    float sum = 0.0f;
+                    read(s, dots[s], of_nibbles[s], d[s]);
+                }
 #pragma unroll
-                    for (int h = 0; h < 2; ++h) {
-                        const uint32_t of_both = (four >> 4 * h & 0x000f000fu) |
-                            ((two >> 4 * h) * 0x40010u & 0x00300030u);
-                        const uint32_t first8 = w.codes[h][0][s], second8 = w.codes[h][1][s];
-                        const int low = dot8((first8 & 0x0f0f0f0fu) | (second8 << 4 & 0xf0f0f0f0u), x[h].x, x[h].y);
-                        const int high = dot8((first8 >> 4 & 0x0f0f0f0fu) | (second8 & 0xf0f0f0f0u), x[h].z, x[h].w);
-                        // each dot is at most 8 * 127 * 127; times 63, twice: below 2^24, so the conversion is exact
-                        sum += dx[h] *
-                            (float) ((int) (of_both & 0xffff) * low + (int) (of_both >> 16) * high -
-                                BOF4_K_SUB_SCALE_OFFSET * (low + high));
+                for (int c = 0; c < columns; ++c) {
+                    const int4 x[2] = { qs[c * (act.stride / 4)], qs[c * (act.stride / 4) + 1] };
+                    const float dx = scales[c * act.scale_stride];
+#pragma unroll
+                    for (int s = 0; s < S; ++s) {
+                        add(dots[s], of_nibbles[s], d[s], s, c, x, dx);
                     }
-                    sums[s * columns + c] += __half2float(__ushort_as_half(w.d[s])) * sum;
+                }
+            } else {
+                int4 x[columns][2];
+                float dx[columns];
+#pragma unroll
+                for (int c = 0; c < columns; ++c) {
+                    x[c][0] = qs[c * (act.stride / 4)];
+                    x[c][1] = qs[c * (act.stride / 4) + 1];
+                    dx[c] = scales[c * act.scale_stride];
+                }
+#pragma unroll
+                for (int s = 0; s < S; ++s) {
+                    dot8 dots[4];
+                    int of_nibbles[2];
+                    float d;
+                    read(s, dots, of_nibbles, d);
+#pragma unroll
+                    for (int c = 0; c < columns; ++c) {
+                        add(dots, of_nibbles, d, s, c, x[c], dx[c]);
+                    }
                 }
             }
         }

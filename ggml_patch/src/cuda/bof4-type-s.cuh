@@ -3,9 +3,13 @@
 
 #include "bof4-activations.cuh"
 #include "bof4-codes.cuh"
+#include "bof4-copy.cuh"
+
+#include <type_traits>
 
 struct bof4_s_act_layout;
-template <bool aligned> struct bof4_s_step;
+struct bof4_s_piece_step;
+template <bool aligned> struct bof4_s_word_step;
 
 template <> struct bof4_cuda_type<GGML_TYPE_BOF4_S> {
     static constexpr int n = QK_BOF4_S, bytes = BOF4_S_BLOCK_BYTES, words = n / 8, codes_at = BOF4_S_CODES_AT;
@@ -21,16 +25,34 @@ template <> struct bof4_cuda_type<GGML_TYPE_BOF4_S> {
     }
     static __device__ __forceinline__ float weight(float unit, int level) { return unit * (float) level * BOF4_S_UNIT; }
 
-    // int8 with one scale for 32 weights: each block has its scale twice
+    // upstream's products know one scale for 32 weights: each block has its scale twice
     static constexpr ggml_type mmq_like = GGML_TYPE_IQ4_NL;
     static constexpr int mmq_scales = 8;
+    static constexpr int mmq_group = QK_BOF4_S, mmq_act_group = QK_BOF4_S;
+    static constexpr float mmq_unit = BOF4_S_UNIT;
 
-    static __device__ __forceinline__ float mmq_scale(const uint8_t * block, int) {
-        return bof4_load_scale(block) * BOF4_S_UNIT;
-    }
+    static __device__ __forceinline__ float mmq_scale(const uint8_t * block, int) { return bof4_load_scale(block); }
+
+    struct mmq_scales_of_half {
+        uint16_t d[2];
+
+        __device__ __forceinline__ void load(const uint8_t * blocks, int half) {
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                d[i] = *(const uint16_t *) (blocks + (2 * half + i) * bytes);
+            }
+        }
+        __device__ __forceinline__ void decode(float (&scales)[2], int) const {
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                scales[i] = __half2float(__ushort_as_half(d[i]));
+            }
+        }
+    };
 
     using act_layout = bof4_s_act_layout;
-    template <bool aligned> using step = bof4_s_step<aligned>;
+    template <int alignment>
+    using step = std::conditional_t<alignment == 16, bof4_s_piece_step, bof4_s_word_step<alignment == 4>>;
 };
 
 // Each 16 bits of a row's blocks, scales included, have one word of activations, so that rows are read as a sequence of
@@ -39,12 +61,13 @@ template <> struct bof4_cuda_type<GGML_TYPE_BOF4_S> {
 // for all 64.
 struct bof4_s_act_layout {
     static constexpr int halves = BOF4_S_BLOCK_BYTES / 2; // 16-bit parts of a block
-    static constexpr int chunk = 64;                      // of them that a warp multiplies at a time
+    static constexpr int padded = 256;                    // the number of them in a row is rounded up to this
     static constexpr int per_lane = 2;
     static constexpr float unit = BOF4_S_UNIT;
 
-    static __host__ __device__ int64_t chunks(int64_t n) { return (n / QK_BOF4_S * halves + chunk - 1) / chunk; }
-    static __host__ __device__ int64_t stride(int64_t n) { return chunks(n) * chunk; }
+    static __host__ __device__ int64_t stride(int64_t n) {
+        return (n / QK_BOF4_S * halves + padded - 1) / padded * padded;
+    }
     static __host__ __device__ int64_t scale_stride(int64_t n) { return n / QK_BOF4_S; }
     static __host__ __device__ int64_t groups(int64_t n) { return (stride(n) + halves - 1) / halves; }
 
@@ -65,29 +88,141 @@ struct bof4_s_act_layout {
     }
 };
 
-// Lane l of chunk c has word 32 c + l of the row: codes of one block, and possibly its scale or that of the next block,
+// Rows that begin at multiples of 16 bytes. Lane l of chunk c has piece 32 c + l of the row, 16 bytes: codes of one
+// block or of two, and possibly a scale, whose activations are zero. No word of four bytes has codes of two blocks, so
+// the first words of the piece belong to one block and the others to the next. The sums of both are needed: the sum of
+// the first words is that of the chain of products, read where the block ends.
+struct bof4_s_piece_step {
+    static constexpr __host__ __device__ int blocks_per_sm(int columns) { return columns == 1 ? 5 : columns == 2 ? 4 : 3; }
+    static constexpr __host__ __device__ int rows(int columns) { return columns <= 4 ? 4 : 2; }
+    static constexpr bool is_staged = true;
+    // the scale of a piece's first block is up to 32 bytes before it
+    template <int S> using staged_rows = bof4_staged_rows<S, 16 * 32, 32, 32 + 2, true>;
+
+    template <int S> static constexpr __host__ __device__ size_t staged_bytes() { return staged_rows<S>::bytes; }
+
+    template <int S> struct loader {
+        staged_rows<S> staged;
+        int lane, n_pieces;
+
+        template <typename function>
+        __device__ __forceinline__ loader(function row_at, int n, int lane, uint8_t * staged)
+            : staged(row_at, n / QK_BOF4_S * BOF4_S_BLOCK_BYTES, lane, staged),
+              lane(lane),
+              n_pieces(n / QK_BOF4_S * BOF4_S_BLOCK_BYTES / 16) {}
+
+
+        template <int columns> using dot8_of = bof4_dot8<GGML_TYPE_BOF4_S, (columns > 2)>;
+
+        template <int columns, int N>
+        __device__ __forceinline__ void multiply(int stage, const typename dot8_of<columns>::constants & known,
+            const bof4_activations & act, int chunk, float (&sums)[N]) const {
+            using dot8 = dot8_of<columns>;
+            // behind the end of the row its last piece, whose activations are then zero
+            const uint32_t i = (uint32_t) min(32 * chunk + lane, n_pieces - 1);
+            const uint32_t b0 = 8 * i / bof4_s_act_layout::halves, b1 = (8 * i + 6) / bof4_s_act_layout::halves;
+            const int first_byte = 32 - 16 * 32 * chunk; // of the row, in the staged chunk
+            const int codes_at = first_byte + 16 * (int) i;
+            const int d0_at = first_byte + BOF4_S_BLOCK_BYTES * (int) b0;
+            const int d1_at = first_byte + BOF4_S_BLOCK_BYTES * (int) b1;
+            // words of block b0: those that begin before the scale of the next block
+            const int n_first = (int) (bof4_s_act_layout::halves * (b0 + 1) + 1 - 8 * i) / 2;
+            const int4 * qs = (const int4 *) act.qs + 2 * (32 * chunk + lane);
+            const float * scales = act.scales;
+            const auto add = [&](const dot8 (&dots)[4], float d0, float d1, int s, int c, const int4 (&x)[2], float dx0,
+                                 float dx1) {
+                const int sum1 = dots[0].add(x[0].x, x[0].y, BOF4_FLOAT_ZERO);
+                const int sum2 = dots[1].add(x[0].z, x[0].w, sum1);
+                const int sum3 = dots[2].add(x[1].x, x[1].y, sum2);
+                const int sum4 = dots[3].add(x[1].z, x[1].w, sum3);
+                const int first = n_first < 3 ? (n_first < 2 ? sum1 : sum2) : (n_first < 4 ? sum3 : sum4);
+                // exact: both have the exponent of BOF4_FLOAT_ZERO
+                const float second = __int_as_float(sum4) - __int_as_float(first);
+                sums[s * columns + c] += d0 * dx0 * bof4_small_int(first);
+                sums[s * columns + c] += d1 * dx1 * second;
+            };
+            const auto read = [&](int s, dot8 (&dots)[4], float & d0, float & d1) {
+                const uint8_t * row = staged.row(stage, s);
+                d0 = bof4_load_scale(row + d0_at);
+                d1 = bof4_load_scale(row + d1_at);
+                const int4 codes = *(const int4 *) (row + codes_at);
+                dots[0].look_up(known, (uint32_t) codes.x);
+                dots[1].look_up(known, (uint32_t) codes.y);
+                dots[2].look_up(known, (uint32_t) codes.z);
+                dots[3].look_up(known, (uint32_t) codes.w);
+            };
+            if constexpr (columns > 2) {
+                dot8 dots[S][4];
+                float d0[S], d1[S];
+#pragma unroll
+                for (int s = 0; s < S; ++s) {
+                    read(s, dots[s], d0[s], d1[s]);
+                }
+#pragma unroll
+                for (int c = 0; c < columns; ++c) {
+                    const int4 x[2] = { qs[c * (act.stride / 4)], qs[c * (act.stride / 4) + 1] };
+                    const float dx0 = scales[c * act.scale_stride + b0], dx1 = scales[c * act.scale_stride + b1];
+#pragma unroll
+                    for (int s = 0; s < S; ++s) {
+                        add(dots[s], d0[s], d1[s], s, c, x, dx0, dx1);
+                    }
+                }
+            } else {
+                int4 x[columns][2];
+                float dx0[columns], dx1[columns];
+#pragma unroll
+                for (int c = 0; c < columns; ++c) {
+                    x[c][0] = qs[c * (act.stride / 4)];
+                    x[c][1] = qs[c * (act.stride / 4) + 1];
+                    dx0[c] = scales[c * act.scale_stride + b0];
+                    dx1[c] = scales[c * act.scale_stride + b1];
+                }
+#pragma unroll
+                for (int s = 0; s < S; ++s) {
+                    dot8 dots[4];
+                    float d0, d1;
+                    read(s, dots, d0, d1);
+#pragma unroll
+                    for (int c = 0; c < columns; ++c) {
+                        add(dots, d0, d1, s, c, x[c], dx0[c], dx1[c]);
+                    }
+                }
+            }
+        }
+    };
+
+    static __device__ __host__ __forceinline__ int chunks(int n) { return (int) (bof4_s_act_layout::stride(n) / 256); }
+};
+
+// Other rows. Lane l of chunk c has word 32 c + l of the row: codes of one block, and possibly its scale or that of the next block,
 // whose activations are zero. So no word has codes of two blocks, all loads are coalesced, and blocks of 34 bytes need
 // no realignment. aligned: rows begin at multiples of four bytes; otherwise words are loaded in two halves.
-template <bool aligned> struct bof4_s_step {
-    static constexpr int rows = 4, unroll = 2;
-    static constexpr int blocks_per_sm = aligned ? 7 : 6, blocks_per_sm_4_to_8 = 4;
+template <bool aligned> struct bof4_s_word_step {
+    static constexpr __host__ __device__ int blocks_per_sm(int columns) { return columns == 1 ? 6 : 4; }
+    static constexpr __host__ __device__ int rows(int columns) { return columns <= 4 ? 4 : 2; }
+    static constexpr bool is_staged = false;
+    static constexpr int chunks_at_once = 2;
+    static constexpr int chunk = 64; // 16-bit parts of blocks that a warp multiplies at a time
+
+    template <int S> static constexpr __host__ __device__ size_t staged_bytes() { return 0; }
 
     template <int S> struct weights {
-        uint32_t codes[unroll][S];
-        uint16_t d[unroll][S];
+        uint32_t codes[chunks_at_once][S];
+        uint16_t d[chunks_at_once][S];
     };
 
     template <int S> struct loader {
         const uint8_t * rows[S];
         int lane, halves, n_chunks;
 
-        __device__ __forceinline__ loader(const uint8_t * const (&rows_at)[S], int n, int lane)
+        template <typename function>
+        __device__ __forceinline__ loader(function row_at, int n, int lane, uint8_t *)
             : lane(lane),
               halves(n / QK_BOF4_S * bof4_s_act_layout::halves),
               n_chunks(chunks(n)) {
 #pragma unroll
             for (int s = 0; s < S; ++s) {
-                rows[s] = rows_at[s];
+                rows[s] = row_at(s);
             }
         }
 
@@ -101,7 +236,7 @@ template <bool aligned> struct bof4_s_step {
 
         __device__ __forceinline__ void load(weights<S> & w, int chunk) const {
 #pragma unroll
-            for (int u = 0; u < unroll; ++u) {
+            for (int u = 0; u < chunks_at_once; ++u) {
                 if (u > 0 && chunk + u >= n_chunks) {
                     break;
                 }
@@ -123,17 +258,17 @@ template <bool aligned> struct bof4_s_step {
 
         template <int columns, int N>
         __device__ __forceinline__ void multiply(
-            const weights<S> & w, const bof4_activations & act, int64_t column, int chunk, float (&sums)[N]) const {
+            const weights<S> & w, const bof4_activations & act, int chunk, float (&sums)[N]) const {
 #pragma unroll
-            for (int u = 0; u < unroll; ++u) {
+            for (int u = 0; u < chunks_at_once; ++u) {
                 if (u > 0 && chunk + u >= n_chunks) {
                     break;
                 }
                 const uint32_t b = block_of_word(word(chunk + u));
 #pragma unroll
                 for (int c = 0; c < columns; ++c) {
-                    const int2 x = ((const int2 *) (act.qs + (column + c) * act.stride))[32 * (chunk + u) + lane];
-                    const float dx = act.scales[(column + c) * act.scale_stride + b];
+                    const int2 x = ((const int2 *) (act.qs + c * act.stride))[32 * (chunk + u) + lane];
+                    const float dx = act.scales[c * act.scale_stride + b];
 #pragma unroll
                     for (int s = 0; s < S; ++s) {
                         const uint32_t codes = w.codes[u][s], flipped = codes ^ 0x88888888u;
@@ -146,5 +281,7 @@ template <bool aligned> struct bof4_s_step {
         }
     };
 
-    static __device__ __host__ __forceinline__ int chunks(int n) { return (int) bof4_s_act_layout::chunks(n); }
+    static __device__ __host__ __forceinline__ int chunks(int n) {
+        return (n / QK_BOF4_S * bof4_s_act_layout::halves + chunk - 1) / chunk;
+    }
 };

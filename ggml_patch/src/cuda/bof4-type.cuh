@@ -16,7 +16,12 @@
 //
 //     static constexpr ggml_type mmq_like    the upstream type whose tile configuration the tiled product (mmq) uses
 //     static constexpr int mmq_scales        scales of 256 weights in a tile: 8 as for upstream's Q8_0, or 16
-//     float mmq_scale(block, i)              scale i of those that a block has in a tile
+//     float mmq_scale(block, i)              scale i of those that a block has in a tile, without the unit
+//     static constexpr int mmq_group         weights under one scale in the product on tensor cores: 16, 64
+//     static constexpr int mmq_act_group     int8 activations under one scale in the tiled product: 64 or 128
+//     static constexpr float mmq_unit        by which the scales of those activations are multiplied
+//     struct mmq_scales_of_64                raw scales of 64 weights in registers: load(blocks, i) those of weights
+//                                            64 i and on of 256, decode(float (&)[64 / mmq_group], i)
 //
 //     act_layout                             order of the int8 activations of mul_mat_vec (bof4-activations.cuh)
 //     step<aligned>                          loads and multiplies in mul_mat_vec (bof4-mmvq.cuh);

@@ -9,7 +9,7 @@
 #include "check_cuda.h"
 
 #include "cuda/bof4-cuda.cuh"
-#include "cuda/bof4-mmq-tiles.cuh"
+#include "cuda/bof4-mmq-pipeline.cuh"
 
 #include <fstream>
 #include <functional>
@@ -244,6 +244,7 @@ void check_tile(const uint8_t * blocks, int64_t n_rows, int64_t n, const std::ve
     using traits = bof4_cuda_type<type>;
     constexpr int scales = traits::mmq_scales;
     constexpr int stride = mma ? 64 + scales + 4 : 0;
+    constexpr double unit = traits::mmq_unit; // of the activations in the product
     using tile = bof4_tile<rows, scales, stride, mma>;
     std::vector<int> memory(mma ? rows * stride : rows * 65 + rows * scales + rows * scales / 32, 0x7f7f7f7f);
     const int last = (int) std::min<int64_t>(rows, n_rows) - 1;
@@ -256,7 +257,7 @@ void check_tile(const uint8_t * blocks, int64_t n_rows, int64_t n, const std::ve
             for (int i = 0; i < 256; ++i) {
                 const int level = ((const int8_t *) &memory[tile::word((int) r, i / 4)])[i % 4];
                 const float scale = ((const float *) memory.data())[tile::scale((int) r, i / (256 / scales))];
-                compare((double) level * scale, values[r * n + k + i], std::fabs(values[r * n + k + i]) + 1e-9);
+                compare(level * scale * unit, values[r * n + k + i], std::fabs(values[r * n + k + i]) + 1e-9);
             }
         ++cases;
     }
@@ -267,6 +268,107 @@ void check_tiles(ggml_type type, const uint8_t * blocks, int64_t rows, int64_t n
         check_tile<decltype(of_type)::value, 128, true>(blocks, rows, n, values);
         check_tile<decltype(of_type)::value, 64, false>(blocks, rows, n, values);
     });
+}
+
+// The tiled product on tensor cores of columns that bof4_quantize_mmq has written, by one block of threads: up to 128
+// rows. out[c * rows + r].
+template <ggml_type type, int J> void multiply_tile(
+    const uint8_t * blocks, int rows, int64_t n, const char * y, int64_t y_columns, int columns, float * out) {
+    using traits = bof4_cuda_type<type>;
+    constexpr int row_tiles = J >= 48 ? 2 : 1, stride = (64 + traits::mmq_scales) | 4;
+    static ggml_cuda_pool_alloc<int> tile_x(cuda.pool(), 128 * stride), tile_y(cuda.pool(), J * BOF4_MMQ_COLUMN),
+        second_y(cuda.pool(), J * BOF4_MMQ_COLUMN);
+    int * const buffers[2] = { tile_y.get(), second_y.get() };
+    on_host::run(dim3(1), dim3(32, 8), [&] {
+        float sums[J / 2] = {};
+        bof4_mmq_accumulate<type, 128, J, row_tiles, stride, 256, true>(blocks, (int) ggml_row_size(type, n), rows - 1,
+            (const int *) y, y_columns * BOF4_MMQ_COLUMN, 0, (int) (n / traits::n), tile_x.get(), buffers, sums);
+        const int lane = threadIdx.x, warp = threadIdx.y;
+        for (int i = 0; i < J / 2; ++i) {
+            const int l = i % 4, tile = i / 4 % row_tiles, j = i / 4 / row_tiles;
+            const int r = warp / row_tiles * 16 * row_tiles + 16 * tile + 8 * (l / 2) + lane / 4;
+            const int c = 8 * (j * row_tiles + warp % row_tiles) + 2 * (lane % 4) + l % 2;
+            if (r < rows && c < columns) {
+                out[c * rows + r] = sums[i];
+            }
+        }
+    });
+}
+
+using multiply_function = void (*)(const uint8_t *, int, int64_t, const char *, int64_t, int, float *);
+
+// Quantized activations and their tiled product with a matrix.
+struct tiled_product {
+    int64_t n, y_columns;
+    ggml_cuda_pool_alloc<char> y;
+
+    tiled_product(int64_t n, int64_t y_columns, int64_t matrices = 1)
+        : n(n),
+          y_columns(y_columns),
+          y(cuda.pool(), (matrices * y_columns * (padded() / 128) + 128) * BOF4_MMQ_COLUMN * sizeof(int)) {}
+
+    int64_t padded() const { return GGML_PAD(n, 512); }
+
+    std::vector<float> multiply(ggml_type type, int J, const uint8_t * blocks, int rows, int columns, int64_t i2 = 0) {
+        std::vector<float> out(rows * columns);
+        bof4_dispatch(type, "tiled product", [&](auto of_type) {
+            constexpr ggml_type t = decltype(of_type)::value;
+            const multiply_function f = J == 8 ? multiply_tile<t, 8>
+                : J == 24                      ? multiply_tile<t, 24>
+                                               : multiply_tile<t, 64>;
+            f(blocks, rows, n, y.get() + i2 * y_columns * (padded() / 128) * BOF4_MMQ_COLUMN * sizeof(int), y_columns,
+                columns, out.data());
+        });
+        return out;
+    }
+};
+
+// matrices of columns; ids: gathered, as for mul_mat_id; slots: as for mul_mat_id with one column per token
+void check_tiled_product(ggml_type type, int rows, int64_t n, int J, int columns, int matrices, bool ids, int slots) {
+    new_case();
+    const weight_of w(type, { n, rows }, 0.0);
+    const std::vector<double> values(w.codes.begin(), w.codes.end());
+    ggml_tensor * x = exact_activations({ n, slots ? columns / slots : columns, matrices });
+    tiled_product product_of(n, columns, matrices);
+    std::vector<int32_t> of_column(columns), table(columns);
+    for (int i = 0; i < columns; ++i) {
+        of_column[i] = i;
+    }
+    if (ids || slots) {
+        std::shuffle(of_column.begin(), of_column.end(), rng);
+    }
+    for (int i = 0; i < columns; ++i) {
+        table[slots ? of_column[i] : i] = slots ? i : of_column[i];
+    }
+    ggml_cuda_bof4_quantize_mmq((const float *) x->data, ids || slots ? table.data() : nullptr, product_of.y.get(),
+        type, n, x->nb[1] / 4, x->nb[2] / 4, x->nb[3] / 4, product_of.padded(), slots ? columns / slots : columns,
+        columns, matrices, 1, slots, nullptr);
+    for (int m = 0; m < matrices; ++m) {
+        const auto out = product_of.multiply(type, J, (const uint8_t *) w.tensor->data, rows, columns, m);
+        for (int c = 0; c < columns; ++c) {
+            const int from = slots ? of_column[c] / slots : of_column[c];
+            for (int r = 0; r < rows; ++r) {
+                double magnitude;
+                const double expected = product(
+                    values, r * n, (const float *) x->data + (m * x->ne[1] + from) * n, n, magnitude);
+                compare(out[c * rows + r], expected, magnitude);
+            }
+        }
+    }
+    ++cases;
+}
+
+// Of the magnitude of a product's terms. Where a group of activations has one scale of weights, sums are exact until
+// they are added as float32. Where it has several, each is added with an excess of at most 1.5 * 2^23 * 8 * 32 times the
+// unit of the weights (bof4-mmq-product.cuh), so with an error of at most 128 units: of random errors of eight additions
+// some 200, where the terms are 128 * 16 * 50 * 64 units on average.
+double tiled_product_error(ggml_type type) {
+    double error = 0.0;
+    bof4_dispatch(type, "tiled product", [&](auto of_type) {
+        using tile = bof4_product_tile<decltype(of_type)::value>;
+        error = tile::group == tile::act_group ? 1e-7 : 3e-5;
+    });
+    return error;
 }
 
 ggml_type type_of(const std::string & name) {
@@ -320,7 +422,29 @@ bool check_real(const std::string & name, int64_t n, const char * blocks_file, c
             }
         ++cases;
     }
-    return ok & report("real rows, products", 1e-6);
+    ok &= report("real rows, products", 1e-6);
+
+    // Activations that int8 does not have exactly: the error must not be larger than that of mul_mat_vec, but for 5 %
+    // (its rounding is the same, its groups of activations are).
+    const int columns = 8;
+    ggml_tensor * x = random_floats({ n, columns }, 1.0f);
+    ggml_tensor * products = with_memory(ggml_mul_mat(context.get(), w, x));
+    ggml_cuda_bof4_mul_mat_vec_q(cuda, w, x, nullptr, products, nullptr);
+    tiled_product tiled(n, columns);
+    ggml_cuda_bof4_quantize_mmq((const float *) x->data, nullptr, tiled.y.get(), type, n, n, 0, 0, tiled.padded(),
+        columns, columns, 1, 1, 0, nullptr);
+    const auto out = tiled.multiply(type, 8, (const uint8_t *) w->data, (int) rows, columns);
+    double error = 0.0, error_of_vec = 0.0;
+    for (int64_t c = 0; c < columns; ++c)
+        for (int64_t r = 0; r < rows; ++r) {
+            double magnitude;
+            const double expected = product(exact, r * n, (const float *) x->data + c * n, n, magnitude);
+            error += std::pow(out[c * rows + r] - expected, 2);
+            error_of_vec += std::pow(((const float *) products->data)[c * rows + r] - expected, 2);
+        }
+    compare(std::max(std::sqrt(error / error_of_vec), 1.0), 1.0, 1.0);
+    ++cases;
+    return ok & report("real rows, tiled product", 0.05);
 }
 
 ggml_tensor * every_second_row(ggml_tensor * w) {
@@ -424,6 +548,12 @@ int main(int argc, char ** argv) {
         const weight_of w(type, { 768, 70 }, 0.0);
         check_tiles(type, (const uint8_t *) w.tensor->data, 70, 768, w.codes);
         done("tiles", 2e-7);
+
+        check_tiled_product(type, 128, 768, 8, 8, 1, false, 0);
+        check_tiled_product(type, 37, 512, 24, 19, 2, false, 0);
+        check_tiled_product(type, 128, 256, 64, 64, 1, true, 0);
+        check_tiled_product(type, 70, 512, 64, 50, 1, false, 2);
+        done("tiled product", tiled_product_error(type));
     }
     return ok ? 0 : 1;
 }

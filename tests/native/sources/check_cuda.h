@@ -13,10 +13,11 @@
 
 inline std::mt19937 rng(11);
 
-// Memory of exactly this size, so that a sanitizer reports accesses behind its end.
+// Memory of this size, rounded up to 16 bytes, so that a sanitizer reports accesses behind its end. Kernels may read whole
+// pieces of 16 bytes that begin inside: buffers of ggml's CUDA backend begin and end at multiples of 128.
 struct exact_memory {
     void * data;
-    explicit exact_memory(size_t bytes) : data(std::malloc(bytes)) {}
+    explicit exact_memory(size_t bytes) : data(std::aligned_alloc(16, (bytes + 15) / 16 * 16)) {}
     exact_memory(const exact_memory &) = delete;
     ~exact_memory() { std::free(data); }
 };

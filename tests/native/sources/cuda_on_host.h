@@ -50,8 +50,7 @@ struct thread {
     std::unique_ptr<char[]> stack;
     dim3 index;
     bool done = false;
-    int waits[2] = {};         // barriers that it has reached: of its warp, of its block
-    uint32_t shuffled[2] = {}; // values of __shfl_xor_sync
+    int waits[2] = {}; // barriers that it has reached: of its warp, of its block
     void * fake_stack = nullptr;
 };
 
@@ -155,17 +154,31 @@ inline void __syncthreads() {
     on_host::barrier(1, 0, on_host::threads.size());
 }
 
-// Written before a barrier and read after it, in two places alternately: a thread writes to the same place again only
-// after another barrier, when all have read it.
+inline void ggml_cuda_syncwarp() {
+    const size_t first = on_host::running / on_host::WARP * on_host::WARP;
+    on_host::barrier(0, first, first + on_host::WARP);
+}
+
+// kernels run one after the other
+inline void ggml_cuda_pdl_sync() {}
+inline void ggml_cuda_pdl_lc() {}
+
+namespace on_host {
+
+// The values of all threads of a warp, until the thread's next barrier. Written before a barrier and read after it, in
+// two places alternately: a thread writes to the same place again only after another barrier, when all have read it.
+template <typename T> const T * exchange(const T & value) {
+    static T values[2][1024];
+    const int place = threads[running].waits[0] % 2;
+    values[place][running] = value;
+    ggml_cuda_syncwarp();
+    return values[place] + running / WARP * WARP;
+}
+
+} // namespace on_host
+
 template <typename T> T __shfl_xor_sync(unsigned, T value, int mask, int) {
-    static_assert(sizeof(T) == sizeof(uint32_t));
-    using namespace on_host;
-    const size_t self = running, first = self / WARP * WARP;
-    const int place = threads[self].waits[0] % 2;
-    std::memcpy(&threads[self].shuffled[place], &value, sizeof(value));
-    barrier(0, first, first + WARP);
-    std::memcpy(&value, &threads[first + ((self - first) ^ mask)].shuffled[place], sizeof(value));
-    return value;
+    return on_host::exchange(value)[(on_host::running % on_host::WARP) ^ mask];
 }
 
 inline uint32_t __funnelshift_r(uint32_t low, uint32_t high, uint32_t shift) {
@@ -176,6 +189,12 @@ inline float __int_as_float(int bits) {
     float value;
     std::memcpy(&value, &bits, sizeof(value));
     return value;
+}
+
+inline int __float_as_int(float value) {
+    int bits;
+    std::memcpy(&bits, &value, sizeof(bits));
+    return bits;
 }
 
 struct half {
