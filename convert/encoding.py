@@ -100,16 +100,13 @@ def _encode_floats(source: Source, first_row: int, rows: Bytes, origin: TensorTy
         return rows
     try:
         found = _select(floats, origin, job)
-        encoded = native.quantize_raw(floats, origin, target, job.importance, job.threads, job.encoder, found)
+        return native.quantize_raw(floats, origin, target, job.importance, job.threads, job.encoder, found)
     except native.NonFiniteWeightError as error:
         row, column = error.position
         raise _not_finite(source, first_row, row * source.shape[-1] + column) from error
     except TooLargeWeightError as error:
         row, column = error.position
         raise _too_large(source, first_row, row * source.shape[-1] + column, target) from error
-    if target in FLOATS and (bad := _first_nonfinite(encoded, target)) is not None:
-        raise _too_large(source, first_row, bad, target)
-    return encoded
 
 
 def _runs(source: Source, job: Job) -> Iterator[tuple[int, int, Job]]:

@@ -4,7 +4,7 @@
 #include "bof4-gptq.h"
 #include "bof4-row-ranges.h"
 
-#include "../format/bof4-blocks.h"
+#include "../format/bof4-hooks.h"
 #include "../lists/bof4-list.h"
 
 #include "ggml.h"
@@ -56,10 +56,23 @@ int64_t first_from(float magnitude, const float * x, int64_t n) {
     return any ? std::find_if(x, x + n, [&](float v) { return !(std::fabs(v) < magnitude); }) - x : -1;
 }
 
+// The smallest magnitude that is too large for a type. Of ggml's types with fp16 scales it is a bound, beyond which
+// their encoders overflow or abort; what is below it and too large shows in the encoded blocks.
+float overflow_of(ggml_type type) {
+    switch (type) {
+        case GGML_TYPE_F32:
+        case GGML_TYPE_MXFP4: return INFINITY;
+        case GGML_TYPE_BF16:  return 0x1.ffp127f;   // rounds to infinity
+        case GGML_TYPE_NVFP4: return 448.0f * 7.0f; // the largest scale; the next level after 6 would be 8
+        case GGML_TYPE_F16:   BOF4_TYPES(BOF4_CASE) return BOF4_FP16_OVERFLOW;
+        default:              return 1e12f;
+    }
+}
+
 // Index of the largest weight of the first row whose encoded blocks are not valid, as it was too large; -1 without one.
 int64_t largest_of_invalid_row(ggml_type type, const char * rows, const float * x, int64_t count, int64_t n_per_row) {
     const size_t row_bytes = ggml_row_size(type, n_per_row);
-    if (!ggml_is_quantized(type) || ggml_validate_row_data(type, rows, count * row_bytes)) {
+    if (ggml_validate_row_data(type, rows, count * row_bytes)) {
         return -1;
     }
     int64_t r = 0;
@@ -127,7 +140,7 @@ int64_t bof4_quantize(int type_, int source_, const void * src, void * dst, int6
                     }
                 }
             }
-            if (ggml_is_bof4(type) && !is_good(first_from(BOF4_FP16_OVERFLOW, x, count * n_per_row))) {
+            if (!is_good(first_from(overflow_of(type), x, count * n_per_row))) {
                 return false;
             }
             char * rows = (char *) dst + first * row_bytes;

@@ -202,7 +202,14 @@ static inline uint16_t search_one_scale(encoding type, const float * x, const fl
     struct fit fits[2];
     // more candidates lower the error on Gaussian weights by less than 0.2 % (bench/NOTES.md)
     search_fits(type, x, importance.w, m, fits);
-    return bof4_stored_scale((fits[0].gain > 0.0f ? fits[0].scale : m / BOF4_LEVEL_SCALE) * (float) BOF4_LEVEL_SCALE);
+    float scale = fits[0].gain > 0.0f ? fits[0].scale : m / BOF4_LEVEL_SCALE;
+    const float most = BOF4_FP16_MAX / BOF4_LEVEL_SCALE;
+    if (fabsf(scale) > most) {
+        // it can be stored as `most` only, with which the other sign may be better
+        const float gain = gain_of_scale(type, x, importance.w, most);
+        scale = gain_of_scale(type, x, importance.w, -most) > gain ? -most : most;
+    }
+    return bof4_stored_scale(scale * (float) BOF4_LEVEL_SCALE);
 }
 
 // The best scale of a sub-block, in units of `unit`. Only the steps next to the two fits are tried, not all that can be
