@@ -16,7 +16,8 @@ from gguf_bof4 import native
 from gguf_bof4.convert.output_lists import PlannedList
 from gguf_bof4.convert.policy import FLOATS
 from gguf_bof4.convert.sources import Bytes, Source, n_rows
-from gguf_bof4.errors import UserError
+from gguf_bof4.encoders.encoder import too_large_message
+from gguf_bof4.errors import TooLargeWeightError, UserError
 from gguf_bof4.lists import OutlierList, decode
 from gguf_bof4.native import BlockEncoder
 
@@ -76,20 +77,16 @@ def _not_finite(source: Source, first_row: int, index: int) -> UserError:
     )
 
 
-def _select(
-    source: Source, first_row: int, floats: npt.NDArray[Any], origin: TensorType, job: Job
-) -> OutlierList | None:
+def _too_large(source: Source, first_row: int, index: int, target: TensorType) -> UserError:
+    where = _position(source, first_row, index)
+    return UserError(too_large_message(source.path, source.name, where, target))
+
+
+def _select(floats: npt.NDArray[Any], origin: TensorType, job: Job) -> OutlierList | None:
     """Add the outliers of a run of rows to the planned list, and return them; None where no list is planned."""
     if job.planned is None or job.planned.quantile is None:
         return None
     found = native.select_outliers_raw(floats, origin, job.planned.quantile, job.threads)
-    if not (finite := np.isfinite(found.values)).all():
-        at = int(finite.argmin())
-        where = _position(source, first_row + int(found.rows[at]), int(found.columns[at]))
-        raise UserError(
-            f"{source.path}: tensor {source.name} has a weight at {where} that is too large for a BF16 of an outlier "
-            f"list; give the tensor no list: --opq '^{source.name}$=off'"
-        )
     job.planned.add(found)
     return found
 
@@ -101,21 +98,15 @@ def _encode_floats(source: Source, first_row: int, rows: Bytes, origin: TensorTy
         if (bad := _first_nonfinite(floats, origin)) is not None:
             raise _not_finite(source, first_row, bad)
         return rows
-    found = _select(source, first_row, floats, origin, job)
     try:
-        encoded = native.quantize_raw(
-            floats, origin, target, job.importance, job.threads, job.encoder, found
-        )
+        found = _select(floats, origin, job)
+        return native.quantize_raw(floats, origin, target, job.importance, job.threads, job.encoder, found)
     except native.NonFiniteWeightError as error:
         row, column = error.position
         raise _not_finite(source, first_row, row * source.shape[-1] + column) from error
-    if target in FLOATS and (bad := _first_nonfinite(encoded, target)) is not None:
-        where = _position(source, first_row, bad)
-        raise UserError(
-            f"{source.path}: tensor {source.name} has a weight at {where} that is too large for {target.name}; "
-            f"keep the tensor in F32: --tensor-type '^{source.name}$=f32'"
-        )
-    return encoded
+    except TooLargeWeightError as error:
+        row, column = error.position
+        raise _too_large(source, first_row, row * source.shape[-1] + column, target) from error
 
 
 def _runs(source: Source, job: Job) -> Iterator[tuple[int, int, Job]]:

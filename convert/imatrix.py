@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gguf_bof4.convert.options import RANDOM_TOKENS, Options
-from gguf_bof4.convert.policy import EMBEDDINGS
+from gguf_bof4.convert.policy import is_embedding
 from gguf_bof4.errors import UserError
 from gguf_bof4.gguf_files.model import Model, Tensor, open_model
 
@@ -60,7 +60,7 @@ class Imatrix:
         matrices = int(np.prod(shape[:-2], dtype=np.int64))
         if entry.size == matrices * shape[-1]:
             return entry.reshape(matrices, shape[-1])
-        if name in EMBEDDINGS:
+        if is_embedding(name):
             return None
         raise UserError(
             f"{self.path}: the importance of tensor {name} is of {entry.size} columns, but the tensor has "

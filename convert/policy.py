@@ -19,6 +19,8 @@ FLOATS = (TensorType.F32, TensorType.F16, TensorType.BF16)
 
 EMBEDDINGS = ("token_embd.weight", "per_layer_token_embd.weight")
 OUTPUT = "output.weight"
+_NEXTN_EMBEDDINGS = r"blk\.\d+\.nextn\.embed_tokens\.weight"
+_NEXTN_OUTPUT = r"blk\.\d+\.nextn\.shared_head_head\.weight"
 
 # ggml has no encoder for the first; the second give garbage without an importance matrix, as llama-quantize says
 _NOT_WRITTEN = {"Q8_1", "Q8_K", "F64", "I8", "I16", "I32", "I64"}
@@ -98,6 +100,8 @@ class Rules:
         patterns: (regular expression, type); the first that is found in a tensor's name counts.
         pure: embeddings and output get the base type, too.
         leave_output: output.weight keeps its type.
+
+    Embeddings and outputs of layers of multi-token prediction get the types of the model's.
     """
 
     base: TensorType
@@ -142,6 +146,16 @@ def kept(source: TensorType) -> TensorType:
     return TensorType.F32 if is_block_type else source
 
 
+def is_embedding(name: str) -> bool:
+    """Are rows of the tensor looked up by tokens? Layers of multi-token prediction may have embeddings of their own."""
+    return name in EMBEDDINGS or re.fullmatch(_NEXTN_EMBEDDINGS, name) is not None
+
+
+def is_output(name: str) -> bool:
+    """Is the tensor the output of the model, or of a layer of multi-token prediction?"""
+    return name == OUTPUT or re.fullmatch(_NEXTN_OUTPUT, name) is not None
+
+
 def wanted_type(name: str, rules: Rules, tied: bool) -> TensorType:
     """The type of a tensor that may be quantized, without regard to its shape.
 
@@ -149,14 +163,14 @@ def wanted_type(name: str, rules: Rules, tied: bool) -> TensorType:
         tied: the model has no output.weight, so its token embeddings are its output, too.
     """
     matched = rules.matched(name)
-    named_table = name == "per_layer_token_embd.weight" and matched is not None
-    if name in EMBEDDINGS and rules.token_embedding is not None and not named_table:
-        return rules.token_embedding
-    if name == OUTPUT and rules.output_tensor is not None:
-        return rules.output_tensor
+    embedding, output = is_embedding(name), is_output(name)
+    given = rules.token_embedding if embedding else rules.output_tensor if output else None
+    # as in llama-quantize; the tables of single layers are named by patterns
+    if given is not None and (matched is None or name in (EMBEDDINGS[0], OUTPUT)):
+        return given
     if matched is not None:
         return matched
-    if rules.pure or name not in (*EMBEDDINGS, OUTPUT):
+    if rules.pure or not (embedding or output):
         return rules.base
     if tied and rules.output_tensor is not None:
         return rules.output_tensor
@@ -177,7 +191,7 @@ def decide(
     Raises:
         native.NativeError: llama.cpp does not know the architecture.
     """
-    if rules.leave_output and name == OUTPUT:
+    if rules.leave_output and is_output(name):
         return Decision(source)
     # integers and doubles are not weights
     is_table = source.name in _NOT_WRITTEN and gguf.GGML_QUANT_SIZES[source][0] == 1

@@ -12,6 +12,18 @@ class UserError(Exception):
     """
 
 
+class TooLargeWeightError(ValueError):
+    """A weight is finite, but too large for the scales of the type, or for the BF16 of an outlier list.
+
+    Attributes:
+        position: index of the first such weight, one number a dimension, rows before columns.
+    """
+
+    def __init__(self, position: tuple[int, ...]) -> None:
+        super().__init__(f"weight {list(position)} is too large")
+        self.position = position
+
+
 def require(extra: str, purpose: str, *packages: str) -> None:
     """Check that optional Python packages are installed, without importing them.
 

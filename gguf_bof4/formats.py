@@ -22,10 +22,16 @@ SCALE_BYTES = 2
 """Of the fp16 scale that begins every block."""
 
 FP16_MAX = 65504.0
-"""The largest finite fp16: a scale beyond it is stored as this."""
+"""The largest finite fp16: a scale beyond it that weights below FP16_OVERFLOW lead to is stored as this."""
+
+FP16_OVERFLOW = 65520.0
+"""The smallest magnitude that fp16 rounds to infinity: the types have no scale for weights from it on."""
 
 FP16_NAN = 0x7E00
 """The fp16 bits of the scale of a block with a weight that is not finite: validation refuses it."""
+
+FP16_INFINITY = 0x7C00
+"""The same for a block with a weight of FP16_OVERFLOW or more."""
 
 OPQ_BLOCK = 64
 """Weights over which the sample deviation of an outlier's neighbourhood is taken (paper, eq. 9)."""
@@ -235,7 +241,9 @@ def c_header() -> str:
         f"#define BOF4_FORMAT_VERSION {FORMAT_VERSION}",
         f"#define BOF4_LEVEL_SCALE {LEVEL_SCALE}",
         f"#define BOF4_FP16_MAX {FP16_MAX}f",
+        f"#define BOF4_FP16_OVERFLOW {FP16_OVERFLOW}f",
         f"#define BOF4_FP16_NAN 0x{FP16_NAN:04x}",
+        f"#define BOF4_FP16_INFINITY 0x{FP16_INFINITY:04x}",
         f"#define BOF4_OPQ_BLOCK {OPQ_BLOCK}",
         f"#define BOF4_TYPE_ID_END {max(fmt.type_id for fmt in FORMATS) + 1}",
         f"#define BOF4_MAX_BLOCK {max(fmt.block_size for fmt in FORMATS)}",

@@ -16,7 +16,7 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
-from gguf_bof4.errors import UserError
+from gguf_bof4.errors import TooLargeWeightError, UserError
 from gguf_bof4.formats import FORMATS, OPQ_BLOCK
 from gguf_bof4.normal import normal_quantile
 
@@ -138,6 +138,21 @@ def from_counts(counts: npt.NDArray[np.integer[Any]], entries: Ints) -> OutlierL
     return OutlierList(pointers, entries)
 
 
+def refuse_large_outliers(outliers: OutlierList, shape: tuple[int, ...]) -> None:
+    """Refuse a list with a value that BF16 rounds to infinity.
+
+    Args:
+        shape: of the weights, rows before columns.
+
+    Raises:
+        TooLargeWeightError: there is one.
+    """
+    if not (finite := np.isfinite(outliers.values)).all():
+        at = int(finite.argmin())
+        row = np.unravel_index(int(outliers.rows[at]), shape[:-1])
+        raise TooLargeWeightError((*(int(i) for i in row), int(outliers.columns[at])))
+
+
 def select(weights: Floats, quantile: float) -> OutlierList:
     """The outliers of weights; the reference of native.select_outliers.
 
@@ -147,6 +162,7 @@ def select(weights: Floats, quantile: float) -> OutlierList:
 
     Raises:
         ValueError: the quantile is not between 0 and 1.
+        TooLargeWeightError: an outlier is too large for BF16.
     """
     rows, n = weights.shape
     blocks = weights.reshape(rows, n // OPQ_BLOCK, OPQ_BLOCK).astype(np.float64)
@@ -154,7 +170,9 @@ def select(weights: Floats, quantile: float) -> OutlierList:
     sigma = np.sqrt(squares.sum(axis=2, keepdims=True) / (OPQ_BLOCK - 1))
     found = (np.abs(blocks) > sigma * threshold(quantile)).reshape(rows, n)
     at_rows, at_columns = np.nonzero(found)
-    return from_counts(np.bincount(at_rows, minlength=rows), entry(at_columns, weights[at_rows, at_columns]))
+    outliers = from_counts(np.bincount(at_rows, minlength=rows), entry(at_columns, weights[at_rows, at_columns]))
+    refuse_large_outliers(outliers, weights.shape)
+    return outliers
 
 
 def without(weights: Floats, outliers: OutlierList) -> Floats:

@@ -18,11 +18,12 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
-from gguf_bof4.errors import UserError
+from gguf_bof4.errors import TooLargeWeightError, UserError
+from gguf_bof4.formats import FP16_OVERFLOW
 from gguf_bof4.ggml_patch import SOURCES
 from gguf_bof4.ggml_patch.build import installed_bin
 from gguf_bof4.gguf_files.header import MOST_DIMENSIONS
-from gguf_bof4.lists import OutlierList, from_counts, threshold
+from gguf_bof4.lists import OutlierList, from_counts, refuse_large_outliers, threshold, without
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -140,7 +141,7 @@ def quantize(
     Args:
         weights: [..., n] floats of numpy or torch; bfloat16 as a torch tensor only.
         qtype: any type that ggml can encode.
-        imatrix: float32 [n], importance of each column.
+        imatrix: float32 [n], importance of each column, 0 or more.
         threads: 0 for all cores.
         encoder: of a BOF4 type; other types have one encoder only.
         outliers: weights for which the blocks hold zero; rows are counted over all dimensions but the last.
@@ -150,7 +151,9 @@ def quantize(
 
     Raises:
         NonFiniteWeightError: a weight is NaN or infinite.
-        NativeError: the type cannot be encoded, or rows do not divide into its blocks.
+        TooLargeWeightError: one is too large for a scale of the type.
+        NativeError: the type cannot be encoded, rows do not divide into its blocks, or an importance is NaN, infinite
+            or negative.
     """
     array, source = source_of(weights)
     return quantize_raw(array, source, qtype, imatrix, threads, encoder, outliers)
@@ -191,6 +194,8 @@ def quantize_raw(
         if source == _BF16:
             value = (value.astype(np.uint32) << 16).view(np.float32)
         position = tuple(int(i) for i in np.unravel_index(first_bad, array.shape))
+        if np.isfinite(value[0]):
+            raise TooLargeWeightError(position)
         raise NonFiniteWeightError(position, float(value[0]))
     return out
 
@@ -229,6 +234,7 @@ def gptq(
         compensation gave them, and the loss after the columns and after the sweeps.
 
     Raises:
+        TooLargeWeightError: a weight is too large for a scale of the type, or for the BF16 of an outlier.
         NativeError: gptq does not encode the type, rows do not divide into blocks, or `order` separates the columns of
             a block.
     """
@@ -248,6 +254,7 @@ def gptq(
             raise NativeError(f"a list of {outliers.n_rows} rows does not belong to {rows} rows of weights")
         found = OutlierList(outliers.row_pointers, outliers.entries.copy())
         pointers, entries = _ints(found.row_pointers), _ints(found.entries)
+    _refuse_large(weights if outliers is None else without(weights, outliers), FP16_OVERFLOW)
     losses = ffi.new("double[2]")
     _checked(
         lib.bof4_gptq(
@@ -257,7 +264,15 @@ def gptq(
             _address(encoded), _floats(decoded), losses, threads,
         )
     )  # fmt: skip
+    _refuse_large(decoded, np.inf)  # compensation can make weights larger
     return encoded, decoded, found, (float(losses[0]), float(losses[1]))
+
+
+def _refuse_large(weights: Floats, limit: float) -> None:
+    """Raise TooLargeWeightError for the first weight [row, column] whose magnitude is not below the limit."""
+    if not (good := np.abs(weights) < np.float32(limit)).all():
+        row, column = np.unravel_index(int(good.argmin()), good.shape)
+        raise TooLargeWeightError((int(row), int(column)))
 
 
 def select_outliers(weights: Any, quantile: float, threads: int = 0) -> OutlierList:
@@ -270,6 +285,7 @@ def select_outliers(weights: Any, quantile: float, threads: int = 0) -> OutlierL
 
     Raises:
         ValueError: the quantile is not between 0 and 1.
+        TooLargeWeightError: an outlier is too large for BF16.
         NativeError: rows are no multiple of 64, or longer than 65536.
     """
     array, source = source_of(weights)
@@ -288,7 +304,9 @@ def select_outliers_raw(array: npt.NDArray[Any], source: TensorType, quantile: f
     _checked(
         lib.bof4_select_outliers(int(source), _address(array), rows, n, limit, _ints(counts), _ints(entries), threads)
     )
-    return from_counts(counts, entries)
+    found = from_counts(counts, entries)
+    refuse_large_outliers(found, array.shape)
+    return found
 
 
 def dequantize(data: Bytes, qtype: TensorType, threads: int = 0) -> Floats:

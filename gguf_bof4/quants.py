@@ -14,14 +14,21 @@ import numpy.typing as npt
 
 from gguf_bof4.formats import BOF4_K as FORMAT_K
 from gguf_bof4.formats import BOF4_S as FORMAT_S
-from gguf_bof4.formats import FORMATS, LEVEL_SCALE, SCALE_BYTES, Format
+from gguf_bof4.formats import (
+    FORMATS,
+    FP16_INFINITY,
+    FP16_MAX,
+    FP16_NAN,
+    FP16_OVERFLOW,
+    LEVEL_SCALE,
+    SCALE_BYTES,
+    Format,
+)
 from gguf_bof4.gguf_files.types import register_type, register_upstream_types
 from gguf_bof4.lists import ListedRows
 
 Blocks = npt.NDArray[np.uint8]
 Weights = npt.NDArray[np.float32]
-
-FP16_MAX = np.float32(65504)
 
 _Quant: Any = getattr(gguf.quants, "__Quant")
 
@@ -49,7 +56,7 @@ def midpoints(fmt: Format) -> npt.NDArray[np.float32]:
 def signed_maximum(blocks: Weights) -> Weights:
     """The element of largest magnitude of each block, sign included; the first of equals (eq. 4).
 
-    NaN where any element of the block is not finite.
+    NaN where any element of the block is not finite, infinity where one is too large for the types.
 
     Args:
         blocks: float32 [n, block size].
@@ -59,13 +66,15 @@ def signed_maximum(blocks: Weights) -> Weights:
     """
     magnitude = np.abs(blocks)
     m = np.take_along_axis(blocks, magnitude.argmax(axis=1)[:, None], axis=1)
+    m = np.where(np.abs(m) >= np.float32(FP16_OVERFLOW), np.float32(np.inf), m)
     return np.where(np.isfinite(blocks).all(axis=1, keepdims=True), m, np.float32(np.nan))
 
 
 def stored_scale(m: Weights) -> npt.NDArray[np.float16]:
-    """The fp16 that is stored for a scale; NaN stays NaN, so that validation refuses the block."""
-    d = np.clip(m, -FP16_MAX, FP16_MAX).astype(np.float16)
-    d.view(np.uint16)[np.isnan(m)] = 0x7E00
+    """The fp16 that is stored for a scale; NaN and infinities stay what they are, so that validation refuses them."""
+    d = np.clip(m, np.float32(-FP16_MAX), np.float32(FP16_MAX)).astype(np.float16)
+    d.view(np.uint16)[np.isinf(m)] = FP16_INFINITY
+    d.view(np.uint16)[np.isnan(m)] = FP16_NAN
     return d
 
 
@@ -148,7 +157,8 @@ class BOF4_S(Reference, _Quant, qtype=gguf.GGMLQuantizationType(FORMAT_S.type_id
     def quantize_blocks(cls, blocks: Weights) -> Blocks:
         """The paper's absmax encoder: float32 [n, 64] to uint8 [n, 34].
 
-        A block with a NaN or an infinity gets the scale NaN, which validation refuses.
+        A block with a NaN or an infinity gets the scale NaN, one with a weight of 65520 or more the scale infinity:
+        validation refuses both.
         """
         d = stored_scale(signed_maximum(blocks))
         # the codes are those for the stored scale, not for m: the decoder multiplies by the stored one
@@ -199,7 +209,7 @@ class BOF4_K(Reference, _Quant, qtype=gguf.GGMLQuantizationType(FORMAT_K.type_id
         """The absmax encoder with scales of two levels: float32 [n, 256] to uint8 [n, 142].
 
         The largest maximum gets the sub-block scale -32, which has no positive counterpart. A superblock with a NaN or
-        an infinity gets the scale NaN, which validation refuses.
+        an infinity gets the scale NaN, one with a weight of 65520 or more the scale infinity: validation refuses both.
         """
         fmt = cls.format
         offset, (numerator, denominator) = fmt.sub_scale_offset, fmt.unit
@@ -210,7 +220,7 @@ class BOF4_K(Reference, _Quant, qtype=gguf.GGMLQuantizationType(FORMAT_K.type_id
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             maxima = signed_maximum(small).reshape(-1, fmt.n_sub_blocks)
             scales = np.clip(np.rint(maxima / (unit * np.float32(LEVEL_SCALE))), -offset, offset - 1)
-            scales = np.where(np.abs(unit) > 0, scales, 0).astype(np.int8)
+            scales = np.where((np.abs(unit) > 0) & np.isfinite(unit), scales, 0).astype(np.int8)
             units = (unit * scales.astype(np.float32)).reshape(-1, 1)
         codes = nearest_codes(small, units, fmt).reshape(-1, fmt.block_size // cls._CHUNK, 2, cls._CHUNK // 2)
         qs = (codes[:, :, 0] | codes[:, :, 1] << np.uint8(4)).reshape(-1, fmt.block_size // 2)

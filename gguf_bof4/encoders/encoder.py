@@ -21,6 +21,20 @@ from gguf_bof4.progress import Progress
 Floats = npt.NDArray[np.float32]
 
 
+def too_large_message(path: Path, name: str, where: Sequence[int], qtype: gguf.GGMLQuantizationType) -> str:
+    """Why a tensor cannot be encoded.
+
+    Args:
+        path: of the source.
+        where: the index of the weight that is too large, rows before columns.
+        qtype: the type that it is too large for.
+    """
+    return (
+        f"{path}: tensor {name} has a weight at {list(where)} that is too large for {qtype.name}; "
+        f"keep the tensor in F32: --tensor-type '^{name}$=f32'"
+    )
+
+
 @dataclass(frozen=True)
 class Encoded:
     """A tensor that is ready to be written.
@@ -116,14 +130,14 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Finished:
-    """A tensor that calibration has encoded.
+    """What calibration has done with a tensor.
 
     Attributes:
-        read: gives it.
+        read: gives the encoded tensor; None where it is to be encoded by the block encoder.
         why_not: why errors were not compensated in it; None where they were.
     """
 
-    read: Callable[[], Encoded]
+    read: Callable[[], Encoded] | None
     why_not: str | None
 
 
@@ -137,7 +151,7 @@ class Encoder:
         block_encoder: native encoder of tensors that `calibrate` does not encode.
         takes_imatrix: it weights errors by an importance matrix where one is given.
         kernels: what has to be implemented for a type; None: nothing beyond portable code.
-        calibrate: runs the model on a calibration text and returns the tensors that it has encoded, by name; None
+        calibrate: runs the model on a calibration text and returns what it has done with the targets, by name; None
             where the encoder needs no text. Raises UserError.
         recipe: to be raised with every change of its results: interrupted jobs of another recipe are not resumed, and
             rows of the benches of another recipe are measured again. None where results do not change.

@@ -153,14 +153,41 @@ def test_blocks_that_are_not_finite(tmp_path: Path, refuses: Callable[..., str])
     refuses(source, "tensor blk.0.attn_k.weight", "at [5, 32]", options=("--tensor-type", "attn_k=q8_0"))
 
 
-def test_weights_too_large_for_f16(tmp_path: Path, refuses: Callable[..., str]) -> None:
-    huge = weights(SHAPES["blk.1.ffn_down.weight"], 0)
-    huge[7, 9] = 70000
-    source = write_gguf(tmp_path / "model.gguf", replace={"blk.1.ffn_down.weight": huge})
-    message = refuses(source, "blk.1.ffn_down.weight", "[7, 9]", "too large for F16", "--tensor-type")
+@pytest.mark.parametrize(
+    ("name", "qtype", "value", "options", "expected"),
+    [
+        ("blk.1.ffn_down.weight", T.F32, 70000, (), "F16"),
+        ("blk.0.attn_q.weight", T.F32, 65520, (), "BOF4_S"),
+        ("blk.0.attn_q.weight", T.BF16, 1e30, ("--type", "BOF4_K"), "BOF4_K"),
+        ("blk.0.attn_q.weight", T.Q8_0, 1e5, ("--encoder", "absmax", "--opq", "off"), "BOF4_S"),
+        ("token_embd.weight", T.F32, 1e30, (), "Q6_K"),
+    ],
+)
+def test_weights_too_large_for_their_type(
+    name: str, qtype: T, value: float, options: tuple[str, ...], expected: str, tmp_path: Path,
+    refuses: Callable[..., str],
+) -> None:  # fmt: skip
+    """32 neighbours that are as large, so that none is an outlier."""
+    huge = weights(SHAPES[name], 0)
+    huge[7, 64:96] = np.tile(np.array([value, -value]), 16)
+    source = write_gguf(tmp_path / "model.gguf", qtype, replace={name: huge})
+    message = refuses(
+        source, "model.gguf", name, "at [7, 64]", f"too large for {expected}", "--tensor-type", options=options
+    )
     remedy = message.partition("--tensor-type '")[2].partition("'")[0]
-    done = bof4("convert", str(source), str(tmp_path / "out.gguf"), "--tensor-type", remedy)
+    done = bof4("convert", str(source), str(tmp_path / "out.gguf"), "--tensor-type", remedy, *options)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("type_name", ["BOF4_S", "BOF4_K"])
+def test_llama_quantize_refuses_weights_that_are_too_large(type_name: str, built: Path, tmp_path: Path) -> None:
+    huge = weights(SHAPES["blk.0.attn_q.weight"], 0)
+    huge[7, 9] = 1e5
+    source = write_gguf(tmp_path / "model.gguf", replace={"blk.0.attn_q.weight": huge})
+    command = [built / "llama-quantize", source, tmp_path / "out.gguf", type_name]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    assert done.returncode != 0
+    assert "a weight is beyond 65504: leave the tensor in F32 or BF16" in done.stderr
 
 
 @pytest.mark.parametrize(

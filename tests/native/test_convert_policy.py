@@ -70,6 +70,19 @@ def test_tied_embeddings_follow_the_output_type() -> None:
     assert type_of("token_embd.weight", both, tied=True) == T.Q4_K
 
 
+def test_layers_of_multi_token_prediction_follow_embeddings_and_output() -> None:
+    def nextn(name: str, rules: Rules = PLAIN) -> T:
+        return decide("glm4moe", f"blk.46.nextn.{name}.weight", (64, 256), T.F32, rules, False).qtype
+
+    assert (nextn("embed_tokens"), nextn("shared_head_head"), nextn("eh_proj")) == (T.Q6_K, T.Q6_K, BOF4_S)
+    given = Rules(base=BOF4_S, token_embedding=T.F16, output_tensor=T.Q8_0)
+    assert (nextn("embed_tokens", given), nextn("shared_head_head", given)) == (T.F16, T.Q8_0)
+    named = Rules(base=BOF4_S, token_embedding=T.F16, patterns=(("nextn", T.Q4_K),))
+    assert nextn("embed_tokens", named) == T.Q4_K
+    assert nextn("embed_tokens", Rules(base=BOF4_S, pure=True)) == BOF4_S
+    assert nextn("shared_head_head", Rules(base=BOF4_S, leave_output=True)) == T.F32
+
+
 def test_pure_and_leave_output() -> None:
     assert type_of("token_embd.weight", Rules(base=BOF4_S, pure=True)) == BOF4_S
     assert type_of("output.weight", Rules(base=BOF4_S, pure=True)) == BOF4_S

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from calibration_models import DENSE, family_folder
+from calibration_models import DENSE, POSITIONAL, family_folder
 from convert_models import tensors, types
 
 from gguf_bof4 import native
@@ -74,7 +74,7 @@ def skeleton_of(source: Path) -> tuple[Skeleton, Any]:
     return make_skeleton(weights.config(), source), weights
 
 
-@pytest.mark.parametrize("family", DENSE)
+@pytest.mark.parametrize("family", [*DENSE, *POSITIONAL])
 def test_families(family: str, folders: dict[str, Path], tmp_path: Path) -> None:
     """Every matrix of a decoder layer is reached, and encoded otherwise than by search."""
     report = gptq(folders[family], tmp_path / "gptq.gguf")
@@ -113,7 +113,7 @@ def test_parameters_of_a_gguf_file_are_those_of_the_folder(
         )
 
 
-@pytest.mark.parametrize("family", [*DENSE, "qwen3moe"])
+@pytest.mark.parametrize("family", [*DENSE, *POSITIONAL, "qwen3moe", "gptoss"])
 def test_layer_by_layer_is_what_transformers_computes(family: str, folders: dict[str, Path]) -> None:
     skeleton, weights = skeleton_of(folders[family])
     attention = skeleton.model.config._attn_implementation
@@ -240,6 +240,42 @@ def test_fused_experts_fall_back_and_are_listed(folders: dict[str, Path], tmp_pa
     plain, made = tensors(tmp_path / "plain.gguf"), tensors(tmp_path / "moe.gguf")
     for name in listed:  # the mean squares of the inputs count
         assert (made[name] == plain[name]) == ("down" in name)
+
+
+def test_layers_behind_those_that_are_run_are_listed(folders: dict[str, Path], tmp_path: Path) -> None:
+    """GLM 4 MoE: the layer of multi-token prediction has an attention, experts, embeddings and a head of its own."""
+    report = gptq(folders["glm4moe"], tmp_path / "glm.gguf", pure=True)
+    whys = {t.name: t.not_compensated for t in report.not_compensated}
+    ours = {t.name for t in report.tensors if t.qtype == "BOF4_S"}
+    behind = {name for name in ours if name.startswith("blk.2.")}
+    assert {"blk.2.nextn.eh_proj.weight", "blk.2.attn_q.weight", "blk.2.ffn_up_exps.weight"} <= behind
+    assert behind | {"token_embd.weight"} <= whys.keys()
+    assert all("multi-token prediction" in whys[name] for name in behind)
+    assert "no decoder layer" in whys["token_embd.weight"]
+    convert(folders["glm4moe"], tmp_path / "plain.gguf", type="BOF4_S", token_embedding_type="q8_0")
+    found = types(tmp_path / "plain.gguf")
+    assert found["blk.2.nextn.embed_tokens.weight"] == found["token_embd.weight"] == "Q8_0"
+    assert found["blk.2.nextn.shared_head_head.weight"] == found["output.weight"] == "Q6_K"
+    assert found["blk.2.nextn.eh_proj.weight"] == "BOF4_S"
+
+
+def test_samples_longer_than_the_model_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"gpt2: the model reads at most 96 tokens .* --calibration-length 96 or less"):
+        gptq(folders["gpt2"], tmp_path / "x.gguf", sample_length=97)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_weight_that_is_too_large_is_named(files: dict[str, Path], tmp_path: Path) -> None:
+    """One of 64 neighbours that are as large, so that it is no outlier."""
+    source = tmp_path / "large.gguf"
+    source.write_bytes(files["smollm"].read_bytes())
+    (tensor,) = (t for t in open_model(source).tensors if t.name == "blk.0.attn_q.weight")
+    with source.open("r+b") as file:
+        file.seek(tensor.offset + 4 * tensor.shape[1] * 3)
+        file.write(np.tile(np.array([1e5, -1e5], np.float32), 32).tobytes())
+    with pytest.raises(UserError, match=r"large.gguf: tensor blk.0.attn_q.weight .* \[3, 0\] .* too large for BOF4_S"):
+        gptq(source, tmp_path / "x.gguf")
+    assert not (tmp_path / "x.gguf").exists()
 
 
 def test_outputs_are_nearer_to_the_unquantized_model_than_with_search(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -130,9 +130,24 @@ def test_zero_block_decodes_to_zeros(qtype: gguf.GGMLQuantizationType) -> None:
     assert (roundtrip(np.zeros((2, 512), dtype=np.float32), qtype) == 0).all()
 
 
-def test_magnitudes_beyond_fp16_are_clamped_to_its_largest() -> None:
-    x = np.full((1, 64), 1e6, dtype=np.float32)
-    assert (roundtrip(x) == np.float32(65504)).all()
+@every_type
+@pytest.mark.parametrize("value", [65519.0, -65519.0])
+def test_magnitudes_that_fp16_rounds_down_get_the_largest_scale(
+    value: float, qtype: gguf.GGMLQuantizationType
+) -> None:
+    decoded = roundtrip(np.full((1, 256), value, dtype=np.float32), qtype)
+    assert np.abs(decoded / value - 1).max() < 0.01
+
+
+@every_type
+@pytest.mark.parametrize("value", [65520.0, -1e5, 1e30])
+def test_a_weight_that_fp16_cannot_hold_marks_its_block_only(value: float, qtype: gguf.GGMLQuantizationType) -> None:
+    n, nbytes = gguf.GGML_QUANT_SIZES[qtype]
+    x = np.ones((1, 2 * n), dtype=np.float32)
+    x[0, n + 6] = value
+    scales = gguf.quantize(x, qtype).reshape(2, nbytes)[:, :2].copy().view(np.float16)
+    assert np.isfinite(scales[0, 0])
+    assert np.isinf(scales[1, 0])
 
 
 @every_type

@@ -26,12 +26,12 @@ enum bof4_encoder {
 
 // Encode rows into dst[nrow][bytes of a row]. encoder: a bof4_encoder; types other than BOF4 have one encoder only and
 // ignore it.
-// imatrix: importance of each column, n_per_row floats, or NULL.
+// imatrix: importance of each column, n_per_row floats of 0 or more, or NULL.
 // row_pointers[nrow + 1], entries: outliers, for which the blocks hold zero; or NULL.
-// Returns -1 when all rows are encoded, or the index of the first weight that is NaN or infinite (dst is then
-// incomplete).
-// BOF4_FAILED: rows do not divide into blocks, an unknown type or encoder, another source type, or no imatrix for a
-// type that needs one.
+// Returns -1 when all rows are encoded, or the index of the first weight that is NaN, infinite or too large for a scale
+// of the type (dst is then incomplete).
+// BOF4_FAILED: rows do not divide into blocks, an unknown type or encoder, another source type, no imatrix for a type
+// that needs one, or an importance that is NaN, infinite or negative.
 BOF4_API int64_t bof4_quantize(int type, int source, const void * src, void * dst, int64_t nrow, int64_t n_per_row,
     int encoder, const float * imatrix, const int32_t * row_pointers, const int32_t * entries, int threads);
 

@@ -4,7 +4,7 @@
 #include "bof4-gptq.h"
 #include "bof4-row-ranges.h"
 
-#include "../format/bof4-blocks.h"
+#include "../format/bof4-hooks.h"
 #include "../lists/bof4-list.h"
 
 #include "ggml.h"
@@ -41,15 +41,56 @@ encode_rows encoder_of(ggml_type type, int encoder) {
     }
 }
 
-int64_t first_nonfinite(const float * x, int64_t n) {
-    // an integer "or" vectorizes; the position is looked for only where there is one
+// Index of the first weight that is NaN or of this magnitude or more; -1 without one.
+int64_t first_from(float magnitude, const float * x, int64_t n) {
+    // an integer "or" vectorizes, and magnitudes order like their bits, NaN above infinity; the position is looked for
+    // only where there is one
+    uint32_t limit;
+    std::memcpy(&limit, &magnitude, sizeof(limit));
     uint32_t any = 0;
     for (int64_t i = 0; i < n; ++i) {
         uint32_t bits;
         std::memcpy(&bits, x + i, sizeof(bits));
-        any |= (bits & 0x7f800000u) == 0x7f800000u;
+        any |= (bits & 0x7fffffffu) >= limit;
     }
-    return any ? std::find_if(x, x + n, [](float v) { return !std::isfinite(v); }) - x : -1;
+    return any ? std::find_if(x, x + n, [&](float v) { return !(std::fabs(v) < magnitude); }) - x : -1;
+}
+
+// The smallest magnitude that is too large for a type. Of ggml's types with fp16 scales it is a bound, beyond which
+// their encoders overflow or abort; what is below it and too large shows in the encoded blocks.
+float overflow_of(ggml_type type) {
+    switch (type) {
+        case GGML_TYPE_F32:
+        case GGML_TYPE_MXFP4: return INFINITY;
+        case GGML_TYPE_BF16:  return 0x1.ffp127f;   // rounds to infinity
+        case GGML_TYPE_NVFP4: return 448.0f * 7.0f; // the largest scale; the next level after 6 would be 8
+        case GGML_TYPE_F16:   BOF4_TYPES(BOF4_CASE) return BOF4_FP16_OVERFLOW;
+        default:              return 1e12f;
+    }
+}
+
+// Index of the largest weight of the first row whose encoded blocks are not valid, as it was too large; -1 without one.
+int64_t largest_of_invalid_row(ggml_type type, const char * rows, const float * x, int64_t count, int64_t n_per_row) {
+    const size_t row_bytes = ggml_row_size(type, n_per_row);
+    if (ggml_validate_row_data(type, rows, count * row_bytes)) {
+        return -1;
+    }
+    int64_t r = 0;
+    while (r + 1 < count && ggml_validate_row_data(type, rows + r * row_bytes, row_bytes)) {
+        ++r;
+    }
+    const float * row = x + r * n_per_row;
+    const auto is_smaller = [](float a, float b) { return std::fabs(a) < std::fabs(b); };
+    return std::max_element(row, row + n_per_row, is_smaller) - x;
+}
+
+void check_importance(const float * imatrix, int64_t n) {
+    for (int64_t j = 0; j < n; ++j) {
+        if (!(imatrix[j] >= 0.0f) || std::isinf(imatrix[j])) {
+            throw std::runtime_error("the importance of column " + std::to_string(j) + " is " +
+                std::to_string(imatrix[j]) + ", but must be finite and 0 or more");
+        }
+    }
 }
 
 } // namespace
@@ -66,6 +107,9 @@ int64_t bof4_quantize(int type_, int source_, const void * src, void * dst, int6
             throw std::runtime_error(
                 std::string(ggml_type_name(type)) + " cannot be made without an importance matrix");
         }
+        if (imatrix != nullptr) {
+            check_importance(imatrix, n_per_row);
+        }
         const auto encode = encoder_of(type, encoder);
         ggml_quantize_init(type);
 
@@ -73,11 +117,16 @@ int64_t bof4_quantize(int type_, int source_, const void * src, void * dst, int6
         bof4_for_row_ranges(nrow, bof4_rows_per_range(n_per_row), threads, [&](int64_t first, int64_t count) {
             thread_local std::vector<float> converted;
             const float * x = bof4_float_rows(source, src, first, count, n_per_row, converted);
-            const int64_t at = first_nonfinite(x, count * n_per_row);
-            if (at >= 0) {
+            const auto is_good = [&](int64_t at) {
+                if (at < 0) {
+                    return true;
+                }
                 int64_t known = bad;
                 const int64_t found = first * n_per_row + at;
                 while (found < known && !bad.compare_exchange_weak(known, found)) {}
+                return false;
+            };
+            if (!is_good(first_from(INFINITY, x, count * n_per_row))) {
                 return false;
             }
             if (row_pointers != nullptr && row_pointers[first] != row_pointers[first + count]) {
@@ -91,8 +140,12 @@ int64_t bof4_quantize(int type_, int source_, const void * src, void * dst, int6
                     }
                 }
             }
-            encode(type, x, (char *) dst + first * row_bytes, count, n_per_row, imatrix);
-            return true;
+            if (!is_good(first_from(overflow_of(type), x, count * n_per_row))) {
+                return false;
+            }
+            char * rows = (char *) dst + first * row_bytes;
+            encode(type, x, rows, count, n_per_row, imatrix);
+            return is_good(largest_of_invalid_row(type, rows, x, count, n_per_row));
         });
         // ranges are distributed in ascending order and every range that was begun is finished, so this is the first
         return bad == INT64_MAX ? -1 : bad.load();

@@ -54,10 +54,21 @@ static inline uint32_t bof4_largest_bits(const float * x, int n) {
     return largest;
 }
 
-// The fp16 that is stored for a scale. NaN stays NaN, so that weights that are not finite stay visible: validation
-// refuses it.
+// The largest magnitude of a block, or a number that stands for it: infinity where it is too large for the types, NaN
+// where an element is not finite. Stored as a scale, both are refused by validation.
+static inline float bof4_checked_magnitude(uint32_t largest_bits) {
+    float largest;
+    memcpy(&largest, &largest_bits, sizeof(largest));
+    return largest_bits >= 0x7f800000u ? NAN : largest >= BOF4_FP16_OVERFLOW ? INFINITY : largest;
+}
+
+// The fp16 that is stored for a scale. NaN and infinities stay what they are, so that weights that are not finite, or
+// too large, stay visible.
 static inline uint16_t bof4_stored_scale(float d) {
-    return isnan(d) ? BOF4_FP16_NAN : GGML_FP32_TO_FP16(fminf(fmaxf(d, -BOF4_FP16_MAX), BOF4_FP16_MAX));
+    if (isnan(d)) {
+        return BOF4_FP16_NAN;
+    }
+    return isinf(d) ? BOF4_FP16_INFINITY : GGML_FP32_TO_FP16(fminf(fmaxf(d, -BOF4_FP16_MAX), BOF4_FP16_MAX));
 }
 
 // A scale of a sub-block, rounded already, as it can be stored.

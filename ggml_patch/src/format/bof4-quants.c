@@ -13,11 +13,13 @@ bool ggml_is_bof4(enum ggml_type type) {
 #undef OR_IS
 }
 
-// The element of largest magnitude, with its sign; the first of equals. NaN where any element is not finite.
+// The element of largest magnitude, with its sign; the first of equals. NaN where any element is not finite, infinity
+// where one is too large for the types.
 static float signed_maximum(const float * x, int n) {
     const uint32_t largest = bof4_largest_bits(x, n);
-    if (largest >= 0x7f800000u) {
-        return NAN;
+    const float magnitude = bof4_checked_magnitude(largest);
+    if (!isfinite(magnitude)) {
+        return magnitude;
     }
     int j = 0;
     while (bof4_magnitude_bits(x[j]) != largest) {
@@ -68,7 +70,7 @@ static inline uint16_t encode_sub_scales(
     for (int b = 0; b < type->sub_blocks; ++b) {
         const float * block_x = x + b * type->sub_block;
         scales[b] = 0;
-        if (fabsf(unit) > 0.0f) {
+        if (fabsf(unit) > 0.0f && isfinite(unit)) {
             const float s = rintf(signed_maximum(block_x, type->sub_block) / (unit * (float) BOF4_LEVEL_SCALE));
             scales[b] = (int8_t) bof4_clamped_scale(s, type);
         }
@@ -126,7 +128,10 @@ static bool is_finite_scale(uint16_t d, const char * type, size_t block) {
     if ((d & 0x7c00) != 0x7c00) {
         return true;
     }
-    fprintf(stderr, "%s: block %zu has the scale %s\n", type, block, d & 0x03ff ? "NaN" : "Inf");
+    const char * scale = d & 0x03ff ? "NaN" : "Inf";
+    const char * cause = d & 0x03ff ? "a weight or an importance is not finite, or an importance is negative"
+                                    : "a weight is beyond 65504: leave the tensor in F32 or BF16";
+    fprintf(stderr, "%s: block %zu has the scale %s (when quantizing: %s)\n", type, block, scale, cause);
     return false;
 }
 

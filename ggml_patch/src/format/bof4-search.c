@@ -4,6 +4,7 @@
 #include "bof4-encode.h"
 
 #include <assert.h>
+#include <limits.h>
 
 // Compiled three times, for three levels of x86-64; the dynamic loader chooses the one that runs. All give the same
 // bytes: no sum depends on the width of a vector, and contraction to fused operations is off (CMake).
@@ -39,7 +40,77 @@ enum {
     FIRST_SUPERSCALE = 20,
     LAST_SUPERSCALE = 36,
     SUPERSCALES = 32,
+    // importances from 2^-40 to 2^40 are used as they are
+    ORDINARY_EXPONENT = 40,
 };
+
+// The importances of a block as the search calculates with them.
+struct importance {
+    const float * w; // of each weight
+    // What a sub-block counts in its superblock, relative to its w: 1 for all where w are the importances as given.
+    float factor[MAX_SUB_BLOCKS];
+    float scaled[BOF4_MAX_BLOCK]; // w, where they are not the importances as given
+};
+
+// Bits of the largest importance of a weight other than zero.
+static inline uint32_t largest_importance_bits(const float * x, const float * w, int n) {
+    uint32_t largest = 0;
+    for (int j = 0; j < n; ++j) {
+        const uint32_t bits = bof4_magnitude_bits(x[j]) != 0 ? bof4_magnitude_bits(w[j]) : 0;
+        largest = bits > largest ? bits : largest;
+    }
+    return largest;
+}
+
+// Importances so small or large that products of the search would underflow or overflow are multiplied by a power of
+// two for each sub-block, which changes no other bit of the result. Sub-blocks whose weights have no importance at all
+// would become zeros: theirs are ones, and in their superblock they count like the least important of the others.
+static void scale_importance(
+    encoding type, const float * x, const float * w, const uint32_t * largest_bits, struct importance * found) {
+    int exponents[MAX_SUB_BLOCKS] = { 0 };
+    int least = INT_MAX;
+    int most = INT_MIN;
+    for (int b = 0; b < type->sub_blocks; ++b) {
+        if (largest_bits[b] != 0) {
+            float largest;
+            memcpy(&largest, &largest_bits[b], sizeof(largest));
+            frexpf(largest, &exponents[b]);
+            least = exponents[b] < least ? exponents[b] : least;
+            most = exponents[b] > most ? exponents[b] : most;
+        }
+    }
+    for (int b = 0; b < type->sub_blocks; ++b) {
+        const bool has_importance = largest_bits[b] != 0;
+        const int below = most == INT_MIN ? 0 : (has_importance ? exponents[b] : least) - most;
+        found->factor[b] = ldexpf(1.0f, below);
+        for (int j = b * type->sub_block; j < (b + 1) * type->sub_block; ++j) {
+            // the importance of a weight of zero plays no part and could overflow
+            const float scaled = bof4_magnitude_bits(x[j]) != 0 ? ldexpf(w[j], -exponents[b]) : 0.0f;
+            found->scaled[j] = has_importance ? scaled : 1.0f;
+        }
+    }
+    found->w = found->scaled;
+}
+
+// The importances w of the weights x of a block, 0 or more, as the search calculates with them.
+static inline void prepare_importance(encoding type, const float * x, const float * w, struct importance * found) {
+    const uint32_t lowest = (uint32_t) (127 - ORDINARY_EXPONENT) << 23;
+    const uint32_t highest = (uint32_t) (127 + ORDINARY_EXPONENT) << 23;
+    uint32_t largest_bits[MAX_SUB_BLOCKS];
+    bool is_ordinary = true;
+    for (int b = 0; b < type->sub_blocks; ++b) {
+        const int at = b * type->sub_block;
+        largest_bits[b] = largest_importance_bits(x + at, w + at, type->sub_block);
+        found->factor[b] = 1.0f;
+        is_ordinary = is_ordinary &&
+            ((largest_bits[b] >= lowest && largest_bits[b] <= highest) ||
+                bof4_largest_bits(x + at, type->sub_block) == 0);
+    }
+    found->w = w;
+    if (!is_ordinary) {
+        scale_importance(type, x, w, largest_bits, found);
+    }
+}
 
 // sum(w x k) and sum(w k^2) for the nearest levels k of a sub-block where level 1 has the value 1 / inverse.
 static inline void correlate(
@@ -93,12 +164,9 @@ static inline float gain_of_scale(encoding type, const float * x, const float * 
     return scale * (2.0f * xk - scale * kk);
 }
 
-// Infinity or NaN where an element is not finite.
+// As bof4_checked_magnitude says.
 static float largest_magnitude(const float * x, int n) {
-    const uint32_t bits = bof4_largest_bits(x, n);
-    float largest;
-    memcpy(&largest, &bits, sizeof(largest));
-    return largest;
+    return bof4_checked_magnitude(bof4_largest_bits(x, n));
 }
 
 // The best fits of a sub-block with the largest magnitude m, the better sign first, among the scales of the type's
@@ -122,16 +190,26 @@ static inline void search_fits(encoding type, const float * x, const float * w, 
     fits[1] = best[1 - better];
 }
 
-// The fp16 bits of the only scale of a block; fp16 NaN where an x is not finite.
+// The fp16 bits of the only scale of a block; those of NaN where an x is not finite, of infinity where one is too
+// large.
 static inline uint16_t search_one_scale(encoding type, const float * x, const float * w) {
     const float m = largest_magnitude(x, type->block);
     if (!isfinite(m)) {
-        return BOF4_FP16_NAN;
+        return bof4_stored_scale(m);
     }
+    struct importance importance;
+    prepare_importance(type, x, w, &importance);
     struct fit fits[2];
     // more candidates lower the error on Gaussian weights by less than 0.2 % (bench/NOTES.md)
-    search_fits(type, x, w, m, fits);
-    return bof4_stored_scale((fits[0].gain > 0.0f ? fits[0].scale : m / BOF4_LEVEL_SCALE) * (float) BOF4_LEVEL_SCALE);
+    search_fits(type, x, importance.w, m, fits);
+    float scale = fits[0].gain > 0.0f ? fits[0].scale : m / BOF4_LEVEL_SCALE;
+    const float most = BOF4_FP16_MAX / BOF4_LEVEL_SCALE;
+    if (fabsf(scale) > most) {
+        // it can be stored as `most` only, with which the other sign may be better
+        const float gain = gain_of_scale(type, x, importance.w, most);
+        scale = gain_of_scale(type, x, importance.w, -most) > gain ? -most : most;
+    }
+    return bof4_stored_scale(scale * (float) BOF4_LEVEL_SCALE);
 }
 
 // The best scale of a sub-block, in units of `unit`. Only the steps next to the two fits are tried, not all that can be
@@ -160,7 +238,7 @@ static inline int best_step(encoding type, const float * x, const float * w, flo
 }
 
 // How far the error of a superblock falls with scales of sub-blocks that are whole numbers of `unit`, to second order.
-static inline float expected_gain(encoding type, const struct fit fits[][2], float unit) {
+static inline float expected_gain(encoding type, const struct fit fits[][2], const float * factor, float unit) {
     float total = 0.0f;
     for (int b = 0; b < type->sub_blocks; ++b) {
         float best = 0.0f;
@@ -170,14 +248,16 @@ static inline float expected_gain(encoding type, const struct fit fits[][2], flo
             const float off = f->scale - s * unit;
             best = fmaxf(best, f->gain - off * off * f->weight);
         }
-        total += best;
+        total += factor[b] * best;
     }
     return total;
 }
 
 // The fits of the sub-blocks, and the superblock scale (decoded) with which the error of the superblock falls most.
-static inline float search_superscale(encoding type, const float * x, const float * w, struct fit fits[][2]) {
+static inline float search_superscale(
+    encoding type, const float * x, const struct importance * importance, struct fit fits[][2]) {
     const int n = type->sub_block;
+    const float * w = importance->w;
     float largest = 0.0f;
     for (int b = 0; b < type->sub_blocks; ++b) {
         const float m = largest_magnitude(x + b * n, n);
@@ -195,7 +275,7 @@ static inline float search_superscale(encoding type, const float * x, const floa
     for (int i = FIRST_SUPERSCALE; i <= LAST_SUPERSCALE; ++i) {
         for (int sign = -1; sign <= 1; sign += 2) {
             const float unit = (float) sign * largest / (float) (i * type->offset / SUPERSCALES);
-            const float gain = expected_gain(type, (const struct fit(*)[2]) fits, unit);
+            const float gain = expected_gain(type, (const struct fit(*)[2]) fits, importance->factor, unit);
             if (gain > best_gain) {
                 best_gain = gain;
                 best_unit = unit;
@@ -211,8 +291,8 @@ static inline float search_superscale(encoding type, const float * x, const floa
             float xk;
             float kk;
             correlate(type, x + b * n, w + b * n, 1.0f / (best_unit * s), &xk, &kk);
-            sum_xk += s * xk;
-            sum_kk += s * s * kk;
+            sum_xk += importance->factor[b] * (s * xk);
+            sum_kk += importance->factor[b] * (s * s * kk);
         }
     }
     const float unit = sum_kk > 0.0f && sum_xk / sum_kk * best_unit > 0.0f ? sum_xk / sum_kk : best_unit;
@@ -222,12 +302,18 @@ static inline float search_superscale(encoding type, const float * x, const floa
 // Scales of sub-blocks and codes; returns the fp16 bits of the superblock scale.
 static inline uint16_t search_sub_scales(
     encoding type, const float * x, const float * w, int8_t * scales, uint8_t * codes) {
-    const bool finite = isfinite(largest_magnitude(x, type->block));
+    const float m = largest_magnitude(x, type->block);
+    const bool finite = isfinite(m);
+    struct importance importance;
     struct fit fits[MAX_SUB_BLOCKS][2];
-    const float d = finite ? search_superscale(type, x, w, fits) : NAN;
+    float d = m;
+    if (finite) {
+        prepare_importance(type, x, w, &importance);
+        d = search_superscale(type, x, &importance, fits);
+    }
     for (int b = 0; b < type->sub_blocks; ++b) {
         const int at = b * type->sub_block;
-        scales[b] = finite ? (int8_t) best_step(type, x + at, w + at, d * type->unit, fits[b]) : 0;
+        scales[b] = finite ? (int8_t) best_step(type, x + at, importance.w + at, d * type->unit, fits[b]) : 0;
         bof4_nearest_codes(x + at, type, d * type->unit * (float) scales[b], codes + at);
     }
     return bof4_stored_scale(d);
@@ -244,11 +330,14 @@ static inline uint16_t search_sub_scales(
     BOF4_STATIC_ASSERT(NAME##_SUB_BLOCKS <= MAX_SUB_BLOCKS, "MAX_SUB_BLOCKS is that of all types"); \
     BOF4_CLONES \
     uint16_t name##_search_superscale(const float * x, const float * w) { \
-        if (!isfinite(largest_magnitude(x, QK_##NAME))) { \
-            return BOF4_FP16_NAN; \
+        const float m = largest_magnitude(x, QK_##NAME); \
+        if (!isfinite(m)) { \
+            return bof4_stored_scale(m); \
         } \
+        struct importance importance; \
+        prepare_importance(&name##_encoding, x, w, &importance); \
         struct fit fits[MAX_SUB_BLOCKS][2]; \
-        return bof4_stored_scale(search_superscale(&name##_encoding, x, w, fits)); \
+        return bof4_stored_scale(search_superscale(&name##_encoding, x, &importance, fits)); \
     } \
     static void search_block_##name(const float * x, const float * w, block_##name * block) { \
         int8_t scales[NAME##_SUB_BLOCKS]; \
@@ -270,14 +359,29 @@ static const float * ones(void) {
 }
 BOF4_STATIC_ASSERT(BOF4_MAX_BLOCK == 256, "ones() has as many as the largest block has weights");
 
+static bool is_importance(const float * w, int64_t n) {
+    for (int64_t j = 0; j < n; ++j) {
+        if (!(w[j] >= 0.0f) || isinf(w[j])) {
+            return false;
+        }
+    }
+    return true;
+}
+
 #define DEFINE_QUANTIZE(NAME, name) \
     BOF4_CLONES \
     size_t quantize_##name(const float * src, void * dst, int64_t nrow, int64_t n_per_row, const float * imatrix) { \
         assert(n_per_row % QK_##NAME == 0); \
         block_##name * blocks = dst; \
+        const bool valid = imatrix == NULL || is_importance(imatrix, n_per_row); \
         for (int64_t i = 0; i < nrow * n_per_row / QK_##NAME; ++i) { \
-            search_block_##name( \
-                src + i * QK_##NAME, imatrix ? imatrix + i * QK_##NAME % n_per_row : ones(), blocks + i); \
+            const float * w = imatrix ? imatrix + i * QK_##NAME % n_per_row : ones(); \
+            if (valid) { \
+                search_block_##name(src + i * QK_##NAME, w, blocks + i); \
+            } else { /* there is no way to return an error, but llama-quantize validates what it gets */ \
+                memset(blocks + i, 0, sizeof(*blocks)); \
+                blocks[i].d = BOF4_FP16_NAN; \
+            } \
         } \
         return nrow * ggml_row_size(GGML_TYPE_##NAME, n_per_row); \
     }

@@ -17,7 +17,7 @@ extern "C" {
 #endif
 
 // Types with scales of sub-blocks: the fp16 bits of the scale d of a superblock of weights x with importances w of 0 or
-// more (where all are equal, any constant will do). fp16 NaN where an x is not finite.
+// more (where all are equal, any constant will do). fp16 NaN where an x is not finite, infinity where one is too large.
 #define BOF4_DECLARE_SEARCH_SUPERSCALE(NAME, name) \
     GGML_API uint16_t name##_search_superscale(const float * x, const float * w);
 BOF4_TYPES_SUB_SCALES(BOF4_DECLARE_SEARCH_SUPERSCALE)

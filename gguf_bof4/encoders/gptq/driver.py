@@ -17,6 +17,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,15 +25,32 @@ import numpy.typing as npt
 import torch
 
 from gguf_bof4 import native
-from gguf_bof4.encoders.encoder import Calibration, CalibrationSettings, Encoded, Finished, Target
+from gguf_bof4.encoders.encoder import (
+    Calibration,
+    CalibrationSettings,
+    Encoded,
+    Finished,
+    Target,
+    too_large_message,
+)
 from gguf_bof4.encoders.gptq.checkpoint import Checkpoint
 from gguf_bof4.encoders.gptq.factor import Drift, Factor, drift, factor
 from gguf_bof4.encoders.gptq.layer import Layer, Workers, to_device
 from gguf_bof4.encoders.gptq.matching import find_rows
-from gguf_bof4.encoders.gptq.model import INSTEAD, LayerInputs, Skeleton, assign, first_inputs, make_skeleton, release
+from gguf_bof4.encoders.gptq.model import (
+    INSTEAD,
+    LayerInputs,
+    Skeleton,
+    assign_linear,
+    check_length,
+    first_inputs,
+    linear_weight,
+    make_skeleton,
+    release,
+)
 from gguf_bof4.encoders.gptq.samples import enough_samples, make_samples, read_text
 from gguf_bof4.encoders.gptq.weights import Weights, tensor_names
-from gguf_bof4.errors import UserError
+from gguf_bof4.errors import TooLargeWeightError, UserError
 
 Floats = npt.NDArray[np.float32]
 
@@ -105,6 +123,7 @@ class Unquantized:
 class _Encoder:
     """Encodes the tensors of one layer."""
 
+    source: Path
     settings: CalibrationSettings
     done: Callable[[str, Target | None], None]
     original: Unquantized
@@ -118,14 +137,20 @@ class _Encoder:
 
         Returns:
             The tensor, and its decoded weights with outliers, float32 [rows, n].
+
+        Raises:
+            UserError: a weight is too large for the type.
         """
         outliers = None
-        if target.quantile is not None:
-            outliers = native.select_outliers(rows, target.quantile, self.settings.threads)
-        data, decoded, outliers, _ = native.gptq(
-            wanted, target.qtype, factored.order, factored.feedback, factored.curvature, factored.hessian,
-            SWEEPS, outliers, self.settings.threads,
-        )  # fmt: skip
+        try:
+            if target.quantile is not None:
+                outliers = native.select_outliers(rows, target.quantile, self.settings.threads)
+            data, decoded, outliers, _ = native.gptq(
+                wanted, target.qtype, factored.order, factored.feedback, factored.curvature, factored.hessian,
+                SWEEPS, outliers, self.settings.threads,
+            )  # fmt: skip
+        except TooLargeWeightError as error:
+            raise UserError(too_large_message(self.source, target.name, error.position, target.qtype)) from error
         return Encoded(data, outliers), decoded
 
     def _group(
@@ -134,11 +159,7 @@ class _Encoder:
         """Encode the tensors of linear modules that share an input."""
         self.done(", ".join(targets[name].name.split(".")[2] for name in names), None)
         hessian, moved = layer.hessian_and_drift(names[0], hidden, self.original.layer, self.original.hidden)
-        if not bool(torch.isfinite(hessian).all()):
-            raise UserError(
-                f"{targets[names[0]].name}: its inputs are NaN or infinite when the model reads the calibration text. "
-                f"{INSTEAD}"
-            )
+        _check_finite(hessian, targets[names[0]])
         factors: dict[Any, Factor] = {}
         # on a worker, which has one thread: sums depend on the number of threads, and this thread has any
         make_drift = partial(drift, hessian, damping=_drift_damping(len(hessian), hidden.shape[0] * hidden.shape[1]))
@@ -147,9 +168,7 @@ class _Encoder:
         for name in names:
             target, module = targets[name], layer.module.get_submodule(name)
             rows = target.read()
-            weight = module.weight
-            assert isinstance(weight, torch.Tensor)
-            places = find_rows(rows, weight.cpu().numpy())
+            places = find_rows(rows, np.ascontiguousarray(linear_weight(module).cpu().numpy()))
             if places is None:
                 importance = hessian.diagonal().cpu().numpy().copy() if rows.shape[1] == len(hessian) else None
                 why_not = f"its rows are not those of {name} in transformers"
@@ -162,7 +181,7 @@ class _Encoder:
                 found[target.name], decoded = self._compensated(target, rows, wanted, factors[target.qtype])
                 back = np.empty_like(decoded)
                 back[places] = decoded
-                assign(layer.module, f"{name}.weight", torch.from_numpy(back).to(layer.workers.device))
+                assign_linear(layer.module, name, torch.from_numpy(back).to(layer.workers.device))
             self.done("", target)
         return found
 
@@ -184,7 +203,7 @@ class _Encoder:
         for names in layer.groups(reached, hidden[:1]):
             found.update(self._group(layer, names, reached, hidden))
         rest = [t for t in targets if t.name not in found]
-        importance = _expert_importance(layer, hidden) if rest else None
+        importance = _expert_importance(layer, hidden, rest[0]) if rest else None
         for target in rest:
             fits = importance is not None and importance.size == target.shape[-1] and "down" not in target.name
             why_not = "no linear module of transformers is this tensor"
@@ -198,12 +217,43 @@ def _block_encoded(target: Target, importance: Floats | None, why_not: str) -> E
     return Encoded(*target.encode_blocks(importance), f"{why_not}: encoder search, {kind}")
 
 
-def _expert_importance(layer: Layer, hidden: torch.Tensor) -> Floats | None:
-    """Mean squares of the inputs of the module that has the weights of all experts, float32 [n]; None without one."""
+def _check_finite(hessian: torch.Tensor, target: Target) -> None:
+    if not bool(torch.isfinite(hessian).all()):
+        raise UserError(
+            f"{target.name}: its inputs are NaN or infinite when the model reads the calibration text. {INSTEAD}"
+        )
+
+
+def _expert_importance(layer: Layer, hidden: torch.Tensor, target: Target) -> Floats | None:
+    """Mean squares of the inputs of the module that has the weights of all experts, float32 [n]; None without one.
+
+    Args:
+        target: one of the tensors, for messages.
+
+    Raises:
+        UserError: inputs are NaN or infinite.
+    """
     stacks = {name.rpartition(".")[0] for name, p in layer.module.named_parameters() if p.dim() == 3}
     if len(stacks) != 1:
         return None
-    return layer.hessian(stacks.pop(), hidden).diagonal().cpu().numpy().copy()
+    hessian = layer.hessian(stacks.pop(), hidden)
+    _check_finite(hessian, target)
+    return np.asarray(hessian.diagonal().cpu().numpy().copy())
+
+
+def _in_layers(targets: Sequence[Target], depth: int) -> tuple[defaultdict[int, list[Target]], dict[str, Finished]]:
+    """The targets of each of the `depth` decoder layers that transformers runs, and the others with the reason."""
+    by_layer: defaultdict[int, list[Target]] = defaultdict(list)
+    outside = {}
+    for target in targets:
+        if target.layer is not None and target.layer < depth:
+            by_layer[target.layer].append(target)
+        else:
+            why_not = "it belongs to no decoder layer"
+            if target.layer is not None:
+                why_not = f"its layer is behind the {depth} that transformers runs (multi-token prediction)"
+            outside[target.name] = Finished(None, f"{why_not}: encoder search")
+    return by_layer, outside
 
 
 def calibrate(job: Calibration, weights: Weights, recipe: int) -> dict[str, Finished]:
@@ -214,7 +264,7 @@ def calibrate(job: Calibration, weights: Weights, recipe: int) -> dict[str, Fini
         recipe: of the encoder.
 
     Returns:
-        The tensors that are encoded, by name.
+        All targets by name; those outside of the decoder layers have a reason only.
 
     Raises:
         UserError: the model cannot be run, the text is too short, or the folder holds layers of another job.
@@ -225,13 +275,12 @@ def calibrate(job: Calibration, weights: Weights, recipe: int) -> dict[str, Fini
     job.progress("reading the calibration text", 0, 0)
     widest = max((t.shape[-1] for t in job.targets if t.layer is not None), default=1)
     wanted = settings.samples or enough_samples(widest, settings.length)
+    config = weights.config()
+    check_length(config, settings.length, job.source)
     samples = make_samples(weights.tokenizer(), text, settings.text, wanted, settings.length)
+    skeleton = make_skeleton(config, job.source)
     checkpoint = Checkpoint(job.folder, _fingerprint(job, samples.count, recipe), job.restart)
-    skeleton = make_skeleton(weights.config(), job.source)
-    by_layer: dict[int, list[Target]] = defaultdict(list)
-    for target in job.targets:
-        if target.layer is not None and target.layer < len(skeleton.layers):
-            by_layer[target.layer].append(target)
+    by_layer, outside = _in_layers(job.targets, len(skeleton.layers))
     workers = Workers(settings.threads or os.cpu_count() or 1, device)
     total = sum(t.n_weights for group in by_layer.values() for t in group)
     done = 0
@@ -254,7 +303,7 @@ def calibrate(job: Calibration, weights: Weights, recipe: int) -> dict[str, Fini
                 report(i, "reading weights", None)
                 layer = _load_layer(skeleton, weights, i, inputs, workers)
                 original = Unquantized(replace(layer, module=copy.deepcopy(layer.module)), unquantized)
-                encoder = _Encoder(settings, partial(report, i), original)
+                encoder = _Encoder(job.source, settings, partial(report, i), original)
                 found = encoder.layer(layer, tensor_names(skeleton, i, job.architecture), by_layer[i], inputs.hidden)
                 last = i + 1 == len(skeleton.layers)
                 if not last:
@@ -266,11 +315,12 @@ def calibrate(job: Calibration, weights: Weights, recipe: int) -> dict[str, Fini
     finally:
         workers.close()
     reasons = {name: why for i in range(len(skeleton.layers)) for name, why in checkpoint.why_not(i).items()}
-    return {
+    inside = {
         t.name: Finished(partial(checkpoint.read, i, t.name), reasons.get(t.name))
         for i, group in by_layer.items()
         for t in group
     }
+    return inside | outside
 
 
 def _load_layer(skeleton: Skeleton, weights: Weights, i: int, inputs: LayerInputs, workers: Workers) -> Layer:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from gguf_bof4.errors import UserError
 
@@ -59,6 +62,24 @@ def assign(model: nn.Module, name: str, values: torch.Tensor) -> None:
     module._parameters[leaf] = nn.Parameter(values.to(torch.float32).contiguous(), requires_grad=False)
 
 
+def is_linear(module: nn.Module) -> bool:
+    """Does a module multiply by a matrix: nn.Linear, or the Conv1D of GPT-2, which stores it transposed?"""
+    return isinstance(module, (nn.Linear, Conv1D))
+
+
+def linear_weight(module: nn.Module) -> torch.Tensor:
+    """The matrix of a linear module, float32 [outputs, inputs]."""
+    weight = module.weight
+    assert isinstance(weight, torch.Tensor)
+    return weight.T if isinstance(module, Conv1D) else weight
+
+
+def assign_linear(model: nn.Module, name: str, rows: torch.Tensor) -> None:
+    """Set the matrix of the linear module of this name, [outputs, inputs], in float32."""
+    transposed = isinstance(model.get_submodule(name), Conv1D)
+    assign(model, f"{name}.weight", rows.T if transposed else rows)
+
+
 @dataclass
 class Skeleton:
     """A model whose parameters have no storage.
@@ -84,24 +105,56 @@ class Skeleton:
         return layers
 
 
+def check_length(config: Any, length: int, path: Path) -> None:
+    """Check that the model has positions for samples of this length.
+
+    Args:
+        config: of transformers.
+        length: tokens in a sample.
+        path: of the source, for messages.
+
+    Raises:
+        UserError: it has fewer; the limit is named.
+    """
+    longest = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if isinstance(longest, int) and 0 < longest < length:
+        raise UserError(
+            f"{path}: the model reads at most {longest} tokens (max_position_embeddings), but samples have {length}: "
+            f"give --calibration-length {longest} or less"
+        )
+
+
+def _from_config(config: Any, attentions: Sequence[str]) -> Any:
+    """The model with the first of some implementations of attention that transformers has for it.
+
+    Raises:
+        ValueError, KeyError, ImportError: transformers has the model with none of them, or not at all.
+    """
+    from transformers import AutoModelForCausalLM
+
+    *preferred, last = attentions
+    for attention in preferred:
+        with contextlib.suppress(ValueError), _parameters_on_meta():
+            return AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention)
+    with _parameters_on_meta():
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=last)
+
+
 def make_skeleton(config: Any, path: Path) -> Skeleton:
     """Build a model from its configuration; nothing is read.
 
     Raises:
         UserError: transformers has no language model of this kind, or it is not a stack of decoder layers.
     """
-    from transformers import AutoModelForCausalLM
-
     text = config.get_text_config()
     if getattr(config, "quantization_config", None) is not None:
         raise UserError(
             f"{path}: the weights are quantized already, so the model cannot be run layer by layer. {INSTEAD}"
         )
     # the fused kernel of torch has no soft cap for attention scores
-    attention = "eager" if getattr(text, "attn_logit_softcapping", None) else "sdpa"
+    capped = getattr(text, "attn_logit_softcapping", None)
     try:
-        with _parameters_on_meta():
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention)
+        model = _from_config(config, ("eager",) if capped else ("sdpa", "eager"))
     except (ValueError, KeyError, ImportError) as error:
         raise UserError(
             f"{path}: transformers cannot run this model as a language model ({error}). {INSTEAD}"
@@ -121,6 +174,7 @@ class _Recorder(nn.Module):
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
+        self.signature = inspect.signature(layer.forward)
         self.arguments: dict[str, Any] = {}
         self.hidden: torch.Tensor | None = None
         self.__dict__["replaced"] = layer
@@ -131,9 +185,15 @@ class _Recorder(nn.Module):
         except AttributeError:
             return getattr(self.__dict__["replaced"], name)
 
-    def forward(self, hidden_states: torch.Tensor, **arguments: Any) -> torch.Tensor:
-        self.hidden, self.arguments = hidden_states, arguments
-        return hidden_states
+    def forward(self, *values: Any, **arguments: Any) -> torch.Tensor:
+        # some models pass masks by position: the layer is called with all arguments but the first by name
+        hidden: torch.Tensor
+        (_, hidden), *others = self.signature.bind(*values, **arguments).arguments.items()
+        self.hidden, self.arguments = hidden, {}
+        for name, value in others:
+            is_rest = self.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
+            self.arguments.update(value if is_rest else {name: value})
+        return hidden
 
 
 @dataclass

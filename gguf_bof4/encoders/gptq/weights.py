@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from gguf_bof4 import native
-from gguf_bof4.encoders.gptq.model import INSTEAD, Skeleton, assign
+from gguf_bof4.encoders.gptq.model import INSTEAD, Skeleton, assign, is_linear
 from gguf_bof4.errors import UserError
 from gguf_bof4.gguf_files.model import Model, Tensor
 
@@ -199,7 +199,7 @@ def tensor_names(skeleton: Skeleton, layer: int, architecture: str) -> dict[str,
     name_map = gguf.get_tensor_name_map(known[architecture], len(skeleton.layers))
     found = {}
     for name, module in skeleton.layers[layer].named_modules():
-        if isinstance(module, torch.nn.Linear):
+        if is_linear(module):
             # in models with other modalities the decoder has a longer prefix, which the map lacks
             base = name_map.get_name(f"model.layers.{layer}.{name}") or name_map.get_name(
                 f"{skeleton.layers_name}.{layer}.{name}"
