@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from gguf_bof4.ggml_patch import cuda
 
@@ -33,6 +34,7 @@ class Backend:
         can_start: whether programs of such a build can start on this machine.
         driver: what they need to start.
         build_option: of `bof4 build`, for messages.
+        bundle_file: a CMake file that finds the toolchain, contained in bundles; CMake gets it with -C.
         bundle_arguments: CMake arguments that a bundle's text recommends.
         bundle_text: what that text says of them.
     """
@@ -49,6 +51,7 @@ class Backend:
     can_start: Callable[[], bool] = lambda: True
     driver: str = ""
     build_option: str = ""
+    bundle_file: Path | None = None
     bundle_arguments: tuple[str, ...] = ()
     bundle_text: str = ""
 
@@ -67,12 +70,13 @@ CUDA = Backend(
     can_start=lambda: cuda.has_driver(),  # noqa: PLW0108 - looked up when called, so that tests can replace it
     driver="NVIDIA's driver",
     build_option="--cuda",
+    bundle_file=cuda.TOOLCHAIN_FILE,
     bundle_arguments=("-DGGML_CUDA=ON", "-DCMAKE_CUDA_ARCHITECTURES=native", "-DGGML_CUDA_FA=ON"),
     bundle_text="""\
-For NVIDIA GPUs, in this folder; needs NVIDIA's toolkit with nvcc and cuBLAS. Architecture 90 is an H100 or H200, 89 an
-RTX 4000, 86 an RTX 3000, 80 an A100; native is the GPU of this machine. -DGGML_CUDA_FA=OFF leaves out the
-FlashAttention kernels, most of the compile time. Where nvcc is not on the PATH, put its folder there first:
-export PATH="/usr/local/cuda/bin:$PATH"
+For NVIDIA GPUs, in this folder; needs NVIDIA's toolkit with nvcc. cuda-toolchain.cmake finds nvcc in /usr/local/cuda or
+by CUDACXX=/path/to/nvcc, cuBLAS in the toolkit or in the Python package nvidia-cublas (which torch brings), and libcuda
+of the toolkit or of the driver. Architecture 90 is an H100 or H200, 89 an RTX 4000, 86 an RTX 3000, 80 an A100; native
+is the GPU of this machine. -DGGML_CUDA_FA=OFF leaves out the FlashAttention kernels, most of the compile time.
 """,
 )
 
