@@ -23,6 +23,7 @@ class Backend:
     Attributes:
         name: as in ggml/src/ggml-NAME, the folder of its sources that a bundle contains.
         title: its name in ggml's registry of backends, and in documents.
+        other_titles: its names there when its sources are compiled by other toolchains, which `bof4 build` does not do.
         applies_lists: whether it applies outlier lists (ggml_bof4_list_is_supported in ggml_patch/src/lists); the
             scheduler gives products of weights with lists to another backend otherwise.
         programs: targets that every build of it has beside those of an ordinary build.
@@ -54,6 +55,7 @@ class Backend:
     bundle_file: Path | None = None
     bundle_arguments: tuple[str, ...] = ()
     bundle_text: str = ""
+    other_titles: tuple[str, ...] = ()
 
 
 CPU = Backend(name="cpu", title="CPU", applies_lists=True)
@@ -70,6 +72,7 @@ CUDA = Backend(
     can_start=lambda: cuda.has_driver(),  # noqa: PLW0108 - looked up when called, so that tests can replace it
     driver="NVIDIA's driver",
     build_option="--cuda",
+    other_titles=("ROCm", "MUSA"),
     bundle_file=cuda.TOOLCHAIN_FILE,
     bundle_arguments=("-DGGML_CUDA=ON", "-DCMAKE_CUDA_ARCHITECTURES=native", "-DGGML_CUDA_FA=ON"),
     bundle_text="""\
