@@ -1,7 +1,7 @@
 """What nvcc made of a CUDA file: instructions, registers and local memory of each kernel, read from the object file.
 
-No tool of the CUDA toolkit is needed. The objects are compiled with `--no-compress`, so that the ELF files of the device
-code are in them as they are. Instructions of compute capability 7.0 and newer have 16 bytes.
+No tool of the CUDA toolkit is needed. The objects are compiled with `--no-compress`, so that the ELF files of the
+device code are in them as they are. Instructions of compute capability 7.0 and newer have 16 bytes.
 """
 
 from __future__ import annotations

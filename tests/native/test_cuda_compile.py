@@ -45,8 +45,8 @@ FLAGS = (
 """The flags with which CMake compiles llama.cpp's CUDA files."""
 
 STRICTLY = ("-Xcompiler=-Werror=suggest-attribute=noreturn", "--no-compress")
-"""For our files: g++ reports functions that can only abort, which undefined behaviour may cause. Device code that is not
-compressed can be read."""
+"""For our files: g++ reports functions that can only abort, which undefined behaviour may cause. Device code that is
+not compressed can be read."""
 
 QUICKLY = ("-Xcicc=-O0", "-Xptxas=-O0")
 """For llama.cpp's own files, which are compiled only to check the patched lines."""
@@ -193,7 +193,8 @@ def excess(budget: sass.Kernel, found: sass.Kernel) -> list[str]:
         if getattr(found, name) > limit
     ]
     # by dot product: a loop may be unrolled more or less
-    if budget.products and found.loop * budget.products > budget.loop * max(found.products, 1) * MORE_INSTRUCTIONS:
+    slower = found.loop * budget.products > budget.loop * found.products * MORE_INSTRUCTIONS
+    if slower or (budget.products and not found.products):
         wrong.append(f"loop {budget.loop} for {budget.products} products -> {found.loop} for {found.products}")
     return wrong
 
@@ -221,11 +222,41 @@ def test_kernels_stay_within_their_budgets(tree: Path) -> None:
         f"kernels without a budget {sorted(found.keys() - budgets.keys())[:9]}, "
         f"budgets without a kernel {sorted(budgets.keys() - found.keys())[:9]}; {remedy}"
     )
-    wrong = [f"sm_{a} {name}: {'; '.join(why)}" for (a, name), b in budgets.items() if (why := excess(b, found[a, name]))]
+    over = {key: excess(budget, found[key]) for key, budget in budgets.items()}
+    wrong = [f"sm_{architecture} {name}: {'; '.join(why)}" for (architecture, name), why in over.items() if why]
     assert not wrong, "\n".join([*wrong, remedy])
     # every multiplication of ours has a loop that was found
     for of in ("bof4_mul_mat_vec", "mul_mat_q"):
         assert any(kernel.products for (_, name), kernel in found.items() if name.startswith(of)), of
+
+
+COUNTED = """
+extern "C" __global__ void bof4_counted(const int * x, int n, int * y) {
+    int sum = 0, local[64];
+    for (int i = 0; i < 64; ++i) { local[i] = x[i]; }
+    #pragma unroll 1
+    for (int i = 0; i < n; ++i) { sum = __dp4a(x[i], local[x[i] & 63], sum); sum = __dp4a(sum, 3, sum); }
+    y[threadIdx.x] = sum;
+}
+"""
+
+
+@pytest.mark.skipif(bool(no_nvcc()), reason=no_nvcc() or "nvcc is here")
+@pytest.mark.parametrize("architecture", ["80", "90"])
+def test_kernels_are_read_as_the_compiler_reports_them(tmp_path: Path, architecture: str) -> None:
+    (tmp_path / "counted.cu").write_text(COUNTED)
+    done = subprocess.run(
+        [find_toolkit().nvcc, "-O3", "--no-compress", "-Xptxas=-v",
+         f"-gencode=arch=compute_{architecture},code=sm_{architecture}",
+         "-c", str(tmp_path / "counted.cu"), "-o", str(tmp_path / "counted.o")],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    reported = [re.search(pattern, done.stderr + done.stdout) for pattern in (r"Used (\d+) reg", r"(\d+) bytes stack")]
+    found = sass.kernels((tmp_path / "counted.o").read_bytes())["bof4_counted"]
+    assert [found.registers, found.local] == [int(match[1]) for match in reported if match]
+    assert found.local >= 64 * 4
+    assert found.products == 2
+    assert 6 <= found.loop < 40 < found.instructions
 
 
 def test_more_instructions_registers_and_spills_are_found() -> None:
