@@ -98,7 +98,7 @@ def test_all_layers_on_the_gpu_predict_what_the_decoded_weights_do(
     narrow = {n: divergence(predict(listed, evaluation, *ON_GPU, "-ub", n), exact).mean() for n in ("1", "8")}
     bare = write_without_lists(listed, tmp_path / "bare.gguf")
     without_lists = divergence(predict(bare, evaluation, *ON_GPU), exact).mean()
-    print(f"KL divergence: {all_layers:.5f}, ten layers {ten_layers:.5f}, -ub {narrow}, without lists {without_lists:.2f}")
+    print(f"KL divergence: {all_layers:.5f}, ten layers {ten_layers:.5f}, -ub {narrow}, no lists {without_lists:.2f}")
     # activations are rounded to 8 bits, as on the CPU
     assert max(all_layers, ten_layers, *narrow.values()) < 0.006
     assert without_lists > 100 * all_layers
