@@ -76,7 +76,8 @@ def installed_files() -> set[str]:
         names = {name for name in python_files(ROOT / linked) if not (linked == "bench" and name.startswith("gpu/"))}
         files |= {f"gguf_bof4/{linked}/{name}" for name in names}
     patch = ROOT / "ggml_patch"
-    data = [patch / "lock.json", *patch.glob("*.cmake"), *(patch / "patches").glob("*.patch"), *(patch / "src").rglob("*")]
+    data = [patch / "lock.json", *patch.glob("*.cmake")]
+    data += [*(patch / "patches").glob("*.patch"), *(patch / "src").rglob("*")]
     return files | {f"gguf_bof4/ggml_patch/{path.relative_to(patch).as_posix()}" for path in data if path.is_file()}
 
 
