@@ -7,6 +7,8 @@
 # make bench-quality  these types and llama.cpp's: bench/quality.csv and the picture; QUALITY="--large" for more of them
 # make bench-speed    tokens per second of both, in turns: bench/speed.csv and the picture; SPEED="--rounds 9" and so on
 # make bench-gpu      time of each product on an NVIDIA GPU: bench/gpu.csv; CUDA="--no-flash-attention" builds faster
+# make gpu-check      all checks of the CUDA kernels on this machine's NVIDIA GPU; results go to bench/gpu/CARD
+# make gpu-carry      build/gpu-check, the folder for the same on another machine: bench/gpu/README.md
 # make clean          remove the virtual environment and what the package build left
 #
 # Each target makes what it needs: a virtual environment in .venv with the package and its dependencies, and the build of
@@ -19,7 +21,7 @@ BIN    := .venv/bin
 C_SOURCES = $(shell find ggml_patch/src tests/native/sources -type f \
 	\( -name '*.c' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h' \) ! -name bof4-format.h)
 
-.PHONY: demo test test-unit lint format build bench-quality bench-speed bench-gpu clean
+.PHONY: demo test test-unit lint format build bench-quality bench-speed bench-gpu gpu-check gpu-carry clean
 
 demo: build
 	$(BIN)/bof4 demo
@@ -52,6 +54,17 @@ bench-gpu: .venv/installed
 	@nvidia-smi -L || { echo "bench-gpu needs an NVIDIA GPU and its driver; nvidia-smi shows none." >&2; exit 1; }
 	$(BIN)/bof4 build --cuda $(CUDA)
 	"$$($(BIN)/bof4 build --cuda $(CUDA) --print-bin)/bof4-bench-cuda" --csv bench/gpu.csv $(GPU)
+
+gpu-carry: .venv/installed
+	bench/gpu/prepare.sh $(BIN)/python build/gpu-check
+
+gpu-check: export PYTHON = $(CURDIR)/$(BIN)/python
+gpu-check: export WHEELS_PYTHON =
+gpu-check: .venv/installed
+	@nvidia-smi -L || { echo "gpu-check needs an NVIDIA GPU and its driver; nvidia-smi shows none." >&2; exit 1; }
+	bench/gpu/prepare.sh $(BIN)/python build/gpu-check
+	TOTAL=$${TOTAL:-3600} WORK=$(CURDIR)/build/gpu-work bash build/gpu-check/check.sh; result=$$?; \
+		bench/gpu/keep.sh build/gpu-work/out && exit $$result
 
 build: .venv/installed
 	$(BIN)/bof4 build --tests

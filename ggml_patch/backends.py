@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from gguf_bof4.ggml_patch import cuda
 
@@ -22,6 +23,7 @@ class Backend:
     Attributes:
         name: as in ggml/src/ggml-NAME, the folder of its sources that a bundle contains.
         title: its name in ggml's registry of backends, and in documents.
+        other_titles: its names there when its sources are compiled by other toolchains, which `bof4 build` does not do.
         applies_lists: whether it applies outlier lists (ggml_bof4_list_is_supported in ggml_patch/src/lists); the
             scheduler gives products of weights with lists to another backend otherwise.
         programs: targets that every build of it has beside those of an ordinary build.
@@ -33,6 +35,7 @@ class Backend:
         can_start: whether programs of such a build can start on this machine.
         driver: what they need to start.
         build_option: of `bof4 build`, for messages.
+        bundle_file: a CMake file that finds the toolchain, contained in bundles; CMake gets it with -C.
         bundle_arguments: CMake arguments that a bundle's text recommends.
         bundle_text: what that text says of them.
     """
@@ -49,8 +52,10 @@ class Backend:
     can_start: Callable[[], bool] = lambda: True
     driver: str = ""
     build_option: str = ""
+    bundle_file: Path | None = None
     bundle_arguments: tuple[str, ...] = ()
     bundle_text: str = ""
+    other_titles: tuple[str, ...] = ()
 
 
 CPU = Backend(name="cpu", title="CPU", applies_lists=True)
@@ -67,12 +72,14 @@ CUDA = Backend(
     can_start=lambda: cuda.has_driver(),  # noqa: PLW0108 - looked up when called, so that tests can replace it
     driver="NVIDIA's driver",
     build_option="--cuda",
+    other_titles=("ROCm", "MUSA"),
+    bundle_file=cuda.TOOLCHAIN_FILE,
     bundle_arguments=("-DGGML_CUDA=ON", "-DCMAKE_CUDA_ARCHITECTURES=native", "-DGGML_CUDA_FA=ON"),
     bundle_text="""\
-For NVIDIA GPUs, in this folder; needs NVIDIA's toolkit with nvcc and cuBLAS. Architecture 90 is an H100 or H200, 89 an
-RTX 4000, 86 an RTX 3000, 80 an A100; native is the GPU of this machine. -DGGML_CUDA_FA=OFF leaves out the
-FlashAttention kernels, most of the compile time. Where nvcc is not on the PATH, put its folder there first:
-export PATH="/usr/local/cuda/bin:$PATH"
+For NVIDIA GPUs, in this folder; needs NVIDIA's toolkit with nvcc. cuda-toolchain.cmake finds nvcc in /usr/local/cuda or
+by CUDACXX=/path/to/nvcc, cuBLAS in the toolkit or in the Python package nvidia-cublas (which torch brings), and libcuda
+of the toolkit or of the driver. Architecture 90 is an H100 or H200, 89 an RTX 4000, 86 an RTX 3000, 80 an A100; native
+is the GPU of this machine. -DGGML_CUDA_FA=OFF leaves out the FlashAttention kernels, most of the compile time.
 """,
 )
 

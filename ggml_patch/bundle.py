@@ -65,7 +65,7 @@ On your own machine, with the Python package gguf-bof4: export BOF4_BIN="$PWD/bu
 
 _SECTION = """\
 {text}
-    cmake -B build-{name} {options} \\
+    cmake {toolchain}-B build-{name} {options} \\
         {arguments}
     cmake --build build-{name} -j "$(nproc)" --target {targets}
 """
@@ -77,6 +77,7 @@ def _section(backend: Backend) -> str:
     """How to build with a backend that is not in every build."""
     return _SECTION.format(
         text=backend.bundle_text, name=backend.name, options=" ".join(CMAKE_OPTIONS),
+        toolchain=f"-C {backend.bundle_file.name} " if backend.bundle_file else "",
         arguments=" ".join(backend.bundle_arguments), targets=" ".join((*_TARGETS, *backend.programs)),
     )  # fmt: skip
 
@@ -140,6 +141,9 @@ def bundled_files(tree: Path) -> list[str]:
 
 def _members(tree: Path) -> Iterator[tuple[str, bytes]]:
     yield "BUILD.txt", _read_me().encode()
+    for backend in BACKENDS:
+        if backend.bundle_file:
+            yield backend.bundle_file.name, backend.bundle_file.read_bytes()
     for path in bundled_files(tree):
         yield path, (tree / path).read_bytes()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import os
 import re
 import shutil
@@ -18,12 +17,15 @@ from gguf_bof4.errors import UserError
 TARGETS = ("bof4-bench-cuda",)
 """Programs that only a CUDA build has."""
 
+TOOLCHAIN_FILE = Path(__file__).with_name("cuda-toolchain.cmake")
+"""Finds cuBLAS and libcuda where the toolkit lacks them; for CMake's option -C."""
+
 ENVIRONMENT = ("CUDAHOSTCXX", "CUDAFLAGS", "NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS", "NVCC_CCBIN")
 """Variables that CMake and nvcc read, beside CUDACXX."""
 
 REMEDIES = (
     (
-        r"links to:\s+CUDA::cublas|fatal error: cublas_v2\.h",
+        r"links to:\s+CUDA::cublas|fatal error: cublas_v2\.h|has\s+no\s+cuBLAS",
         "The CUDA toolkit has no cuBLAS: install its library and headers, e.g. `apt install libcublas-dev-{dashed}` "
         "from NVIDIA's repository, or `pip install 'nvidia-cublas=={major}.{minor}.*'` into the environment of bof4 "
         "(`nvidia-cublas-cu12` for CUDA 12).",
@@ -171,36 +173,12 @@ def cmake_arguments(architectures: tuple[str, ...], flash_attention: bool) -> tu
     )
 
 
-def packaged_cublas() -> tuple[Path, Path] | None:
-    """Folders of the headers and libraries of the Python package nvidia-cublas or nvidia-cublas-cu12, if installed."""
-    spec = importlib.util.find_spec("nvidia")
-    for place in spec.submodule_search_locations or () if spec else ():
-        for header in sorted(Path(place).glob("*/include/cublas_v2.h"), reverse=True):
-            return header.parent, header.parents[1] / "lib"
-    return None
-
-
-def has_cublas(toolkit: Toolkit) -> bool:
-    """Does the toolkit or the system have cuBLAS' headers?"""
-    root = toolkit.root
-    folders = [root / "include", root / "../../math_libs/include", Path("/usr/include")]
-    return any((folder / "cublas_v2.h").is_file() for folder in (*folders, *root.glob("targets/*/include")))
-
-
 def toolchain_arguments(toolkit: Toolkit) -> tuple[str, ...]:
-    """CMake options that select this toolkit, and the Python package's cuBLAS where the toolkit has none."""
-    arguments = [f"-DCMAKE_CUDA_COMPILER={toolkit.nvcc}", f"-DCUDAToolkit_ROOT={toolkit.root}"]
-    package = packaged_cublas()
-    if package is None or has_cublas(toolkit):
-        return tuple(arguments)
-    include, libraries = package
-    # -isystem: the package's folder may contain a second toolkit, whose headers must not precede nvcc's own
-    flags = f"{os.environ.get('CUDAFLAGS', '')} -isystem {include}".strip()
-    arguments.append(f"-DCMAKE_CUDA_FLAGS={flags}")
-    for name in ("cublas", "cublasLt"):
-        for library in sorted(libraries.glob(f"lib{name}.so.*")):
-            arguments.append(f"-DCUDA_{name}_LIBRARY={library}")
-    return tuple(arguments)
+    """CMake options that select this toolkit, and what it lacks from elsewhere (TOOLCHAIN_FILE)."""
+    return (
+        f"-DCMAKE_CUDA_COMPILER={toolkit.nvcc}", f"-DCUDAToolkit_ROOT={toolkit.root}",
+        f"-DBOF4_PYTHON={sys.executable}", "-C", str(TOOLCHAIN_FILE),
+    )  # fmt: skip
 
 
 def remedy(toolkit: Toolkit, output: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -33,12 +34,26 @@ def no_gpu() -> str:
     return "" if _chosen_bin() else no_nvcc()
 
 
+def _has_cublas(toolkit: cuda.Toolkit) -> bool:
+    root = toolkit.root
+    folders = [root / "include", root / "../../math_libs/include", Path("/usr/include")]
+    return any((folder / "cublas_v2.h").is_file() for folder in (*folders, *root.glob("targets/*/include")))
+
+
+def _packaged_cublas() -> Path | None:
+    spec = importlib.util.find_spec("nvidia")
+    for place in spec.submodule_search_locations or () if spec else ():
+        for header in sorted(Path(place).glob("*/include/cublas_v2.h"), reverse=True):
+            return header.parent
+    return None
+
+
 def cublas_headers(toolkit: cuda.Toolkit) -> Path | None:
     """The folder of cublas_v2.h: of a Python package, installed or in the cache. None where the toolkit has it."""
-    if cuda.has_cublas(toolkit):
+    if _has_cublas(toolkit):
         return None
-    if package := cuda.packaged_cublas():
-        return package[0]
+    if package := _packaged_cublas():
+        return package
     major, minor = toolkit.release
     kept = cache_root() / f"cublas-headers-{major}.{minor}"
     if not (kept / "cublas_v2.h").is_file():

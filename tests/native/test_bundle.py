@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from cuda_machine import no_nvcc
 from program import bof4
 
 from gguf_bof4.errors import UserError
@@ -16,6 +18,7 @@ from gguf_bof4.ggml_patch import SOURCES
 from gguf_bof4.ggml_patch.apply import HEADERS_IN_TREE, PUBLIC_HEADERS, SOURCES_IN_TREE
 from gguf_bof4.ggml_patch.build import CMAKE_OPTIONS, PROGRAMS, TESTS
 from gguf_bof4.ggml_patch.bundle import FOLDER, write_bundle
+from gguf_bof4.ggml_patch.cuda import TOOLCHAIN_FILE
 from gguf_bof4.ggml_patch.toolchain import find_tools
 
 
@@ -41,6 +44,7 @@ def test_it_is_small_and_says_how_to_build(bundle: Path, unpacked: Path) -> None
     for wanted in (*CMAKE_OPTIONS, *PROGRAMS, *TESTS, "bof4-bench-cuda", "-DGGML_CUDA=ON", "-DGGML_CUDA_FA=O"):
         assert wanted in text
     assert (unpacked / "LICENSE").is_file()
+    assert (unpacked / TOOLCHAIN_FILE.name).read_bytes() == TOOLCHAIN_FILE.read_bytes()
 
 
 def test_it_contains_all_of_our_sources(unpacked: Path) -> None:
@@ -95,3 +99,28 @@ def test_it_configures_and_builds_as_its_text_says(unpacked: Path) -> None:
     )
     assert list((unpacked / "build" / "bin").glob("*ggml-base*"))
     shutil.rmtree(unpacked / "build")
+
+
+@pytest.mark.skipif(bool(no_nvcc()), reason=no_nvcc() or "nvcc is here")
+def test_it_configures_for_cuda_as_its_text_says(unpacked: Path, tmp_path: Path) -> None:
+    """Where the toolkit has no cuBLAS, that of a Python package is found; here a package of empty files."""
+    for name in ("include/cublas_v2.h", "lib/libcublas.so.13", "lib/libcublasLt.so.13"):
+        file = tmp_path / "nvidia/cu13" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    cmake, ninja = find_tools(lambda what, done, total: None)
+    text = (unpacked / "BUILD.txt").read_text()
+    (command,) = re.findall(r"^    (cmake -C .* -B build-cuda [^\\]*)\\\n +(.*)$", text, re.MULTILINE)
+    arguments = " ".join(command).replace("=native", "=90").split()[1:]
+    done = subprocess.run(
+        [cmake, *arguments, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"],
+        cwd=unpacked, check=False, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    dry = subprocess.run(
+        [ninja, "-C", "build-cuda", "-n", "ggml-cuda", "bof4-bench-cuda"],
+        cwd=unpacked, check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    assert dry.returncode == 0, dry.stdout[-1000:] + dry.stderr[-1000:]
+    shutil.rmtree(unpacked / "build-cuda")

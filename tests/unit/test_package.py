@@ -72,9 +72,12 @@ def installed_files() -> set[str]:
     """What the wheel must contain beside its metadata."""
     files = {f"gguf_bof4/{name}" for name in (*python_files(ROOT / "gguf_bof4"), "py.typed")}
     for linked in LINKED:
-        files |= {f"gguf_bof4/{linked}/{name}" for name in python_files(ROOT / linked)}
+        # bench/gpu is no package: its scripts belong to a checkout
+        names = {name for name in python_files(ROOT / linked) if not (linked == "bench" and name.startswith("gpu/"))}
+        files |= {f"gguf_bof4/{linked}/{name}" for name in names}
     patch = ROOT / "ggml_patch"
-    data = [patch / "lock.json", *(patch / "patches").glob("*.patch"), *(patch / "src").rglob("*")]
+    data = [patch / "lock.json", *patch.glob("*.cmake")]
+    data += [*(patch / "patches").glob("*.patch"), *(patch / "src").rglob("*")]
     return files | {f"gguf_bof4/ggml_patch/{path.relative_to(patch).as_posix()}" for path in data if path.is_file()}
 
 

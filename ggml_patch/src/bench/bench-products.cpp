@@ -38,6 +38,9 @@ const std::vector<shape> & shapes() {
         { "70b", "k/v", 1024, 8192 },
         { "70b", "gate/up", 28672, 8192 },
         { "70b", "down", 8192, 28672 },
+        // Qwen3-30B-A3B: 8 of 128 experts
+        { "moe", "gate/up", 768, 2048, 128, 8, false },
+        { "moe", "down", 2048, 768, 128, 8, true },
     };
     return table;
 }
@@ -58,7 +61,8 @@ static std::vector<int32_t> random_list(int64_t rows, int64_t columns, double p,
     return list;
 }
 
-encoded::encoded(const weight_type & type, int64_t rows, int64_t columns, int64_t distinct, uint32_t seed) {
+encoded::encoded(const weight_type & type, const shape & shape, int64_t distinct, uint32_t seed) {
+    const int64_t rows = shape.experts * shape.rows, columns = shape.columns;
     std::mt19937 rng(seed);
     std::normal_distribution<float> normal(0.0f, 0.02f);
     distinct = std::min(distinct, rows);
@@ -77,7 +81,7 @@ encoded::encoded(const weight_type & type, int64_t rows, int64_t columns, int64_
 
 // The leafs of a graph (weights, lists and inputs) count, too.
 static size_t graph_size(size_t products) {
-    return 3 * products + 8;
+    return 4 * products + 8;
 }
 
 static ggml_context_ptr new_context(size_t tensors) {
@@ -97,7 +101,7 @@ rotating_weight::rotating_weight(
     ggml_backend_t backend, const weight_type & type, const shape & shape, const encoded & data, int copies)
     : context(new_context(2 * copies)) {
     for (int i = 0; i < copies; ++i) {
-        ggml_tensor * weight = ggml_new_tensor_2d(context.get(), type.type, shape.columns, shape.rows);
+        ggml_tensor * weight = ggml_new_tensor_3d(context.get(), type.type, shape.columns, shape.rows, shape.experts);
         if (!data.list.empty()) {
             ggml_bof4_list_attach(weight, ggml_new_tensor_1d(context.get(), GGML_TYPE_I32, (int64_t) data.list.size()));
         }
@@ -125,18 +129,58 @@ static std::vector<float> activations(int64_t n) {
     return values;
 }
 
-product_graph::product_graph(ggml_backend_t backend, const rotating_weight & weight, int64_t columns, int products)
+std::vector<int32_t> ids_of_product(const shape & shape, int64_t tokens, int64_t product) {
+    std::vector<int32_t> ids(tokens * shape.used);
+    for (size_t i = 0; i < ids.size(); ++i) {
+        ids[i] = (int32_t) ((product * (int64_t) ids.size() + (int64_t) i) % shape.experts);
+    }
+    return ids;
+}
+
+// Tensors of the activations and, of a mixture, of the experts of each token; without data.
+struct operands {
+    ggml_tensor * input;
+    std::vector<ggml_tensor *> ids; // of each product; empty: no mixture
+
+    operands(ggml_context * context, const shape & shape, int64_t columns, int products) {
+        if (!shape.is_mixture()) {
+            input = ggml_new_tensor_2d(context, GGML_TYPE_F32, shape.columns, columns);
+            return;
+        }
+        const int64_t inputs_of_token = shape.input_per_expert ? shape.used : 1;
+        input = ggml_new_tensor_3d(context, GGML_TYPE_F32, shape.columns, inputs_of_token, columns);
+        for (int i = 0; i < products; ++i) {
+            ids.push_back(ggml_new_tensor_2d(context, GGML_TYPE_I32, shape.used, columns));
+        }
+    }
+
+    // Of a mixture, products of one copy of the weight use different experts.
+    void set(const shape & shape, int64_t columns, size_t copies) const {
+        const std::vector<float> values = activations(ggml_nelements(input));
+        ggml_backend_tensor_set(input, values.data(), 0, ggml_nbytes(input));
+        for (size_t i = 0; i < ids.size(); ++i) {
+            const std::vector<int32_t> chosen = ids_of_product(shape, columns, (int64_t) (i / copies));
+            ggml_backend_tensor_set(ids[i], chosen.data(), 0, ggml_nbytes(ids[i]));
+        }
+    }
+
+    ggml_tensor * product(ggml_context * context, ggml_tensor * weight, int i) const {
+        return ids.empty() ? ggml_mul_mat(context, weight, input) : ggml_mul_mat_id(context, weight, input, ids[i]);
+    }
+};
+
+product_graph::product_graph(
+    ggml_backend_t backend, const rotating_weight & weight, const shape & shape, int64_t columns, int products)
     : products(products),
       backend(backend),
-      context(new_context(products + 1)) {
-    ggml_tensor * input = ggml_new_tensor_2d(context.get(), GGML_TYPE_F32, weight.copy(0)->ne[0], columns);
+      context(new_context(2 * products + 1)) {
+    const operands operands(context.get(), shape, columns, products);
     inputs = allocate(context, backend);
-    const std::vector<float> values = activations(ggml_nelements(input));
-    ggml_backend_tensor_set(input, values.data(), 0, ggml_nbytes(input));
+    operands.set(shape, columns, weight.copies());
 
     graph = ggml_new_graph_custom(context.get(), graph_size(products), false);
     for (int i = 0; i < products; ++i) {
-        ggml_tensor * product = ggml_mul_mat(context.get(), weight.copy(i), input);
+        ggml_tensor * product = operands.product(context.get(), weight.copy(i), i);
         if (!result) {
             ggml_backend_buffer_type_t type = ggml_backend_get_default_buffer_type(backend);
             result.reset(ggml_backend_buft_alloc_buffer(type, ggml_backend_buft_get_alloc_size(type, product)));
@@ -162,12 +206,11 @@ void product_graph::enqueue() {
 static std::vector<float> product_on(
     ggml_backend_t backend, const weight_type & type, const shape & shape, const encoded & data, int64_t columns) {
     rotating_weight weight(backend, type, shape, data, 1);
-    ggml_context_ptr context = new_context(2);
-    ggml_tensor * input = ggml_new_tensor_2d(context.get(), GGML_TYPE_F32, shape.columns, columns);
-    ggml_tensor * product = ggml_mul_mat(context.get(), weight.copy(0), input);
+    ggml_context_ptr context = new_context(3);
+    const operands operands(context.get(), shape, columns, 1);
+    ggml_tensor * product = operands.product(context.get(), weight.copy(0), 0);
     ggml_backend_buffer_ptr buffer = allocate(context, backend);
-    const std::vector<float> values = activations(ggml_nelements(input));
-    ggml_backend_tensor_set(input, values.data(), 0, ggml_nbytes(input));
+    operands.set(shape, columns, 1);
     ggml_cgraph * graph = ggml_new_graph_custom(context.get(), graph_size(1), false);
     ggml_build_forward_expand(graph, product);
     if (ggml_backend_graph_compute(backend, graph) != GGML_STATUS_SUCCESS) {
@@ -178,9 +221,8 @@ static std::vector<float> product_on(
     return result;
 }
 
-difference compare(
-    ggml_backend_t backend, ggml_backend_t reference, const weight_type & type, const shape & shape, int64_t columns) {
-    const encoded data(type, shape.rows, shape.columns, shape.rows, 1);
+difference compare(ggml_backend_t backend, ggml_backend_t reference, const weight_type & type, const shape & shape,
+    const encoded & data, int64_t columns) {
     const std::vector<float> expected = product_on(reference, type, shape, data, columns);
     const std::vector<float> found = product_on(backend, type, shape, data, columns);
     double squares = 0, errors = 0, largest = 0;

@@ -24,9 +24,17 @@ struct shape {
     std::string matrices;
     int64_t rows;
     int64_t columns; // weights of a row
+    // of a mixture: matrices in the tensor, of which each token uses some (ggml_mul_mat_id)
+    int64_t experts = 1;
+    int64_t used = 1;
+    bool input_per_expert = false; // false: all experts of a token have the same input
+
+    bool is_mixture() const { return experts > 1; }
+    // Matrices that a product of this many tokens reads (ids_of_product).
+    int64_t matrices_read(int64_t tokens) const { return tokens * used < experts ? tokens * used : experts; }
 };
 
-// Weight matrices of Llama models.
+// Weight matrices of Llama models, and of a mixture.
 const std::vector<shape> & shapes();
 
 // Quantized rows of Gaussian numbers and their list, in host memory.
@@ -35,7 +43,7 @@ struct encoded {
     std::vector<int32_t> list; // empty: none
 
     // `distinct` rows are quantized, and repeated.
-    encoded(const weight_type & type, int64_t rows, int64_t columns, int64_t distinct, uint32_t seed);
+    encoded(const weight_type & type, const shape & shape, int64_t distinct, uint32_t seed);
     size_t bytes() const { return weight.size() + list.size() * sizeof(int32_t); }
 };
 
@@ -55,11 +63,17 @@ class rotating_weight {
     std::vector<ggml_tensor *> weights;
 };
 
+// The experts that each token uses: int32 [tokens][used], in turns, so that each expert is used equally often, and the
+// next product begins with others.
+std::vector<int32_t> ids_of_product(const shape & shape, int64_t tokens, int64_t product);
+
 // A graph of products of a rotating weight with one matrix of activations. All products have the same memory for their
 // result, so that it stays in the L2 cache, from which a model would read it.
 class product_graph {
   public:
-    product_graph(ggml_backend_t backend, const rotating_weight & weight, int64_t columns, int products);
+    // columns: of the activations; of a mixture the tokens
+    product_graph(
+        ggml_backend_t backend, const rotating_weight & weight, const shape & shape, int64_t columns, int products);
 
     // Can the backend compute the product?
     bool supported() const;
@@ -81,6 +95,6 @@ struct difference {
     double largest; // largest difference, in units of the root mean square of the product
 };
 
-// Compares the product on `backend` with that on `reference`.
-difference compare(
-    ggml_backend_t backend, ggml_backend_t reference, const weight_type & type, const shape & shape, int64_t columns);
+// Compares the product of all rows of `data` on `backend` with that on `reference`.
+difference compare(ggml_backend_t backend, ggml_backend_t reference, const weight_type & type, const shape & shape,
+    const encoded & data, int64_t columns);

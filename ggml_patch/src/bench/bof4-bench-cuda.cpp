@@ -20,8 +20,8 @@ namespace {
 #define BOF4_NAMES(NAME, name) #name " " #name "+opq "
 
 const char * const USAGE = "usage: bof4-bench-cuda [options]\n"
-                           "  --shapes LIST    models whose matrices are measured      (1b,8b,70b)\n"
-                           "  --columns LIST   columns of the activations              (1,2,4,8,512)\n"
+                           "  --shapes LIST    models whose matrices are measured      (1b,8b,70b,moe)\n"
+                           "  --columns LIST   columns of the activations, or tokens   (1,2,3,4,6,8,16,512)\n"
                            "  --types LIST     " BOF4_TYPES_CUDA(
                                BOF4_NAMES) "q4_0 iq4_nl iq4_xs q4_k mxfp4   (all)\n"
                                            "                   +opq: with outlier lists, 0.2 % of the weights\n"
@@ -68,7 +68,7 @@ struct options {
     std::string csv;
 
     options(int argc, char ** argv) {
-        std::string shape_list = "1b,8b,70b", column_list = "1,2,4,8,512", type_list;
+        std::string shape_list = "1b,8b,70b,moe", column_list = "1,2,3,4,6,8,16,512", type_list;
         for (int i = 1; i < argc; ++i) {
             const std::string name = argv[i];
             if (name == "--check") {
@@ -100,7 +100,7 @@ struct options {
             std::copy_if(shapes().begin(), shapes().end(), std::back_inserter(shapes_),
                 [&](const shape & s) { return s.model == model; });
             if (shapes_.size() == before) {
-                throw usage_error("no model '" + model + "': there are 1b, 8b and 70b");
+                throw usage_error("no model '" + model + "': there are 1b, 8b, 70b and moe");
             }
         }
         for (const std::string & text : split(column_list)) {
@@ -138,6 +138,7 @@ ggml_backend_ptr backend_of(const char * name, int number) {
 // and equal but for rounding.
 std::vector<weight_type> checked_types(ggml_backend_t gpu, const options & opts, bool & all_right) {
     const shape small = { "", "", 256, 4096 };
+    const shape mixture = { "", "", 64, 1024, 8, 2 };
     ggml_backend_ptr cpu = backend_of("CPU", 0);
     std::vector<weight_type> types;
     printf("products of %d x %d against the CPU's: error (NMSE) and largest difference, in units of their root mean "
@@ -145,20 +146,26 @@ std::vector<weight_type> checked_types(ggml_backend_t gpu, const options & opts,
         (int) small.rows, (int) small.columns);
     for (const weight_type & type : opts.types) {
         printf("  %-11s", type.name.c_str());
+        const encoded data(type, small, small.rows, 1), expert_data(type, mixture, mixture.experts * mixture.rows, 1);
         {
-            const encoded data(type, small.rows, small.columns, small.rows, 1);
             rotating_weight weight(gpu, type, small, data, 1);
-            if (!product_graph(gpu, weight, 1, 1).supported()) {
+            if (!product_graph(gpu, weight, small, 1, 1).supported()) {
                 printf(" not supported by this backend: left out\n");
                 all_right = false;
                 continue;
             }
         }
         bool right = true;
-        for (int columns : { 1, 8, 512 }) {
-            const difference d = compare(gpu, cpu.get(), type, small, columns);
-            printf("  %3d columns %.1e %.4f", columns, d.nmse, d.largest);
+        const auto check = [&](const shape & s, const encoded & of, const char * what, int columns) {
+            const difference d = compare(gpu, cpu.get(), type, s, of, columns);
+            printf("  %3d %s %.1e %.4f", columns, what, d.nmse, d.largest);
             right = right && d.nmse < 5e-4; // false for NaN, too
+        };
+        for (int columns : { 1, 3, 8, 16, 512 }) {
+            check(small, data, "columns", columns);
+        }
+        for (int tokens : { 1, 4, 64 }) {
+            check(mixture, expert_data, "tokens", tokens);
         }
         printf("%s\n", right ? "" : "  WRONG");
         all_right = all_right && right;
@@ -171,7 +178,7 @@ std::vector<weight_type> checked_types(ggml_backend_t gpu, const options & opts,
 struct row {
     const weight_type * type;
     double seconds;
-    size_t bytes;
+    size_t bytes; // of weights and lists that are read
     double rate() const { return bytes / seconds; }
 };
 
@@ -197,13 +204,17 @@ class table {
                 fastest = std::max(fastest, 1 / r.seconds);
             }
         }
-        printf("\n%s %s, %d x %d, %d column%s\n", s.model.c_str(), s.matrices.c_str(), (int) s.rows, (int) s.columns,
-            columns, columns == 1 ? "" : "s");
+        printf("\n%s %s, %d x %d, %d %s%s", s.model.c_str(), s.matrices.c_str(), (int) s.rows, (int) s.columns, columns,
+            s.is_mixture() ? "token" : "column", columns == 1 ? "" : "s");
+        if (s.is_mixture()) {
+            printf(", %d of %d experts each", (int) s.used, (int) s.experts);
+        }
+        printf("\n");
         printf("  %-11s %10s %9s %7s %14s %11s\n", "type", "us", "GB/s", "share", "per byte/peer", "speed/peer");
         for (const row & r : rows) {
             const double per_byte = fastest_rate > 0 ? r.rate() / fastest_rate : 0;
             const double speed = fastest > 0 ? 1 / r.seconds / fastest : 0;
-            const double flops = 2.0 * s.rows * s.columns * columns / r.seconds;
+            const double flops = 2.0 * s.rows * s.columns * columns * s.used / r.seconds;
             printf("  %-11s %10.2f %9.0f %6.1f%% %14.3f %11.3f\n", r.type->name.c_str(), r.seconds * 1e6,
                 r.rate() * 1e-9, 100 * r.rate() / memory.read, per_byte, speed);
             if (csv) {
@@ -228,25 +239,30 @@ class table {
 
 struct candidate {
     const weight_type * type;
-    size_t bytes;
+    size_t bytes; // of one copy
     rotating_weight weight;
-    int products; // in a graph: at least 16, so that its beginning and end do not matter, and a multiple of the copies
+
+    // In a graph: at least 16, so that its beginning and end do not matter; so many that they read four times the size of
+    // the L2 cache, of a mixture, too; a multiple of the copies.
+    int products(const shape & s, int64_t tokens, size_t l2_bytes) const {
+        const size_t read = bytes * s.matrices_read(tokens) / s.experts;
+        const int wanted = std::max(16, (int) (4 * l2_bytes / read) + 1), copies = (int) weight.copies();
+        return (wanted + copies - 1) / copies * copies;
+    }
 };
 
 void measure(ggml_backend_t gpu, const gpu_facts & facts, const std::vector<weight_type> & types, const shape & s,
     const options & opts, table & out) {
     std::vector<std::unique_ptr<candidate>> candidates;
     for (const weight_type & type : types) {
-        const encoded data(type, s.rows, s.columns, 32, 1);
+        const encoded data(type, s, 32, 1);
         const int copies = (int) (4 * facts.l2_bytes / data.bytes()) + 1;
-        const int products = (16 + copies - 1) / copies * copies;
-        candidates.emplace_back(
-            new candidate{ &type, data.bytes(), rotating_weight(gpu, type, s, data, copies), products });
+        candidates.emplace_back(new candidate{ &type, data.bytes(), rotating_weight(gpu, type, s, data, copies) });
     }
     for (int columns : opts.columns) {
         std::vector<std::unique_ptr<product_graph>> graphs;
         for (const auto & c : candidates) {
-            graphs.emplace_back(new product_graph(gpu, c->weight, columns, c->products));
+            graphs.emplace_back(new product_graph(gpu, c->weight, s, columns, c->products(s, columns, facts.l2_bytes)));
         }
         std::vector<std::vector<double>> seconds(candidates.size());
         // a warm-up round of two passes: ggml captures a graph as a CUDA graph when it is computed the second time
@@ -260,7 +276,8 @@ void measure(ggml_backend_t gpu, const gpu_facts & facts, const std::vector<weig
         }
         std::vector<row> rows;
         for (size_t i = 0; i < candidates.size(); ++i) {
-            rows.push_back({ candidates[i]->type, median(seconds[i]), candidates[i]->bytes });
+            const size_t read = candidates[i]->bytes * s.matrices_read(columns) / s.experts;
+            rows.push_back({ candidates[i]->type, median(seconds[i]), read });
         }
         out.print(s, columns, rows);
     }
