@@ -94,6 +94,35 @@ def _select(
     return found
 
 
+def _first_overflow(encoded: Bytes, floats: npt.NDArray[Any], origin: TensorType, target: TensorType) -> int | None:
+    """Index of the first weight that the target cannot hold; None where it holds all.
+
+    Args:
+        encoded: `floats`, finite numbers of the type `origin`, in the type `target`.
+    """
+    if target in FLOATS:
+        return _first_nonfinite(encoded, target)
+    if target != TensorType.Q8_0:
+        return None
+    block_size, block_bytes = gguf.GGML_QUANT_SIZES[target]
+    scales = encoded.reshape(-1, block_bytes)[:, :2].copy().view(np.float16)
+    if np.isfinite(scales).all():
+        return None
+    block = int(np.isinf(scales).reshape(-1).argmax())
+    weights = native.dequantize(floats.reshape(-1).view(np.uint8), origin).reshape(-1, block_size)[block]
+    return block * block_size + int(np.abs(weights).argmax())
+
+
+def _too_large(source: Source, first_row: int, index: int, target: TensorType) -> UserError:
+    where = _position(source, first_row, index)
+    wider = "f32" if target == TensorType.BF16 else "bf16"
+    all_of_it = " (--type BF16 for all matrices)" if target != TensorType.BF16 else ""
+    return UserError(
+        f"{source.path}: tensor {source.name} has a weight at {where} that is too large for {target.name}; "
+        f"give it {wider.upper()}: --tensor-type '^{source.name}$={wider}'{all_of_it}"
+    )
+
+
 def _encode_floats(source: Source, first_row: int, rows: Bytes, origin: TensorType, job: Job) -> Bytes:
     floats = rows.view(_ELEMENTS[origin])
     target = job.target
@@ -109,12 +138,8 @@ def _encode_floats(source: Source, first_row: int, rows: Bytes, origin: TensorTy
     except native.NonFiniteWeightError as error:
         row, column = error.position
         raise _not_finite(source, first_row, row * source.shape[-1] + column) from error
-    if target in FLOATS and (bad := _first_nonfinite(encoded, target)) is not None:
-        where = _position(source, first_row, bad)
-        raise UserError(
-            f"{source.path}: tensor {source.name} has a weight at {where} that is too large for {target.name}; "
-            f"keep the tensor in F32: --tensor-type '^{source.name}$=f32'"
-        )
+    if (bad := _first_overflow(encoded, floats, origin, target)) is not None:
+        raise _too_large(source, first_row, bad, target)
     return encoded
 
 

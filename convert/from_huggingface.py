@@ -27,6 +27,10 @@ _START = (
 )
 
 
+class _ChildOutput(Exception):  # noqa: N818  (it stands for the child's traceback, as the cause of an exception)
+    """What the child process wrote to standard error, or its traceback."""
+
+
 @contextmanager
 def _child(job: dict[str, Any], stderr: IO[bytes] | None) -> Iterator[subprocess.Popen[str]]:
     """The running child process, which is terminated when the block ends, also after an exception."""
@@ -53,11 +57,11 @@ def _failure(source: Path, code: int, stderr: IO[bytes] | None) -> Exception:
         return UserError(
             f"{source}: the converter was ended by signal {-code}; the system does that where memory runs out"
         )
-    text = ""
+    failure = RuntimeError(f"the converter's process for {source} ended with {code}")
     if stderr is not None:
         stderr.seek(0)
-        text = stderr.read().decode(errors="replace")
-    return RuntimeError(f"the converter of {source} ended with {code}\n{text}")
+        failure.__cause__ = _ChildOutput("\n" + stderr.read().decode(errors="replace"))
+    return failure
 
 
 def convert_folder(
@@ -91,6 +95,8 @@ def convert_folder(
                     progress(*message["progress"])
                 elif "error" in message:
                     raise UserError(message["error"])
+                elif "bug" in message:
+                    raise RuntimeError(message["bug"]) from _ChildOutput("\n" + message["traceback"])
                 else:
                     child.wait()
                     return Converted(

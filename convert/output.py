@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import shutil
 import signal
@@ -27,13 +26,11 @@ from gguf_bof4.convert.policy import Decision
 from gguf_bof4.convert.report import size_text
 from gguf_bof4.convert.sources import Bytes, Source
 from gguf_bof4.encoders.encoder import Encoded
-from gguf_bof4.errors import UserError
+from gguf_bof4.errors import DISK_FULL, UserError
 from gguf_bof4.formats import FORMAT_VERSION, FORMATS
 from gguf_bof4.gguf_files.model import Tensor, read_list
 from gguf_bof4.paths import refuse_special
 from gguf_bof4.progress import Progress
-
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @dataclass(frozen=True)
@@ -148,7 +145,7 @@ def add_format_metadata(
         metadata.pop(key, None)  # gguf warns where a key is set twice
     how_made = ("bof4.encoder", "bof4.opq.quantile")
     old: dict[str, Any] = {key: metadata.pop(key) for key in how_made if key in metadata}
-    writer.add_file_type(options.format.file_type)
+    writer.add_file_type(options.output_type.file_type)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     ours = [t for t in tensors if any(t.decision.qtype == f.type_id for f in FORMATS)]
     used = [f for f in FORMATS if any(t.decision.qtype == f.type_id for t in ours)]
@@ -241,7 +238,7 @@ def refuse_existing(outputs: Sequence[Path], force: bool) -> None:
 
 
 def _message(output: Path, error: OSError) -> str:
-    if error.errno in _FULL:
+    if error.errno in DISK_FULL:
         free = shutil.disk_usage(output.parent).free
         return (
             f"{output} could not be written whole: {error.strerror} ({size_text(free)} are free there). "

@@ -31,6 +31,7 @@ import torch
 from gguf import GGMLQuantizationType as TensorType
 
 from gguf_bof4.convert import pipeline
+from gguf_bof4.convert.hub_cache import use_repository_names
 from gguf_bof4.convert.huggingface_folder import weight_files
 from gguf_bof4.convert.lazy import evaluate, source_of
 from gguf_bof4.convert.opened import OpenedModel
@@ -38,7 +39,7 @@ from gguf_bof4.convert.options import Options
 from gguf_bof4.convert.output import Writer
 from gguf_bof4.convert.policy import FLOATS
 from gguf_bof4.convert.sources import Computed, Source
-from gguf_bof4.errors import UserError
+from gguf_bof4.errors import UserError, as_user_error
 
 _PINNED: Any = gguf
 """The pinned tree's gguf package, which has names that the installed one lacks."""
@@ -142,6 +143,7 @@ def _collect(folder: Path, options: Options) -> tuple[Collector, TensorType]:
     Collector.folder = folder
     _PINNED.GGUFWriter = Collector
     _PINNED.quants.quantize = Wanted
+    use_repository_names(_PINNED.Metadata)
     model_class = _model_class(folder)
     model = model_class(folder, gguf.LlamaFileType.GUESSED, folder / "unused.gguf", model_name=options.model_name)
     free = _FREE_TYPES[model.ftype]
@@ -203,8 +205,11 @@ def convert_folder(folder: Path, output: Path, staging: Path | None, options: Op
             outputs=[str(path) for path in converted.outputs],
             tensors=[asdict(report) for report in converted.tensors],
         )
-    except UserError as error:
-        send(error=str(error))
+    except Exception as error:
+        if (known := as_user_error(error)) is not None:
+            send(error=str(known))
+        else:
+            send(bug=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())
 
 
 def main(job: str) -> None:
