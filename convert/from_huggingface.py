@@ -39,7 +39,7 @@ def _child(job: dict[str, Any], stderr: IO[bytes] | None) -> Iterator[subprocess
     # the folder is local: without this, transformers may wait for a network that is missing
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     child = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, text=True, encoding="utf-8",
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True, encoding="utf-8",
         env=environment,
     )  # fmt: skip
     try:
@@ -48,8 +48,9 @@ def _child(job: dict[str, Any], stderr: IO[bytes] | None) -> Iterator[subprocess
         if child.poll() is None:
             child.terminate()
         child.wait()
-        if child.stdout is not None:
-            child.stdout.close()
+        for pipe in (child.stdin, child.stdout):
+            if pipe is not None:
+                pipe.close()
 
 
 def _failure(source: Path, code: int, stderr: IO[bytes] | None) -> Exception:
