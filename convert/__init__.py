@@ -17,7 +17,7 @@ from gguf_bof4.convert.report import ConversionReport, TensorReport
 from gguf_bof4.encoders import ENCODERS
 from gguf_bof4.errors import UserError
 from gguf_bof4.ggml_patch.build import installed_bin
-from gguf_bof4.gguf_files.parts import part_paths
+from gguf_bof4.gguf_files.model import part_files
 from gguf_bof4.progress import Progress, no_progress
 
 __all__ = ["ConversionReport", "Options", "TensorReport", "convert"]
@@ -59,7 +59,7 @@ def convert(source: Path, output: Path, *, progress: Progress = no_progress, **o
     output = output_path(output, chosen.output_type.name, in_parts=chosen.split_bytes > 0)
     installed_bin()  # fails now rather than after an hour of reading
     _check_exists(source)
-    source_files = check_folder(source) if source.is_dir() else part_paths(source)
+    source_files = check_folder(source) if source.is_dir() else part_files(source)
     beside = [p for p in source.iterdir() if p.suffix != ".gguf"] if source.is_dir() else []
     refuse_source(output, [*beside, *source_files])
     if chosen.split_bytes == 0:

@@ -12,9 +12,8 @@ from gguf_bof4.convert.options import Options
 from gguf_bof4.convert.output import RawValue, Writer
 from gguf_bof4.errors import UserError
 from gguf_bof4.gguf_files.model import Model, open_model
-from gguf_bof4.gguf_files.parts import part_paths
 
-_REPLACED = ("GGUF.", "split.", "bof4.")
+_REPLACED = ("split.", "bof4.")
 _REPLACED_KEYS = ("general.architecture", "general.file_type", "general.quantization_version")
 _OF_COPIES = ("bof4.encoder", "bof4.opq.quantile")
 """How tensors of this project's types were encoded: kept, as it is still true where all of them are copied."""
@@ -31,29 +30,25 @@ def open_source(path: Path, options: Options) -> OpenedModel:
         UserError: it cannot be read, or holds no model.
     """
     model = open_model(path)
-    if model.readers[0].byte_order == "S":
-        raise UserError(f"{path} is for machines of the other byte order: convert it on such a machine")
     architecture = model.value("general.architecture")
     if (reason := why_no_model(path, model.value("general.type"), architecture)) is not None:
         raise UserError(reason)
     assert isinstance(architecture, str)
     if not model.tensors:
         raise UserError(f"{path} holds no tensors: a vocabulary alone cannot be converted")
-    if empty := [t.name for t in model.tensors if t.n_weights == 0]:
-        raise UserError(f"{path} is damaged: tensor {empty[0]} has no weights")
     writer = _make_writer(model, architecture, options)
-    return OpenedModel(path, part_paths(path), architecture, model.tensors, writer, lists=model.lists, model=model)
+    return OpenedModel(path, model.files, architecture, model.tensors, writer, lists=model.lists, model=model)
 
 
 def _metadata(model: Model) -> dict[str, RawValue]:
     """Metadata of the first part, byte for byte, so that arrays of arrays and strings that are not UTF-8 are kept."""
     reader = model.readers[0]
-    fields = [field for name, field in reader.fields.items() if not name.startswith("GGUF.")]
+    fields = list(reader.metadata.values())
     ends = [*(field.offset for field in fields[1:]), reader.metadata_end]
     values = {}
     with model.path.open("rb") as file:
         for field, end in zip(fields, ends, strict=True):
-            key_bytes = 8 + len(field.name.encode())
+            key_bytes = 8 + field.parts[1].nbytes
             file.seek(field.offset + key_bytes)
             values[field.name] = RawValue(file.read(end - field.offset - key_bytes))
     return values
@@ -66,7 +61,7 @@ def _make_writer(model: Model, architecture: str, options: Options) -> Writer:
         if key in _OF_COPIES or not (key.startswith(_REPLACED) or key in _REPLACED_KEYS):
             # the type given here is not used: it is part of the raw value
             writer.add_key_value(key, value, gguf.GGUFValueType.ARRAY)
-    if (alignment := model.value("general.alignment")) is not None:
+    if (alignment := model.integer("general.alignment")) is not None:
         writer.data_alignment = alignment
     if options.model_name:
         writer.kv_data[0].pop("general.name", None)

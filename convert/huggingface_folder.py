@@ -6,16 +6,28 @@ Upstream reports these mistakes by tracebacks, or not at all.
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from gguf_bof4.errors import UserError
-from gguf_bof4.gguf_files.parts import parse_part_name
+from gguf_bof4.gguf_files.header import escaped
+from gguf_bof4.gguf_files.parts import parse_part_name, some
 
 _INDEX_OF_SAFETENSORS = "model.safetensors.index.json"
 _INDEX_OF_PYTORCH = "pytorch_model.bin.index.json"
 _TOKENIZERS = ("tokenizer.*", "vocab.*", "*.model", "*.tiktoken", "tekken.json", "*vocab*", "tokenization_*.py")
 _ADAPTER_CONFIG = "adapter_config.json"
+_ITEM_BYTES = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
+    "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
+}  # fmt: skip
+"""Bytes of an element, of the types of safetensors that have whole bytes."""
+_LARGEST = {
+    "num_hidden_layers": 10_000, "n_layers": 10_000, "n_layer": 10_000, "num_layers": 10_000, "vocab_size": 10_000_000,
+}  # fmt: skip
+"""Numbers of config.json, each far beyond every model, up to which upstream's converter makes lists in seconds."""
 _GIT_LFS = b"version https://git-lfs"
 
 
@@ -24,7 +36,7 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged: it is no JSON ({error})") from error
 
 
@@ -93,7 +105,7 @@ def weight_files(folder: Path) -> list[Path]:
     wanted = _names_from_index(index) if is_indexed else _numbered_names(found)
     if missing := sorted(name for name in wanted if not _is_file(folder / name)):
         raise UserError(
-            f"{folder} is not complete: {', '.join(missing)} is missing"
+            f"{folder} is not complete: {some(missing)} is missing"
             + (f", which {index.name} names" if is_indexed else "")
             + ". Download the model again, or finish the download"
         )
@@ -122,13 +134,46 @@ def check_safetensors(path: Path) -> None:
     if len(header) < length or size < 8:
         raise UserError(f"{path} is truncated or no safetensors file: it has {size} bytes, its header alone {length}")
     try:
-        tensors = {name: t for name, t in json.loads(header).items() if name != "__metadata__"}
-        ends = {name: int(t["data_offsets"][1]) for name, t in tensors.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        content = json.loads(header)
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged or no safetensors file: {error}") from error
-    for name, end in ends.items():
-        if 8 + length + end > size:
-            raise UserError(f"{path} is truncated: tensor {name} ends at byte {8 + length + end}, the file at {size}")
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged or no safetensors file: its header is no JSON object")
+    for name, tensor in content.items():
+        if name != "__metadata__":
+            _check_tensor(path, name, tensor, 8 + length, size)
+
+
+def _check_tensor(path: Path, name: str, tensor: Any, start: int, size: int) -> None:
+    """Check a tensor of a safetensors header against the file; data begins at byte `start` of its `size` bytes."""
+    shown = escaped(name)
+    fields = tensor if isinstance(tensor, dict) else {}
+    shape, offsets, dtype = fields.get("shape"), fields.get("data_offsets"), fields.get("dtype")
+    if not (_are_sizes(shape) and _are_sizes(offsets) and len(offsets) == 2 and isinstance(dtype, str)):
+        raise UserError(f"{path} is damaged or no safetensors file: tensor {shown} has no shape, type or offsets")
+    first, end = offsets
+    if start + end > size:
+        raise UserError(f"{path} is truncated: tensor {shown} ends at byte {start + end}, the file at {size}")
+    nbytes = math.prod(shape) * _ITEM_BYTES.get(dtype, 0)
+    if first > end or (dtype in _ITEM_BYTES and end - first != nbytes):
+        raise UserError(
+            f"{path} is damaged: tensor {shown} of type {dtype} and shape {shape} has {end - first} bytes, not {nbytes}"
+        )
+
+
+def _are_sizes(values: Any) -> TypeGuard[list[int]]:
+    """Is it a list of whole numbers from 0 on?"""
+    return isinstance(values, list) and all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in values)
+
+
+def _check_sizes(config: Path, content: Mapping[str, Any]) -> None:
+    """Refuse sizes for which upstream's converter would make lists until memory runs out."""
+    nested = [value for value in content.values() if isinstance(value, dict)]
+    for owner in (content, *nested):
+        for key, largest in _LARGEST.items():
+            value = owner.get(key)
+            if isinstance(value, int) and value > largest:
+                raise UserError(f"{config} is damaged: {key} is {value}, and no model has more than {largest}")
 
 
 def check_folder(folder: Path) -> list[Path]:
@@ -147,8 +192,10 @@ def check_folder(folder: Path) -> list[Path]:
     config = folder / "config.json"
     if not config.is_file():
         raise UserError(_no_config_message(folder))
-    if not isinstance(_read_json(config), dict):
+    content = _read_json(config)
+    if not isinstance(content, dict):
         raise UserError(f"{config} is damaged: it is no JSON object")
+    _check_sizes(config, content)
     files = weight_files(folder)
     for path in files:
         if path.suffix == ".safetensors":

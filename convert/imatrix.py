@@ -109,15 +109,13 @@ def _means(path: Path, name: str, sums: Floats, counts: Floats) -> Floats:
 
 
 def _from_gguf(path: Path, model: Model) -> Imatrix:
-    if model.readers[0].byte_order == "S":
-        raise UserError(f"{path} is for machines of the other byte order; {_REMEDY} on this one")
     tensors = {t.name: t for t in model.tensors}
     names = [t.name.removesuffix(_SUMS) for t in model.tensors if t.name.endswith(_SUMS)]
     alone = [n for n in tensors if n.endswith(_COUNTS) and n.removesuffix(_COUNTS) + _SUMS not in tensors]
     if not names and not alone:
         raise UserError(f"{path} is a GGUF file, but no importance matrix: give one that llama-imatrix made")
-    datasets, chunks = model.value("imatrix.datasets"), model.value("imatrix.chunk_count")
-    if datasets is None or chunks is None or model.value("imatrix.chunk_size") is None:
+    datasets, chunks = model.strings("imatrix.datasets"), model.integer("imatrix.chunk_count")
+    if datasets is None or chunks is None or model.integer("imatrix.chunk_size") is None:
         raise UserError(
             f"{path} does not say what it was made from (imatrix.datasets, chunk_count, chunk_size); {_REMEDY}"
         )
@@ -129,7 +127,7 @@ def _from_gguf(path: Path, model: Model) -> Imatrix:
         entries[name] = _means(path, name, _read_values(tensors[name + _SUMS]), _read_values(tensors[name + _COUNTS]))
     if alone:
         raise UserError(f"{path}: {alone[0]} is without its counterpart: sums and counts belong together; {_REMEDY}")
-    return Imatrix(path, entries, datasets[0] if datasets else None, int(chunks))
+    return Imatrix(path, entries, datasets[0] if datasets else None, chunks)
 
 
 class _Bytes:

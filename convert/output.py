@@ -128,6 +128,8 @@ class Writer(gguf.GGUFWriter):
     def _pack_val(self, val: Any, *args: Any, **kwargs: Any) -> bytes:
         if isinstance(val, RawValue):
             return val.data
+        if isinstance(val, str):
+            val = val.encode(errors="surrogateescape")  # a key of the source may be no UTF-8
         return bytes(super()._pack_val(val, *args, **kwargs))
 
 

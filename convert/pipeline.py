@@ -32,6 +32,7 @@ from gguf_bof4.convert.report import TensorReport
 from gguf_bof4.convert.sources import Source
 from gguf_bof4.errors import UserError
 from gguf_bof4.formats import OPQ_BLOCK
+from gguf_bof4.gguf_files.header import MOST_DIMENSIONS
 from gguf_bof4.gguf_files.model import Tensor
 from gguf_bof4.lists import LISTED_TYPES, LONGEST_NAME, LONGEST_ROW, list_name
 from gguf_bof4.progress import Progress
@@ -107,6 +108,17 @@ def _importance(source: Source, decision: Decision, imatrix: Imatrix | None) -> 
     return found
 
 
+def _check_shape(source: Source) -> None:
+    """Refuse what no GGUF file can hold; GGUF sources were checked when they were opened."""
+    if len(source.shape) > MOST_DIMENSIONS:
+        raise UserError(
+            f"{source.path}: tensor {source.name} has {len(source.shape)} dimensions, and GGUF files have at most "
+            f"{MOST_DIMENSIONS}: the pinned llama.cpp cannot convert this model"
+        )
+    if 0 in source.shape:
+        raise UserError(f"{source.path}: tensor {source.name} of shape {list(source.shape)} has no weights")
+
+
 def plan(opened: OpenedModel, options: Options, imatrix: Imatrix | None = None) -> list[PlannedTensor]:
     """Decide the type of every tensor, whether it gets an outlier list, and the importance of its columns.
 
@@ -118,6 +130,7 @@ def plan(opened: OpenedModel, options: Options, imatrix: Imatrix | None = None) 
     tied = all(source.name != OUTPUT for source in opened.sources)
     planned = []
     for source in opened.sources:
+        _check_shape(source)
         if (qtype := opened.fixed.get(source.name)) is not None:
             decision = Decision(qtype)
         else:

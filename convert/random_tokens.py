@@ -40,9 +40,13 @@ def words(model: Model) -> list[str]:
     Raises:
         UserError: the file has no vocabulary, or no printable token in it.
     """
-    tokens, kinds = model.value("tokenizer.ggml.tokens"), model.value("tokenizer.ggml.token_type")
+    # a token that is no UTF-8 gets a replacement character, and is left out for it
+    tokens = model.strings("tokenizer.ggml.tokens", errors="replace")
+    kinds = model.integers("tokenizer.ggml.token_type")
     if not tokens:
         raise UserError(f"{model.path} has no vocabulary to draw random tokens from: give --imatrix a file")
+    if kinds is not None and len(kinds) != len(tokens):
+        raise UserError(f"{model.path} is damaged: it has {len(tokens)} tokens and {len(kinds)} types of tokens")
     letters = _bytes_of_letters() if model.value("tokenizer.ggml.model") == "gpt2" else None
     found = []
     for token, kind in zip(tokens, kinds or [_NORMAL] * len(tokens), strict=True):

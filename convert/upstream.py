@@ -16,6 +16,7 @@ one package of that name: hence a child process.
 from __future__ import annotations
 
 import json
+import linecache
 import logging
 import os
 import signal
@@ -39,6 +40,7 @@ from gguf_bof4.convert.options import Options
 from gguf_bof4.convert.output import Writer
 from gguf_bof4.convert.parent_process import end_with_parent
 from gguf_bof4.convert.policy import FLOATS
+from gguf_bof4.convert.quantized_folder import quantization
 from gguf_bof4.convert.sources import Computed, Source
 from gguf_bof4.errors import UserError, as_user_error
 
@@ -49,6 +51,9 @@ _FREE_TYPES = {
     gguf.LlamaFileType.MOSTLY_F16: TensorType.F16,
     gguf.LlamaFileType.MOSTLY_BF16: TensorType.BF16,
 }
+
+_WEIGHT_FUNCTIONS = {"dequant_model", "prepare_tensors"}
+"""Upstream's functions that decode weights and map the names of tensors."""
 
 
 class Wanted:
@@ -154,9 +159,41 @@ def _collect(folder: Path, options: Options) -> tuple[Collector, TensorType]:
     return Collector.written[0], free
 
 
+def _tokenizer_failure(folder: Path, error: Exception) -> str | None:
+    """The message where upstream found that the tokenizer has tokens beyond the embeddings, which it asserts."""
+    if not isinstance(error, AssertionError) or error.__traceback__ is None:
+        return None
+    frame, line = list(traceback.walk_tb(error.__traceback__))[-1]
+    if "vocab_size" not in linecache.getline(frame.f_code.co_filename, line):
+        return None
+    tokenizer: Any = frame.f_locals.get("tokenizer")
+    largest = max(tokenizer.get_vocab().values(), default=None) if hasattr(tokenizer, "get_vocab") else None
+    return (
+        f"{folder}: the tokenizer is larger than the model: "
+        + (f"its largest token is {largest}, but " if largest is not None else "")
+        + f"vocab_size in config.json is {frame.f_locals.get('vocab_size')}. Tokens were added without rows for them "
+        "in the embeddings: remove them from the tokenizer (added_tokens.json, tokenizer_config.json, tokenizer.json), "
+        "or call resize_token_embeddings(len(tokenizer)) of the model with transformers and save it again"
+    )
+
+
+def _quantized_failure(folder: Path, error: Exception) -> str | None:
+    """The message where upstream failed at weights that are quantized already."""
+    names = {frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)}
+    if not names & _WEIGHT_FUNCTIONS or (kind := quantization(folder, str(error))) is None:
+        return None
+    return (
+        f"{folder} has weights that are quantized already ({kind}), in a way that upstream's converter cannot decode: "
+        f"{type(error).__name__}{': ' if str(error) else ''}{error}. Give the unquantized model that it was made from "
+        "(F32, F16 or BF16), or decode it with the program that quantized it and save that"
+    )
+
+
 def _failure(folder: Path, error: Exception) -> str:
     if isinstance(error, NotImplementedError) and "pre-tokenizer" in str(error):
         return f"{folder}: the pinned llama.cpp does not know the tokenizer of this model, so it cannot convert it"
+    if (known := _tokenizer_failure(folder, error) or _quantized_failure(folder, error)) is not None:
+        return known
     place = traceback.extract_tb(error.__traceback__)[-1]
     return (
         f"{folder}: upstream's converter failed: {type(error).__name__}: {error} "

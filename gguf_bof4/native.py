@@ -21,6 +21,7 @@ import numpy.typing as npt
 from gguf_bof4.errors import UserError
 from gguf_bof4.ggml_patch import SOURCES
 from gguf_bof4.ggml_patch.build import installed_bin
+from gguf_bof4.gguf_files.header import MOST_DIMENSIONS
 from gguf_bof4.lists import OutlierList, from_counts, threshold
 
 Bytes = npt.NDArray[np.uint8]
@@ -371,11 +372,14 @@ def mul_mat(
 
 
 def allows_quantization(architecture: str, name: str, shape: Sequence[int]) -> bool:
-    """Would llama-quantize quantize this tensor? `shape` has rows before columns, as numpy.
+    """Would llama-quantize quantize this tensor? `shape` has 1 to 4 dimensions, rows before columns, as numpy.
 
     Raises:
-        NativeError: llama.cpp does not know the architecture.
+        NativeError: llama.cpp does not know the architecture, or the shape has another number of dimensions.
     """
+    if not 1 <= len(shape) <= MOST_DIMENSIONS:
+        # ggml would abort the process
+        raise NativeError(f"a tensor of shape {tuple(shape)} has not 1 to {MOST_DIMENSIONS} dimensions")
     ffi, lib = library()
     ne = ffi.new("int64_t[]", list(reversed([int(n) for n in shape])))
     return bool(_checked(lib.bof4_allows_quantization(architecture.encode(), name.encode(), len(shape), ne)))

@@ -132,7 +132,7 @@ def _dequantized(source: Model, dithered: bool) -> dict[str, Floats]:
 
 def _copy_metadata(source: Model, writer: gguf.GGUFWriter) -> None:
     for field in source.fields.values():
-        if not field.name.startswith("GGUF.") and field.name not in _REPLACED:
+        if field.name not in _REPLACED:
             is_array = field.types[0] == gguf.GGUFValueType.ARRAY
             sub_type = field.types[-1] if is_array else None
             writer.add_key_value(field.name, field.contents(), field.types[0], sub_type=sub_type)

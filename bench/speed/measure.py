@@ -92,8 +92,8 @@ def bytes_per_token(model: Model) -> int:
     All matrices once, of experts the fraction in use; of token embeddings one row, unless they are the output matrix.
     """
     architecture = model.value("general.architecture")
-    experts = model.value(f"{architecture}.expert_count", 0)
-    used = model.value(f"{architecture}.expert_used_count", 0) / experts if experts else 1.0
+    experts = model.integer(f"{architecture}.expert_count")
+    used = (model.integer(f"{architecture}.expert_used_count") or 0) / experts if experts else 1.0
     tied = all(t.name != "output.weight" for t in model.tensors)
     total = 0.0
     for t in model.tensors:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections import Counter
 from pathlib import Path
@@ -16,6 +17,13 @@ if TYPE_CHECKING:
     from gguf_bof4.gguf_files.model import Model
 
 LONGEST_VALUE = 60
+
+
+def _finite(value: Any) -> Any:
+    """A metadata value without the floats that JSON lacks: "nan", "inf" and "-inf" are strings."""
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def summary(model: Model) -> dict[str, Any]:
@@ -56,7 +64,7 @@ def summary(model: Model) -> dict[str, Any]:
             }
             for name, n in by_type.most_common()
         },
-        "metadata": {key: field.contents() for key, field in model.fields.items() if not key.startswith("GGUF.")},
+        "metadata": {key: _finite(value) for key, value in model.metadata().items()},
         "tensors": [
             {
                 "name": t.name,
@@ -75,16 +83,20 @@ def summary(model: Model) -> dict[str, Any]:
 
 
 def _short(value: Any) -> str:
+    from gguf_bof4.gguf_files.header import escaped
+
     if isinstance(value, list) and len(value) > 16:
         return f"[{len(value)} values]"
-    text = str(value).replace("\n", "\\n")
+    text = escaped(str(value))
     return text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 1] + "…"
 
 
 def _print_tables(found: dict[str, Any], console: Console) -> None:
+    from gguf_bof4.gguf_files.header import escaped
+
     metadata = Table("key", "value", title="metadata", title_justify="left", box=None)
     for key, value in found["metadata"].items():
-        metadata.add_row(key, _short(value))
+        metadata.add_row(escaped(key), _short(value))
     tensors = Table(title="tensors", title_justify="left", box=None)
     tensors.add_column("name")
     tensors.add_column("type")
@@ -93,7 +105,7 @@ def _print_tables(found: dict[str, Any], console: Console) -> None:
         tensors.add_column(header, justify="right")
     for t in found["tensors"]:
         shape = " x ".join(str(n) for n in t["shape"])
-        row = [t["name"], t["type"], shape, f"{t['bytes']:,}", f"{t['bits_per_weight']:.4g}"]
+        row = [escaped(t["name"]), t["type"], shape, f"{t['bytes']:,}", f"{t['bits_per_weight']:.4g}"]
         if lists and t["outliers"]:
             row += [f"{t['outliers']:,}", f"{100 * t['outlier_share']:.3f} %", f"{t['list_bits_per_weight']:.4f}"]
         tensors.add_row(*row)
@@ -109,7 +121,7 @@ def _print_tables(found: dict[str, Any], console: Console) -> None:
         console.print(table, "", highlight=False, markup=False)
     listed = f", {found['outliers']:,} outliers in {found['list_bytes']:,} bytes of lists" if lists else ""
     console.print(
-        f"{found['file']}: {found['weights']:,} weights, {found['bytes']:,} bytes, "
+        f"{escaped(found['file'], len(found['file']))}: {found['weights']:,} weights, {found['bytes']:,} bytes, "
         f"{found['bits_per_weight']:.3f} bits per weight" + listed,
         highlight=False, markup=False, soft_wrap=True,
     )  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,9 @@ import numpy.typing as npt
 
 from gguf_bof4.errors import UserError
 from gguf_bof4.formats import FORMAT_VERSION, FORMATS
-from gguf_bof4.gguf_files.parts import part_paths
-from gguf_bof4.gguf_files.reader import Reader
+from gguf_bof4.gguf_files.header import escaped, tensor_bytes
+from gguf_bof4.gguf_files.parts import Split, check_split, part_paths
+from gguf_bof4.gguf_files.reader import Reader, contents
 from gguf_bof4.lists import SUFFIX, OutlierList, check_weight, decode, parse
 
 
@@ -86,14 +86,56 @@ class Model:
     lists: Mapping[str, Tensor]
 
     @property
-    def fields(self) -> dict[str, gguf.gguf_reader.ReaderField]:
-        """Metadata of the first part, which holds it all."""
-        return dict(self.readers[0].fields)
+    def files(self) -> list[Path]:
+        """The files of the parts, in order."""
+        return [reader.path for reader in self.readers]
 
-    def value(self, key: str, default: Any = None) -> Any:
-        """A metadata value, or `default`."""
-        field = self.readers[0].fields.get(key)
-        return default if field is None else field.contents()
+    @property
+    def fields(self) -> dict[str, gguf.gguf_reader.ReaderField]:
+        """Metadata of the first part, which holds it all; bytes of a key that are no UTF-8 are surrogates."""
+        return dict(self.readers[0].metadata)
+
+    def metadata(self) -> dict[str, Any]:
+        """All metadata for display: in keys and strings, bytes that are no UTF-8 are escaped."""
+        return {
+            key.encode(errors="surrogateescape").decode(errors="backslashreplace"): contents(field)
+            for key, field in self.readers[0].metadata.items()
+        }
+
+    def value(self, key: str, errors: str = "backslashreplace") -> Any:
+        """A metadata value, or None.
+
+        Args:
+            errors: what becomes of bytes in strings that are no UTF-8, as in bytes.decode.
+        """
+        return self.readers[0].value(key, errors)
+
+    def integer(self, key: str) -> int | None:
+        """A whole number of the metadata, or None.
+
+        Raises:
+            UserError: the value is of another type.
+        """
+        return self.readers[0].integer(key)
+
+    def integers(self, key: str) -> list[int] | None:
+        """An array of whole numbers of the metadata, or None.
+
+        Raises:
+            UserError: the value is of another type.
+        """
+        return self.readers[0].integers(key)
+
+    def strings(self, key: str, errors: str = "backslashreplace") -> list[str] | None:
+        """An array of strings of the metadata, or None.
+
+        Args:
+            errors: what becomes of bytes that are no UTF-8, as in bytes.decode.
+
+        Raises:
+            UserError: the value is of another type.
+        """
+        return self.readers[0].strings(key, errors)
 
     def outliers(self, tensor: Tensor) -> OutlierList | None:
         """The list of one of the tensors, read from the file; None where it has none.
@@ -175,76 +217,63 @@ def _without_lists(tensors: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], dic
     return ordinary, lists
 
 
-def _open_part(path: Path) -> Reader:
-    if not path.exists():
-        raise UserError(f"{path} does not exist")
-    if not path.is_file():
-        raise UserError(f"{path} is not a file")
-    try:
-        with path.open("rb") as file:
-            head = file.read(24)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    if head[:4] != b"GGUF":
-        raise UserError(f"{path} is not a GGUF file: it does not begin with the letters GGUF")
-    if len(head) < 24:
-        raise UserError(f"{path} is truncated: its header ends after {len(head)} bytes")
-    version, n_tensors = struct.unpack_from("<IQ", head, 4)
-    # a tensor takes at least 24 bytes in the header: a count that cannot fit would be read for minutes
-    if n_tensors * 24 > path.stat().st_size:
-        raise UserError(f"{path} is truncated or damaged: its header promises {n_tensors} tensors (GGUF v{version})")
-    try:
-        return Reader(path)
-    except (ValueError, struct.error, IndexError, KeyError, OverflowError, TypeError, MemoryError) as error:
-        raise UserError(f"{path} is truncated or damaged: {error}") from error
+def _tensors_of(reader: Reader) -> Iterator[Tensor]:
+    for info in reader.infos:
+        qtype = gguf.GGMLQuantizationType(info.type_id)
+        yield Tensor(info.name, qtype, info.shape, reader.path, reader.data_offset + info.offset, tensor_bytes(info))
 
 
-def _tensors_of(path: Path, reader: gguf.GGUFReader) -> Iterator[Tensor]:
-    size = path.stat().st_size
-    expected = reader.data_offset
-    for t in reader.tensors:
-        shape = tuple(int(n) for n in reversed(t.shape))
-        if t.data_offset != expected:
+def _check_names(tensors: Iterable[Tensor]) -> None:
+    """Each part has every name once; here for all parts together."""
+    found: dict[str, Tensor] = {}
+    for t in tensors:
+        if (other := found.setdefault(t.name, t)) is not t:
             raise UserError(
-                f"{path} is damaged: tensor {t.name} starts at byte {t.data_offset} instead of {expected}, "
-                "so a size or an offset in its header is wrong"
+                f"{t.path} is damaged or no part of this model: tensor {escaped(t.name)} is in {other.path.name}, too"
             )
-        expected += gguf.GGUFWriter.ggml_pad(int(t.n_bytes), reader.alignment)
-        if t.data_offset + t.n_bytes > size:
-            raise UserError(
-                f"{path} is truncated: tensor {t.name} ends at byte {t.data_offset + t.n_bytes}, the file at {size}"
-            )
-        yield Tensor(t.name, t.tensor_type, shape, path, int(t.data_offset), int(t.n_bytes))
 
 
-def _check_metadata(path: Path, reader: gguf.GGUFReader) -> None:
-    version = reader.fields.get("bof4.version")
-    if version is not None and version.contents() > FORMAT_VERSION:
+def _split(reader: Reader) -> Split:
+    return Split(*(reader.integer(f"split.{key}") for key in ("count", "no", "tensors.count")))
+
+
+def _check_metadata(reader: Reader) -> None:
+    path, version = reader.path, reader.integer("bof4.version")
+    if version is not None and version > FORMAT_VERSION:
         raise UserError(
-            f"{path} has version {version.contents()} of the BOF4 formats, this gguf-bof4 reads up to "
-            f"{FORMAT_VERSION}: update it"
+            f"{path} has version {version} of the BOF4 formats, this gguf-bof4 reads up to {FORMAT_VERSION}: update it"
         )
     for fmt in FORMATS:
-        field = reader.fields.get(fmt.levels_key)
-        if field is not None and (levels := tuple(field.contents())) != fmt.levels:
+        levels = reader.integers(fmt.levels_key)
+        if levels is not None and tuple(levels) != fmt.levels:
             raise UserError(
-                f"{path}: {fmt.levels_key} is {list(levels)}, but {fmt.name} has the levels {list(fmt.levels)}: "
+                f"{path}: {fmt.levels_key} is {levels[:16]}, but {fmt.name} has the levels {list(fmt.levels)}: "
                 "the file is damaged or was not written by this project"
             )
+
+
+def part_files(path: Path) -> list[Path]:
+    """All files of a GGUF model: the file itself, or it and the other parts, which are not opened.
+
+    Raises:
+        UserError: the file cannot be read or is damaged, it is a later part, or a part is missing or was renamed.
+    """
+    return part_paths(path, _split(Reader(path)))
 
 
 def open_model(path: Path) -> Model:
     """Open a GGUF file, or the first of several parts.
 
     Raises:
-        UserError: a file is missing, unreadable, no GGUF, truncated or damaged, or made by a later version, or
-            an outlier list is not valid.
+        UserError: a file is missing, unreadable, no GGUF, truncated or damaged, or made by a later version, the files
+            are not the parts of one model, or an outlier list is not valid.
     """
-    if path.is_dir():
-        raise UserError(f"{path} is a folder, not a GGUF file")
-    parts = part_paths(path)
-    readers = tuple(_open_part(p) for p in parts)
-    for p, reader in zip(parts, readers, strict=True):
-        _check_metadata(p, reader)
-    tensors = tuple(t for p, reader in zip(parts, readers, strict=True) for t in _tensors_of(p, reader))
+    first = Reader(path)
+    parts = part_paths(path, _split(first))
+    readers = (first, *(Reader(part) for part in parts[1:]))
+    for reader in readers:
+        _check_metadata(reader)
+    tensors = tuple(t for reader in readers for t in _tensors_of(reader))
+    _check_names(tensors)
+    check_split(parts, [_split(reader) for reader in readers], len(tensors))
     return Model(path, readers, *_without_lists(tensors))

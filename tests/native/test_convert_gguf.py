@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import gguf
+import gguf_bytes
 import numpy as np
 import pytest
 from convert_models import SHAPES, tensors, types, weights, write_gguf
@@ -121,6 +122,23 @@ def test_parts_in_and_out(tmp_path: Path) -> None:
         [installed_bin() / "llama-gguf-split", "--merge", report.outputs[0], merged], capture_output=True, check=True
     )
     assert types(merged) == types(plain[0])
+
+
+def test_unusual_metadata_is_kept_byte_for_byte(tmp_path: Path) -> None:
+    """Tokens, names and keys that are no UTF-8, keys that begin like the gguf package's own names, deep arrays."""
+    weights_of = gguf_bytes.T(b"blk.0.attn_q.weight", (64, 2), nbytes=512)
+    source = gguf_bytes.write(tmp_path / "in.gguf", gguf_bytes.UNUSUAL, [weights_of])
+    done = bof4("convert", str(source), str(tmp_path / "out.gguf"))
+    assert done.returncode == 0, done.stderr
+    written = (tmp_path / "out.gguf").read_bytes()
+    for key, value in gguf_bytes.UNUSUAL.items():
+        if key != b"split.count":
+            assert written.count(gguf_bytes.string(key) + value) == 1
+    before, after = (open_model(path).metadata() for path in (source, tmp_path / "out.gguf"))
+    del before["split.count"]
+    assert [repr(after[key]) for key in before] == [repr(value) for value in before.values()]
+    done = bof4("verify", str(tmp_path / "out.gguf"))
+    assert done.returncode == 0, done.stderr
 
 
 def test_metadata(tmp_path: Path) -> None:

@@ -175,15 +175,6 @@ def test_a_refusal_is_one_message_and_exit_code_1(file: Path) -> None:
     assert "Traceback" not in refused.stderr
 
 
-def test_a_later_part_and_a_missing_part_are_named(file: Path) -> None:
-    first = file.rename(file.with_name("m-00001-of-00002.gguf"))
-    with pytest.raises(UserError, match=r"missing: m-00002-of-00002.gguf"):
-        open_model(first)
-    second = first.rename(first.with_name("m-00002-of-00002.gguf"))
-    with pytest.raises(UserError, match=r"give the first one, .*m-00001-of-00002.gguf"):
-        open_model(second)
-
-
 @pytest.mark.parametrize("name", ["missing.gguf", "."])
 def test_what_is_no_file_is_named(name: str, tmp_path: Path) -> None:
     for command in ("inspect", "verify"):

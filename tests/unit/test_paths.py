@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gguf_bof4.errors import UserError, require
-from gguf_bof4.gguf_files.parts import parse_part_name, part_paths
+from gguf_bof4.gguf_files.parts import Split, parse_part_name, part_paths
 from gguf_bof4.paths import atomic_path, hidden_folder, write_text
 
 
@@ -59,10 +59,14 @@ def test_part_names(suffix: str) -> None:
     assert parse_part_name(f"m{suffix}") is None
 
 
-def test_a_model_of_one_part_is_itself(tmp_path: Path) -> None:
-    assert part_paths(tmp_path / "m.gguf") == [tmp_path / "m.gguf"]
+def test_the_files_of_a_model_are_up_to_its_metadata(tmp_path: Path) -> None:
+    one, parts = tmp_path / "m-00002-of-00002.gguf", Split(2, 1, 7)
+    for split in (Split(None, None, None), Split(0, 0, 0), Split(1, 0, 7)):
+        assert part_paths(one, split) == [one]
     with pytest.raises(UserError, match=r"give the first one, .*m-00001-of-00002\.gguf"):
-        part_paths(tmp_path / "m-00002-of-00002.gguf")
+        part_paths(one, parts)
+    with pytest.raises(UserError, match=r"m\.gguf is part 2 of 2 .*does not end in -00002-of-00002\.gguf"):
+        part_paths(tmp_path / "m.gguf", parts)
 
 
 def test_a_missing_package_is_named_with_its_extra() -> None:

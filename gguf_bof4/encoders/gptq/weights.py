@@ -148,7 +148,7 @@ class GgufWeights:
                 f"{self._model.path}: transformers cannot run a GGUF file of the architecture "
                 f"{self._architecture!r} ({error}). Convert the Hugging Face folder, or use --encoder search"
             ) from error
-        head = self._model.value(f"{self._architecture}.attention.key_length")
+        head = self._model.integer(f"{self._architecture}.attention.key_length")
         if head is not None and getattr(config, "head_dim", None) is not None:
             config.head_dim = head  # transformers takes it from the file for some architectures only
         return config
