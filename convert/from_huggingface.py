@@ -27,8 +27,8 @@ _START = (
 )
 
 
-class _ChildOutput(Exception):  # noqa: N818  (it stands for the child's traceback, as the cause of an exception)
-    """What the child process wrote to standard error, or its traceback."""
+class _ChildOutput(Exception):
+    """What the child process wrote to standard error, or its traceback: the cause of an exception here."""
 
 
 @contextmanager

@@ -98,7 +98,8 @@ def _write_folder(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     (folder / "README.md").write_text("---\nlicense: mit\nbase_model: org/name-1B\ntags: [a, b]\n---\n# Model\n")
     layer = "model.layers.0."
-    first = {"model.embed_tokens.weight": (VOCABULARY, 64), "model.norm.weight": (64,), "lm_head.weight": (VOCABULARY, 64)}
+    table = (VOCABULARY, 64)
+    first = {"model.embed_tokens.weight": table, "model.norm.weight": (64,), "lm_head.weight": table}
     second: dict[str, tuple[int, ...]] = {
         **{f"{layer}{name}.weight": (64,) for name in ("input_layernorm", "post_attention_layernorm")},
         **{f"{layer}self_attn.{name}_proj.weight": (64, 64) for name in ("q", "o")},

@@ -22,10 +22,15 @@ KEYS = [
     "bos_token_id", "added_tokens_decoder", "chat_template", "tokenizer_class",
 ]  # fmt: skip
 BROKEN = [
-    *(b"", b"{", b"null", b"[]", b"1", b'"x"', b"\xff\xfe{}", b"\xef\xbb\xbf{}", b"[" * 100000, b'{"a":1,"a":2}', b"NaN"),
+    *(b"", b"{", b"null", b"[]", b"1", b'"x"', b"\xff\xfe{}", b"\xef\xbb\xbf{}", b"[" * 100000, b"NaN"),
+    b'{"a":1,"a":2}',
     *(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", b"<html>404</html>", bytes(64)),
 ]
-CARDS = [b"---\nlicense: mit\n---\n", b"---\n: : :\n---", b"---\nbase_model: [1, {}]\n---\n", b"---\n- x\n---\n", b"\xff---\n"]
+CARDS = [
+    *(b"---\nlicense: mit\n---\n", b"---\n: : :\n---", b"---\nbase_model: [1, {}]\n---\n", b"---\n- x\n---\n"),
+    b"\xff---\n",
+]
+MORE_FILES = ("adapter_config.json", "model.safetensors", "pytorch_model.bin", "params.json")
 
 
 def _places(value: Any) -> list[tuple[Any, Any]]:
@@ -88,9 +93,7 @@ def mutate_folder(folder: Folder, rng: random.Random) -> None:
             other = rng.choice(sorted(folder))
             folder[name], folder[other] = folder[other], folder[name]
         elif what == 2:
-            folder[rng.choice([*folder, "adapter_config.json", "model.safetensors", "pytorch_model.bin", "params.json"])] = (
-                rng.choice([content, rng.choice(BROKEN)])
-            )
+            folder[rng.choice([*folder, *MORE_FILES])] = rng.choice([content, rng.choice(BROKEN)])
         elif what == 3:
             folder[rng.choice(["README.md", "generation_config.json", "hf_quant_config.json", "added_tokens.json"])] = (
                 rng.choice([*CARDS, *BROKEN, json.dumps(rng.choice(VALUES)).encode()])

@@ -136,9 +136,8 @@ def random_value(rng: random.Random, depth: int = 0) -> tuple[int, bytes]:
         count = len(items) if rng.random() < 0.8 else rng.choice(NUMBERS)
         return kind, struct.pack("<IQ", item, count) + b"".join(payload for k, payload in items if k == item)
     if kind in _SCALARS:
-        return kind, rng.choice([bytes(8), b"\xff" * 8, rng.randbytes(8), struct.pack("<Q", rng.choice(NUMBERS))])[
-            : struct.calcsize(_SCALARS[kind])
-        ]
+        number = rng.choice([bytes(8), b"\xff" * 8, rng.randbytes(8), struct.pack("<Q", rng.choice(NUMBERS))])
+        return kind, number[: struct.calcsize(_SCALARS[kind])]
     return kind, b""
 
 
@@ -146,8 +145,8 @@ KEYS = [
     b"general.architecture", b"general.alignment", b"general.name", b"general.type", b"general.file_type",
     b"general.quantization_version", b"split.no", b"split.count", b"split.tensors.count", b"bof4.version",
     b"bof4.levels.bof4_s", b"bof4.levels.bof4_k", b"bof4.encoder", b"bof4.opq.quantile", b"llama.block_count",
-    b"tokenizer.ggml.tokens", b"tokenizer.ggml.merges", b"GGUF.version", b"", b"\xff", b"x" * 70000, b"imatrix.datasets",
-    b"imatrix.chunk_count", b"imatrix.chunk_size",
+    b"tokenizer.ggml.tokens", b"tokenizer.ggml.merges", b"GGUF.version", b"", b"\xff", b"x" * 70000,
+    b"imatrix.datasets", b"imatrix.chunk_count", b"imatrix.chunk_size",
 ]  # fmt: skip
 
 
@@ -190,9 +189,11 @@ def _mutate_tensor(file: File, rng: random.Random) -> None:
         t.name = rng.choice([*STRINGS, other.name, t.name + b".opq", t.name.removesuffix(b".opq"), t.name + b"\xff"])
     elif what in {1, 2}:
         at = rng.randrange(max(1, len(t.dims)))
-        t.dims[at : at + 1] = [rng.choice([*NUMBERS, *t.dims, *(n + 1 for n in t.dims), *(n - 1 for n in t.dims)] or [1])]
+        near = [n + step for n in t.dims for step in (-1, 0, 1)]
+        t.dims[at : at + 1] = [rng.choice([*NUMBERS, *near])]
     elif what == 3:
-        t.dims = rng.choice([[], [1], [*t.dims, 1], [1, *t.dims], [1] * 4 + t.dims, t.dims[::-1], t.dims * 3, other.dims])
+        longer = [[*t.dims, 1], [1, *t.dims], [1] * 4 + t.dims, t.dims * 3]
+        t.dims = rng.choice([[], [1], *longer, t.dims[::-1], other.dims])
     elif what in {4, 5}:
         t.kind = rng.choice(TYPES)
     elif what == 6:

@@ -92,7 +92,7 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    import gguf_bof4.convert  # noqa: F401
+    import gguf_bof4.convert
     from gguf_bof4 import native
 
     native.library()

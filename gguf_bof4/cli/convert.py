@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _ENCODER_HELP = "; ".join(f"{e.name}: {e.help}" for e in ENCODERS)
 _CALIBRATED = ", ".join(e.name for e in ENCODERS if e.calibrate is not None)
+_TYPES = ", ".join(t.name for t in OUTPUT_TYPES)
 
 _NAMED_TENSORS = 8
 """Tensors without list that have one reason are named up to this number; a projector has hundreds."""
@@ -123,7 +124,7 @@ def convert(
         ),
     ],
     type_: Annotated[
-        str, typer.Option("--type", metavar="TYPE", help=f"Type of the matrices: {', '.join(t.name for t in OUTPUT_TYPES)}.")
+        str, typer.Option("--type", metavar="TYPE", help=f"Type of the matrices: {_TYPES}.")
     ] = "BOF4_S",
     token_embedding_type: Annotated[
         str | None, typer.Option(metavar="TYPE", help="Type of the token embeddings; any ggml type (default: Q6_K).")

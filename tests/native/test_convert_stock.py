@@ -157,7 +157,7 @@ def test_bof4_tensors_that_options_keep_are_warned_of(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "warning: 1 BOF4_S are left, by your options: only the patched llama.cpp runs this file" in done.stdout
     # and its list is kept
-    assert [t for t in open_model(tmp_path / "out.gguf").lists] == ["output.weight"]
+    assert list(open_model(tmp_path / "out.gguf").lists) == ["output.weight"]
 
 
 @pytest.mark.parametrize(
