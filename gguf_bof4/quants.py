@@ -15,7 +15,7 @@ import numpy.typing as npt
 from gguf_bof4.formats import BOF4_K as FORMAT_K
 from gguf_bof4.formats import BOF4_S as FORMAT_S
 from gguf_bof4.formats import FORMATS, LEVEL_SCALE, SCALE_BYTES, Format
-from gguf_bof4.gguf_files.types import register_type
+from gguf_bof4.gguf_files.types import register_type, register_upstream_types
 
 Blocks = npt.NDArray[np.uint8]
 Weights = npt.NDArray[np.float32]
@@ -24,6 +24,7 @@ FP16_MAX = np.float32(65504)
 
 _Quant: Any = getattr(gguf.quants, "__Quant")
 
+register_upstream_types()
 for _format in FORMATS:
     register_type(_format)
 

@@ -1,4 +1,6 @@
-"""Registers this project's types with the gguf package at run time: enum members, sizes and file types.
+"""Registers types with the gguf package at run time: enum members, sizes and file types.
+
+They are this project's, and those of the pinned llama.cpp that released gguf packages lack.
 
 gguf has no hook for this, so enum members are made the way the enum module makes them.
 """
@@ -10,6 +12,9 @@ from enum import IntEnum
 import gguf
 
 from gguf_bof4.formats import Format
+
+_UPSTREAM = {"Q2_0": (42, 64, 18)}
+"""Number, weights and bytes of a block (gguf-py/gguf/constants.py)."""
 
 
 def add_member(enum: type[IntEnum], name: str, value: int) -> None:
@@ -40,3 +45,10 @@ def register_type(fmt: Format) -> None:
     add_member(gguf.GGMLQuantizationType, fmt.name, fmt.type_id)
     add_member(gguf.LlamaFileType, f"MOSTLY_{fmt.name}", fmt.file_type)
     gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(fmt.type_id)] = (fmt.block_size, fmt.block_bytes)
+
+
+def register_upstream_types() -> None:
+    """Make the types that only the pinned llama.cpp's own gguf package has GGMLQuantizationTypes, with their sizes."""
+    for name, (number, *size) in _UPSTREAM.items():
+        add_member(gguf.GGMLQuantizationType, name, number)
+        gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(number)] = (size[0], size[1])

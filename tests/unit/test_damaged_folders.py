@@ -6,10 +6,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import gguf
+import numpy as np
 import pytest
 
+from gguf_bof4 import native
+from gguf_bof4.convert import pipeline
 from gguf_bof4.convert.huggingface_folder import check_folder
+from gguf_bof4.convert.opened import OpenedModel
+from gguf_bof4.convert.options import Options
+from gguf_bof4.convert.output import Writer
 from gguf_bof4.convert.quantized_folder import quantization
+from gguf_bof4.convert.sources import Computed
 from gguf_bof4.errors import UserError
 
 SOUND = {"dtype": "F16", "shape": [4, 8], "data_offsets": [0, 64]}
@@ -114,3 +122,20 @@ def test_names_of_tensors_say_that_weights_are_quantized(tmp_path: Path) -> None
     said = "Can not map tensor 'model.layers.0.mlp.down_proj.weight.quant_state.bitsandbytes__nf4'"
     assert quantization(tmp_path, said) == "bitsandbytes"
     assert quantization(tmp_path, "Can not map tensor 'model.layers.0.mlp.down_proj.weight_x'") is None
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [((2, 1, 1, 1, 64), "tensor a has 5 dimensions"), ((0, 64), r"tensor a of shape \[0, 64\] has no weights")],
+)
+def test_shapes_that_no_gguf_file_can_have_do_not_reach_ggml(shape: tuple[int, ...], message: str) -> None:
+    source = Computed("a", gguf.GGMLQuantizationType.F32, shape, Path("folder"), lambda: np.zeros(shape, np.float32))
+    opened = OpenedModel(Path("folder"), [], "llama", [source], Writer(path=None, arch="llama"))
+    with pytest.raises(UserError, match=f"folder: {message}"):
+        pipeline.plan(opened, Options())
+
+
+@pytest.mark.parametrize("shape", [(), (2, 1, 1, 1, 64)])
+def test_native_rules_refuse_numbers_of_dimensions_on_which_ggml_aborts(shape: tuple[int, ...]) -> None:
+    with pytest.raises(native.NativeError, match="has not 1 to 4 dimensions"):
+        native.allows_quantization("llama", "blk.0.attn_q.weight", shape)

@@ -385,3 +385,9 @@ def test_a_file_that_this_project_wrote_is_still_read(tmp_path: Path) -> None:
     path = write(tmp_path / "x.gguf", values, [T(dimensions=(64, 4), type_id=BOF4_S.type_id, nbytes=nbytes)])
     (tensor,) = open_model(path).tensors
     assert (tensor.shape, tensor.nbytes, tensor.row_bytes) == ((4, 64), nbytes, BOF4_S.block_bytes)
+
+
+def test_a_type_that_only_the_pinned_llama_cpp_has(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.gguf", tensors=[T(dimensions=(128, 3), type_id=42, nbytes=108)])
+    (tensor,) = open_model(path).tensors
+    assert (tensor.qtype.name, tensor.nbytes) == ("Q2_0", 108)
