@@ -200,9 +200,9 @@ def test_encoders_that_run_the_model_are_refused(tmp_path: Path, mixed: Path) ->
 
 
 def test_a_folder(tmp_path: Path) -> None:
-    """Upstream's own names and layout, each weight cast once."""
-    folder = tmp_path / "model"
-    folder.mkdir()
+    """Upstream's own names and layout, each weight cast once; named as a snapshot in the hub's cache is."""
+    folder = tmp_path / "models--some-org--tiny-llama" / "snapshots" / "0123456789abcdef0123456789abcdef01234567"
+    folder.mkdir(parents=True)
     sentencepiece_tokenizer(folder)
     llama_folder(folder, 400, torch.bfloat16, num_hidden_layers=1)
     out = convert(folder, tmp_path / "out.gguf", type="F16").outputs[0]
@@ -211,4 +211,7 @@ def test_a_folder(tmp_path: Path) -> None:
         kind, _, data = found[f"{ours}.weight"]
         assert (kind, data) == ("F16", original[f"model.{theirs}.weight"].to(torch.float16).numpy().tobytes())
     assert set(types(out).values()) == {"F16", "F32"}
-    assert open_model(out).value("general.file_type") == FILE_TYPES["F16"]
+    model = open_model(out)
+    assert model.value("general.file_type") == FILE_TYPES["F16"]
+    assert (model.value("general.name"), model.value("general.organization")) == ("Tiny Llama", "Some Org")
+    assert not [key for key, field in model.fields.items() if "0123456789abcdef" in str(field.contents())]

@@ -10,11 +10,14 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+import gguf
 import pytest
 from command_line import bof4
 
 import gguf_bof4.gguf_files.model as model_module
-from gguf_bof4.convert.hub_cache import repository_of
+from gguf_bof4.convert import from_huggingface
+from gguf_bof4.convert.hub_cache import repository_of, use_repository_names
+from gguf_bof4.convert.options import Options
 from gguf_bof4.errors import UserError
 
 
@@ -81,6 +84,23 @@ def test_interruption_exits_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_an_internal_error_of_the_child_process_has_its_traceback(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Upstream's converter runs in a process of its own."""
+    said = {"bug": "KeyError: 1", "traceback": "Traceback of the child"}
+    monkeypatch.setattr(from_huggingface, "_START", f"import json; print(json.dumps({said}))")
+    monkeypatch.setattr(from_huggingface, "source_tree", lambda: tmp_path)
+    monkeypatch.setattr(from_huggingface, "require", lambda *_: None)
+    with pytest.raises(RuntimeError, match="KeyError: 1") as failed:
+        from_huggingface.convert_folder(tmp_path, tmp_path / "out.gguf", None, Options(), lambda *_: None)
+    assert "Traceback of the child" in str(failed.value.__cause__)
+    monkeypatch.setattr(from_huggingface, "_START", "import sys; sys.exit('it ended before it could say why')")
+    with pytest.raises(RuntimeError, match="ended with 1") as failed:
+        from_huggingface.convert_folder(tmp_path, tmp_path / "out.gguf", None, Options(), lambda *_: None)
+    assert "it ended before it could say why" in str(failed.value.__cause__)
+
+
 PROGRAM = "from gguf_bof4.cli import main; main()"
 
 
@@ -120,3 +140,21 @@ def test_standard_output_on_a_full_disk() -> None:
 )
 def test_names_of_hub_snapshots(folder: str, expected: tuple[str | None, str] | None) -> None:
     assert repository_of(Path("/home/me") / folder) == expected
+
+
+def test_snapshots_are_named_after_their_repository() -> None:
+    class Metadata(gguf.Metadata):
+        """Upstream's, so that its own class stays as it is."""
+
+    use_repository_names(Metadata)
+
+    def named(folder: str, config: dict[str, str] | None = None) -> tuple[str | None, str | None, str | None]:
+        found = Metadata.apply_metadata_heuristic(gguf.Metadata(), None, config, Path(folder), 0)
+        return found.name, found.organization, found.basename
+
+    snapshot = "/hub/models--some-org--Tiny-1.5B/snapshots/0123456789abcdef"
+    assert named(snapshot) == ("Tiny 1.5B", "Some Org", "Tiny")
+    assert named(snapshot, {"_name_or_path": "their/own-name"})[:2] == ("Own Name", "Their")
+    for folder in ("/models/my-model-7B", "/hub/models--a--b", "/x/snapshots/0123456789abcdef"):
+        theirs = gguf.Metadata.apply_metadata_heuristic(gguf.Metadata(), None, None, Path(folder), 0)
+        assert named(folder) == (theirs.name, theirs.organization, theirs.basename)
