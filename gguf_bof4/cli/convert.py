@@ -207,7 +207,11 @@ def convert(
         bool, typer.Option("--dry-run", help="List the type of every tensor and the size; write nothing.")
     ] = False,
     verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="List every tensor, and show what upstream's converter logs.")
+        bool,
+        typer.Option(
+            "--verbose", "-v",
+            help="List every tensor, show what upstream's converter logs, and the traceback of an internal error.",
+        ),
     ] = False,
 ) -> None:
     """Convert a model to a GGUF file of BOF4 types.
