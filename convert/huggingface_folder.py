@@ -13,7 +13,7 @@ from typing import Any, TypeGuard
 
 from gguf_bof4.errors import UserError
 from gguf_bof4.gguf_files.header import escaped
-from gguf_bof4.gguf_files.parts import parse_part_name, some
+from gguf_bof4.gguf_files.parts import listed, parse_part_name
 
 _INDEX_OF_SAFETENSORS = "model.safetensors.index.json"
 _INDEX_OF_PYTORCH = "pytorch_model.bin.index.json"
@@ -105,7 +105,7 @@ def weight_files(folder: Path) -> list[Path]:
     wanted = _names_from_index(index) if is_indexed else _numbered_names(found)
     if missing := sorted(name for name in wanted if not _is_file(folder / name)):
         raise UserError(
-            f"{folder} is not complete: {some(missing)} is missing"
+            f"{folder} is not complete: {listed(missing)} is missing"
             + (f", which {index.name} names" if is_indexed else "")
             + ". Download the model again, or finish the download"
         )

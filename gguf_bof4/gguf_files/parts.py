@@ -71,7 +71,7 @@ def parse_part_name(name: str) -> PartName | None:
     return PartName(match["stem"], int(match["number"]), int(match["count"]), match["suffix"])
 
 
-def some(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
     """Names for a message, escaped, not more than a reader looks at."""
     more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
     return ", ".join(map(escaped, names[:_MOST_NAMES])) + more
@@ -102,7 +102,7 @@ def part_paths(path: Path, split: Split) -> list[Path]:
         raise UserError(f"{path} is a later part of a split model: give the first one, {first}")
     parts = [path.with_name(part) for part in name.all()]
     if missing := [p.name for p in parts if not p.is_file()]:
-        raise UserError(f"{path}: parts of the split model are missing: {some(missing)}")
+        raise UserError(f"{path}: parts of the split model are missing: {listed(missing)}")
     return parts
 
 

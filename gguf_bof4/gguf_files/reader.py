@@ -75,7 +75,7 @@ class Reader(gguf.GGUFReader):
             raise UserError(f"{path} is truncated or damaged: {error}") from error
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
-        # numbers of the file have its 32 bits otherwise, also in sums
+        # as read they are numpy integers of 32 bits, and so would be their sums
         self.alignment, self.data_offset = int(self.alignment), int(self.data_offset)
         if (fault := fault_of_tensors(self.infos, self.data_offset, self.alignment, size)) is not None:
             raise UserError(f"{path} {fault}")
@@ -92,7 +92,7 @@ class Reader(gguf.GGUFReader):
         if field is None:
             return None
         # an empty array has the type of no element
-        found = field.types[1:] or [min(kinds)] if is_array else field.types
+        found = (field.types[1:] or [min(kinds)]) if is_array else field.types
         if (field.types[0] == _ValueType.ARRAY) != is_array or len(found) != 1 or found[0] not in kinds:
             raise UserError(f"{self.path} is damaged: its metadata value {key} is not {expected}")
         return contents(field, errors)
