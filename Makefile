@@ -1,6 +1,7 @@
 # make demo           convert SmolLM2-135M to BOF4_S and chat with it
 # make test           everything that CI checks: lint, the build, all tests
 # make test-unit      the tests that need neither a build nor the network: under a minute
+# make test-nightly   100,000 mutated inputs to the command line, kill -9 and full disks at twenty moments of each kind
 # make lint           ruff, mypy, import-linter and clang-format
 # make format         format the C, C++ and CUDA sources with clang-format
 # make build          the patched llama.cpp, with upstream's tests of the types
@@ -16,12 +17,13 @@
 
 PYTHON ?= python3
 BIN    := .venv/bin
+FUZZ   ?= 100000
 
 # the generated header has the form that its generator gives it
 C_SOURCES = $(shell find ggml_patch/src tests/native/sources -type f \
 	\( -name '*.c' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h' \) ! -name bof4-format.h)
 
-.PHONY: demo test test-unit lint format build bench-quality bench-speed bench-gpu gpu-check gpu-carry clean
+.PHONY: demo test test-unit test-nightly lint format build bench-quality bench-speed bench-gpu gpu-check gpu-carry clean
 
 demo: build
 	$(BIN)/bof4 demo
@@ -31,6 +33,10 @@ test: lint build
 
 test-unit: .venv/installed
 	$(BIN)/python -m pytest tests/unit
+
+test-nightly: build
+	BOF4_FUZZ=$(FUZZ) BOF4_KILLS=20 $(BIN)/python -m pytest tests/native/test_command_line_fuzz.py \
+		tests/native/test_convert_killed.py
 
 lint: .venv/installed
 	$(BIN)/ruff check .

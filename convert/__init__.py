@@ -56,7 +56,7 @@ def convert(source: Path, output: Path, *, progress: Progress = no_progress, **o
     started = time.monotonic()
     chosen = Options(**options)
     chosen.check()
-    output = output_path(output, chosen.format.name, in_parts=chosen.split_bytes > 0)
+    output = output_path(output, chosen.output_type.name, in_parts=chosen.split_bytes > 0)
     installed_bin()  # fails now rather than after an hour of reading
     _check_exists(source)
     source_files = check_folder(source) if source.is_dir() else part_files(source)

@@ -27,6 +27,10 @@ _START = (
 )
 
 
+class _ChildOutput(Exception):
+    """What the child process wrote to standard error, or its traceback: the cause of an exception here."""
+
+
 @contextmanager
 def _child(job: dict[str, Any], stderr: IO[bytes] | None) -> Iterator[subprocess.Popen[str]]:
     """The running child process, which is terminated when the block ends, also after an exception."""
@@ -35,7 +39,7 @@ def _child(job: dict[str, Any], stderr: IO[bytes] | None) -> Iterator[subprocess
     # the folder is local: without this, transformers may wait for a network that is missing
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     child = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, text=True, encoding="utf-8",
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True, encoding="utf-8",
         env=environment,
     )  # fmt: skip
     try:
@@ -44,8 +48,9 @@ def _child(job: dict[str, Any], stderr: IO[bytes] | None) -> Iterator[subprocess
         if child.poll() is None:
             child.terminate()
         child.wait()
-        if child.stdout is not None:
-            child.stdout.close()
+        for pipe in (child.stdin, child.stdout):
+            if pipe is not None:
+                pipe.close()
 
 
 def _failure(source: Path, code: int, stderr: IO[bytes] | None) -> Exception:
@@ -53,11 +58,11 @@ def _failure(source: Path, code: int, stderr: IO[bytes] | None) -> Exception:
         return UserError(
             f"{source}: the converter was ended by signal {-code}; the system does that where memory runs out"
         )
-    text = ""
+    failure = RuntimeError(f"the converter's process for {source} ended with {code}")
     if stderr is not None:
         stderr.seek(0)
-        text = stderr.read().decode(errors="replace")
-    return RuntimeError(f"the converter of {source} ended with {code}\n{text}")
+        failure.__cause__ = _ChildOutput("\n" + stderr.read().decode(errors="replace"))
+    return failure
 
 
 def convert_folder(
@@ -91,6 +96,8 @@ def convert_folder(
                     progress(*message["progress"])
                 elif "error" in message:
                     raise UserError(message["error"])
+                elif "bug" in message:
+                    raise RuntimeError(message["bug"]) from _ChildOutput("\n" + message["traceback"])
                 else:
                     child.wait()
                     return Converted(

@@ -5,15 +5,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-import gguf
-
 from gguf_bof4.convert.list_rules import ListRules, parse_rules
+from gguf_bof4.convert.output_types import OutputType, output_type_of
 from gguf_bof4.convert.policy import Rules, parse_pattern, parse_type
 from gguf_bof4.encoders import DEFAULT as DEFAULT_ENCODER
 from gguf_bof4.encoders import encoder_of
 from gguf_bof4.encoders.encoder import Encoder
 from gguf_bof4.errors import UserError
-from gguf_bof4.formats import FORMATS, Format
 
 DEFAULT_OPQ = "0.95"
 """The default quantile of outlier lists.
@@ -30,7 +28,7 @@ class Options:
     """The options as text and numbers, so that they can be sent to another process.
 
     Attributes:
-        type: name of one of this project's types.
+        type: name of one of `output_types.OUTPUT_TYPES`.
         token_embedding_type: name of a ggml type; None means Q6_K.
         output_tensor_type: the same for output.weight, and for tied token embeddings.
         tensor_types: PATTERN=TYPE, the first match counts.
@@ -77,18 +75,13 @@ class Options:
     verbose: bool = False
 
     @property
-    def format(self) -> Format:
+    def output_type(self) -> OutputType:
         """The type that `type` names.
 
         Raises:
             UserError: there is no such type.
         """
-        for fmt in FORMATS:
-            if fmt.name == self.type.upper():
-                return fmt
-        raise UserError(
-            f"there is no type {self.type!r} to convert to; --type takes {', '.join(f.name for f in FORMATS)}"
-        )
+        return output_type_of(self.type)
 
     @property
     def chosen_encoder(self) -> Encoder:
@@ -109,11 +102,11 @@ class Options:
         embedding, output = self.token_embedding_type, self.output_tensor_type
         importance = self.imatrix is not None
         return Rules(
-            base=gguf.GGMLQuantizationType(self.format.type_id),
+            base=self.output_type.qtype,
             token_embedding=None if embedding is None else parse_type(embedding, importance),
             output_tensor=None if output is None else parse_type(output, importance),
             patterns=tuple(parse_pattern(text, importance) for text in self.tensor_types),
-            pure=self.pure,
+            pure=self.pure or self.output_type.format is None,
             leave_output=self.leave_output_tensor,
         )
 
@@ -143,14 +136,15 @@ class Options:
     def check(self) -> None:
         """Raise UserError where an option is wrong, before anything is read."""
         _ = self.rules, self.list_rules, self.split_bytes
-        encoder, fmt = self.chosen_encoder, self.format
+        encoder, fmt = self.chosen_encoder, self.output_type.format
         if self.imatrix is not None and not encoder.takes_imatrix:
             raise UserError(
                 f"--encoder {encoder.name} uses no importance matrix: use --imatrix with --encoder "
                 f"{DEFAULT_ENCODER.name}"
             )
-        if encoder.kernels is not None and encoder.kernels not in fmt.kernels:
-            raise UserError(f"--encoder {encoder.name} is not implemented for {fmt.name}: choose another encoder")
+        if encoder.kernels is not None and (fmt is None or encoder.kernels not in fmt.kernels):
+            name = self.output_type.name
+            raise UserError(f"--encoder {encoder.name} is not implemented for {name}: choose another encoder")
         self._check_calibration(encoder)
 
     def _check_calibration(self, encoder: Encoder) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import os
 import shutil
 import signal
 import stat
@@ -27,13 +25,11 @@ from gguf_bof4.convert.policy import Decision
 from gguf_bof4.convert.report import size_text
 from gguf_bof4.convert.sources import Bytes, Source
 from gguf_bof4.encoders.encoder import Encoded
-from gguf_bof4.errors import UserError
+from gguf_bof4.errors import DISK_FULL, UserError
 from gguf_bof4.formats import FORMAT_VERSION, FORMATS
 from gguf_bof4.gguf_files.model import Tensor, read_list
-from gguf_bof4.paths import refuse_special
+from gguf_bof4.paths import hidden_folder, refuse_special
 from gguf_bof4.progress import Progress
-
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @dataclass(frozen=True)
@@ -150,7 +146,7 @@ def add_format_metadata(
         metadata.pop(key, None)  # gguf warns where a key is set twice
     how_made = ("bof4.encoder", "bof4.opq.quantile")
     old: dict[str, Any] = {key: metadata.pop(key) for key in how_made if key in metadata}
-    writer.add_file_type(options.format.file_type)
+    writer.add_file_type(options.output_type.file_type)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     ours = [t for t in tensors if any(t.decision.qtype == f.type_id for f in FORMATS)]
     used = [f for f in FORMATS if any(t.decision.qtype == f.type_id for t in ours)]
@@ -243,7 +239,7 @@ def refuse_existing(outputs: Sequence[Path], force: bool) -> None:
 
 
 def _message(output: Path, error: OSError) -> str:
-    if error.errno in _FULL:
+    if error.errno in DISK_FULL:
         free = shutil.disk_usage(output.parent).free
         return (
             f"{output} could not be written whole: {error.strerror} ({size_text(free)} are free there). "
@@ -281,20 +277,19 @@ def staging(output: Path) -> Iterator[Path]:
     """
     if not output.parent.is_dir():
         raise UserError(f"{output} cannot be written: the folder {output.parent} does not exist")
-    folder = output.with_name(f".{output.name}.{os.getpid()}.part")
-    with _sigterm_unwinds():
+    with _sigterm_unwinds(), contextlib.ExitStack() as stack:
         try:
-            folder.mkdir()
+            folder = stack.enter_context(hidden_folder(output))
         except OSError as error:
             raise UserError(_message(output, error)) from error
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        yield folder
 
 
 def publish(folder: Path, output: Path, force: bool) -> tuple[Path, ...]:
     """Move the finished files of a staging folder beside it, all or none.
+
+    Readers open a model by its first part, so that is removed first where parts are replaced, and moved last: a process
+    that is killed in between leaves no model, rather than one of old and new parts.
 
     Raises:
         UserError: a name is taken, or a file cannot be moved.
@@ -304,7 +299,9 @@ def publish(folder: Path, output: Path, force: bool) -> tuple[Path, ...]:
     refuse_existing(finals, force)  # again, because encoding may have taken hours
     moved: list[Path] = []
     try:
-        for path, final in zip(staged, finals, strict=True):
+        if len(finals) > 1:
+            finals[0].unlink(missing_ok=True)
+        for path, final in reversed(list(zip(staged, finals, strict=True))):
             path.replace(final)
             moved.append(final)
     except BaseException as error:

@@ -156,6 +156,11 @@ def _unweighted(planned: PlannedTensor, imatrix: Imatrix | None) -> bool:
     return imatrix is not None and in_blocks and planned.importance is None and planned.ready is None
 
 
+def _is_decoded(planned: PlannedTensor) -> bool:
+    """Is the tensor quantized in the source, and of another type in the output?"""
+    return not planned.copied and gguf.GGML_QUANT_SIZES[planned.source.qtype][0] > 1
+
+
 def _reports(tensors: Sequence[PlannedTensor], imatrix: Imatrix | None) -> tuple[TensorReport, ...]:
     """A report of each tensor, after it was written."""
     return tuple(
@@ -169,9 +174,10 @@ def _reports(tensors: Sequence[PlannedTensor], imatrix: Imatrix | None) -> tuple
             list_nbytes=t.planned_list.nbytes if t.planned_list else 0,
             no_list=t.no_list,
             fallback=t.decision.fallback,
-            decoded=t.source.qtype != t.decision.qtype and gguf.GGML_QUANT_SIZES[t.source.qtype][0] > 1,
+            decoded=_is_decoded(t),
             not_compensated=t.not_compensated,
             unweighted=_unweighted(t, imatrix),
+            requantized=_is_decoded(t) and gguf.GGML_QUANT_SIZES[t.decision.qtype][0] > 1,
         )
         for t in tensors
     )

@@ -32,7 +32,8 @@ class TensorReport:
         list_nbytes: of its list.
         no_list: why it has no list although one was asked for.
         fallback: why it did not get the type that it should have.
-        decoded: it was quantized in the source and is quantized again.
+        decoded: it was quantized in the source, and has another type in the output.
+        requantized: that type is quantized, too.
         not_compensated: why the encoder could not compensate errors in it, and how it was encoded instead.
         unweighted: it is not in the importance matrix that was given.
     """
@@ -49,6 +50,7 @@ class TensorReport:
     decoded: bool
     not_compensated: str | None = None
     unweighted: bool = False
+    requantized: bool = False
 
     @property
     def n_weights(self) -> int:
@@ -111,14 +113,25 @@ class ConversionReport:
 
     @property
     def decoded_types(self) -> dict[str, int]:
-        """Block types that were quantized a second time, and the number of tensors of each."""
+        """Block types that were decoded, and the number of tensors of each."""
         return dict(Counter(t.source_type for t in self.tensors if t.decoded))
+
+    @property
+    def requantized_types(self) -> dict[str, int]:
+        """Block types that were quantized a second time, and the number of tensors of each."""
+        return dict(Counter(t.source_type for t in self.tensors if t.requantized))
 
     @property
     def copied(self) -> dict[str, int]:
         """Types of this project that tensors had already, and the number of each: these are copied, lists too."""
         names = {f.name for f in FORMATS}
         return dict(Counter(t.qtype for t in self.tensors if t.source_type == t.qtype and t.qtype in names))
+
+    @property
+    def needs_patch(self) -> dict[str, int]:
+        """Types that only a patched llama.cpp knows, and the number of tensors of each."""
+        names = {f.name for f in FORMATS}
+        return {name: count for name, count in self.types.items() if name in names}
 
     @property
     def types(self) -> dict[str, int]:

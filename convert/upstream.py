@@ -32,15 +32,17 @@ import torch
 from gguf import GGMLQuantizationType as TensorType
 
 from gguf_bof4.convert import pipeline
+from gguf_bof4.convert.hub_cache import use_repository_names
 from gguf_bof4.convert.huggingface_folder import weight_files
 from gguf_bof4.convert.lazy import evaluate, source_of
 from gguf_bof4.convert.opened import OpenedModel
 from gguf_bof4.convert.options import Options
 from gguf_bof4.convert.output import Writer
+from gguf_bof4.convert.parent_process import end_with_parent
 from gguf_bof4.convert.policy import FLOATS
 from gguf_bof4.convert.quantized_folder import quantization
 from gguf_bof4.convert.sources import Computed, Source
-from gguf_bof4.errors import UserError
+from gguf_bof4.errors import UserError, as_user_error
 
 _PINNED: Any = gguf
 """The pinned tree's gguf package, which has names that the installed one lacks."""
@@ -147,6 +149,7 @@ def _collect(folder: Path, options: Options) -> tuple[Collector, TensorType]:
     Collector.folder = folder
     _PINNED.GGUFWriter = Collector
     _PINNED.quants.quantize = Wanted
+    use_repository_names(_PINNED.Metadata)
     model_class = _model_class(folder)
     model = model_class(folder, gguf.LlamaFileType.GUESSED, folder / "unused.gguf", model_name=options.model_name)
     free = _FREE_TYPES[model.ftype]
@@ -199,6 +202,23 @@ def _failure(folder: Path, error: Exception) -> str:
     )
 
 
+def _check_metadata(folder: Path, writer: Writer) -> None:
+    """Check that the values that upstream has taken from the folder can be written, which it does not.
+
+    Raises:
+        UserError: one is of another type than its key.
+    """
+    for key, value in writer.kv_data[0].items():
+        try:
+            writer._pack_val(value.value, value.type, add_vtype=True, sub_type=value.sub_type)
+        except Exception as error:
+            shown = repr(value.value)
+            raise UserError(
+                f"{folder}: the value of {key} that its configuration files give is {shown[:60]}, which is no "
+                f"{value.type.name} ({error}): repair config.json, or get it again"
+            ) from error
+
+
 def open_folder(folder: Path, options: Options) -> OpenedModel:
     """Open a checked folder by upstream's converter; only headers are read.
 
@@ -214,6 +234,7 @@ def open_folder(folder: Path, options: Options) -> OpenedModel:
         raise UserError(_failure(folder, error)) from error
     writer = Writer(path=None, arch=collected.arch)
     writer.kv_data[0].update(collected.kv_data[0])
+    _check_metadata(folder, writer)
     sources = list(collected.sources.values())
     return OpenedModel(folder, weight_files(folder), collected.arch, sources, writer, collected.fixed(free))
 
@@ -240,8 +261,11 @@ def convert_folder(folder: Path, output: Path, staging: Path | None, options: Op
             outputs=[str(path) for path in converted.outputs],
             tensors=[asdict(report) for report in converted.tensors],
         )
-    except UserError as error:
-        send(error=str(error))
+    except Exception as error:
+        if (known := as_user_error(error)) is not None:
+            send(error=str(known))
+        else:
+            send(bug=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())
 
 
 def main(job: str) -> None:
@@ -253,6 +277,7 @@ def main(job: str) -> None:
     # output of upstream and its libraries must not mix with the lines for the parent process
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
+    end_with_parent()
     content = json.loads(job)
     given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content["options"].items()}
     options = Options(**given)

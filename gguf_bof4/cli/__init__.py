@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from gguf_bof4.errors import UserError
+from gguf_bof4.cli import failures
 
 COMMANDS = ("convert", "run", "inspect", "verify", "build", "patch", "codebook", "bench", "demo")
 """Subcommands, in the order of --help; each module has a function `register(app)`."""
@@ -41,17 +41,36 @@ def options(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
     ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Print the traceback of an internal error, for a report.")
+    ] = False,
 ) -> None:
     """4-bit BOF4 tensor types for GGUF: convert models, build the patched llama.cpp, check and run."""
 
 
+def _flush() -> None:
+    """Write what is buffered for standard output, so that a failure is reported here."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        failures.discard_output()
+        raise
+
+
 def main() -> None:
-    """Entry point of the `bof4` program: exit code 1 for errors caused by user input, 2 for wrong usage."""
+    """Entry point of the `bof4` program.
+
+    Exit codes: 1 for errors caused by user input or the machine, for internal errors and where the reader of standard
+    output has gone; 2 for wrong usage; 128 and the signal's number after Ctrl-C and SIGTERM.
+    """
     if isinstance(sys.stdout, io.TextIOWrapper):
         # names of files may have bytes that are no text; standard error is escaped by Python itself
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        make_app()()
-    except UserError as error:
-        print(f"bof4: {error}", file=sys.stderr)
-        sys.exit(1)
+        try:
+            make_app()()
+        finally:
+            if sys.stdout is not None:
+                _flush()
+    except (Exception, KeyboardInterrupt) as error:
+        sys.exit(failures.report(error, failures.wants_traceback(sys.argv[1:])))

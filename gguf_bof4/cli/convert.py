@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gguf_bof4.convert.options import DEFAULT_OPQ, Options
+from gguf_bof4.convert.output_types import OUTPUT_TYPES, output_type_of
 from gguf_bof4.convert.report import size_text
 from gguf_bof4.encoders import ENCODERS, encoder_of
-from gguf_bof4.formats import FORMATS
 from gguf_bof4.gguf_files.model import bits_per_weight
 from gguf_bof4.progress import progress_bar
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _ENCODER_HELP = "; ".join(f"{e.name}: {e.help}" for e in ENCODERS)
 _CALIBRATED = ", ".join(e.name for e in ENCODERS if e.calibrate is not None)
+_TYPES = ", ".join(t.name for t in OUTPUT_TYPES)
 
 _NAMED_TENSORS = 8
 """Tensors without list that have one reason are named up to this number; a projector has hundreds."""
@@ -67,7 +68,12 @@ def _print_exceptions(report: ConversionReport) -> None:
             print(f"    {t.name}: {t.not_compensated}")
 
 
-def _print_summary(report: ConversionReport) -> None:
+def _print_summary(report: ConversionReport, stock: bool) -> None:
+    """Print the report.
+
+    Args:
+        stock: an unpatched llama.cpp is meant to run the output.
+    """
     types = ", ".join(f"{count} {name}" for name, count in report.types.items())
     print(f"architecture:  {report.architecture}")
     print(f"tensors:       {len(report.tensors)} ({types})")
@@ -86,13 +92,19 @@ def _print_summary(report: ConversionReport) -> None:
     _print_exceptions(report)
     for name, count in report.copied.items():
         print(f"copied:        {count} tensors were {name} already; --opq and --encoder change nothing in them")
-    for name, count in report.decoded_types.items():
+    if (decoded := Counter(report.decoded_types) - Counter(report.requantized_types)).total():
+        types = ", ".join(f"{count} {name}" for name, count in decoded.items())
+        print(f"decoded:       {types}; outliers, where there were any, are applied")
+    for name, count in report.requantized_types.items():
         print(
             f"warning: {count} tensors were {name} already; converting them again adds a second error. "
             "Convert from F32, F16 or BF16 where you can."
         )
     if any(t.outliers is None for t in report.tensors):
         print("outliers:      not counted in a dry run, which reads no weights")
+    if stock and report.needs_patch:
+        types = ", ".join(f"{count} {name}" for name, count in report.needs_patch.items())
+        print(f"warning: {types} are left, by your options: only the patched llama.cpp runs this file")
     print("a dry run; it would write:" if report.dry_run else "written:")
     for path in report.outputs:
         print(f"    {path}")
@@ -112,7 +124,7 @@ def convert(
         ),
     ],
     type_: Annotated[
-        str, typer.Option("--type", metavar="TYPE", help=f"Type of the matrices: {', '.join(f.name for f in FORMATS)}.")
+        str, typer.Option("--type", metavar="TYPE", help=f"Type of the matrices: {_TYPES}.")
     ] = "BOF4_S",
     token_embedding_type: Annotated[
         str | None, typer.Option(metavar="TYPE", help="Type of the token embeddings; any ggml type (default: Q6_K).")
@@ -195,14 +207,19 @@ def convert(
         bool, typer.Option("--dry-run", help="List the type of every tensor and the size; write nothing.")
     ] = False,
     verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="List every tensor, and show what upstream's converter logs.")
+        bool,
+        typer.Option(
+            "--verbose", "-v",
+            help="List every tensor, show what upstream's converter logs, and the traceback of an internal error.",
+        ),
     ] = False,
 ) -> None:
     """Convert a model to a GGUF file of BOF4 types.
 
     SRC is a Hugging Face folder of any architecture that the pinned
     llama.cpp knows, or a GGUF file of any type. Matrices get --type.
-    Embeddings and output get Q6_K. Vectors, norms and whatever
+    Embeddings and output get Q6_K, but with --type F16, BF16, F32 or
+    Q8_0, which an unpatched llama.cpp runs, that. Vectors, norms and whatever
     llama-quantize never quantizes stay in F32 or F16. Rows that do not
     divide into blocks of their type get the next type that fits: of
     BOF4_K, BOF4_S, Q8_0, F16; the summary lists them.
@@ -248,7 +265,7 @@ def convert(
         raise typer.Exit(128 + signal.SIGINT) from None
     if verbose or dry_run:
         _print_tensors(report)
-    _print_summary(report)
+    _print_summary(report, stock=output_type_of(type_).format is None)
 
 
 def register(app: typer.Typer) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from gguf_bof4.errors import UserError, require
 from gguf_bof4.gguf_files.parts import Split, parse_part_name, part_paths
-from gguf_bof4.paths import atomic_path, write_text
+from gguf_bof4.paths import atomic_path, hidden_folder, write_text
 
 
 def test_a_file_is_replaced_when_it_is_complete(tmp_path: Path) -> None:
@@ -71,3 +73,27 @@ def test_a_missing_package_is_named_with_its_extra() -> None:
     require("hf", "this test", "numpy")
     with pytest.raises(UserError, match=r"this test needs no_such_package: pip install 'gguf-bof4\[hf\]'"):
         require("hf", "this test", "numpy", "no_such_package")
+
+
+def test_what_killed_processes_left_is_removed(tmp_path: Path) -> None:
+    """By the next process that writes the same file; what belongs to others or to a running process stays."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for name in (f".a.{ended.pid}.part", f".a.{ended.pid}.x1_2abcd", f".a.{os.getpid()}.reused12"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a").write_text("half")
+    kept = [f".a.{os.getppid()}.running1", f".b.{ended.pid}.other123", f".a.{ended.pid}", ".a.gptq", f"a.{ended.pid}.x"]
+    for name in kept:
+        (tmp_path / name).mkdir()
+    (tmp_path / f".a.{ended.pid}.file").write_text("no folder")
+    write_text(tmp_path / "a", "new")
+    assert {p.name for p in tmp_path.iterdir()} == {"a", *kept, f".a.{ended.pid}.file"}
+
+
+def test_hidden_folders_in_use_stay(tmp_path: Path) -> None:
+    """Also where the number of the process says nothing: in another container."""
+    with hidden_folder(tmp_path / "a") as first:
+        with hidden_folder(tmp_path / "a") as second:
+            assert first.is_dir() and second.is_dir() and first != second
+        assert first.is_dir()
+    assert list(tmp_path.iterdir()) == []

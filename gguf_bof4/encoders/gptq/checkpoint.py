@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy.typing as npt
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from safetensors.torch import load_file
 from safetensors.torch import save_file as save_torch
@@ -116,8 +116,12 @@ class Checkpoint:
                 save_file(arrays, partial, about)
             if layer:
                 self._activations(layer - 1).unlink(missing_ok=True)
-        except OSError as error:
-            raise UserError(f"{self.folder} cannot be written: {error.strerror or error}") from error
+        except (OSError, SafetensorError) as error:  # the library hides the error of the system in a text
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            raise UserError(
+                f"{self.folder} cannot be written: {reason}. Finished layers are kept: make room where the disk is "
+                "full, and repeat the command to resume from them"
+            ) from error
 
     def read(self, layer: int, name: str) -> Encoded:
         """A tensor of a finished layer."""
