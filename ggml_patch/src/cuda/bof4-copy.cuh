@@ -9,8 +9,8 @@
 static __device__ __forceinline__ void bof4_copy_16(uint8_t * shared, const uint8_t * global) {
 #if defined(CP_ASYNC_AVAILABLE)
     asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;"
-                 :
-                 : "r"((uint32_t) __cvta_generic_to_shared(shared)), "l"(global));
+        :
+        : "r"((uint32_t) __cvta_generic_to_shared(shared)), "l"(global));
 #else
     *(int4 *) shared = *(const int4 *) global;
 #endif // defined(CP_ASYNC_AVAILABLE)

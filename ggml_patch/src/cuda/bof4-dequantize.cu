@@ -10,8 +10,8 @@ static void dequantize_rows(const void * x, T * y, int64_t n_words, int64_t ne1,
     GGML_ASSERT((uintptr_t) y % sizeof(bof4_vec4<T>) == 0);
     const dim3 blocks(
         (unsigned) ((n_words + THREADS - 1) / THREADS), (unsigned) std::min<int64_t>(ne1 * ne2 * ne3, 65535), 1);
-    bof4_launch(bof4_dequantize_kernel<type, T>, blocks, dim3(THREADS, 1, 1), 0, stream, (const uint8_t *) x, y, n_words,
-        ne1, ne2, ne3, s1, s2, s3);
+    bof4_launch(bof4_dequantize_kernel<type, T>, blocks, dim3(THREADS, 1, 1), 0, stream, (const uint8_t *) x, y,
+        n_words, ne1, ne2, ne3, s1, s2, s3);
 }
 
 template <ggml_type type, typename T> static void dequantize(const void * x, T * y, int64_t k, cudaStream_t stream) {

@@ -14,8 +14,8 @@ template <ggml_type type, int J, bool fallback> struct bof4_mmq_config {
     static constexpr int row_tiles = ggml_cuda_mmq_get_rows_per_warp(type, J, fallback) / 16;
     static constexpr int stride = ggml_cuda_mmq_get_sram_stride(type, J, fallback);
     // upstream instantiates numbers of columns without a configuration, too, and does not run them
-    static_assert(ggml_cuda_mmq_get_config(type, J, fallback).type == GGML_TYPE_COUNT ||
-            bof4_product_tile<type>::end <= stride,
+    static_assert(
+        ggml_cuda_mmq_get_config(type, J, fallback).type == GGML_TYPE_COUNT || bof4_product_tile<type>::end <= stride,
         "a row has its levels, scales and excess");
 };
 

@@ -113,8 +113,8 @@ static void quantize(ggml_cuda_pool & pool, const ggml_tensor * src1, bof4_mul_m
     constexpr int warps = 4;
     const dim3 blocks((unsigned) ((layout::groups(n) + warps - 1) / warps), (unsigned) src1->ne[1],
         (unsigned) (src1->ne[2] * src1->ne[3]));
-    bof4_launch(bof4_quantize_kernel<layout>, blocks, dim3(32, warps, 1), 0, stream, (const float *) src1->data, p.act, n,
-        src1->ne[1], src1->ne[2], p.x_s1, p.x_s2, p.x_s3);
+    bof4_launch(bof4_quantize_kernel<layout>, blocks, dim3(32, warps, 1), 0, stream, (const float *) src1->data, p.act,
+        n, src1->ne[1], src1->ne[2], p.x_s1, p.x_s2, p.x_s3);
 }
 
 void ggml_cuda_bof4_mul_mat_vec_q(ggml_backend_cuda_context & ctx, const ggml_tensor * src0, const ggml_tensor * src1,

@@ -40,10 +40,9 @@ static void add_outliers(ggml_backend_cuda_context & ctx, const bof4_device_list
     columns.padded = (int64_t) column_tiles * BOF4_TILE;
     ggml_cuda_pool_alloc<nv_bfloat16> transposed(ctx.pool(), columns.n * columns.padded);
     GGML_ASSERT(matrices <= 65535 && column_tiles <= 65535);
-    bof4_launch(bof4_transpose_kernel, dim3(n_tiles(columns.n, BOF4_TILE), column_tiles, 1), threads, 0, stream, columns,
-        transposed.get());
-    const dim3 blocks(
-        n_tiles(args.nrows, BOF4_TILE), n_tiles(max_columns, BOF4_TILE_COLUMNS), (unsigned) matrices);
+    bof4_launch(bof4_transpose_kernel, dim3(n_tiles(columns.n, BOF4_TILE), column_tiles, 1), threads, 0, stream,
+        columns, transposed.get());
+    const dim3 blocks(n_tiles(args.nrows, BOF4_TILE), n_tiles(max_columns, BOF4_TILE_COLUMNS), (unsigned) matrices);
     bof4_launch(bof4_add_outliers_kernel, blocks, threads, 0, stream, list, args,
         (const nv_bfloat16 *) transposed.get(), columns.padded);
 }

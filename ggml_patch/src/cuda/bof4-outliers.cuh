@@ -112,9 +112,8 @@ static __global__ void bof4_add_outliers_kernel(const bof4_device_list list, con
                 }
             }
         } else if (row < args.nrows) {
-            bof4_list_apply(list, bof4_list_element(list, row, w2, w3), 0, 1, [&](int column, float value) {
-                bof4_add_outlier(__float_as_int(value), load(column), sums);
-            });
+            bof4_list_apply(list, bof4_list_element(list, row, w2, w3), 0, 1,
+                [&](int column, float value) { bof4_add_outlier(__float_as_int(value), load(column), sums); });
         }
         tile[2 * lane][k] = sums[0];
         tile[2 * lane + 1][k] = sums[1];

@@ -110,7 +110,9 @@ struct bof4_k_act_layout {
 // which L1 cannot do at the speed of the memory of an H100. So each warp copies chunks to shared memory, 16 bytes to a
 // lane, one chunk ahead, and its lanes shift their codes out of five words there.
 template <bool aligned> struct bof4_k_step {
-    static constexpr __host__ __device__ int blocks_per_sm(int columns) { return columns == 1 ? 5 : columns == 2 ? 4 : 3; }
+    static constexpr __host__ __device__ int blocks_per_sm(int columns) {
+        return columns == 1 ? 5 : columns == 2 ? 4 : 3;
+    }
     static constexpr __host__ __device__ int rows(int columns) { return columns <= 4 ? 4 : 2; }
     static constexpr bool is_staged = true;
     static constexpr int chunk_bytes = bof4_k_act_layout::superblocks_of_chunk * BOF4_K_BLOCK_BYTES;
@@ -132,7 +134,6 @@ template <bool aligned> struct bof4_k_step {
               lane(lane),
               n_blocks(n / QK_BOF4_K) {}
 
-
         template <int columns> using dot8_of = bof4_dot8<GGML_TYPE_BOF4_K, (columns > 2)>;
 
         template <int columns, int N>
@@ -143,11 +144,10 @@ template <bool aligned> struct bof4_k_step {
             const int left = n_blocks - 1 - bof4_k_act_layout::superblocks_of_chunk * chunk;
             const int b = min(lane / 8, left), g = lane % 8, half = g / 4;
             const int4 * qs = (const int4 *) act.qs + 2 * (32 * chunk + lane);
-            const float * scales = act.scales +
-                2 * (bof4_k_act_layout::superblocks_of_chunk * chunk + b) + half;
+            const float * scales = act.scales + 2 * (bof4_k_act_layout::superblocks_of_chunk * chunk + b) + half;
 
             // scales of the lane's sub-blocks, -32 to 31, and its codes: words 0 and 1, 2 and 3 merged
-            const auto read = [&](int s, dot8 (&dots)[4], int (&of_nibbles)[2], float & d) {
+            const auto read = [&](int s, dot8(&dots)[4], int (&of_nibbles)[2], float & d) {
                 const int at = staged.place(aligned ? 0 : s, chunk) + b * BOF4_K_BLOCK_BYTES;
                 const uint8_t * row = staged.row(stage, s);
                 d = bof4_load_scale(row + at);
@@ -170,8 +170,8 @@ template <bool aligned> struct bof4_k_step {
                     dots[k + 1].look_up(known, bof4_select(0x0f0f0f0fu, w[k] >> 4, w[k + 1]));
                 }
             };
-            const auto add = [&](const dot8 (&dots)[4], const int (&of_nibbles)[2], float d, int s, int c,
-                                 const int4 (&x)[2], float dx) {
+            const auto add = [&](const dot8(&dots)[4], const int (&of_nibbles)[2], float d, int s, int c,
+                                 const int4(&x)[2], float dx) {
                 const int low = dots[2].add(x[1].x, x[1].y, dots[0].add(x[0].x, x[0].y, 0));
                 const int high = dots[3].add(x[1].z, x[1].w, dots[1].add(x[0].z, x[0].w, 0));
                 // each is at most 16 * 127 * 127; times 32, twice: below 2^24, so the conversion is exact

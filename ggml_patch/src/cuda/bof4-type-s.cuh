@@ -93,7 +93,9 @@ struct bof4_s_act_layout {
 // the first words of the piece belong to one block and the others to the next. The sums of both are needed: the sum of
 // the first words is that of the chain of products, read where the block ends.
 struct bof4_s_piece_step {
-    static constexpr __host__ __device__ int blocks_per_sm(int columns) { return columns == 1 ? 5 : columns == 2 ? 4 : 3; }
+    static constexpr __host__ __device__ int blocks_per_sm(int columns) {
+        return columns == 1 ? 5 : columns == 2 ? 4 : 3;
+    }
     static constexpr __host__ __device__ int rows(int columns) { return columns <= 4 ? 4 : 2; }
     static constexpr bool is_staged = true;
     // the scale of a piece's first block is up to 32 bytes before it
@@ -110,7 +112,6 @@ struct bof4_s_piece_step {
             : staged(row_at, n / QK_BOF4_S * BOF4_S_BLOCK_BYTES, lane, staged),
               lane(lane),
               n_pieces(n / QK_BOF4_S * BOF4_S_BLOCK_BYTES / 16) {}
-
 
         template <int columns> using dot8_of = bof4_dot8<GGML_TYPE_BOF4_S, (columns > 2)>;
 
@@ -129,7 +130,7 @@ struct bof4_s_piece_step {
             const int n_first = (int) (bof4_s_act_layout::halves * (b0 + 1) + 1 - 8 * i) / 2;
             const int4 * qs = (const int4 *) act.qs + 2 * (32 * chunk + lane);
             const float * scales = act.scales;
-            const auto add = [&](const dot8 (&dots)[4], float d0, float d1, int s, int c, const int4 (&x)[2], float dx0,
+            const auto add = [&](const dot8(&dots)[4], float d0, float d1, int s, int c, const int4(&x)[2], float dx0,
                                  float dx1) {
                 const int sum1 = dots[0].add(x[0].x, x[0].y, BOF4_FLOAT_ZERO);
                 const int sum2 = dots[1].add(x[0].z, x[0].w, sum1);
@@ -141,7 +142,7 @@ struct bof4_s_piece_step {
                 sums[s * columns + c] += d0 * dx0 * bof4_small_int(first);
                 sums[s * columns + c] += d1 * dx1 * second;
             };
-            const auto read = [&](int s, dot8 (&dots)[4], float & d0, float & d1) {
+            const auto read = [&](int s, dot8(&dots)[4], float & d0, float & d1) {
                 const uint8_t * row = staged.row(stage, s);
                 d0 = bof4_load_scale(row + d0_at);
                 d1 = bof4_load_scale(row + d1_at);

@@ -24,8 +24,8 @@
 //                                            64 i and on of 256, decode(float (&)[64 / mmq_group], i)
 //
 //     act_layout                             order of the int8 activations of mul_mat_vec (bof4-activations.cuh)
-//     step<aligned>                          loads and multiplies in mul_mat_vec (bof4-mmvq.cuh);
-//                                            aligned: all rows begin at multiples of four bytes
+//     step<alignment>                        loads and multiplies in mul_mat_vec (bof4-mmvq.cuh);
+//                                            alignment: 16, 4 or 2 bytes, at multiples of which all rows begin
 #pragma once
 
 #include "../format/bof4-hooks.h"
