@@ -127,6 +127,8 @@ def _from_gguf(path: Path, model: Model) -> Imatrix:
         entries[name] = _means(path, name, _read_values(tensors[name + _SUMS]), _read_values(tensors[name + _COUNTS]))
     if alone:
         raise UserError(f"{path}: {alone[0]} is without its counterpart: sums and counts belong together; {_REMEDY}")
+    if not 0 <= chunks < 1 << 32:
+        raise UserError(f"{path} is damaged: it was made from {chunks} chunks; {_REMEDY}")
     return Imatrix(path, entries, datasets[0] if datasets else None, chunks)
 
 
