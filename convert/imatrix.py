@@ -171,7 +171,9 @@ def _from_dat(path: Path) -> Imatrix:
         if size < 1:
             raise UserError(f"{path}: tensor {name} has {size} columns there: the file is damaged, {_REMEDY}")
         values = np.frombuffer(data.take(4 * size, where), dtype="<f4").astype(np.float32)
-        entries[name] = _checked(path, name, values / np.float32(calls) if calls > 0 else values)
+        with np.errstate(invalid="ignore", over="ignore"):  # what is wrong in a damaged file is said below
+            means = values / np.float32(calls) if calls > 0 else values
+        entries[name] = _checked(path, name, means)
     # older files end here
     chunks = data.integer("the number of chunks") if data.left else 0
     dataset = data.take(data.integer("the dataset"), "the dataset").decode(errors="replace") if data.left else ""

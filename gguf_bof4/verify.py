@@ -132,7 +132,7 @@ def check_tensor(tensor: Tensor, outliers: OutlierList | None = None) -> TensorC
         exact = inputs @ weights.T
         norms = np.outer(np.linalg.norm(inputs, axis=1), np.linalg.norm(weights, axis=1))
         errors = np.abs(products - exact) / np.where(norms > 0, norms, 1)
-        worst = max(worst, float(errors.max()))
+        worst = float(np.maximum(worst, errors.max()))  # max() would lose a NaN
     tolerance = product_tolerance(qtype, tensor.shape[-1])
     if not worst <= tolerance:
         raise UserError(
