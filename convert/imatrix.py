@@ -127,6 +127,8 @@ def _from_gguf(path: Path, model: Model) -> Imatrix:
         entries[name] = _means(path, name, _read_values(tensors[name + _SUMS]), _read_values(tensors[name + _COUNTS]))
     if alone:
         raise UserError(f"{path}: {alone[0]} is without its counterpart: sums and counts belong together; {_REMEDY}")
+    if not 0 <= chunks < 1 << 32:
+        raise UserError(f"{path} is damaged: it was made from {chunks} chunks; {_REMEDY}")
     return Imatrix(path, entries, datasets[0] if datasets else None, chunks)
 
 
@@ -169,7 +171,9 @@ def _from_dat(path: Path) -> Imatrix:
         if size < 1:
             raise UserError(f"{path}: tensor {name} has {size} columns there: the file is damaged, {_REMEDY}")
         values = np.frombuffer(data.take(4 * size, where), dtype="<f4").astype(np.float32)
-        entries[name] = _checked(path, name, values / np.float32(calls) if calls > 0 else values)
+        with np.errstate(invalid="ignore", over="ignore"):  # what is wrong in a damaged file is said below
+            means = values / np.float32(calls) if calls > 0 else values
+        entries[name] = _checked(path, name, means)
     # older files end here
     chunks = data.integer("the number of chunks") if data.left else 0
     dataset = data.take(data.integer("the dataset"), "the dataset").decode(errors="replace") if data.left else ""

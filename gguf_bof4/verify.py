@@ -128,10 +128,11 @@ def check_tensor(tensor: Tensor, outliers: OutlierList | None = None) -> TensorC
         if part is not None:
             _check_zeros(tensor, first, decoded, part)
             part.add_to(decoded)
-        exact = activations.astype(np.float64) @ decoded.astype(np.float64).T
-        norms = np.outer(np.linalg.norm(activations, axis=1), np.linalg.norm(decoded, axis=1))
+        inputs, weights = activations.astype(np.float64), decoded.astype(np.float64)  # float32 overflows in squares
+        exact = inputs @ weights.T
+        norms = np.outer(np.linalg.norm(inputs, axis=1), np.linalg.norm(weights, axis=1))
         errors = np.abs(products - exact) / np.where(norms > 0, norms, 1)
-        worst = max(worst, float(errors.max()))
+        worst = float(np.maximum(worst, errors.max()))  # max() would lose a NaN
     tolerance = product_tolerance(qtype, tensor.shape[-1])
     if not worst <= tolerance:
         raise UserError(

@@ -67,7 +67,7 @@ def mutate_safetensors(raw: bytes, rng: random.Random) -> bytes:
     """Change the header, its length, or the data."""
     length = struct.unpack_from("<Q", raw)[0]
     header, data = raw[8 : 8 + length], raw[8 + length :]
-    what = rng.randrange(6)
+    what = rng.randrange(6) if len(data) > 1 else 1  # a length that is wrong already leaves no data
     if what == 0:
         return struct.pack("<Q", rng.choice([0, 1, 7, length - 1, length + 1, 2**31, 2**62, 2**64 - 1])) + raw[8:]
     if what == 1:

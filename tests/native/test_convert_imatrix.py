@@ -259,3 +259,21 @@ def test_types_that_are_garbage_without_importance(tmp_path: Path) -> None:
         convert(source, tmp_path / "out.gguf", imatrix=str(imatrix), tensor_types=("attn_q=iq3_xxs",))
     with pytest.raises(UserError, match=r"IQ3_XXS needs an importance matrix: give one with --imatrix"):
         convert(source, tmp_path / "out.gguf", tensor_types=("attn_q=iq3_xxs",))
+
+
+def test_an_impossible_number_of_chunks(tmp_path: Path) -> None:
+    """It could not be written as quantize.imatrix.chunks_count."""
+    writer = gguf.GGUFWriter(tmp_path / "imatrix", "")
+    writer.kv_data[0].clear()
+    writer.add_string("general.type", "imatrix")
+    writer.add_array("imatrix.datasets", ["some.txt"])
+    writer.add_uint64("imatrix.chunk_count", 1 << 32)
+    writer.add_uint32("imatrix.chunk_size", 512)
+    writer.add_tensor("blk.0.attn_q.weight.in_sum2", np.ones((1, 64), np.float32))
+    writer.add_tensor("blk.0.attn_q.weight.counts", np.ones((1, 1), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(UserError, match=r"damaged: it was made from 4294967296 chunks"):
+        load(tmp_path / "imatrix")

@@ -20,6 +20,7 @@ from gguf_bof4.convert import convert
 from gguf_bof4.errors import UserError
 from gguf_bof4.ggml_patch.build import installed_bin
 from gguf_bof4.gguf_files.model import open_model
+from gguf_bof4.verify import verify
 
 FILE_TYPES = {"F32": 0, "F16": 1, "Q8_0": 7, "BF16": 32}
 """llama_ftype of llama.h."""
@@ -215,3 +216,12 @@ def test_a_folder(tmp_path: Path) -> None:
     assert model.value("general.file_type") == FILE_TYPES["F16"]
     assert (model.value("general.name"), model.value("general.organization")) == ("Tiny Llama", "Some Org")
     assert not [key for key, field in model.fields.items() if "0123456789abcdef" in str(field.contents())]
+
+
+@pytest.mark.filterwarnings("error")
+def test_outliers_whose_squares_overflow_are_verified(tmp_path: Path) -> None:
+    huge = weights(SHAPES["blk.0.attn_q.weight"], 0)
+    huge[-1, -1] = 1e25  # the last: running sums of outliers lose what follows such a one
+    plain = write_gguf(tmp_path / "plain.gguf", replace={"blk.0.attn_q.weight": huge})
+    checks = list(verify(open_model(convert(plain, tmp_path / "bof4.gguf").outputs[0])))
+    assert any(check.tensor.name == "blk.0.attn_q.weight" for check in checks)
