@@ -34,7 +34,7 @@ RESULTS=() FAILED=0
 rm -f "$OUT"/{facts,summary}.txt "$OUT"/{build,ops,bench,sanitizer,models}.log "$OUT/bench.csv"
 
 # name:seconds at most:seconds without which it is not started, in the order in which they run
-PHASES=${PHASES:-"ops:100:15 bench:120:40 models:60:15 gptq:90:30 memcheck:70:30 racecheck:50:25 llama:110:25 perf:40:20
+PHASES=${PHASES:-"ops:100:15 bench:120:40 models:60:15 gptq:90:30 memcheck:70:30 racecheck:50:25 llama:110:25 perf:80:30
     counters:40:25"}
 
 left() { echo $((TOTAL - SECONDS)); }
@@ -200,8 +200,8 @@ counters() {
     metrics+=,sm__inst_issued.avg.pct_of_peak_sustained_active,l1tex__throughput.avg.pct_of_peak_sustained_active
     metrics+=,sm__warps_active.avg.pct_of_peak_sustained_active,smsp__issue_active.avg.pct_of_peak_sustained_active
     for of in bof4_s bof4_k bof4_s+opq; do
-        # the first products are those of the comparison with the CPU, of 256 rows
-        GGML_CUDA_DISABLE_GRAPHS=1 ncu --clock-control none -k regex:bof4_mul_mat_vec -s 3 -c 2 --metrics "$metrics" \
+        # the first products are those of the comparison with the CPU, of 256 rows and of mixtures
+        GGML_CUDA_DISABLE_GRAPHS=1 ncu --clock-control none -k regex:bof4_mul_mat_vec -s 12 -c 2 --metrics "$metrics" \
             "$BIN/bof4-bench-cuda" --types "$of" --shapes 70b --columns 1 --rounds 1 2>&1 |
             grep -E "bof4_mul|dram__|sm__|smsp__|l1tex|gpu__" || return 1
     done
