@@ -12,7 +12,7 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
-from gguf_bof4.formats import Kernels
+from gguf_bof4.formats import FORMAT_OF_TYPE_ID, Kernels
 from gguf_bof4.gguf_files.model import Model
 from gguf_bof4.lists import OutlierList
 from gguf_bof4.native import BlockEncoder
@@ -29,9 +29,13 @@ def too_large_message(path: Path, name: str, where: Sequence[int], qtype: gguf.G
         where: the index of the weight that is too large, rows before columns.
         qtype: the type that it is too large for.
     """
+    # an outlier of a type of this project may be too large for BF16, too
+    needs_f32 = qtype == gguf.GGMLQuantizationType.BF16 or int(qtype) in FORMAT_OF_TYPE_ID
+    wider = "f32" if needs_f32 else "bf16"
+    for_all = "" if needs_f32 else " (--type BF16 for all matrices)"
     return (
         f"{path}: tensor {name} has a weight at {list(where)} that is too large for {qtype.name}; "
-        f"keep the tensor in F32: --tensor-type '^{name}$=f32'"
+        f"give it {wider.upper()}: --tensor-type '^{name}$={wider}'{for_all}"
     )
 
 
