@@ -41,6 +41,7 @@ UPSTREAM = (
 OWN = (
     "format/bof4-quants.c", "format/bof4-search.c", "llama/bof4-llama.cpp",
     *(f"lists/{path.name}" for path in sorted(SOURCES.glob("lists/*.c"))),
+    *(f"gguf/{path.name}" for path in sorted(SOURCES.glob("gguf/*.cpp"))),
 )  # fmt: skip
 
 SHAPES = {

@@ -30,8 +30,9 @@ inline void new_case() {
     context.reset(ggml_init({ 1 << 20, nullptr, true }));
 }
 
-inline ggml_tensor * with_memory(ggml_tensor * t) {
-    memories.emplace_back(new exact_memory(ggml_nbytes(t)));
+// padding: bytes behind the tensor that kernels may read.
+inline ggml_tensor * with_memory(ggml_tensor * t, size_t padding = 0) {
+    memories.emplace_back(new exact_memory(ggml_nbytes(t) + padding));
     t->data = memories.back()->data;
     return t;
 }
