@@ -263,7 +263,8 @@ def test_layers_behind_those_that_are_run_are_listed(folders: dict[str, Path], t
 
 
 def test_samples_longer_than_the_model_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"gpt2\d*: the model reads at most 96 tokens .* --calibration-length 96 or less"):
+    limit = r"gpt2\d*: the model reads at most 96 tokens .* --calibration-length 96 or less"
+    with pytest.raises(UserError, match=limit):
         gptq(folders["gpt2"], tmp_path / "x.gguf", sample_length=97)
     assert list(tmp_path.iterdir()) == []
 
