@@ -13,7 +13,8 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType as T
 from gguf_writing import finish
-from listed import Encoded, quantized, tensors_of, write_changed, write_decoded, write_without_lists
+from listed import Encoded, tensors_of, write_changed, write_decoded, write_without_lists
+from tiny_models import write_llama
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from gguf_bof4.errors import UserError
@@ -22,38 +23,13 @@ from gguf_bof4.transformers_loader import OutlierReader
 
 pytest.importorskip("accelerate", reason="transformers loads no GGUF file without it")
 
-WIDTH, HEADS, LAYERS, FEED_FORWARD, VOCABULARY = 64, 2, 2, 128, 96
+LAYERS = 2
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small Llama of random weights, every matrix in BOF4_S with a list, embeddings and output included."""
-    path = tmp_path_factory.mktemp("transformers") / "listed.gguf"
-    rng = np.random.default_rng(0)
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_name("tiny")
-    writer.add_block_count(LAYERS)
-    writer.add_context_length(128)
-    writer.add_embedding_length(WIDTH)
-    writer.add_feed_forward_length(FEED_FORWARD)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(HEADS)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_dimension_count(WIDTH // HEADS)
-    writer.add_vocab_size(VOCABULARY)
-    shapes = {"token_embd": (VOCABULARY, WIDTH), "output": (VOCABULARY, WIDTH)}
-    for i in range(LAYERS):
-        shapes |= {f"blk.{i}.attn_{part}": (WIDTH, WIDTH) for part in ("q", "k", "v", "output")}
-        shapes |= {f"blk.{i}.ffn_{part}": (FEED_FORWARD, WIDTH) for part in ("gate", "up")}
-        shapes |= {f"blk.{i}.ffn_down": (WIDTH, FEED_FORWARD)}
-    for name, shape in shapes.items():
-        # Student's t: outliers as large as those of trained models
-        for stored, (data, qtype) in quantized(f"{name}.weight", rng.standard_t(3, shape).astype(np.float32) / 8):
-            writer.add_tensor(stored, data, raw_dtype=qtype if data.dtype == np.uint8 else None)
-    for name in ("output_norm", *(f"blk.{i}.{part}_norm" for i in range(LAYERS) for part in ("attn", "ffn"))):
-        writer.add_tensor(f"{name}.weight", np.ones(WIDTH, dtype=np.float32))
-    finish(writer)
-    return path
+    return write_llama(tmp_path_factory.mktemp("transformers") / "listed.gguf", lambda name: True, LAYERS)
 
 
 def load(path: Path) -> LlamaForCausalLM:

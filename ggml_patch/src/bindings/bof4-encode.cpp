@@ -5,6 +5,7 @@
 #include "bof4-row-ranges.h"
 
 #include "../format/bof4-hooks.h"
+#include "../format/bof4-search.h"
 #include "../lists/bof4-list.h"
 
 #include "ggml.h"
@@ -86,7 +87,7 @@ int64_t largest_of_invalid_row(ggml_type type, const char * rows, const float * 
 
 void check_importance(const float * imatrix, int64_t n) {
     for (int64_t j = 0; j < n; ++j) {
-        if (!(imatrix[j] >= 0.0f) || std::isinf(imatrix[j])) {
+        if (!bof4_is_importance(imatrix[j])) {
             throw std::runtime_error("the importance of column " + std::to_string(j) + " is " +
                 std::to_string(imatrix[j]) + ", but must be finite and 0 or more");
         }

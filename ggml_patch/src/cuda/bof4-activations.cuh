@@ -20,7 +20,6 @@ struct bof4_activations {
 //     static constexpr float unit                 of the type, by which scales are multiplied
 //     int64_t stride(n), scale_stride(n)          of bof4_activations, for columns of n
 //     int64_t groups(n)                           warps per column
-//     int64_t chunks(n)                           of a column, as the step of mul_mat_vec takes them
 //     int64_t at(group, lane, k)                  the k-th activation of a lane
 //     void store(act, column, group, lane, q)
 template <typename layout>
@@ -58,5 +57,55 @@ static __global__ void bof4_quantize_kernel(const float * x, const bof4_activati
     layout::store(act, c, group, lane, q);
     if (lane == 0 && group < act.scale_stride) {
         act.scales[c * act.scale_stride + group] = largest / 127.0f * layout::unit;
+    }
+}
+
+// The products of a lane's weights of S rows and of its 32 activations in each column: the 32 bytes at number `place`.
+//
+//     read(s, weights &)                     loads the lane's weights of row s, and looks up their levels
+//     scales(column)                         of the lane's activations, out of all of the column
+//     add(weights, activations, scales, sum) adds the product
+//
+// Few columns: their activations stay in registers; more: the weights of all rows do.
+template <int S, int columns, typename weights, typename reader, typename scaler, typename adder, int N>
+static __device__ __forceinline__ void bof4_multiply_lane(
+    const bof4_activations & act, int place, reader read, scaler scales, adder add, float (&sums)[N]) {
+    struct activations {
+        int4 x[2];
+        decltype(scales(act.scales)) dx;
+    };
+    const auto load = [&](int c) {
+        const int4 * x = (const int4 *) act.qs + 2 * place + c * (act.stride / 4);
+        return activations{ { x[0], x[1] }, scales(act.scales + c * act.scale_stride) };
+    };
+    if constexpr (columns > 2) {
+        weights w[S];
+#pragma unroll
+        for (int s = 0; s < S; ++s) {
+            read(s, w[s]);
+        }
+#pragma unroll
+        for (int c = 0; c < columns; ++c) {
+            const activations a = load(c);
+#pragma unroll
+            for (int s = 0; s < S; ++s) {
+                add(w[s], a.x, a.dx, sums[s * columns + c]);
+            }
+        }
+    } else {
+        activations a[columns];
+#pragma unroll
+        for (int c = 0; c < columns; ++c) {
+            a[c] = load(c);
+        }
+#pragma unroll
+        for (int s = 0; s < S; ++s) {
+            weights w;
+            read(s, w);
+#pragma unroll
+            for (int c = 0; c < columns; ++c) {
+                add(w, a[c].x, a[c].dx, sums[s * columns + c]);
+            }
+        }
     }
 }

@@ -56,15 +56,6 @@ template <ggml_type type> struct bof4_level_table {
         "levels from code 8 on are not negative, and those that are raised by 1 are less than 127");
 };
 
-// Sum of the levels of the four codes in the low half of `codes` times four int8, and `sum`. flipped: the codes with
-// the top bit of each flipped.
-template <ggml_type type>
-static __device__ __forceinline__ int bof4_dot4(uint32_t codes, uint32_t flipped, int x, int sum) {
-    using table = bof4_level_table<type>;
-    sum = ggml_cuda_dp4a((int) bof4_prmt(table::low0, table::low4, codes), x, sum);
-    return ggml_cuda_dp4a((int) bof4_prmt(table::raised0, table::raised4, flipped), x, sum);
-}
-
 // Levels of the eight codes of a word as int8, in the order of the nibbles: four codes in each word of `levels`.
 template <ggml_type type>
 static __device__ __forceinline__ void bof4_levels_in_order(uint32_t codes, uint32_t (&levels)[2]) {
@@ -91,46 +82,21 @@ static __device__ __forceinline__ void bof4_levels8(uint32_t codes, uint32_t & o
     of_high = bof4_prmt(levels[0], levels[1], BOF4_OF_HIGH);
 }
 
-// Makes the compiler keep a value in a register. Else it computes places and constants again wherever they are used,
-// which costs a third of the instructions of a loop that is bound by them.
-static __device__ __forceinline__ void bof4_keep(uint32_t & value) {
-    asm volatile("" : "+r"(value));
-}
-static __device__ __forceinline__ void bof4_keep(int32_t & value) {
-    asm volatile("" : "+r"(value));
-}
-template <typename T> static __device__ __forceinline__ void bof4_keep(T *& value) {
-#if defined(__CUDA_ARCH__)
-    asm volatile("" : "+l"(value));
-#else
-    asm volatile("" : "+r"(value));
-#endif // defined(__CUDA_ARCH__)
-}
-
 // Operands of the integer products of one word of eight codes, in the order of the nibbles. One column: two lookups
 // that add up to the level (bof4_level_table). From three columns on, the instructions that merge them are fewer than
-// the second products. A lookup has two constant operands, of which one instruction can hold one: `constants` has the
-// other of each lookup.
+// the second products.
 template <ggml_type type, bool merge> struct bof4_dot8;
 
 template <ggml_type type> struct bof4_dot8<type, false> {
-    using table = bof4_level_table<type>;
-    struct constants {
-        uint32_t low0 = table::low0, raised0 = table::raised0;
-
-        __device__ __forceinline__ constants() {
-            bof4_keep(low0);
-            bof4_keep(raised0);
-        }
-    };
     uint32_t low[2], raised[2];
 
-    __device__ __forceinline__ void look_up(const constants & known, uint32_t codes) {
+    __device__ __forceinline__ void look_up(uint32_t codes) {
+        using table = bof4_level_table<type>;
         const uint32_t flipped = codes ^ 0x88888888u;
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            low[i] = bof4_prmt(known.low0, table::low4, codes >> 16 * i);
-            raised[i] = bof4_prmt(known.raised0, table::raised4, flipped >> 16 * i);
+            low[i] = bof4_prmt(table::low0, table::low4, codes >> 16 * i);
+            raised[i] = bof4_prmt(table::raised0, table::raised4, flipped >> 16 * i);
         }
     }
     __device__ __forceinline__ int add(int x0, int x1, int sum) const {
@@ -142,25 +108,9 @@ template <ggml_type type> struct bof4_dot8<type, false> {
 };
 
 template <ggml_type type> struct bof4_dot8<type, true> {
-    using table = bof4_level_table<type>;
-    struct constants {
-        uint32_t low0 = table::low0, high0 = table::high0;
-
-        __device__ __forceinline__ constants() {
-            bof4_keep(low0);
-            bof4_keep(high0);
-        }
-    };
     uint32_t levels[2];
 
-    __device__ __forceinline__ void look_up(const constants & known, uint32_t codes) {
-        const uint32_t index = codes & 0x77777777u, which = 0x32103210u | (codes & 0x88888888u) >> 1;
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            levels[i] = bof4_prmt(bof4_prmt(known.low0, table::low4, index >> 16 * i),
-                bof4_prmt(known.high0, table::high4, index >> 16 * i), which >> 16 * i);
-        }
-    }
+    __device__ __forceinline__ void look_up(uint32_t codes) { bof4_levels_in_order<type>(codes, levels); }
     __device__ __forceinline__ int add(int x0, int x1, int sum) const {
         return ggml_cuda_dp4a((int) levels[1], x1, ggml_cuda_dp4a((int) levels[0], x0, sum));
     }

@@ -1,36 +1,24 @@
-// Chunks of weights in shared memory, copied asynchronously: by cp.async from Ampere on, else through registers.
+// Chunks of weights in shared memory, copied asynchronously.
 #pragma once
 
-#include "bof4-codes.cuh"
+#include "bof4/cuda/bof4-async-copy.cuh"
 
 #include <cstdint>
 
-// 16 bytes; both addresses are multiples of 16.
-static __device__ __forceinline__ void bof4_copy_16(uint8_t * shared, const uint8_t * global) {
-#if defined(CP_ASYNC_AVAILABLE)
-    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;"
-        :
-        : "r"((uint32_t) __cvta_generic_to_shared(shared)), "l"(global));
+// Makes the compiler keep a value in a register. Else it computes places in the weights again in every iteration, which
+// costs a third of the instructions of a loop that is bound by them.
+static __device__ __forceinline__ void bof4_keep(int32_t & value) {
+    asm volatile("" : "+r"(value));
+}
+static __device__ __forceinline__ void bof4_keep(const uint8_t *& value) {
+#if defined(__CUDA_ARCH__)
+    asm volatile("" : "+l"(value));
 #else
-    *(int4 *) shared = *(const int4 *) global;
-#endif // defined(CP_ASYNC_AVAILABLE)
+    asm volatile("" : "+r"(value));
+#endif // defined(__CUDA_ARCH__)
 }
 
-// Ends a group of copies of this thread. It may be empty.
-static __device__ __forceinline__ void bof4_copy_commit() {
-#if defined(CP_ASYNC_AVAILABLE)
-    asm volatile("cp.async.commit_group;" : : : "memory");
-#endif // defined(CP_ASYNC_AVAILABLE)
-}
-
-// Waits for all groups of this thread but the newest one. Copies of other threads need a barrier besides.
-static __device__ __forceinline__ void bof4_copy_wait_for_all_but_one() {
-#if defined(CP_ASYNC_AVAILABLE)
-    asm volatile("cp.async.wait_group 1;" : : : "memory");
-#endif // defined(CP_ASYNC_AVAILABLE)
-}
-
-// bof4_keep for an address in shared memory.
+// The same for an address in shared memory.
 static __device__ __forceinline__ uint8_t * bof4_kept_shared(uint8_t * shared) {
 #if defined(__CUDA_ARCH__) && !defined(GGML_USE_HIP) && !defined(GGML_USE_MUSA)
     uint32_t address = (uint32_t) __cvta_generic_to_shared(shared);
@@ -100,7 +88,7 @@ template <int S, int chunk_bytes, int lead, int pieces, bool aligned> struct bof
             }
             // pieces without a byte of the row may be outside of the weights
             if ((uint32_t) (begin + 15) < (uint32_t) (n_bytes + 15)) {
-                bof4_copy_16(staged + (stage + to) + 16 * 32 * k, source);
+                bof4_copy_16<128>(staged + (stage + to) + 16 * 32 * k, source);
             }
         }
     }

@@ -43,16 +43,3 @@ static __device__ __forceinline__ void bof4_mma_k32(int (&c)[4], const int (&a)[
     bof4_mma_k16(c, a[2], a[3], b1);
 #endif
 }
-
-// Starts to copy 16 bytes from global to shared memory, both at multiples of 16 bytes.
-static __device__ __forceinline__ void bof4_copy_async(int * to, const int * from) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;"
-        :
-        : "r"((uint32_t) __cvta_generic_to_shared(to)), "l"(from)
-        : "memory");
-}
-
-// Waits for the copies that this thread has started.
-static __device__ __forceinline__ void bof4_wait_for_copies() {
-    asm volatile("cp.async.wait_all;" ::: "memory");
-}

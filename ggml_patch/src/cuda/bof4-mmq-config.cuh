@@ -15,9 +15,16 @@ static constexpr __host__ __device__ ggml_type bof4_mmq_like(ggml_type type) {
     }
 }
 
-// Bytes of shared memory for a second buffer of activations, where the product has one (bof4-mmq-pipeline.cuh).
+// Has the loop over the weights a second buffer for activations (bof4-mmq-pipeline.cuh), where the chip copies
+// asynchronously? Not for few columns: those of BOF4_K need more registers than two blocks of threads have, and on an
+// H200 took 1.7 times as long as without.
+static constexpr __host__ __device__ bool bof4_mmq_has_second_buffer(ggml_type type, int J) {
+    return ggml_cuda_bof4_has_kernels(type) && J >= 24;
+}
+
+// Bytes of shared memory for that buffer.
 static int bof4_mmq_second_buffer(ggml_type type, int J, int cc) {
-    return ggml_cuda_bof4_has_kernels(type) && cp_async_available(cc) ? J * BOF4_MMQ_COLUMN * (int) sizeof(int) : 0;
+    return bof4_mmq_has_second_buffer(type, J) && cp_async_available(cc) ? J * BOF4_MMQ_COLUMN * (int) sizeof(int) : 0;
 }
 
 #define BOF4_MMQ_TRAITS(NAME, name) \

@@ -4,6 +4,7 @@
 // loaded to these registers.
 #pragma once
 
+#include "bof4/cuda/bof4-async-copy.cuh"
 #include "bof4-mmq-product.cuh"
 
 // Starts to copy 128 activations of J columns, which lie one behind the other, 16 bytes for a thread at a time. to and
@@ -14,7 +15,7 @@ static __device__ __forceinline__ void bof4_mmq_copy_columns(int * to, const int
 #pragma unroll
     for (int i = 0; i < n; i += threads) {
         if (i + threads <= n || i + thread < n) {
-            bof4_copy_async(to + 4 * i, from + 4 * i);
+            bof4_copy_16<0>(to + 4 * i, from + 4 * i);
         }
     }
 }
@@ -47,7 +48,7 @@ static __device__ __forceinline__ void bof4_mmq_accumulate(const uint8_t * x, co
         }
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            bof4_wait_for_copies();
+            bof4_copy_wait_for_all();
             __syncthreads();
             if (half == 0 || k + step < k_end) {
                 y += y_stride;
@@ -67,6 +68,6 @@ static __device__ __forceinline__ void bof4_mmq_accumulate(const uint8_t * x, co
             });
         }
     }
-    bof4_wait_for_copies();
+    bof4_copy_wait_for_all();
     __syncthreads();
 }

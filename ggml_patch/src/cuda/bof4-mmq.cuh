@@ -108,11 +108,10 @@ bof4_mmq_util_funcs() {
     }
 }
 
-// Has the loop over the weights a second buffer for activations (bof4-mmq-pipeline.cuh)? Not for few columns: those of
-// BOF4_K need more registers than two blocks of threads have, and on an H200 took 1.7 times as long as without.
+// Is the loop over the weights that of bof4-mmq-pipeline.cuh?
 static constexpr __device__ bool bof4_mmq_has_pipeline(ggml_type type, int J) {
 #if defined(CP_ASYNC_AVAILABLE)
-    return ggml_cuda_bof4_has_kernels(type) && J >= 24;
+    return bof4_mmq_has_second_buffer(type, J);
 #else
     GGML_UNUSED(type);
     GGML_UNUSED(J);

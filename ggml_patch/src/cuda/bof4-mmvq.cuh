@@ -20,7 +20,7 @@
 //     loader<S>(row_at, n, lane, staged_memory)
 //                                      row_at(s): address of row s
 //     bool is_staged                   chunks pass through shared memory (bof4-copy.cuh): then a loader has
-//                                      staged.copy(stage, chunk) and multiply<columns>(stage, constants, act, chunk, sums),
+//                                      staged.copy(stage, chunk) and multiply<columns>(stage, act, chunk, sums),
 //                                      which adds to sums[row * columns + column]. Else
 //     chunks_at_once                   is the number of chunks in weights<S>, which are registers, and a loader has
 //                                      load(weights, chunk) and multiply<columns>(weights, act, chunk, sums)
@@ -223,7 +223,6 @@ __launch_bounds__(32 * BOF4_MAX_WARPS, step::blocks_per_sm(columns)) static __gl
     act.qs += at.column * act.stride;
     act.scales += at.column * act.scale_stride;
     if constexpr (step::is_staged) {
-        const typename decltype(loader)::template dot8_of<columns>::constants known;
         using staged_rows = typename step::template staged_rows<S>;
         constexpr int stage_bytes = staged_rows::stage_bytes, end = staged_rows::stages * stage_bytes;
 #pragma unroll
@@ -246,7 +245,7 @@ __launch_bounds__(32 * BOF4_MAX_WARPS, step::blocks_per_sm(columns)) static __gl
                 loader.staged.copy(to, ahead);
             }
             bof4_copy_commit();
-            loader.template multiply<columns>(stage, known, act, chunk, sums);
+            loader.template multiply<columns>(stage, act, chunk, sums);
             to = stage;
             stage = stage + stage_bytes == end ? 0 : stage + stage_bytes;
         }

@@ -108,7 +108,7 @@ struct bof4_k_act_layout {
 //
 // Superblocks are 142 bytes long. Loaded by four bytes to a lane, a chunk would touch each of its cache lines nine times,
 // which L1 cannot do at the speed of the memory of an H100. So each warp copies chunks to shared memory, 16 bytes to a
-// lane, one chunk ahead, and its lanes shift their codes out of five words there.
+// lane, and its lanes shift their codes out of five words there.
 template <bool aligned> struct bof4_k_step {
     static constexpr __host__ __device__ int blocks_per_sm(int columns) {
         return columns == 1 ? 5 : columns == 2 ? 4 : 3;
@@ -134,87 +134,49 @@ template <bool aligned> struct bof4_k_step {
               lane(lane),
               n_blocks(n / QK_BOF4_K) {}
 
-        template <int columns> using dot8_of = bof4_dot8<GGML_TYPE_BOF4_K, (columns > 2)>;
-
         template <int columns, int N>
-        __device__ __forceinline__ void multiply(int stage, const typename dot8_of<columns>::constants & known,
-            const bof4_activations & act, int chunk, float (&sums)[N]) const {
-            using dot8 = dot8_of<columns>;
+        __device__ __forceinline__ void multiply(
+            int stage, const bof4_activations & act, int chunk, float (&sums)[N]) const {
+            struct weights {
+                bof4_dot8<GGML_TYPE_BOF4_K, (columns > 2)> dots[4]; // words 0 and 1, 2 and 3 merged
+                int low, high;                                      // scales of the sub-blocks, -32 to 31
+                float d;
+            };
             // superblock of the lane; behind the end of the row its last one, because activations are then zero
             const int left = n_blocks - 1 - bof4_k_act_layout::superblocks_of_chunk * chunk;
             const int b = min(lane / 8, left), g = lane % 8, half = g / 4;
-            const int4 * qs = (const int4 *) act.qs + 2 * (32 * chunk + lane);
-            const float * scales = act.scales + 2 * (bof4_k_act_layout::superblocks_of_chunk * chunk + b) + half;
-
-            // scales of the lane's sub-blocks, -32 to 31, and its codes: words 0 and 1, 2 and 3 merged
-            const auto read = [&](int s, dot8(&dots)[4], int (&of_nibbles)[2], float & d) {
+            const auto read = [&](int s, weights & w) {
                 const int at = staged.place(aligned ? 0 : s, chunk) + b * BOF4_K_BLOCK_BYTES;
                 const uint8_t * row = staged.row(stage, s);
-                d = bof4_load_scale(row + at);
+                w.d = bof4_load_scale(row + at);
                 const uint8_t * bytes = row + (at + traits::scales_at + g % 4);
                 const uint32_t four = (bytes[0] | (uint32_t) bytes[4] << 16) >> 4 * half & 0x000f000fu;
                 const uint32_t of_both = four | (((uint32_t) bytes[8] >> 4 * half) * 0x40010u & 0x00300030u);
-                of_nibbles[0] = (int) (of_both & 0xffff) - BOF4_K_SUB_SCALE_OFFSET;
-                of_nibbles[1] = (int) (of_both >> 16) - BOF4_K_SUB_SCALE_OFFSET;
+                w.low = (int) (of_both & 0xffff) - BOF4_K_SUB_SCALE_OFFSET;
+                w.high = (int) (of_both >> 16) - BOF4_K_SUB_SCALE_OFFSET;
 
                 const int codes_at = at + traits::codes_at + 16 * g, odd = codes_at & 2;
                 const uint32_t * words = (const uint32_t *) (row + (codes_at - odd));
-                uint32_t w[5] = { words[0], words[1], words[2], words[3], words[4] };
+                uint32_t codes[5] = { words[0], words[1], words[2], words[3], words[4] };
 #pragma unroll
                 for (int k = 0; k < 4; ++k) {
-                    w[k] = __funnelshift_r(w[k], w[k + 1], 8 * odd);
+                    codes[k] = __funnelshift_r(codes[k], codes[k + 1], 8 * odd);
                 }
 #pragma unroll
                 for (int k = 0; k < 4; k += 2) {
-                    dots[k].look_up(known, bof4_select(0x0f0f0f0fu, w[k], w[k + 1] << 4));
-                    dots[k + 1].look_up(known, bof4_select(0x0f0f0f0fu, w[k] >> 4, w[k + 1]));
+                    w.dots[k].look_up(bof4_select(0x0f0f0f0fu, codes[k], codes[k + 1] << 4));
+                    w.dots[k + 1].look_up(bof4_select(0x0f0f0f0fu, codes[k] >> 4, codes[k + 1]));
                 }
             };
-            const auto add = [&](const dot8(&dots)[4], const int (&of_nibbles)[2], float d, int s, int c,
-                                 const int4(&x)[2], float dx) {
-                const int low = dots[2].add(x[1].x, x[1].y, dots[0].add(x[0].x, x[0].y, 0));
-                const int high = dots[3].add(x[1].z, x[1].w, dots[1].add(x[0].z, x[0].w, 0));
+            const int scale = 2 * (bof4_k_act_layout::superblocks_of_chunk * chunk + b) + half;
+            const auto scales = [&](const float * of_column) { return of_column[scale]; };
+            const auto add = [&](const weights & w, const int4(&x)[2], float dx, float & sum) {
+                const int low = w.dots[2].add(x[1].x, x[1].y, w.dots[0].add(x[0].x, x[0].y, 0));
+                const int high = w.dots[3].add(x[1].z, x[1].w, w.dots[1].add(x[0].z, x[0].w, 0));
                 // each is at most 16 * 127 * 127; times 32, twice: below 2^24, so the conversion is exact
-                sums[s * columns + c] += d * (dx * (float) (of_nibbles[0] * low + of_nibbles[1] * high));
+                sum += w.d * (dx * (float) (w.low * low + w.high * high));
             };
-            if constexpr (columns > 2) {
-                dot8 dots[S][4];
-                int of_nibbles[S][2];
-                float d[S];
-#pragma unroll
-                for (int s = 0; s < S; ++s) {
-                    read(s, dots[s], of_nibbles[s], d[s]);
-                }
-#pragma unroll
-                for (int c = 0; c < columns; ++c) {
-                    const int4 x[2] = { qs[c * (act.stride / 4)], qs[c * (act.stride / 4) + 1] };
-                    const float dx = scales[c * act.scale_stride];
-#pragma unroll
-                    for (int s = 0; s < S; ++s) {
-                        add(dots[s], of_nibbles[s], d[s], s, c, x, dx);
-                    }
-                }
-            } else {
-                int4 x[columns][2];
-                float dx[columns];
-#pragma unroll
-                for (int c = 0; c < columns; ++c) {
-                    x[c][0] = qs[c * (act.stride / 4)];
-                    x[c][1] = qs[c * (act.stride / 4) + 1];
-                    dx[c] = scales[c * act.scale_stride];
-                }
-#pragma unroll
-                for (int s = 0; s < S; ++s) {
-                    dot8 dots[4];
-                    int of_nibbles[2];
-                    float d;
-                    read(s, dots, of_nibbles, d);
-#pragma unroll
-                    for (int c = 0; c < columns; ++c) {
-                        add(dots, of_nibbles, d, s, c, x[c], dx[c]);
-                    }
-                }
-            }
+            bof4_multiply_lane<S, columns, weights>(act, 32 * chunk + lane, read, scales, add, sums);
         }
     };
 

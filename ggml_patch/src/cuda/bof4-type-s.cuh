@@ -98,8 +98,10 @@ struct bof4_s_piece_step {
     }
     static constexpr __host__ __device__ int rows(int columns) { return columns <= 4 ? 4 : 2; }
     static constexpr bool is_staged = true;
-    // the scale of a piece's first block is up to 32 bytes before it
-    template <int S> using staged_rows = bof4_staged_rows<S, 16 * 32, 32, 32 + 2, true>;
+    // the scale of a piece's first block is up to `lead` bytes before it
+    static constexpr int chunk_bytes = 16 * 32, lead = 32;
+    template <int S>
+    using staged_rows = bof4_staged_rows<S, chunk_bytes, lead, (chunk_bytes + lead) / 16, true>;
 
     template <int S> static constexpr __host__ __device__ size_t staged_bytes() { return staged_rows<S>::bytes; }
 
@@ -113,91 +115,53 @@ struct bof4_s_piece_step {
               lane(lane),
               n_pieces(n / QK_BOF4_S * BOF4_S_BLOCK_BYTES / 16) {}
 
-        template <int columns> using dot8_of = bof4_dot8<GGML_TYPE_BOF4_S, (columns > 2)>;
-
         template <int columns, int N>
-        __device__ __forceinline__ void multiply(int stage, const typename dot8_of<columns>::constants & known,
-            const bof4_activations & act, int chunk, float (&sums)[N]) const {
-            using dot8 = dot8_of<columns>;
+        __device__ __forceinline__ void multiply(
+            int stage, const bof4_activations & act, int chunk, float (&sums)[N]) const {
+            struct weights {
+                bof4_dot8<GGML_TYPE_BOF4_S, (columns > 2)> dots[4];
+                float d0, d1; // of the piece's first and last block
+            };
             // behind the end of the row its last piece, whose activations are then zero
             const uint32_t i = (uint32_t) min(32 * chunk + lane, n_pieces - 1);
             const uint32_t b0 = 8 * i / bof4_s_act_layout::halves, b1 = (8 * i + 6) / bof4_s_act_layout::halves;
-            const int first_byte = 32 - 16 * 32 * chunk; // of the row, in the staged chunk
-            const int codes_at = first_byte + 16 * (int) i;
-            const int d0_at = first_byte + BOF4_S_BLOCK_BYTES * (int) b0;
-            const int d1_at = first_byte + BOF4_S_BLOCK_BYTES * (int) b1;
+            const int first_byte = lead - chunk_bytes * chunk; // of the row, in the staged chunk
             // words of block b0: those that begin before the scale of the next block
             const int n_first = (int) (bof4_s_act_layout::halves * (b0 + 1) + 1 - 8 * i) / 2;
-            const int4 * qs = (const int4 *) act.qs + 2 * (32 * chunk + lane);
-            const float * scales = act.scales;
-            const auto add = [&](const dot8(&dots)[4], float d0, float d1, int s, int c, const int4(&x)[2], float dx0,
-                                 float dx1) {
-                const int sum1 = dots[0].add(x[0].x, x[0].y, BOF4_FLOAT_ZERO);
-                const int sum2 = dots[1].add(x[0].z, x[0].w, sum1);
-                const int sum3 = dots[2].add(x[1].x, x[1].y, sum2);
-                const int sum4 = dots[3].add(x[1].z, x[1].w, sum3);
+            const auto read = [&](int s, weights & w) {
+                const uint8_t * row = staged.row(stage, s) + first_byte;
+                w.d0 = bof4_load_scale(row + BOF4_S_BLOCK_BYTES * (int) b0);
+                w.d1 = bof4_load_scale(row + BOF4_S_BLOCK_BYTES * (int) b1);
+                const int4 codes = *(const int4 *) (row + 16 * (int) i);
+                w.dots[0].look_up((uint32_t) codes.x);
+                w.dots[1].look_up((uint32_t) codes.y);
+                w.dots[2].look_up((uint32_t) codes.z);
+                w.dots[3].look_up((uint32_t) codes.w);
+            };
+            const auto scales = [&](const float * of_column) { return float2{ of_column[b0], of_column[b1] }; };
+            const auto add = [&](const weights & w, const int4(&x)[2], float2 dx, float & sum) {
+                const int sum1 = w.dots[0].add(x[0].x, x[0].y, BOF4_FLOAT_ZERO);
+                const int sum2 = w.dots[1].add(x[0].z, x[0].w, sum1);
+                const int sum3 = w.dots[2].add(x[1].x, x[1].y, sum2);
+                const int sum4 = w.dots[3].add(x[1].z, x[1].w, sum3);
                 const int first = n_first < 3 ? (n_first < 2 ? sum1 : sum2) : (n_first < 4 ? sum3 : sum4);
                 // exact: both have the exponent of BOF4_FLOAT_ZERO
                 const float second = __int_as_float(sum4) - __int_as_float(first);
-                sums[s * columns + c] += d0 * dx0 * bof4_small_int(first);
-                sums[s * columns + c] += d1 * dx1 * second;
+                sum += w.d0 * dx.x * bof4_small_int(first);
+                sum += w.d1 * dx.y * second;
             };
-            const auto read = [&](int s, dot8(&dots)[4], float & d0, float & d1) {
-                const uint8_t * row = staged.row(stage, s);
-                d0 = bof4_load_scale(row + d0_at);
-                d1 = bof4_load_scale(row + d1_at);
-                const int4 codes = *(const int4 *) (row + codes_at);
-                dots[0].look_up(known, (uint32_t) codes.x);
-                dots[1].look_up(known, (uint32_t) codes.y);
-                dots[2].look_up(known, (uint32_t) codes.z);
-                dots[3].look_up(known, (uint32_t) codes.w);
-            };
-            if constexpr (columns > 2) {
-                dot8 dots[S][4];
-                float d0[S], d1[S];
-#pragma unroll
-                for (int s = 0; s < S; ++s) {
-                    read(s, dots[s], d0[s], d1[s]);
-                }
-#pragma unroll
-                for (int c = 0; c < columns; ++c) {
-                    const int4 x[2] = { qs[c * (act.stride / 4)], qs[c * (act.stride / 4) + 1] };
-                    const float dx0 = scales[c * act.scale_stride + b0], dx1 = scales[c * act.scale_stride + b1];
-#pragma unroll
-                    for (int s = 0; s < S; ++s) {
-                        add(dots[s], d0[s], d1[s], s, c, x, dx0, dx1);
-                    }
-                }
-            } else {
-                int4 x[columns][2];
-                float dx0[columns], dx1[columns];
-#pragma unroll
-                for (int c = 0; c < columns; ++c) {
-                    x[c][0] = qs[c * (act.stride / 4)];
-                    x[c][1] = qs[c * (act.stride / 4) + 1];
-                    dx0[c] = scales[c * act.scale_stride + b0];
-                    dx1[c] = scales[c * act.scale_stride + b1];
-                }
-#pragma unroll
-                for (int s = 0; s < S; ++s) {
-                    dot8 dots[4];
-                    float d0, d1;
-                    read(s, dots, d0, d1);
-#pragma unroll
-                    for (int c = 0; c < columns; ++c) {
-                        add(dots, d0, d1, s, c, x[c], dx0[c], dx1[c]);
-                    }
-                }
-            }
+            bof4_multiply_lane<S, columns, weights>(act, 32 * chunk + lane, read, scales, add, sums);
         }
     };
 
-    static __device__ __host__ __forceinline__ int chunks(int n) { return (int) (bof4_s_act_layout::stride(n) / 256); }
+    static __device__ __host__ __forceinline__ int chunks(int n) {
+        return (int) (bof4_s_act_layout::stride(n) / bof4_s_act_layout::padded);
+    }
 };
 
-// Other rows. Lane l of chunk c has word 32 c + l of the row: codes of one block, and possibly its scale or that of the next block,
-// whose activations are zero. So no word has codes of two blocks, all loads are coalesced, and blocks of 34 bytes need
-// no realignment. aligned: rows begin at multiples of four bytes; otherwise words are loaded in two halves.
+// Other rows. Lane l of chunk c has word 32 c + l of the row: codes of one block, and possibly its scale or that of the
+// next block, whose activations are zero. So no word has codes of two blocks, all loads are coalesced, and blocks of 34
+// bytes need no realignment. aligned: rows begin at multiples of four bytes; otherwise words are loaded in two halves.
 template <bool aligned> struct bof4_s_word_step {
     static constexpr __host__ __device__ int blocks_per_sm(int columns) { return columns == 1 ? 6 : 4; }
     static constexpr __host__ __device__ int rows(int columns) { return columns <= 4 ? 4 : 2; }
@@ -272,9 +236,9 @@ template <bool aligned> struct bof4_s_word_step {
                     const float dx = act.scales[c * act.scale_stride + b];
 #pragma unroll
                     for (int s = 0; s < S; ++s) {
-                        const uint32_t codes = w.codes[u][s], flipped = codes ^ 0x88888888u;
-                        int sum = bof4_dot4<GGML_TYPE_BOF4_S>(codes, flipped, x.x, BOF4_FLOAT_ZERO);
-                        sum = bof4_dot4<GGML_TYPE_BOF4_S>(codes >> 16, flipped >> 16, x.y, sum);
+                        bof4_dot8<GGML_TYPE_BOF4_S, false> dot;
+                        dot.look_up(w.codes[u][s]);
+                        const int sum = dot.add(x.x, x.y, BOF4_FLOAT_ZERO);
                         sums[s * columns + c] += __half2float(__ushort_as_half(w.d[u][s])) * dx * bof4_small_int(sum);
                     }
                 }

@@ -359,9 +359,9 @@ static const float * ones(void) {
 }
 BOF4_STATIC_ASSERT(BOF4_MAX_BLOCK == 256, "ones() has as many as the largest block has weights");
 
-static bool is_importance(const float * w, int64_t n) {
+static bool are_importances(const float * w, int64_t n) {
     for (int64_t j = 0; j < n; ++j) {
-        if (!(w[j] >= 0.0f) || isinf(w[j])) {
+        if (!bof4_is_importance(w[j])) {
             return false;
         }
     }
@@ -373,7 +373,7 @@ static bool is_importance(const float * w, int64_t n) {
     size_t quantize_##name(const float * src, void * dst, int64_t nrow, int64_t n_per_row, const float * imatrix) { \
         assert(n_per_row % QK_##NAME == 0); \
         block_##name * blocks = dst; \
-        const bool valid = imatrix == NULL || is_importance(imatrix, n_per_row); \
+        const bool valid = imatrix == NULL || are_importances(imatrix, n_per_row); \
         for (int64_t i = 0; i < nrow * n_per_row / QK_##NAME; ++i) { \
             const float * w = imatrix ? imatrix + i * QK_##NAME % n_per_row : ones(); \
             if (valid) { \

@@ -4,6 +4,9 @@
 
 #include "bof4-blocks.h"
 
+#include <float.h>
+#include <stdbool.h>
+
 // Scales that an encoder tries: those with which the largest weight is `first`, `first` + `step`, ... (`count` of them)
 // times the largest level, of either sign.
 struct bof4_search_grid {
@@ -11,6 +14,11 @@ struct bof4_search_grid {
     float step;
     int count;
 };
+
+// May a column have this importance? Finite, and 0 or more.
+static inline bool bof4_is_importance(float w) {
+    return w >= 0.0f && w <= FLT_MAX;
+}
 
 #ifdef __cplusplus
 extern "C" {

@@ -1,9 +1,7 @@
-// In place of src/cuda/bof4-mma.cuh: tensor core instructions and asynchronous copies on a CPU.
+// In place of src/cuda/bof4-mma.cuh: tensor core instructions on a CPU.
 #pragma once
 
 #include "ggml-cuda/common.cuh"
-
-#include <utility>
 
 struct bof4_mma_operands {
     int a0, a1, b;
@@ -32,19 +30,4 @@ inline void bof4_mma_k16(int (&c)[4], int a0, int a1, int b) {
 inline void bof4_mma_k32(int (&c)[4], const int (&a)[4], int b0, int b1) {
     bof4_mma_k16(c, a[0], a[1], b0);
     bof4_mma_k16(c, a[2], a[3], b1);
-}
-
-// Done as late as they may be: when the thread waits.
-inline std::vector<std::pair<int *, const int *>> bof4_copies[1024];
-
-inline void bof4_copy_async(int * to, const int * from) {
-    GGML_ASSERT((uintptr_t) to % 16 == 0 && (uintptr_t) from % 16 == 0);
-    bof4_copies[on_host::running].emplace_back(to, from);
-}
-
-inline void bof4_wait_for_copies() {
-    for (const auto & [to, from] : bof4_copies[on_host::running]) {
-        std::memcpy(to, from, 16);
-    }
-    bof4_copies[on_host::running].clear();
 }
