@@ -33,7 +33,7 @@ from gguf_bof4.progress import Progress, no_progress
 
 PROGRAMS = (
     "bof4", "llama-cli", "llama-completion", "llama-server", "llama-quantize", "llama-perplexity",
-    "llama-bench", "llama-imatrix", "llama-embedding", "llama-gguf-split",
+    "llama-bench", "llama-batched-bench", "llama-imatrix", "llama-embedding", "llama-gguf-split",
     *(program for backend in ALWAYS for program in backend.programs),
 )  # fmt: skip
 """Targets of an ordinary build; `bof4` is the library that Python loads."""

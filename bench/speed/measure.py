@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from statistics import median
 
@@ -14,6 +15,7 @@ import numpy.typing as npt
 
 from gguf_bof4 import native
 from gguf_bof4.bench.measure import REMEDY
+from gguf_bof4.bench.speed.results import batch_test
 from gguf_bof4.errors import UserError
 from gguf_bof4.ggml_patch import cuda
 from gguf_bof4.ggml_patch.build import installed_bin
@@ -84,6 +86,52 @@ def llama_bench(
         "--repack", str(int(repack)), "-ngl", str(gpu_layers), "-r", str(repetitions), "-o", "jsonl", remedy=REMEDY,
     )  # fmt: skip
     return parse_speeds(output)
+
+
+BATCH_TOKENS = 16
+"""That each sequence of a batch generates."""
+
+_BATCH_PROMPT = 4
+
+
+def parse_batches(output: str, time: str) -> list[Speed]:
+    """Read what llama-batched-bench --output-format jsonl prints: tokens of all sequences, medians of repetitions.
+
+    Args:
+        time: when it ran, in UTC.
+
+    Raises:
+        UserError: there is no test in it, or one without the figures.
+    """
+    found: dict[int, list[float]] = {}
+    for line in output.splitlines():
+        if not line.startswith("{"):
+            continue
+        try:
+            fields = json.loads(line)
+            found.setdefault(int(fields["pl"]), []).append(float(fields["speed_tg"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"llama-batched-bench printed a line without the figures: {line[:300]}") from error
+    if not found:
+        raise UserError(f"llama-batched-bench printed no test; it ended with:\n{output.strip()[-1500:]}")
+    return [Speed(batch_test(BATCH_TOKENS, n), median(speeds), time) for n, speeds in found.items()]
+
+
+def batched_bench(
+    model: Path, batches: tuple[int, ...], threads: int, repack: bool, repetitions: int, gpu_layers: int
+) -> list[Speed]:
+    """Load a file once and generate BATCH_TOKENS tokens of each of so many sequences at once, for each of `batches`.
+
+    Raises:
+        UserError: llama-batched-bench failed.
+    """
+    context = max(batches) * 256  # of every sequence a multiple of 256
+    output = run_program(
+        "llama-batched-bench", "-m", model, "-c", str(context), "-npp", str(_BATCH_PROMPT), "-ntg", str(BATCH_TOKENS),
+        "-npl", ",".join(str(n) for n in batches for _ in range(repetitions)), "-t", str(threads),
+        "-ngl", str(gpu_layers), *(() if repack else ("--no-repack",)), "--output-format", "jsonl", remedy=REMEDY,
+    )  # fmt: skip
+    return parse_batches(output, datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"))
 
 
 def bytes_per_token(model: Model) -> int:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from gguf_bof4.bench.plot import COLORS, check_available
 from gguf_bof4.bench.speed.ratios import Measured
-from gguf_bof4.bench.speed.results import Setup, is_generation, label
+from gguf_bof4.bench.speed.results import Setup, describe, is_generation, label
 from gguf_bof4.bench.variants import OUR_TYPES
 from gguf_bof4.errors import UserError
 
@@ -21,10 +21,6 @@ _DPI = 200
 _HEIGHT, _BAR_HEIGHT = 190, 62  # pixels without bars, and for each bar
 _GREY, _DARK = "#a6a6a6", "#4d4d4d"
 _COLORS = dict(zip(OUR_TYPES, COLORS, strict=False))
-
-
-def _title(test: str) -> str:
-    return f"generating {test[2:]} tokens" if is_generation(test) else f"prompt of {test[2:]} tokens"
 
 
 def _draw(axes: Axes, measured: Measured, test: str) -> None:
@@ -58,7 +54,7 @@ def _draw(axes: Axes, measured: Measured, test: str) -> None:
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(labelsize=7, length=2)
     axes.tick_params(axis="y", length=0)
-    axes.set_title(_title(test), fontsize=8.5, loc="left")
+    axes.set_title(describe(test), fontsize=8.5, loc="left")
     axes.set_xlabel("tokens/s", fontsize=7.5)
 
 

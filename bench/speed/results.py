@@ -49,7 +49,8 @@ class Row:
         type, opq: of the file; opq is the quantile of its lists, or "off".
         bits_per_weight: of the matrices of the blocks, lists included.
         bytes_per_token: of weights and lists that generating a token reads.
-        test: as llama-bench names it: pp256, a prompt of 256 tokens; tg64, generating 64.
+        test: as llama-bench names it: pp256, a prompt of 256 tokens; tg64, generating 64; and tg16x4, generating 16 of
+            each of 4 sequences at once.
         tokens_per_second: median of the repetitions.
         bandwidth: GB/s that the same threads read right before this file was measured; of a GPU 0, unknown
             (bof4-bench-cuda measures it).
@@ -99,8 +100,22 @@ def label(variant: Variant) -> str:
 
 
 def is_generation(test: str) -> bool:
-    """Does this test generate tokens? The others process a prompt."""
-    return test.startswith("tg")
+    """Does this test generate tokens of one sequence, which is bandwidth bound?"""
+    return test.startswith("tg") and "x" not in test
+
+
+def batch_test(generate: int, sequences: int) -> str:
+    """The name of a test that generates `generate` tokens of each of several sequences at once."""
+    return f"tg{generate}x{sequences}"
+
+
+def describe(test: str) -> str:
+    """What a test does."""
+    number = test[2:]
+    if test.startswith("pp"):
+        return f"a prompt of {number} tokens"
+    tokens, _, sequences = number.partition("x")
+    return f"generating {tokens} tokens" + (f" of each of {sequences} sequences" if sequences else "")
 
 
 def read_rows(path: Path) -> list[Row]:

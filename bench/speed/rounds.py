@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TypeVar
 
 from gguf_bof4.bench.speed.files import Files
-from gguf_bof4.bench.speed.measure import Memory, llama_bench
-from gguf_bof4.bench.speed.results import Row, Setup, add_rows, complete_rounds, label, rounds_of
+from gguf_bof4.bench.speed.measure import BATCH_TOKENS, Memory, Speed, batched_bench, llama_bench
+from gguf_bof4.bench.speed.results import Row, Setup, add_rows, batch_test, complete_rounds, label, rounds_of
 from gguf_bof4.bench.variants import Variant
 
 Say = Callable[[str], None]
 _Item = TypeVar("_Item")
 
-_PROMPT_SECONDS, _GENERATION_SECONDS = 3.1e-12, 1.5e-11
+_PROMPT_SECONDS, _BATCH_SECONDS, _GENERATION_SECONDS = 3.1e-12, 6e-12, 1.5e-11
 """Seconds for each weight and token, on two cores of a server."""
 
 _LOADING_SECONDS, _MAKING_SECONDS = 1.5e-9, 2.5e-8
@@ -30,6 +30,7 @@ class Plan:
     Attributes:
         prompts: tokens of each prompt.
         generate: tokens to generate; 0: none.
+        batches: numbers of sequences that generate BATCH_TOKENS tokens each, at once.
         repetitions: of a test within a round.
         gpu_layers: that go to a GPU.
         n_rounds: complete rounds wanted in all.
@@ -41,6 +42,7 @@ class Plan:
     variants: tuple[Variant, ...]
     prompts: tuple[int, ...]
     generate: int
+    batches: tuple[int, ...]
     repetitions: int
     gpu_layers: int
     n_rounds: int
@@ -54,13 +56,15 @@ class Plan:
 
     @property
     def tests(self) -> tuple[str, ...]:
-        return names_of_tests(self.prompts, self.generate)
+        return names_of_tests(self.prompts, self.generate, self.batches)
 
     def round_seconds(self, n_weights: float) -> float:
         """An estimate of one round of a model of `n_weights` weights."""
         prompt_tokens = sum(self.prompts) * (self.repetitions + 1)
-        generated = self.generate * self.repetitions
-        of_file = _PROMPT_SECONDS * prompt_tokens + _GENERATION_SECONDS * generated + _LOADING_SECONDS
+        generated = (self.generate + BATCH_TOKENS * len(self.batches)) * self.repetitions
+        together = _BATCH_SECONDS * BATCH_TOKENS * sum(self.batches) * self.repetitions
+        loading = _LOADING_SECONDS * (2 if self.batches else 1)
+        of_file = _PROMPT_SECONDS * prompt_tokens + _GENERATION_SECONDS * generated + together + loading
         return len(self.variants) * (n_weights * of_file + 1)
 
     def making_seconds(self, n_weights: float) -> float:
@@ -68,9 +72,10 @@ class Plan:
         return len(self.variants) * _MAKING_SECONDS * n_weights
 
 
-def names_of_tests(prompts: Sequence[int], generate: int) -> tuple[str, ...]:
-    """The tests as llama-bench names them."""
-    return (*(f"pp{n}" for n in prompts), *((f"tg{generate}",) if generate else ()))
+def names_of_tests(prompts: Sequence[int], generate: int, batches: Sequence[int] = ()) -> tuple[str, ...]:
+    """The tests as llama-bench names them, and those of batches."""
+    one = (f"tg{generate}",) if generate else ()
+    return (*(f"pp{n}" for n in prompts), *one, *(batch_test(BATCH_TOKENS, n) for n in batches))
 
 
 def make_plan(
@@ -78,6 +83,7 @@ def make_plan(
     variants: Sequence[Variant],
     prompts: Sequence[int],
     generate: int,
+    batches: Sequence[int],
     repetitions: int,
     gpu_layers: int,
     n_rounds: int,
@@ -90,9 +96,12 @@ def make_plan(
         rows: of the CSV file.
         again: ignore the rounds in it.
     """
-    there = 0 if again else len(complete_rounds(rows, setup, variants, names_of_tests(prompts, generate)))
+    there = 0 if again else len(complete_rounds(rows, setup, variants, names_of_tests(prompts, generate, batches)))
     first = max(rounds_of(rows, setup), default=0) + 1
-    return Plan(setup, tuple(variants), tuple(prompts), generate, repetitions, gpu_layers, n_rounds, there, first)
+    return Plan(
+        setup, tuple(variants), tuple(prompts), generate, tuple(batches), repetitions, gpu_layers, n_rounds, there,
+        first,
+    )  # fmt: skip
 
 
 def rotated(items: Sequence[_Item], number: int) -> list[_Item]:
@@ -101,6 +110,18 @@ def rotated(items: Sequence[_Item], number: int) -> list[_Item]:
     at = number // 2 % len(items)
     order = [*items[at:], *items[:at]]
     return order[::-1] if number % 2 else order
+
+
+def _measure(plan: Plan, model: Path) -> list[Speed]:
+    s = plan.setup
+    speeds = []
+    if plan.prompts or plan.generate:
+        speeds += llama_bench(
+            model, plan.prompts, plan.generate, s.threads, s.repack, plan.repetitions, plan.gpu_layers
+        )
+    if plan.batches:
+        speeds += batched_bench(model, plan.batches, s.threads, s.repack, plan.repetitions, plan.gpu_layers)
+    return speeds
 
 
 def run(plan: Plan, files: Files, output: Path, say: Say) -> None:
@@ -127,10 +148,7 @@ def run(plan: Plan, files: Files, output: Path, say: Say) -> None:
         for variant in rotated(plan.variants, number):
             file = made[variant]
             bandwidth = 0.0 if memory is None else memory.bandwidth(plan.setup.threads)
-            speeds = llama_bench(
-                file.path, plan.prompts, plan.generate, plan.setup.threads, plan.setup.repack, plan.repetitions,
-                plan.gpu_layers,
-            )  # fmt: skip
+            speeds = _measure(plan, file.path)
             s = plan.setup
             add_rows(
                 output,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import gguf
@@ -30,6 +30,7 @@ class Shape:
         embedding: length of the residual stream, a multiple of 256 and of the heads.
         feed_forward: width of the feed-forward layers, a multiple of 256.
         vocabulary: tokens.
+        experts, used_experts: of a mixture, and how many of them a token uses; 0: no mixture.
     """
 
     layers: int
@@ -38,6 +39,8 @@ class Shape:
     heads: int
     kv_heads: int
     vocabulary: int
+    experts: int = 0
+    used_experts: int = 0
 
     @property
     def head(self) -> int:
@@ -54,9 +57,12 @@ class Shape:
             yield f"blk.{i}.attn_v.weight", (kv, n)
             yield f"blk.{i}.attn_output.weight", (n, n)
             yield f"blk.{i}.ffn_norm.weight", (n,)
-            yield f"blk.{i}.ffn_gate.weight", (ff, n)
-            yield f"blk.{i}.ffn_up.weight", (ff, n)
-            yield f"blk.{i}.ffn_down.weight", (n, ff)
+            if self.experts:
+                yield f"blk.{i}.ffn_gate_inp.weight", (self.experts, n)
+            kind, experts = ("_exps", (self.experts,)) if self.experts else ("", ())
+            yield f"blk.{i}.ffn_gate{kind}.weight", (*experts, ff, n)
+            yield f"blk.{i}.ffn_up{kind}.weight", (*experts, ff, n)
+            yield f"blk.{i}.ffn_down{kind}.weight", (*experts, n, ff)
         yield "output_norm.weight", (n,)
 
     @property
@@ -71,7 +77,10 @@ which is of another type; this one makes 1.07 billion weights."""
 LLAMA_8B = Shape(layers=32, embedding=4096, feed_forward=14336, heads=32, kv_heads=8, vocabulary=49152)
 """The blocks of Llama 3 8B, for GPUs: 7.2 billion weights."""
 
-SHAPES = {"1b": LLAMA_1B, "8b": LLAMA_8B}
+MIXTURE = replace(LLAMA_1B, layers=12, embedding=1024, feed_forward=1792, heads=16, experts=16, used_experts=2)
+"""A mixture of 1.1 billion weights, of which a token uses 0.2."""
+
+SHAPES = {"1b": LLAMA_1B, "8b": LLAMA_8B, "moe": MIXTURE}
 
 
 def synthetic_name(size: str) -> str:
@@ -92,19 +101,28 @@ def _header(writer: gguf.GGUFWriter, shape: Shape) -> None:
     writer.add_rope_freq_base(500000.0)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(shape.vocabulary)
+    if shape.experts:
+        writer.add_expert_count(shape.experts)
+        writer.add_expert_used_count(shape.used_experts)
     # llama.cpp then invents the tokens
     writer.add_tokenizer_model("none")
+
+
+def _dtype(name: str, dims: tuple[int, ...]) -> np.dtype[np.float32] | np.dtype[np.float16]:
+    """Of a tensor: norms and routers stay float32, as in every model."""
+    is_matrix = len(dims) > 1 and "ffn_gate_inp" not in name
+    return np.dtype(np.float16) if is_matrix else np.dtype(np.float32)
 
 
 def write_synthetic(shape: Shape, target: Path) -> None:
     """Write a model whose matrices are normal numbers in F16, of variance 1/n in rows of n; norm weights are 1.
 
-    The same bytes every time; no more than a few million weights are in memory.
+    Routers are float32. The same bytes every time; no more than a few million weights are in memory.
     """
     writer = gguf.GGUFWriter(target, "llama")
     _header(writer, shape)
     for name, dims in shape.tensors():
-        dtype = np.dtype(np.float32 if len(dims) == 1 else np.float16)
+        dtype = _dtype(name, dims)
         writer.add_tensor_info(name, dims, dtype, int(np.prod(dims)) * dtype.itemsize)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -112,17 +130,17 @@ def write_synthetic(shape: Shape, target: Path) -> None:
     writer.close()
     rng = np.random.default_rng(_SEED)
     with target.open("ab") as file:
-        for _, dims in shape.tensors():
+        for name, dims in shape.tensors():
             # the data begins, and every tensor in it, at a multiple of the alignment
             file.write(bytes(-file.tell() % gguf.GGUF_DEFAULT_ALIGNMENT))
             if len(dims) == 1:
                 np.ones(dims, np.float32).tofile(file)
                 continue
-            rows, n = dims
+            rows, n = int(np.prod(dims[:-1])), dims[-1]
             step = max(1, _SLICE // n)
             for first in range(0, rows, step):
                 block = rng.standard_normal((min(step, rows - first), n), dtype=np.float32) / np.float32(np.sqrt(n))
-                block.astype(np.float16).tofile(file)
+                block.astype(_dtype(name, dims)).tofile(file)
         file.write(bytes(-file.tell() % gguf.GGUF_DEFAULT_ALIGNMENT))
 
 
@@ -133,7 +151,8 @@ def synthetic_model(size: str) -> Path:
         UserError: the disk is too small.
     """
     shape = SHAPES[size]
-    key = hashlib.sha256(json.dumps([RECIPE, _SEED, asdict(shape)], sort_keys=True).encode()).hexdigest()[:8]
+    fields = {name: value for name, value in asdict(shape).items() if value}
+    key = hashlib.sha256(json.dumps([RECIPE, _SEED, fields], sort_keys=True).encode()).hexdigest()[:8]
     target = models_folder() / f"synthetic-{key}" / f"{synthetic_name(size)}.gguf"
     if not target.exists():
         needed = 2.01 * shape.n_weights

@@ -5,16 +5,15 @@ from __future__ import annotations
 from rich.table import Table
 
 from gguf_bof4.bench.speed.ratios import GENERATION_PEER, Measured
-from gguf_bof4.bench.speed.results import Setup, is_generation, speed_variant
+from gguf_bof4.bench.speed.results import Setup, describe, is_generation, speed_variant
 
 
 def _title(setup: Setup, measured: Measured, test: str) -> str:
-    what = f"generating {test[2:]} tokens" if is_generation(test) else f"a prompt of {test[2:]} tokens"
     threads = f"{setup.threads} thread{'s' if setup.threads > 1 else ''}"
     layout = "" if setup.repack else ", weights not repacked"
     read = f", {measured.bandwidth.text(1)} GB/s read" if is_generation(test) and not setup.on_gpu else ""
     return (
-        f"{setup.model}, {what}, {setup.instructions}, {threads}{layout}{read}: "
+        f"{setup.model}, {describe(test)}, {setup.instructions}, {threads}{layout}{read}: "
         f"medians of {measured.n_rounds} rounds (lowest to highest)"
     )
 

@@ -92,7 +92,8 @@ def speed(
         typer.Option("--model", "-m", metavar="FILE", help="An unquantized GGUF file (default: random weights)."),
     ] = None,
     size: Annotated[
-        str, typer.Option(metavar="1b|8b", help="Weights of the random model: 8b is for GPUs, and takes 14 GB.")
+        str,
+        typer.Option(metavar="1b|8b|moe", help="Random weights: 8b is for GPUs, and takes 14 GB; moe: 16 experts."),
     ] = "1b",
     types: Annotated[
         list[str] | None,
@@ -108,6 +109,10 @@ def speed(
         list[str] | None, typer.Option("--prompt", "-p", metavar="N", help="Tokens of prompts (default: 256, 512).")
     ] = None,
     generate: Annotated[int, typer.Option("--generate", "-n", min=0, help="Tokens to generate; 0: none.")] = 64,
+    batch: Annotated[
+        list[str] | None,
+        typer.Option("--batch", metavar="N", help="Sequences that generate at once, of a server (default: none)."),
+    ] = None,
     threads: Annotated[int, typer.Option("--threads", "-t", min=0, help="Threads; 0: one for each core.")] = 0,
     repack: Annotated[
         bool, typer.Option("--repack/--no-repack", help="Repack weights at load, as llama.cpp does by default.")
@@ -135,9 +140,10 @@ def speed(
     """Measure how fast llama-bench runs files of this project's types and of llama.cpp's.
 
     The model is a llama of a billion random weights, made once and kept in
-    the cache (2.1 GB). All matrices of the blocks get the type, embeddings
-    are Q6_K. Each round runs every file once, in another order, and
-    measures how fast memory is read: compare within rounds.
+    the cache (2.1 GB); --size moe is a mixture of 16 experts, of which a
+    token uses two. All matrices of the blocks get the type, embeddings are
+    Q6_K. Each round runs every file once, in another order, and measures
+    how fast memory is read: compare within rounds.
 
     Every figure goes into the CSV file at once. Complete rounds that are in
     it with the same build, threads and types count: the bench can be
@@ -160,14 +166,15 @@ def speed(
         tuple(dict.fromkeys(map(parse_quantile, split_names(opq) or (NO_LISTS,)))),
     )
     prompts = split_numbers("--prompt", prompt) if prompt else (256, 512)
-    if not prompts and not generate:
-        raise UserError("neither a --prompt nor tokens to --generate: there is nothing to measure")
+    batches = split_numbers("--batch", batch)
+    if not prompts and not generate and not batches:
+        raise UserError("no --prompt, no --batch and no tokens to --generate: there is nothing to measure")
     (size,) = choose("size", [size], tuple(SHAPES))
     console = table_console()
     rows = read_rows(output)
     name = synthetic_name(size) if model is None else model.stem
     setup = _setup(rows, name, threads, repack, gpu_layers, built=not (list_ or plot_only))
-    plan = make_plan(setup, chosen, prompts, generate, repetitions, gpu_layers, rounds, rows, force)
+    plan = make_plan(setup, chosen, prompts, generate, batches, repetitions, gpu_layers, rounds, rows, force)
     if list_:
         _print_plan(plan, model, size, files, console)
         return

@@ -25,7 +25,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def command(model: Path, output: Path, *arguments: str) -> list[str]:
     return [
         "bench", "speed", "--model", str(model), "--types", "q4_0,BOF4_S,BOF4_K", "--opq", "off,0.95",
-        "-p", "16", "-n", "4", "-r", "1", "-t", "1", "--output", str(output), "--files", str(output.parent / "files"),
+        "-p", "16", "-n", "4", "--batch", "3", "-r", "1", "-t", "1",
+        "--output", str(output), "--files", str(output.parent / "files"),
         *arguments,
     ]  # fmt: skip
 
@@ -45,8 +46,8 @@ def test_a_run_measures_every_file_once_in_each_round(run: tuple[Path, str, str]
     assert len(variants) == 5
     for number in (1, 2):
         there = [(r.variant, r.test) for r in rows if r.round == number]
-        assert sorted(there, key=str) == sorted(((v, t) for v in variants for t in ("pp16", "tg4")), key=str)
-    assert [r.variant for r in rows[:10]] != [r.variant for r in rows[10:]]  # another order
+        assert sorted(there, key=str) == sorted(((v, t) for v in variants for t in ("pp16", "tg4", "tg16x3")), key=str)
+    assert [r.variant for r in rows[:15]] != [r.variant for r in rows[15:]]  # another order
     for r in rows:
         assert (r.model, r.threads, r.repack) == ("tiny", 1, 1)
         assert r.tokens_per_second > 0

@@ -19,7 +19,7 @@ from gguf_writing import write_tensors
 from gguf_bof4.bench.goals import judge_speed
 from gguf_bof4.bench.speed import files, kernels, measure, rounds
 from gguf_bof4.bench.speed.files import Files, open_source
-from gguf_bof4.bench.speed.measure import bytes_per_token, parse_speeds, physical_cores
+from gguf_bof4.bench.speed.measure import bytes_per_token, parse_batches, parse_speeds, physical_cores
 from gguf_bof4.bench.speed.plot import WIDTH, plot
 from gguf_bof4.bench.speed.ratios import Measured, Spread
 from gguf_bof4.bench.speed.results import (
@@ -27,6 +27,8 @@ from gguf_bof4.bench.speed.results import (
     Setup,
     add_rows,
     complete_rounds,
+    describe,
+    is_generation,
     read_rows,
     speed_variant,
 )
@@ -141,6 +143,20 @@ def test_output_without_a_figure_is_refused() -> None:
         parse_speeds("failed\n")
 
 
+def test_batches_are_medians_of_their_repetitions() -> None:
+    lines = [{"pl": n, "speed_tg": speed} for n, speed in ((2, 30.0), (2, 50.0), (2, 40.0), (4, 70.0))]
+    output = "\n".join(["loading", *map(json.dumps, lines), ""])
+    found = parse_batches(output, "2026-01-01T00:00:00Z")
+    assert [(s.test, s.tokens_per_second) for s in found] == [("tg16x2", 40), ("tg16x4", 70)]
+    assert describe(found[0].test) == "generating 16 tokens of each of 2 sequences"
+    assert not any(is_generation(s.test) for s in found)
+    for broken in ('{"pl": 2}', '{"speed_tg": 3.0}', '{"pl": "a", "speed_tg": 3.0}', "{"):
+        with pytest.raises(UserError, match="without the figures"):
+            parse_batches(broken, "")
+    with pytest.raises(UserError, match="no test; it ended with:\nfailed"):
+        parse_batches("failed\n", "")
+
+
 def test_only_rounds_that_have_everything_count() -> None:
     whole = [row(v, t, 100, n) for n in (1, 2) for v in (Q4_0, S) for t in TESTS]
     rows = [*whole, row(K, "pp256", 100, 2), row(Q4_0, "pp256", 100, 3)]
@@ -148,11 +164,12 @@ def test_only_rounds_that_have_everything_count() -> None:
     assert [len(r) for r in complete_rounds(rows, SETUP, [Q4_0, S, K], ["pp256"])] == [3]
     assert complete_rounds(rows, SETUP, [Q4_0, S, K], TESTS) == []
     assert complete_rounds(rows, replace(SETUP, build="another"), [Q4_0, S], TESTS) == []
-    plan = make_plan(SETUP, [Q4_0, S], [256], 64, 1, 99, 5, rows)
+    plan = make_plan(SETUP, [Q4_0, S], [256], 64, [], 1, 99, 5, rows)
     assert (plan.there, list(plan.numbers), plan.tests) == (2, [4, 5, 6], TESTS)
-    assert list(make_plan(SETUP, [Q4_0, S], [256], 64, 1, 99, 2, rows).numbers) == []
-    assert list(make_plan(SETUP, [Q4_0, S], [256], 64, 1, 99, 2, rows, again=True).numbers) == [4, 5]
+    assert list(make_plan(SETUP, [Q4_0, S], [256], 64, [], 1, 99, 2, rows).numbers) == []
+    assert list(make_plan(SETUP, [Q4_0, S], [256], 64, [], 1, 99, 2, rows, again=True).numbers) == [4, 5]
     assert names_of_tests([], 0) == ()
+    assert make_plan(SETUP, [Q4_0, S], [256], 64, [2, 4], 1, 99, 5, rows).tests == (*TESTS, "tg16x2", "tg16x4")
 
 
 def test_an_interrupted_run_keeps_its_rows_and_begins_its_round_again(
@@ -174,11 +191,11 @@ def test_an_interrupted_run_keeps_its_rows_and_begins_its_round_again(
     monkeypatch.setattr(rounds, "Memory", Quick)
     monkeypatch.setattr(Files, "get", lambda _, v: files.File(v, Path(v.type), 4.5, 1, {}))
     output = tmp_path / "rows.csv"
-    plan = make_plan(SETUP, [Q4_0, S], [256], 64, 1, 99, 3, [])
+    plan = make_plan(SETUP, [Q4_0, S], [256], 64, [], 1, 99, 3, [])
     with pytest.raises(KeyboardInterrupt):
         rounds.run(plan, Files(tiny, tmp_path, 1), output, lambda _: None)
     assert [r.round for r in read_rows(output)] == [1, 1, 1, 1, 2, 2]
-    rest = make_plan(SETUP, [Q4_0, S], [256], 64, 1, 99, 3, read_rows(output))
+    rest = make_plan(SETUP, [Q4_0, S], [256], 64, [], 1, 99, 3, read_rows(output))
     assert list(rest.numbers) == [3, 4]
 
 
@@ -235,7 +252,7 @@ def test_on_a_gpu_the_bandwidth_of_this_machine_is_not_reported(
     monkeypatch.setattr(rounds, "llama_bench", on_gpu)
     monkeypatch.setattr(Files, "get", lambda _, v: files.File(v, Path(v.type), 4.5, 1, {}))
     setup, output, said = replace(SETUP, instructions="cuda"), tmp_path / "rows.csv", list[str]()
-    plan = make_plan(setup, [Q4_0, S], [256], 64, 1, 99, 1, [])
+    plan = make_plan(setup, [Q4_0, S], [256], 64, [], 1, 99, 1, [])
     rounds.run(plan, Files(tiny, tmp_path, 1), output, said.append)
     assert [arguments[-1] for arguments in asked] == [99, 99]
     assert not any("GB/s" in line for line in said)

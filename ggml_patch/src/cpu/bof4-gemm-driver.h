@@ -10,8 +10,9 @@
 //   GEMV_COLUMNS          columns that are multiplied in one pass over codes
 //   USE_GEMV              up to this many columns, GEMV is faster than unpacking
 //   ACT_OF_PATH           1 where the two paths read activations in different formats
-//   gemv<T>(group, n_blocks, x, y)
-//                         y[t][0 .. 15] = product of a group and column x[t], of T columns
+//   gemv<T>(group, n_blocks, x, y, prefetch)
+//                         y[t][0 .. 15] = product of a group and column x[t], of T columns; prefetch, see
+//                         bof4-prefetch.h, is called for every 64 bytes of the group, in order
 //   unpacked<R>, its fill(group, r, b0, n)
 //                         levels and scales of blocks [b0, b0 + n) of R groups, n at most CHUNK
 //   tile<R, T>(unpacked, n, x, first, y)
@@ -21,6 +22,7 @@
 // 12 % longer, and BOF4_K in the GEMM path 24 %), and takes ten times as long to compile.
 #pragma once
 
+#include "bof4-prefetch.h"
 #include "bof4-repack-layout.h"
 
 #include <algorithm>
@@ -128,12 +130,24 @@ struct gemm_driver {
         }
     }
 
-    void gemv() const {
+    // prefetch(group): what GEMV calls
+    template <typename F>
+    void gemv(const F & prefetch) const {
         for (int64_t g = 0; g * BOF4_GROUP < n_rows; ++g) {
             tiles<1, 1, kernel::GEMV_COLUMNS>(
                 g, 0, n_blocks, [&](auto T, const act * const * from, float * const * to) {
-                    kernel::template gemv<T>(group(g), n_blocks, from, to);
+                    kernel::template gemv<T>(group(g), n_blocks, from, to, prefetch(group(g)));
                 });
+        }
+    }
+
+    void gemv(int64_t distance) const {
+        if (distance > 0) {
+            gemv([=](const pair * group) {
+                return bof4_prefetch_ahead{ reinterpret_cast<const char *>(group) + distance };
+            });
+        } else {
+            gemv([](const pair *) { return bof4_no_prefetch(); });
         }
     }
 
@@ -173,7 +187,7 @@ bool bof4_use_gemv(int64_t n_columns) {
 
 template <typename kernel>
 void bof4_gemm(const void * groups, int64_t n_rows, int64_t n, const void * const * x, const float * outlier_sums,
-    float * const * y, int64_t n_columns, bool use_gemv) {
+    float * const * y, int64_t n_columns, bool use_gemv, int64_t prefetch) {
     const gemm_driver<kernel> driver = {
         static_cast<const char *>(groups),
         kernel::repacked::group_bytes(n),
@@ -186,7 +200,7 @@ void bof4_gemm(const void * groups, int64_t n_rows, int64_t n, const void * cons
     };
     // an expert has fewer columns than the operation
     const bool narrow = kernel::ACT_OF_PATH ? use_gemv : bof4_use_gemv<kernel>(n_columns);
-    narrow ? driver.gemv() : driver.gemm();
+    narrow ? driver.gemv(prefetch) : driver.gemm();
 }
 
 } // namespace

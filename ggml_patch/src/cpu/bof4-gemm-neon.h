@@ -171,8 +171,9 @@ struct neon_kernel {
         CHUNK = BOF4_UNPACKED / layout::BLOCK,
     };
 
-    template <int T>
-    [[gnu::noinline]] static void gemv(const pair * group, int64_t n_blocks, const act * const * x, float * const * y) {
+    template <int T, typename P>
+    [[gnu::noinline]] static void gemv(
+        const pair * group, int64_t n_blocks, const act * const * x, float * const * y, P prefetch) {
         const int8x16_t levels = vld1q_s8(layout::LEVELS);
         float32x4_t sum[T][4];
         for (int t = 0; t < T; ++t) {
@@ -182,6 +183,7 @@ struct neon_kernel {
         }
         for (int64_t b = 0; b < n_blocks; ++b) {
             const auto & head = bof4_head(group, b);
+            prefetch.lines(bof4_head_lines<type>(b));
             const typename acc::sub_scales sub_scales(head);
             typename acc::part part[T][4];
             for (int t = 0; t < T; ++t) {
@@ -200,6 +202,7 @@ struct neon_kernel {
 #pragma GCC unroll 2
                 for (int i = 0; i < STEPS; i += 4) {
                     const auto * qs = bof4_codes(group, b).qs + STEPS * k + i;
+                    prefetch.lines(4);
                     int8x16_t act4[T][2];
                     for (int t = 0; t < T; ++t) {
                         act4[t][0] = vld1q_s8(x[t][b].q + DOT * j[0] + 4 * i);

@@ -140,8 +140,9 @@ struct bof4_kernel : tiles_of<bof4_layout<type>::HAS_SUB_SCALES> {
         return multiply_add(part, layout::HAS_SUB_SCALES ? multiply(d, all_lanes(x.d[0])) : d, sum);
     }
 
-    template <int T>
-    [[gnu::noinline]] static void gemv(const pair * group, int64_t n_blocks, const act * const * x, float * const * y) {
+    template <int T, typename P>
+    [[gnu::noinline]] static void gemv(
+        const pair * group, int64_t n_blocks, const act * const * x, float * const * y, P prefetch) {
         const decoder<type> decode;
         floats sum[T];
         for (int t = 0; t < T; ++t) {
@@ -150,6 +151,7 @@ struct bof4_kernel : tiles_of<bof4_layout<type>::HAS_SUB_SCALES> {
         for (int64_t b = 0; b < n_blocks; ++b) {
             const auto & head = bof4_head(group, b);
             const auto & codes = bof4_codes(group, b);
+            prefetch.lines(bof4_head_lines<type>(b));
             alignas(64) float sub_scales[DOTS][16];
             decode.sub_scales(head, sub_scales, 1);
             floats part[T];
@@ -167,6 +169,7 @@ struct bof4_kernel : tiles_of<bof4_layout<type>::HAS_SUB_SCALES> {
                 }
 #pragma GCC unroll 8
                 for (int i = 0; i < STEPS; ++i) {
+                    prefetch.lines(layout::new_lines(n));
                     bytes low, high;
                     decode.step(codes, k, i, low, high);
                     for (int t = 0; t < T; ++t) {

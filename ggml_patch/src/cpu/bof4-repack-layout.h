@@ -73,6 +73,7 @@ using bof4_k_act_block = bof4_act_block<QK_BOF4_K, 1, BOF4_K_SUB_BLOCKS>; // of 
 //   HAS_SUB_SCALES  a dot has a scale of weights (one of activations otherwise)
 //   UNIT            of d
 //   pair_at(k)      the k-th pair of dots, of low and of high nibbles, in memory
+//   new_lines(k)    cache lines that the 16 rows of four codes of that pair are in and that no pair before it was in
 template <ggml_type type> struct bof4_layout;
 
 template <> struct bof4_layout<GGML_TYPE_BOF4_S> {
@@ -89,6 +90,7 @@ template <> struct bof4_layout<GGML_TYPE_BOF4_S> {
         uint8_t qs[QK_BOF4_S / 8][BOF4_GROUP][4];
     };
     static constexpr int pair_at(int k) { return k; }
+    static constexpr int new_lines(int) { return 1; }
 };
 
 template <> struct bof4_layout<GGML_TYPE_BOF4_K> {
@@ -106,6 +108,7 @@ template <> struct bof4_layout<GGML_TYPE_BOF4_K> {
         uint8_t qs[QK_BOF4_K / 8][BOF4_GROUP][4];
     };
     static constexpr int pair_at(int k) { return k; }
+    static constexpr int new_lines(int) { return 1; }
 };
 
 // Upstream's Q6_K, which files of every 4-bit type use for their output matrix: in a small model, a sixth of the bytes
@@ -128,6 +131,7 @@ template <> struct bof4_layout<GGML_TYPE_Q6_K> {
     };
     // pairs 0 and 2 of four are in one part
     static constexpr int pair_at(int k) { return (k & ~3) | (k & 1) << 1 | (k & 2) >> 1; }
+    static constexpr int new_lines(int k) { return k % 2 == 0 ? 2 : 1; } // qh is that of the pair before
 };
 
 // The dot of the low nibbles of pair k; that of the high nibbles is NIBBLES / DOT later.
@@ -156,6 +160,13 @@ struct bof4_repacked {
     static void unpack_group(const void * group, int64_t n_rows, int64_t n, void * rows);
     static void quantize_act(const float * x, void * y, int64_t n, bool use_gemv);
 };
+
+// Cache lines in front of the codes of block b: both heads of a pair precede the codes of its first block.
+template <ggml_type type>
+constexpr int bof4_head_lines(int64_t b) {
+    static_assert(sizeof(bof4_block_pair<type>::head) % 64 == 0 && sizeof(bof4_block_pair<type>::codes) % 64 == 0, "");
+    return b % 2 == 0 ? sizeof(bof4_block_pair<type>::head) / 64 : 0;
+}
 
 // Of block b.
 template <ggml_type type>

@@ -59,6 +59,7 @@ bof4_repack_plan::bof4_repack_plan(const bof4_gemm_kernels & kernels, ggml_tenso
     ids = buffer.take<column_id>(n_columns);
     first_column = buffer.take<int64_t>(n_matrices + 1);
     ranges = buffer.take<bof4_work_range>(n_threads);
+    prefetch = buffer.take<bof4_prefetch_trial>(1);
     work_bytes = buffer.at - static_cast<char *>(wdata);
 }
 
@@ -80,9 +81,16 @@ void bof4_repack_plan::compute(const ggml_compute_params * params) const {
     if (ith == 0) {
         op->op == GGML_OP_MUL_MAT ? list_columns() : list_columns_of_experts();
         divide_pieces(nth);
+        choose_prefetch(nth);
     }
     ggml_barrier(params->threadpool);
-    multiply(ith, nth);
+    if (ith != 0 || prefetch->number < 0) {
+        multiply(ith, nth);
+        return;
+    }
+    const double start = bof4_prefetch_clock();
+    const int64_t n_multiplied = multiply(ith, nth);
+    add_prefetch_trial(bof4_prefetch_clock() - start, n_multiplied, nth);
 }
 
 const float * bof4_repack_plan::act_at(int64_t i1, int64_t i2, int64_t i3) const {
@@ -185,14 +193,36 @@ void bof4_repack_plan::divide_pieces(int n_threads) const {
     }
 }
 
+// Where a matrix has one column, weights are read from memory once: this is what distances are tried with.
+void bof4_repack_plan::choose_prefetch(int n_threads) const {
+    *prefetch = { 0, -1 };
+    if (use_gemv) {
+        const bool is_one = (op->op == GGML_OP_MUL_MAT_ID ? op->ne[2] : n_columns / n_matrices) == 1;
+        const int64_t chosen = is_one ? -1 : bof4_prefetch_chosen(weight->type, BOF4_PREFETCH_GEMV, n_threads);
+        *prefetch = is_one ? bof4_prefetch_next(weight->type, BOF4_PREFETCH_GEMV, n_threads)
+                           : bof4_prefetch_trial{ std::max<int64_t>(0, chosen), -1 };
+    }
+}
+
+// Of the first thread: threads take pieces until none is left, so each one's time per byte is that of all.
+void bof4_repack_plan::add_prefetch_trial(double ns, int64_t n_multiplied, int n_threads) const {
+    constexpr int64_t LEAST_BYTES = 1 << 17; // less is a few microseconds, and may come from a cache
+    const int64_t n_bytes = n_multiplied * piece * (int64_t) group_bytes;
+    if (n_bytes >= LEAST_BYTES) {
+        bof4_prefetch_add(weight->type, BOF4_PREFETCH_GEMV, n_threads, *prefetch, ns / (double) n_bytes);
+    }
+}
+
 // The rows of the list for the first piece of the thread, where there is one matrix.
 bof4_list_rows bof4_repack_plan::first_rows(int ith, int nth) const {
     const int64_t row0 = n_pieces * ith / nth * piece * BOF4_GROUP;
     return bof4_list_rows_of(&view, 0, row0, std::min(row0 + piece * BOF4_GROUP, weight->ne[1]));
 }
 
-void bof4_repack_plan::multiply(int ith, int nth) const {
+// Returns the number of pieces that the thread has multiplied.
+int64_t bof4_repack_plan::multiply(int ith, int nth) const {
     bof4_work_range & own = ranges[ith];
+    int64_t n_multiplied = 0;
     bool more = true;
     while (more) {
         int64_t m = 0;
@@ -203,12 +233,14 @@ void bof4_repack_plan::multiply(int ith, int nth) const {
                 ++m;
             }
             multiply_piece(m, (i - before) * piece);
+            ++n_multiplied;
         }
         more = false;
         for (int t = 1; t < nth && !more; ++t) {
             more = own.steal_half(ranges[(ith + t) % nth]);
         }
     }
+    return n_multiplied;
 }
 
 // Some rows of one matrix with all its columns, so that weights are read and unpacked once.
@@ -242,7 +274,8 @@ void bof4_repack_plan::multiply_rows(int64_t matrix, int64_t row0, int64_t row1)
         if (transposed) {
             bof4_list_sum_mul_mat(op, &view, transposed, matrix, row0, row1, c, c + count, sums);
         }
-        kernels.gemm(groups, row1 - row0, weight->ne[0], x + c, transposed ? sums : nullptr, to, count, use_gemv);
+        kernels.gemm(groups, row1 - row0, weight->ne[0], x + c, transposed ? sums : nullptr, to, count, use_gemv,
+            prefetch->distance);
     }
     if (has_list && !transposed) {
         apply_list(matrix, row0, row1, groups + (row1 - row0) / BOF4_GROUP * group_bytes);

@@ -11,6 +11,7 @@
 
 #include "../lists/bof4-list.h"
 #include "bof4-gemm.h"
+#include "bof4-prefetch.h"
 #include "bof4-work-range.h"
 
 struct ggml_compute_params;
@@ -56,8 +57,9 @@ class bof4_repack_plan {
     const void ** x;       // activations of each column, columns of the first matrix first
     float ** y;            // results of each column
     column_id * ids;
-    int64_t * first_column;   // of each matrix, and the end of the last
-    bof4_work_range * ranges; // of each thread
+    int64_t * first_column;         // of each matrix, and the end of the last
+    bof4_work_range * ranges;       // of each thread
+    bof4_prefetch_trial * prefetch; // for this operation
     size_t work_bytes;
 
     const float * act_at(int64_t i1, int64_t i2, int64_t i3) const;
@@ -69,9 +71,11 @@ class bof4_repack_plan {
     void list_columns_of_experts() const;
     bool has_columns(int64_t matrix) const { return first_column[matrix] < first_column[matrix + 1]; }
     void divide_pieces(int n_threads) const;
+    void choose_prefetch(int n_threads) const;
 
     bof4_list_rows first_rows(int ith, int nth) const;
-    void multiply(int ith, int nth) const;
+    int64_t multiply(int ith, int nth) const;
+    void add_prefetch_trial(double ns, int64_t n_multiplied, int n_threads) const;
     void multiply_piece(int64_t matrix, int64_t group) const;
     void multiply_rows(int64_t matrix, int64_t row0, int64_t row1) const;
     void apply_list(int64_t matrix, int64_t row0, int64_t row1, const char * next_weights) const;

@@ -206,9 +206,9 @@ result check(const bof4_gemm_kernels & k, int rows, int n, int columns, int extr
         xs[c] = column;
         ys[c] = y.data() + c * rows;
     }
-    k.gemm(groups, rows, n, xs.data(), nullptr, ys.data(), columns, k.use_gemv(columns));
+    k.gemm(groups, rows, n, xs.data(), nullptr, ys.data(), columns, k.use_gemv(columns), 0);
 
-    // the same with sums of outliers
+    // the same with sums of outliers, and with prefetching, which changes nothing
     const size_t n_sums = (size_t) n_groups * columns * BOF4_GROUP;
     float * outlier_sums = static_cast<float *>(std::aligned_alloc(64, n_sums * sizeof(float)));
     std::generate(outlier_sums, outlier_sums + n_sums, [&] { return normal(rng); });
@@ -216,7 +216,7 @@ result check(const bof4_gemm_kernels & k, int rows, int n, int columns, int extr
     for (int c = 0; c < columns; ++c) {
         ys[c] = added.data() + c * rows;
     }
-    k.gemm(groups, rows, n, xs.data(), outlier_sums, ys.data(), columns, k.use_gemv(columns));
+    k.gemm(groups, rows, n, xs.data(), outlier_sums, ys.data(), columns, k.use_gemv(columns), 4096);
     std::free(groups);
 
     double largest = 0.0, error2 = 0.0, all2 = 0.0;

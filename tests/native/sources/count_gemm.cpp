@@ -37,7 +37,7 @@ void ours(ggml_type type, int64_t block, int columns) {
         x[c] = act + c * act_bytes;
         y[c] = result[c];
     }
-    k.gemm(weights, ROWS, N, x, nullptr, y, columns, k.use_gemv(columns));
+    k.gemm(weights, ROWS, N, x, nullptr, y, columns, k.use_gemv(columns), 0);
 }
 
 // Upstream's GEMM needs a multiple of four columns.

@@ -1,0 +1,132 @@
+#include "bof4-prefetch.h"
+
+#include "ggml-impl.h"
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <chrono>
+#include <cstdlib>
+#include <map>
+#include <mutex>
+#include <tuple>
+#include <vector>
+
+namespace {
+
+constexpr std::array<int64_t, 5> DISTANCES = { 0, 1024, 2048, 4096, 8192 };
+
+// Samples of each distance: all of them take one or two tokens of a model with a billion weights.
+constexpr size_t SAMPLES = 24;
+
+// Another distance than none is used where it is faster by more than this.
+constexpr double GAIN = 0.02;
+
+double median(std::vector<double> values) {
+    std::nth_element(values.begin(), values.begin() + values.size() / 2, values.end());
+    return values[values.size() / 2];
+}
+
+class choice {
+  public:
+    bof4_prefetch_trial next() {
+        if (chosen >= 0) {
+            return { chosen, -1 };
+        }
+        // turns that shift by one after each round: operations repeat in each layer, and every distance is to meet all
+        const size_t n = DISTANCES.size();
+        const size_t number = (turn + turn / n) % n;
+        ++turn;
+        return { DISTANCES[number], (int) number };
+    }
+
+    void add(int number, double ns_per_byte) {
+        if (chosen >= 0) {
+            return; // by another graph meanwhile
+        }
+        samples[number].push_back(ns_per_byte);
+        if (std::all_of(samples.begin(), samples.end(), [](const auto & s) { return s.size() >= SAMPLES; })) {
+            choose();
+        }
+    }
+
+    int64_t distance() const { return chosen; }
+
+  private:
+    std::array<std::vector<double>, DISTANCES.size()> samples;
+    size_t turn = 0;
+    int64_t chosen = -1;
+
+    void choose() {
+        std::array<double, DISTANCES.size()> times;
+        std::transform(samples.begin(), samples.end(), times.begin(), median);
+        const auto best = std::min_element(times.begin(), times.end());
+        chosen = *best < (1.0 - GAIN) * times[0] ? DISTANCES[best - times.begin()] : 0;
+    }
+};
+
+// The number of bytes that BOF4_PREFETCH gives, or -1.
+int64_t from_environment() {
+    static const int64_t bytes = [] {
+        const char * text = std::getenv("BOF4_PREFETCH");
+        char * end = nullptr;
+        const long long number = text ? std::strtoll(text, &end, 10) : -1;
+        if (text && (!*text || *end || number < 0)) {
+            GGML_LOG_WARN("BOF4_PREFETCH=%s is not a number of bytes, and is ignored\n", text);
+            return (int64_t) -1;
+        }
+        return (int64_t) number;
+    }();
+    return bytes;
+}
+
+std::mutex mutex;
+
+// Called with the mutex locked.
+choice & choice_of(ggml_type type, bof4_prefetch_reader reader, int n_threads) {
+    static std::map<std::tuple<ggml_type, bof4_prefetch_reader, int>, choice> all;
+    return all[{ type, reader, n_threads }];
+}
+
+std::array<std::atomic<int64_t>, GGML_TYPE_COUNT> rows_distances;
+
+} // namespace
+
+bof4_prefetch_trial bof4_prefetch_next(ggml_type type, bof4_prefetch_reader reader, int n_threads) {
+    if (from_environment() >= 0) {
+        return { from_environment(), -1 };
+    }
+    const std::lock_guard<std::mutex> lock(mutex);
+    return choice_of(type, reader, n_threads).next();
+}
+
+void bof4_prefetch_add(
+    ggml_type type, bof4_prefetch_reader reader, int n_threads, bof4_prefetch_trial trial, double ns_per_byte) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    choice & all = choice_of(type, reader, n_threads);
+    all.add(trial.number, ns_per_byte);
+    if (all.distance() >= 0) {
+        GGML_LOG_DEBUG("%s: %s weights are prefetched %d bytes ahead (%s, %d threads)\n", __func__,
+            ggml_type_name(type), (int) all.distance(), reader == BOF4_PREFETCH_GEMV ? "repacked" : "rows", n_threads);
+    }
+}
+
+int64_t bof4_prefetch_chosen(ggml_type type, bof4_prefetch_reader reader, int n_threads) {
+    if (from_environment() >= 0) {
+        return from_environment();
+    }
+    const std::lock_guard<std::mutex> lock(mutex);
+    return choice_of(type, reader, n_threads).distance();
+}
+
+double bof4_prefetch_clock(void) {
+    return std::chrono::duration<double, std::nano>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+int64_t bof4_prefetch_rows_distance(ggml_type type) {
+    return rows_distances[type].load(std::memory_order_relaxed);
+}
+
+void bof4_prefetch_set_rows_distance(ggml_type type, int64_t distance) {
+    rows_distances[type].store(distance, std::memory_order_relaxed);
+}
