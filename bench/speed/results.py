@@ -101,7 +101,12 @@ def label(variant: Variant) -> str:
 
 def is_generation(test: str) -> bool:
     """Does this test generate tokens of one sequence, which is bandwidth bound?"""
-    return test.startswith("tg") and "x" not in test
+    return test.startswith("tg") and not is_batch(test)
+
+
+def is_batch(test: str) -> bool:
+    """Does this test generate tokens of several sequences at once?"""
+    return test.startswith("tg") and "x" in test
 
 
 def batch_test(generate: int, sequences: int) -> str:

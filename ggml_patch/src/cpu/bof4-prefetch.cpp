@@ -40,14 +40,16 @@ class choice {
         return { DISTANCES[number], (int) number };
     }
 
-    void add(int number, double ns_per_byte) {
+    // true: this sample decided.
+    bool add(int number, double ns_per_byte) {
         if (chosen >= 0) {
-            return; // by another graph meanwhile
+            return false; // another thread's did meanwhile
         }
         samples[number].push_back(ns_per_byte);
         if (std::all_of(samples.begin(), samples.end(), [](const auto & s) { return s.size() >= SAMPLES; })) {
             choose();
         }
+        return chosen >= 0;
     }
 
     int64_t distance() const { return chosen; }
@@ -88,7 +90,15 @@ choice & choice_of(ggml_type type, bof4_prefetch_reader reader, int n_threads) {
     return all[{ type, reader, n_threads }];
 }
 
-std::array<std::atomic<int64_t>, GGML_TYPE_COUNT> rows_distances;
+// The operation on row kernels that is being computed, for each type.
+struct rows_operation {
+    std::atomic<int64_t> distance;
+    std::atomic<int> number; // as in a trial
+    std::atomic<int> n_threads;
+};
+std::array<rows_operation, GGML_TYPE_COUNT> rows_operations;
+
+thread_local double chunk_start;
 
 } // namespace
 
@@ -103,11 +113,11 @@ bof4_prefetch_trial bof4_prefetch_next(ggml_type type, bof4_prefetch_reader read
 void bof4_prefetch_add(
     ggml_type type, bof4_prefetch_reader reader, int n_threads, bof4_prefetch_trial trial, double ns_per_byte) {
     const std::lock_guard<std::mutex> lock(mutex);
-    choice & all = choice_of(type, reader, n_threads);
-    all.add(trial.number, ns_per_byte);
-    if (all.distance() >= 0) {
+    choice & of_type = choice_of(type, reader, n_threads);
+    if (of_type.add(trial.number, ns_per_byte)) {
         GGML_LOG_DEBUG("%s: %s weights are prefetched %d bytes ahead (%s, %d threads)\n", __func__,
-            ggml_type_name(type), (int) all.distance(), reader == BOF4_PREFETCH_GEMV ? "repacked" : "rows", n_threads);
+            ggml_type_name(type), (int) of_type.distance(), reader == BOF4_PREFETCH_GEMV ? "repacked" : "rows",
+            n_threads);
     }
 }
 
@@ -123,10 +133,40 @@ double bof4_prefetch_clock(void) {
     return std::chrono::duration<double, std::nano>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-int64_t bof4_prefetch_rows_distance(ggml_type type) {
-    return rows_distances[type].load(std::memory_order_relaxed);
+void bof4_prefetch_begin_rows(ggml_type type, bool is_one_column, int n_threads) {
+    bof4_prefetch_trial trial = { 0, -1 };
+    if (is_one_column) {
+        trial = bof4_prefetch_next(type, BOF4_PREFETCH_ROWS, n_threads);
+    } else {
+        trial.distance = std::max<int64_t>(0, bof4_prefetch_chosen(type, BOF4_PREFETCH_ROWS, n_threads));
+    }
+    rows_operation & operation = rows_operations[type];
+    operation.distance.store(trial.distance, std::memory_order_relaxed);
+    operation.number.store(trial.number, std::memory_order_relaxed);
+    operation.n_threads.store(n_threads, std::memory_order_relaxed);
 }
 
-void bof4_prefetch_set_rows_distance(ggml_type type, int64_t distance) {
-    rows_distances[type].store(distance, std::memory_order_relaxed);
+void bof4_prefetch_begin_chunk(ggml_type type) {
+    if (rows_operations[type].number.load(std::memory_order_relaxed) >= 0) {
+        chunk_start = bof4_prefetch_clock();
+    }
+}
+
+void bof4_prefetch_end_chunk(ggml_type type, int64_t n_bytes) {
+    const rows_operation & operation = rows_operations[type];
+    const int number = operation.number.load(std::memory_order_relaxed);
+    if (number < 0 || chunk_start == 0.0) {
+        return;
+    }
+    const double ns = bof4_prefetch_clock() - chunk_start;
+    chunk_start = 0.0;
+    if (n_bytes >= BOF4_PREFETCH_LEAST_BYTES) {
+        const bof4_prefetch_trial trial = { operation.distance.load(std::memory_order_relaxed), number };
+        bof4_prefetch_add(type, BOF4_PREFETCH_ROWS, operation.n_threads.load(std::memory_order_relaxed), trial,
+            ns / (double) n_bytes);
+    }
+}
+
+int64_t bof4_prefetch_rows_distance(ggml_type type) {
+    return rows_operations[type].distance.load(std::memory_order_relaxed);
 }

@@ -8,8 +8,12 @@
 
 #include "ggml.h"
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+
+// Less is a few microseconds, and may come from a cache: no sample.
+enum { BOF4_PREFETCH_LEAST_BYTES = 1 << 17 };
 
 #ifdef __cplusplus
 extern "C" {
@@ -38,9 +42,14 @@ int64_t bof4_prefetch_chosen(enum ggml_type type, enum bof4_prefetch_reader read
 // Nanoseconds of a steady clock.
 double bof4_prefetch_clock(void);
 
-// Of row kernels, for the operation that is being computed.
+// Row kernels are called without their operation, so ggml's mul_mat announces it: its first thread before all others
+// multiply, and each thread before and after a chunk of rows.
+void bof4_prefetch_begin_rows(enum ggml_type type, bool is_one_column, int n_threads);
+void bof4_prefetch_begin_chunk(enum ggml_type type);
+void bof4_prefetch_end_chunk(enum ggml_type type, int64_t n_bytes);
+
+// What the row kernels of the operation use.
 int64_t bof4_prefetch_rows_distance(enum ggml_type type);
-void bof4_prefetch_set_rows_distance(enum ggml_type type, int64_t distance);
 
 #ifdef __cplusplus
 }

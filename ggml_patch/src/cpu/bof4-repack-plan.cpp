@@ -208,9 +208,8 @@ void bof4_repack_plan::choose_prefetch(int n_threads) const {
 
 // Of the first thread: threads take pieces until none is left, so each one's time per byte is that of all.
 void bof4_repack_plan::add_prefetch_trial(double ns, int64_t n_multiplied, int n_threads) const {
-    constexpr int64_t LEAST_BYTES = 1 << 17; // less is a few microseconds, and may come from a cache
     const int64_t n_bytes = n_multiplied * piece * (int64_t) group_bytes;
-    if (n_bytes >= LEAST_BYTES) {
+    if (n_bytes >= BOF4_PREFETCH_LEAST_BYTES) {
         bof4_prefetch_add(weight->type, BOF4_PREFETCH_GEMV, n_threads, *prefetch, ns / (double) n_bytes);
     }
 }

@@ -160,12 +160,13 @@ static inline int16x8_t pair_products(int8x16_t levels, int8x16_t act) {
 
 #endif
 
-static float row_dot(const block_bof4_k * x, const block_q8_K * y, int nblocks) {
+static float row_dot(const block_bof4_k * x, const block_q8_K * y, int nblocks, int64_t ahead) {
     const int8x16_t table = vld1q_s8(bof4_k_levels);
     const uint8x16_t nibble = vdupq_n_u8(0x0f);
 
     float all = 0.0f;
     for (int i = 0; i < nblocks; ++i) {
+        bof4_prefetch_blocks(x + i, sizeof(*x), ahead);
         const int16x8x2_t scales = sub_block_scales(x + i);
         int32x4_t sum_lo = vdupq_n_s32(0);
         int32x4_t sum_hi = vdupq_n_s32(0);
@@ -193,9 +194,10 @@ static float row_dot(const block_bof4_k * x, const block_q8_K * y, int nblocks) 
 
 #else
 
-static float row_dot(const block_bof4_k * x, const block_q8_K * y, int nblocks) {
+static float row_dot(const block_bof4_k * x, const block_q8_K * y, int nblocks, int64_t ahead) {
     float sum = 0.0f;
     for (int i = 0; i < nblocks; ++i) {
+        bof4_prefetch_blocks(x + i, sizeof(*x), ahead);
         int32_t total = 0;
         for (int h = 0; h < 2; ++h) {
             for (int b = 0; b < 4; ++b) {
@@ -220,10 +222,11 @@ static float row_dot(const block_bof4_k * x, const block_q8_K * y, int nblocks) 
 #if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 
 // superblock_dot leaves its sum in eight lanes; those of four superblocks are added together.
-static float row_dot(const block_bof4_k * x, const block_q8_K * y, int nblocks) {
+static float row_dot(const block_bof4_k * x, const block_q8_K * y, int nblocks, int64_t ahead) {
     float sum = 0.0f;
     int i = 0;
     for (; i + 4 <= nblocks; i += 4) {
+        bof4_prefetch_blocks(x + i, 4 * sizeof(*x), ahead);
         __m256i dot[4];
         for (int k = 0; k < 4; ++k) {
             dot[k] = superblock_dot(x + i + k, y + i + k);

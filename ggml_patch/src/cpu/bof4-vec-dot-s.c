@@ -66,10 +66,11 @@ static inline __m512i block_dot(const block_bof4_s * x, const block_q8_0 * y) {
         _mm512_dpbusd_epi32(_mm512_setzero_si512(), offset, act));
 }
 
-static float row_dot(const block_bof4_s * x, const block_q8_0 * y, int nblocks) {
+static float row_dot(const block_bof4_s * x, const block_q8_0 * y, int nblocks, int64_t ahead) {
     float sum = 0.0f;
     int i = 0;
     for (; i + AT_ONCE <= nblocks; i += AT_ONCE) {
+        bof4_prefetch_blocks(x + i, AT_ONCE * sizeof(*x), ahead);
         // neighbours are added while the blocks become lanes
         __m512i four[2];
         for (int f = 0; f < 2; ++f) {
@@ -118,10 +119,11 @@ static inline void block_dot(const block_bof4_s * x, const block_q8_0 * y, __m25
     *dot1 = dot_i8(hi, _mm256_loadu_si256((const __m256i *) y[1].qs));
 }
 
-static float row_dot(const block_bof4_s * x, const block_q8_0 * y, int nblocks) {
+static float row_dot(const block_bof4_s * x, const block_q8_0 * y, int nblocks, int64_t ahead) {
     float sum = 0.0f;
     int i = 0;
     for (; i + AT_ONCE <= nblocks; i += AT_ONCE) {
+        bof4_prefetch_blocks(x + i, AT_ONCE * sizeof(*x), ahead);
         // neighbours are added while the blocks become lanes: first half, second half, of a block and the next
         __m256i four[2];
         for (int f = 0; f < 2; ++f) {
@@ -175,10 +177,11 @@ static inline float32x4_t four_halves(
     return vcvt_f32_f16(vreinterpret_f16_u16(v));
 }
 
-static float row_dot(const block_bof4_s * x, const block_q8_0 * y, int nblocks) {
+static float row_dot(const block_bof4_s * x, const block_q8_0 * y, int nblocks, int64_t ahead) {
     float sum = 0.0f;
     int i = 0;
     for (; i + 4 <= nblocks; i += 4, x += 4, y += 8) {
+        bof4_prefetch_blocks(x, 4 * sizeof(*x), ahead);
         // neighbours are added while the blocks become lanes
         int32x4_t dot0[4], dot1[4];
         for (int k = 0; k < 4; ++k) {
@@ -205,9 +208,10 @@ static float row_dot(const block_bof4_s * x, const block_q8_0 * y, int nblocks) 
 
 #else
 
-static float row_dot(const block_bof4_s * x, const block_q8_0 * y, int nblocks) {
+static float row_dot(const block_bof4_s * x, const block_q8_0 * y, int nblocks, int64_t ahead) {
     float sum = 0.0f;
     for (int i = 0; i < nblocks; ++i) {
+        bof4_prefetch_blocks(x + i, sizeof(*x), ahead);
         int32_t dot0 = 0;
         int32_t dot1 = 0;
         for (int j = 0; j < QK_BOF4_S / 2; ++j) {

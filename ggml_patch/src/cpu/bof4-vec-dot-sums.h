@@ -1,6 +1,7 @@
 // What the vec_dot of all types have in common: the order of their sums, and ggml's interface.
 #pragma once
 
+#include "bof4-prefetch.h"
 #include "bof4-vec-dot.h"
 
 #include "ggml-impl.h"
@@ -33,7 +34,17 @@ static inline int32_t bof4_sum_of_lanes(__m256i v) {
 
 #endif
 
-// ggml_vec_dot_NAME from the row_dot of a file: float row_dot(const block_NAME * x, const ACTIVATION * y, int nblocks).
+// The cache lines of `bytes` bytes of blocks, `ahead` bytes behind them; 0: none.
+static inline void bof4_prefetch_blocks(const void * blocks, int bytes, int64_t ahead) {
+    if (ahead > 0) {
+        for (int i = 0; i < bytes; i += 64) {
+            __builtin_prefetch((const char *) blocks + ahead + i);
+        }
+    }
+}
+
+// ggml_vec_dot_NAME from the row_dot of a file: float row_dot(const block_NAME * x, const ACTIVATION * y, int nblocks,
+// int64_t ahead), ahead: bytes to prefetch weights.
 #define BOF4_DEFINE_VEC_DOT(NAME, name) \
     void ggml_vec_dot_##name( \
         int n, float * s, size_t bs, const void * vx, size_t bx, const void * vy, size_t by, int nrc) { \
@@ -43,5 +54,5 @@ static inline int32_t bof4_sum_of_lanes(__m256i v) {
         GGML_UNUSED(bx); \
         GGML_UNUSED(by); \
         GGML_UNUSED(nrc); \
-        *s = row_dot(vx, vy, n / QK_##NAME); \
+        *s = row_dot(vx, vy, n / QK_##NAME, bof4_prefetch_rows_distance(GGML_TYPE_##NAME)); \
     }

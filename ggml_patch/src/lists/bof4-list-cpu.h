@@ -74,7 +74,7 @@ void bof4_list_add_mul_mat_id(struct ggml_tensor * dst, const struct bof4_list_v
 void bof4_list_sum_mul_mat(const struct ggml_tensor * dst, const struct bof4_list_view * view,
     const uint32_t * transposed, int64_t matrix, int64_t row0, int64_t row1, int64_t c0, int64_t c1, float * sums);
 
-// == calls from ggml's mul_mat, mul_mat_id and get_rows; without a list they do nothing ==
+// == calls from ggml's mul_mat, mul_mat_id and get_rows; without a list they add nothing ==
 
 // Bytes of work buffer beyond those of the encoded activations.
 size_t ggml_bof4_list_work_size(const struct ggml_tensor * dst);
@@ -83,20 +83,21 @@ size_t ggml_bof4_list_work_size(const struct ggml_tensor * dst);
 // are read as long streams.
 int ggml_bof4_list_chunk_rows(const struct ggml_tensor * dst, int usual);
 
-// Before the thread encodes activations: prefetch the row pointers of its first rows.
-void ggml_bof4_list_begin_mul_mat(const struct ggml_compute_params * params, const struct ggml_tensor * dst);
+// Before the thread encodes activations: prefetch the row pointers of its first rows. The first thread chooses how far
+// ahead row kernels prefetch weights (cpu/bof4-prefetch.h), of weights with and without lists.
+void ggml_bof4_begin_mul_mat(const struct ggml_compute_params * params, const struct ggml_tensor * dst);
 
 // After that, before the barrier: transpose the thread's part of the activations, or prefetch the entries of its first
 // rows.
 void ggml_bof4_list_prepare_mul_mat(const struct ggml_compute_params * params, const struct ggml_tensor * dst);
 
 // Before a chunk of rows of a matrix (an expert) is computed.
-void ggml_bof4_list_prefetch(const struct ggml_tensor * dst, int64_t matrix, int64_t row0, int64_t row1);
+void ggml_bof4_begin_chunk(const struct ggml_tensor * dst, int64_t matrix, int64_t row0, int64_t row1);
 
-// After it. wdata: the work buffer.
-void ggml_bof4_list_apply_mul_mat(
+// After it: add the outliers' products. wdata: the work buffer.
+void ggml_bof4_end_chunk(
     struct ggml_tensor * dst, const void * wdata, int64_t row0, int64_t row1, int64_t c0, int64_t c1);
-void ggml_bof4_list_apply_mul_mat_id(
+void ggml_bof4_end_chunk_of_expert(
     struct ggml_tensor * dst, int64_t expert, int64_t row0, int64_t row1, const int32_t * columns, int64_t n_columns);
 
 // For the rows of thread params->ith, as ggml_compute_forward_get_rows_q divides them.

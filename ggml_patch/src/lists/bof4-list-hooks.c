@@ -1,6 +1,7 @@
 // What ggml's own mul_mat, mul_mat_id and get_rows call.
 
 #include "bof4-list-tile.h"
+#include "../cpu/bof4-prefetch.h"
 #include "ggml-cpu-impl.h"
 #include "ggml-cpu.h"
 #include "ggml-impl.h"
@@ -32,7 +33,12 @@ static struct bof4_list_rows first_rows(
     return bof4_list_rows_of(view, 0, row0, MIN(row0 + chunk, dst->ne[0]));
 }
 
-void ggml_bof4_list_begin_mul_mat(const struct ggml_compute_params * params, const struct ggml_tensor * dst) {
+void ggml_bof4_begin_mul_mat(const struct ggml_compute_params * params, const struct ggml_tensor * dst) {
+    const struct ggml_tensor * weight = dst->src[0];
+    if (params->ith == 0 && ggml_is_bof4(weight->type)) {
+        const bool is_one_column = ggml_nrows(dst->src[1]) == weight->ne[2] * weight->ne[3];
+        bof4_prefetch_begin_rows(weight->type, is_one_column, params->nth);
+    }
     if (ggml_bof4_list_of_op(dst) != NULL) {
         const struct bof4_list_view view = ggml_bof4_list_view_of_op(dst);
         bof4_list_prefetch_row_pointers(first_rows(params, dst, &view));
@@ -55,15 +61,21 @@ void ggml_bof4_list_prepare_mul_mat(const struct ggml_compute_params * params, c
     }
 }
 
-void ggml_bof4_list_prefetch(const struct ggml_tensor * dst, int64_t matrix, int64_t row0, int64_t row1) {
+void ggml_bof4_begin_chunk(const struct ggml_tensor * dst, int64_t matrix, int64_t row0, int64_t row1) {
+    if (ggml_is_bof4(dst->src[0]->type)) {
+        bof4_prefetch_begin_chunk(dst->src[0]->type);
+    }
     if (ggml_bof4_list_of_op(dst) != NULL) {
         const struct bof4_list_view view = ggml_bof4_list_view_of_op(dst);
         bof4_list_prefetch(dst, &view, matrix, row0, row1);
     }
 }
 
-void ggml_bof4_list_apply_mul_mat(
+void ggml_bof4_end_chunk(
     struct ggml_tensor * dst, const void * wdata, int64_t row0, int64_t row1, int64_t c0, int64_t c1) {
+    if (ggml_is_bof4(dst->src[0]->type)) {
+        bof4_prefetch_end_chunk(dst->src[0]->type, (row1 - row0) * (int64_t) dst->src[0]->nb[1]);
+    }
     if (ggml_bof4_list_of_op(dst) == NULL) {
         return;
     }
@@ -75,7 +87,7 @@ void ggml_bof4_list_apply_mul_mat(
     bof4_list_add_mul_mat(dst, &view, transposed, row0, row1, c0, c1, next_weights);
 }
 
-void ggml_bof4_list_apply_mul_mat_id(
+void ggml_bof4_end_chunk_of_expert(
     struct ggml_tensor * dst, int64_t expert, int64_t row0, int64_t row1, const int32_t * columns, int64_t n_columns) {
     if (ggml_bof4_list_of_op(dst) != NULL) {
         const struct bof4_list_view view = ggml_bof4_list_view_of_op(dst);

@@ -10,6 +10,7 @@
 #include "ggml-common.h"
 
 #include "cpu/bof4-gemm.h"
+#include "cpu/bof4-prefetch.h"
 #include "cpu/bof4-vec-dot.h"
 #include "format/bof4-blocks.h"
 #include "ggml-impl.h"
@@ -21,6 +22,11 @@
 #include <cstring>
 #include <random>
 #include <vector>
+
+// Row kernels prefetch, which changes no result.
+int64_t bof4_prefetch_rows_distance(ggml_type) {
+    return 4096;
+}
 
 // what ggml-cpu.c would provide
 extern "C" float ggml_table_f32_f16[1 << 16];

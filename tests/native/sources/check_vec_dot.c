@@ -8,12 +8,19 @@
 
 #include "format/bof4-blocks.h"
 #include "cpu/bof4-vec-dot.h"
+#include "cpu/bof4-prefetch.h"
 #include "ggml-impl.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+// Row kernels prefetch, which changes no result.
+int64_t bof4_prefetch_rows_distance(enum ggml_type type) {
+    (void) type;
+    return 4096;
+}
 
 // what ggml-cpu.c and ggml.c would provide
 float ggml_table_f32_f16[1 << 16];

@@ -11,6 +11,7 @@
 #include "ggml-common.h"
 
 #include "cpu/bof4-vec-dot.h"
+#include "cpu/bof4-prefetch.h"
 #include "ggml-impl.h"
 #include "quants.h"
 
@@ -21,6 +22,12 @@
 #include <sys/ptrace.h>
 #include <sys/wait.h>
 #include <unistd.h>
+
+// Row kernels as they are where prefetching does not help.
+int64_t bof4_prefetch_rows_distance(enum ggml_type type) {
+    (void) type;
+    return 0;
+}
 
 // what ggml-cpu.c and ggml.c would provide
 float ggml_table_f32_f16[1 << 16];

@@ -152,10 +152,10 @@ void multiply(arena & a, ggml_tensor * weight, int64_t columns) {
     ggml_compute_params params = {};
     params.nth = 1;
     params.wdata = work.data();
-    ggml_bof4_list_begin_mul_mat(&params, y);
+    ggml_bof4_begin_mul_mat(&params, y);
     ggml_bof4_list_prepare_mul_mat(&params, y);
-    ggml_bof4_list_prefetch(y, 0, 0, y->ne[0]);
-    ggml_bof4_list_apply_mul_mat(y, work.data(), 0, y->ne[0], 0, ggml_nrows(y));
+    ggml_bof4_begin_chunk(y, 0, 0, y->ne[0]);
+    ggml_bof4_end_chunk(y, work.data(), 0, y->ne[0], 0, ggml_nrows(y));
     // as products of repacked weights: some columns and rows at a time
     const bof4_list_view view = ggml_bof4_list_view_of_op(y);
     std::vector<uint32_t> transposed(bof4_list_transposed_size(y) / sizeof(uint32_t));
@@ -200,7 +200,7 @@ void apply(const llama_model_loader & ml, const std::string & name) {
         ggml_tensor * y = a.fill(ggml_mul_mat_id(ctx, weight, b, ids));
         const int32_t columns[] = { 0, 0, 0, 1 };
         for (const int n_columns : { 1, 2 }) {
-            ggml_bof4_list_apply_mul_mat_id(y, below(weight->ne[2]), 0, y->ne[0], columns, n_columns);
+            ggml_bof4_end_chunk_of_expert(y, below(weight->ne[2]), 0, y->ne[0], columns, n_columns);
         }
     }
     ggml_tensor * y = a.fill(ggml_get_rows(ctx, weight, a.numbers({ 4, weight->ne[2], weight->ne[3] }, weight->ne[1])));
