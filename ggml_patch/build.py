@@ -26,6 +26,7 @@ from gguf_bof4.errors import UserError
 from gguf_bof4.ggml_patch import LOCK, SOURCES
 from gguf_bof4.ggml_patch.apply import is_patched, patch_files, patch_tree
 from gguf_bof4.ggml_patch.backends import ALWAYS, chosen_backends
+from gguf_bof4.ggml_patch.portable import is_portable
 from gguf_bof4.ggml_patch.source import fetch_archive, unpack_tree
 from gguf_bof4.ggml_patch.toolchain import BuildError, find_compiler, find_tools
 from gguf_bof4.paths import cache_root, write_text
@@ -101,7 +102,8 @@ def build_of(cmake_args: tuple[str, ...] = ()) -> Build:
     environment = [os.environ.get(name, "") for name in ("CC", "CXX", "CFLAGS", "CXXFLAGS")]
     for backend in chosen_backends(cmake_args):
         environment.extend(backend.fingerprint())
-    for part in (*CMAKE_OPTIONS, *cmake_args, *environment, platform.machine(), sys.platform, _processor()):
+    processor = "" if is_portable(cmake_args) else _processor()
+    for part in (*CMAKE_OPTIONS, *cmake_args, *environment, platform.machine(), sys.platform, processor):
         digest.update(part.encode() + b"\0")
     return Build(cache_root() / f"build-{digest.hexdigest()[:16]}")
 
