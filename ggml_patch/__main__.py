@@ -109,12 +109,16 @@ def wheel(
     cmake: Annotated[
         list[str] | None, typer.Option(metavar="ARGUMENT", help="A further argument for CMake.", show_default=False)
     ] = None,
+    page: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="llama-server's web page, already built, to include.", show_default=False),
+    ] = None,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=0, help="Parallel compilers; 0: one for each core.")] = 0,
 ) -> None:
     """Make a wheel with the programs of the patched llama.cpp, for every processor of the architecture."""
     variants = tuple(name for name in cpu_variants.split(",") if name)
     with progress_bar("checking the cache", steps_of="wheel") as report:
-        made = make_wheel(folder, variants, machine, tuple(cmake or ()), jobs, report)
+        made = make_wheel(folder, variants, machine, tuple(cmake or ()), page, jobs, report)
     print(f"{made}: {made.stat().st_size / 1e6:.1f} MB")
 
 

@@ -197,6 +197,7 @@ def make_wheel(
     variants: tuple[str, ...] = (),
     machine: str = "",
     cmake_args: tuple[str, ...] = (),
+    page: Path | None = None,
     jobs: int = 0,
     report: Progress = no_progress,
 ) -> Path:
@@ -207,6 +208,7 @@ def make_wheel(
         variants: of the CPU backend; none: all.
         machine: the architecture, by default this machine's.
         cmake_args: further arguments for CMake.
+        page: the folder of llama-server's web page, already built; it becomes the folder `ui` beside the programs.
         jobs: parallel compilers; 0: one for each core.
         report: called with the progress.
 
@@ -230,7 +232,10 @@ def make_wheel(
         with zipfile.ZipFile(pure) as archive:
             archive.extractall(unpacked)
         pure.unlink()
-        copy_programs(made.bin, made.tree, Packaged(unpacked / "gguf_bof4" / FOLDER.name), contents)
+        programs = Packaged(unpacked / "gguf_bof4" / FOLDER.name)
+        copy_programs(made.bin, made.tree, programs, contents)
+        if page is not None:
+            shutil.copytree(page, programs.bin / "ui")
         info = _only(unpacked, "*.dist-info")
         add_licenses(info, license_texts(made.tree))
         set_platform(info, target.machine)

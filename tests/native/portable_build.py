@@ -9,12 +9,12 @@ import shutil
 from pathlib import Path
 
 from gguf_bof4.ggml_patch import portable
-from gguf_bof4.ggml_patch.build import PROGRAMS, Build, build, source_tree
+from gguf_bof4.ggml_patch.build import PROGRAMS, Build, NotBuiltError, build, source_tree
 
 BASE = {"x86_64": "x64", "aarch64": "armv8.0_1"}
 """The variant without any feature."""
 
-FEATURES = {
+CPUINFO = {
     "x86_64": {
         "SSE42": "sse4_2", "AVX": "avx", "F16C": "f16c", "FMA": "fma", "AVX2": "avx2", "BMI2": "bmi2",
         "AVX_VNNI": "avx_vnni", "AVX512": "avx512f avx512cd avx512vl avx512dq avx512bw", "AVX512_VBMI": "avx512vbmi",
@@ -32,14 +32,18 @@ ALL = os.environ.get("BOF4_VARIANTS") == "all"
 
 
 def runnable_variants() -> dict[str, frozenset[str]]:
-    """Variants that this processor can run, in upstream's order, with their features."""
+    """Variants that this processor can run, in upstream's order, with their features; none where nothing is built."""
     machine = platform.machine()
-    known, text = FEATURES[machine], (source_tree() / "ggml/src/CMakeLists.txt").read_text()
+    try:
+        text = (source_tree() / "ggml/src/CMakeLists.txt").read_text()
+    except NotBuiltError:
+        return {}
+    known = CPUINFO.get(machine, {})
     here = set(Path("/proc/cpuinfo").read_text().split())
     found = {}
     for name, words in re.findall(r"ggml_add_cpu_backend_variant\((\S+)([^)\n]*)\)", text):
         features = words.split()
-        is_of_machine = name == BASE[machine] or (features and set(features) <= known.keys())
+        is_of_machine = name == BASE.get(machine) or (features and set(features) <= known.keys())
         if is_of_machine and all(set(known[f].split()) <= here for f in features):
             found[name] = frozenset(features)
     return found
