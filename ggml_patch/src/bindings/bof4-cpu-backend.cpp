@@ -1,42 +1,20 @@
 #include "bof4-cpu-backend.h"
 
+#include "../backends/bof4-library-folder.h"
+
 #include <cstring>
-#include <filesystem>
 #include <stdexcept>
 #include <string>
-
-#if defined(GGML_BACKEND_DL)
-#if defined(_WIN32)
-#define WIN32_LEAN_AND_MEAN
-#include <windows.h>
-#else
-#include <dlfcn.h>
-#endif
-#endif
 
 namespace {
 
 #if defined(GGML_BACKEND_DL)
 
-// The file of this library.
-std::filesystem::path library_path() {
-#if defined(_WIN32)
-    HMODULE module = nullptr;
-    wchar_t path[32768];
-    GetModuleHandleExW(GET_MODULE_HANDLE_EX_FLAG_FROM_ADDRESS | GET_MODULE_HANDLE_EX_FLAG_UNCHANGED_REFCOUNT,
-        (LPCWSTR) &library_path, &module);
-    return { path, path + GetModuleFileNameW(module, path, 32768) };
-#else
-    Dl_info info = {};
-    dladdr((void *) &library_path, &info);
-    return info.dli_fname;
-#endif
-}
-
-// ggml looks beside the running program, which is Python, so it is given the folder.
+// Only from the folder of this library: without one, ggml takes modules in the current folder, too.
 void load_modules() {
     const bof4_silence quiet; // of a line for each module
-    ggml_backend_load_all_from_path(library_path().parent_path().u8string().c_str());
+    const auto folder = bof4_library_folder((const void *) &bof4_cpu_device);
+    ggml_backend_load_all_from_path(folder.u8string().c_str());
 }
 
 #else
