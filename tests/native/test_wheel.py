@@ -69,7 +69,7 @@ def wheel(portable: Build, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def names(wheel: Path) -> list[str]:
     with zipfile.ZipFile(wheel) as archive:
-        return archive.namelist()
+        return [name for name in archive.namelist() if not name.endswith("/")]
 
 
 @pytest.fixture(scope="module")
