@@ -8,6 +8,9 @@ import re
 import shutil
 from pathlib import Path
 
+from tiny_models import write_llama
+
+from gguf_bof4.convert import convert
 from gguf_bof4.ggml_patch import portable
 from gguf_bof4.ggml_patch.build import PROGRAMS, Build, NotBuiltError, build, source_tree
 
@@ -57,6 +60,13 @@ def built_variants() -> tuple[str, ...]:
 def portable_build() -> Build:
     """The build; made where it is missing."""
     return build(PROGRAMS, portable.cmake_arguments(built_variants()))
+
+
+def convert_listed(folder: Path) -> Path:
+    """A small random model in BOF4_S with outlier lists, as `bof4 convert` writes it."""
+    source, target = write_llama(folder / "f32.gguf"), folder / "listed.gguf"
+    assert any(tensor.outliers for tensor in convert(source, target, type="BOF4_S").tensors)
+    return target
 
 
 def only_with(variant: str, build_bin: Path, target: Path) -> Path:

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from instruction_sets import Target, toolchain
 from llama import THREADS
-from portable_build import ALL, only_with, runnable_variants
+from portable_build import ALL, convert_listed, only_with, runnable_variants
 from program import bof4
 from tiny_models import write_llama
 
@@ -108,6 +108,12 @@ def of_native_build(smol_listed: Path, text: Path, tmp_path_factory: pytest.Temp
     return target
 
 
+@pytest.fixture(scope="module")
+def listed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random model in BOF4_S with lists."""
+    return convert_listed(tmp_path_factory.mktemp("listed"))
+
+
 def test_the_variant_with_the_most_features_is_loaded(portable: Build, tmp_path: Path) -> None:
     model = write_llama(tmp_path / "tiny.gguf")
     output = run(portable.bin / "llama-bench", "-m", model, "-p", "1", "-n", "0", *THREADS)
@@ -144,11 +150,10 @@ def test_the_loaded_variant_has_the_bits_of_the_build_for_this_processor(
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_python_computes_with_a_variant(
-    variant: str, single: dict[str, Path], tmp_path: Path
+    variant: str, single: dict[str, Path], listed: Path
 ) -> None:
     """libbof4 loads the variant beside it: products against float64, and blocks against numpy."""
-    file = write_llama(tmp_path / "tiny.gguf", lambda name: name.startswith("blk."))
-    checked = bof4("verify", str(file), BOF4_BIN=str(single[variant]))
+    checked = bof4("verify", str(listed), BOF4_BIN=str(single[variant]))
     assert checked.returncode == 0, checked.stderr
 
 
@@ -166,14 +171,13 @@ def test_python_has_the_same_bits_by_both_builds(portable: Build, tmp_path: Path
 
 
 def test_without_a_variant_for_this_processor_the_library_says_so(
-    single: dict[str, Path], tmp_path: Path
+    single: dict[str, Path], listed: Path, tmp_path: Path
 ) -> None:
     first, empty = next(iter(VARIANTS)), tmp_path / "empty"
     shutil.copytree(single[first], empty / "bin")
     shutil.copy2(single[first].parent / "CMakeCache.txt", empty)
     (empty / "bin" / f"libggml-cpu-{first}.so").unlink()
-    file = write_llama(tmp_path / "tiny.gguf", lambda name: name.startswith("blk."))
-    failed = bof4("verify", str(file), BOF4_BIN=str(empty / "bin"))
+    failed = bof4("verify", str(listed), BOF4_BIN=str(empty / "bin"))
     assert failed.returncode == 1
     assert "no CPU backend of ggml was found beside this library" in failed.stderr
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 from convert_models import llama_folder, sentencepiece_tokenizer
-from portable_build import ALL, built_variants
+from portable_build import ALL, built_variants, convert_listed
 from tiny_models import write_llama
 
 from gguf_bof4.ggml_patch import portable as portable_arguments
@@ -103,7 +103,7 @@ def huggingface(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def listed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small random model in BOF4_S with lists."""
-    return write_llama(tmp_path_factory.mktemp("listed") / "tiny.gguf", lambda name: name.startswith("blk."))
+    return convert_listed(tmp_path_factory.mktemp("listed"))
 
 
 def test_it_is_for_any_python_and_an_old_linux_and_small(wheel: Path) -> None:
@@ -185,7 +185,7 @@ def test_what_needs_torch_says_how_to_get_it(installed: Environment, huggingface
     source = write_llama(tmp_path / "f32.gguf")
     for command in (
         ("convert", huggingface, tmp_path / "out.gguf", "--type", "BOF4_S"),
-        ("convert", source, tmp_path / "out.gguf", "--type", "BOF4_S", "--encoder", "gptq"),
+        ("convert", source, tmp_path / "out.gguf", "--type", "BOF4_S", "--encoder", "gptq", "--calibration", __file__),
     ):
         refused = installed.run("bof4", *command)
         assert refused.returncode == 1
