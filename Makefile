@@ -1,10 +1,12 @@
-# make demo           convert SmolLM2-135M to BOF4_S and chat with it
+# make demo           convert SmolLM2-135M to BOF4_S and chat with it; with the programs of a wheel in dist/, else built
 # make test           everything that CI checks: lint, the build, all tests
 # make test-unit      the tests that need neither a build nor the network: under a minute
-# make test-nightly   100,000 mutated inputs to the command line, kill -9 and full disks at twenty moments of each kind
+# make test-nightly   100,000 mutated inputs to the command line, kill -9 and full disks at twenty moments of each kind,
+#                     every variant of the CPU backend, AArch64's under qemu
 # make lint           ruff, mypy, import-linter and clang-format
 # make format         format the C, C++ and CUDA sources with clang-format
 # make build          the patched llama.cpp, with upstream's tests of the types
+# make wheel          a wheel with its programs for every x86-64 processor, in dist/; WHEEL="--machine aarch64" and so on
 # make bench-quality  these types and llama.cpp's: bench/quality.csv and the picture; QUALITY="--large" for more of them
 # make bench-speed    tokens per second of both, in turns: bench/speed.csv and the picture; SPEED="--rounds 9" and so on
 # make bench-gpu      time of each product on an NVIDIA GPU: bench/gpu.csv; CUDA="--no-flash-attention" builds faster
@@ -23,10 +25,23 @@ FUZZ   ?= 100000
 C_SOURCES = $(shell find ggml_patch/src tests/native/sources -type f \
 	\( -name '*.c' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h' \) ! -name bof4-format.h)
 
-.PHONY: demo test test-unit test-nightly lint format build bench-quality bench-speed bench-gpu gpu-check gpu-carry clean
+# the newest wheel with programs for this machine, where one was made or downloaded
+READY := $(firstword $(shell ls -t dist/gguf_bof4-*linux*_$(shell uname -m).whl 2>/dev/null))
 
+.PHONY: demo test test-unit test-nightly lint format build wheel bench-quality bench-speed bench-gpu gpu-check gpu-carry clean
+
+ifeq ($(READY),)
 demo: build
 	$(BIN)/bof4 demo
+else
+demo: build/demo/installed
+	build/demo/bin/bof4 demo
+endif
+
+build/demo/installed: $(READY)
+	$(PYTHON) -m venv build/demo
+	build/demo/bin/python -m pip install --quiet --disable-pip-version-check --force-reinstall $(READY)
+	touch $@
 
 test: lint build
 	$(BIN)/python -m pytest
@@ -35,8 +50,9 @@ test-unit: .venv/installed
 	$(BIN)/python -m pytest tests/unit
 
 test-nightly: build
-	BOF4_FUZZ=$(FUZZ) BOF4_KILLS=20 $(BIN)/python -m pytest tests/native/test_command_line_fuzz.py \
-		tests/native/test_convert_killed.py
+	BOF4_FUZZ=$(FUZZ) BOF4_KILLS=20 BOF4_VARIANTS=all $(BIN)/python -m pytest \
+		tests/native/test_command_line_fuzz.py tests/native/test_convert_killed.py tests/native/test_portable.py \
+		tests/native/test_wheel.py
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -74,6 +90,9 @@ gpu-check: .venv/installed
 
 build: .venv/installed
 	$(BIN)/bof4 build --tests
+
+wheel: .venv/installed
+	$(BIN)/python -m gguf_bof4.ggml_patch wheel dist $(WHEEL)
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \

@@ -12,11 +12,13 @@ from gguf_bof4.errors import UserError
 from gguf_bof4.ggml_patch import LOCK, PATCHES
 from gguf_bof4.ggml_patch.edit import REJECTED, UPSTREAM, make_tree, recreate_patches
 from gguf_bof4.ggml_patch.source import find_snapshot, snapshot, write_lock
+from gguf_bof4.ggml_patch.wheel import make_wheel
+from gguf_bof4.progress import progress_bar
 
 app = typer.Typer(
     name="python -m gguf_bof4.ggml_patch",
-    help="Change the patches of llama.cpp, and move to another version of it. For developers of gguf-bof4; "
-    "`bof4 patch DIR` patches a checkout of your own.",
+    help="Change the patches of llama.cpp, move to another version of it, and make a wheel with programs. For "
+    "developers of gguf-bof4; `bof4 patch DIR` patches a checkout of your own.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -83,6 +85,41 @@ def pin(version: Version) -> None:
     chosen = find_snapshot(version)
     write_lock(chosen)
     print(f"{LOCK}: {chosen.title}")
+
+
+@app.command()
+def wheel(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write it.")] = Path("dist"),
+    cpu_variants: Annotated[
+        str,
+        typer.Option(
+            metavar="LIST",
+            help="Variants of the CPU backend, e.g. x64,haswell. Default: all of the architecture.",
+            show_default=False,
+        ),
+    ] = "",
+    machine: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="x86_64 or aarch64; needs Debian's cross compilers where it is not this machine's.",
+            show_default=False,
+        ),
+    ] = "",
+    cmake: Annotated[
+        list[str] | None, typer.Option(metavar="ARGUMENT", help="A further argument for CMake.", show_default=False)
+    ] = None,
+    page: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="llama-server's web page, already built, to include.", show_default=False),
+    ] = None,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=0, help="Parallel compilers; 0: one for each core.")] = 0,
+) -> None:
+    """Make a wheel with the programs of the patched llama.cpp, for every processor of the architecture."""
+    variants = tuple(name for name in cpu_variants.split(",") if name)
+    with progress_bar("checking the cache", steps_of="wheel") as report:
+        made = make_wheel(folder, variants, machine, tuple(cmake or ()), page, jobs, report)
+    print(f"{made}: {made.stat().st_size / 1e6:.1f} MB")
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ The build folder is named by a hash of everything that goes into it: lock file, 
 compiler and processor. A second call finds the finished build and returns at once.
 
 Builds with other CMake arguments (CUDA, for instance) have folders of their own; the commands use the one that
-`bof4 build` made last.
+`bof4 build` made last, and without one the programs inside the package, where it was installed with programs.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from gguf_bof4.errors import UserError
 from gguf_bof4.ggml_patch import LOCK, SOURCES
 from gguf_bof4.ggml_patch.apply import is_patched, patch_files, patch_tree
 from gguf_bof4.ggml_patch.backends import ALWAYS, chosen_backends
+from gguf_bof4.ggml_patch.packaged import Packaged, packaged
+from gguf_bof4.ggml_patch.portable import is_portable
 from gguf_bof4.ggml_patch.source import fetch_archive, unpack_tree
 from gguf_bof4.ggml_patch.toolchain import BuildError, find_compiler, find_tools
 from gguf_bof4.paths import cache_root, write_text
@@ -40,6 +42,9 @@ PROGRAMS = (
 
 TESTS = ("test-quantize-fns", "test-backend-ops", "llama-export-lora")
 """Upstream's own tests that cover the types, and a program that our tests run."""
+
+_LINKED_TESTS = {"test-quantize-fns"}
+"""Those that link the CPU backend, so that they cannot be built where it is a module."""
 
 CMAKE_OPTIONS = (
     "-DCMAKE_BUILD_TYPE=Release",
@@ -80,6 +85,11 @@ class Build:
         return set()
 
 
+def tests_of(cmake_args: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of TESTS that a build with these CMake arguments can have."""
+    return tuple(test for test in TESTS if not (is_portable(cmake_args) and test in _LINKED_TESTS))
+
+
 def _content_files() -> list[Path]:
     return [LOCK, *patch_files(), *sorted(p for p in SOURCES.rglob("*") if p.is_file())]
 
@@ -101,7 +111,8 @@ def build_of(cmake_args: tuple[str, ...] = ()) -> Build:
     environment = [os.environ.get(name, "") for name in ("CC", "CXX", "CFLAGS", "CXXFLAGS")]
     for backend in chosen_backends(cmake_args):
         environment.extend(backend.fingerprint())
-    for part in (*CMAKE_OPTIONS, *cmake_args, *environment, platform.machine(), sys.platform, _processor()):
+    processor = "" if is_portable(cmake_args) else _processor()
+    for part in (*CMAKE_OPTIONS, *cmake_args, *environment, platform.machine(), sys.platform, processor):
         digest.update(part.encode() + b"\0")
     return Build(cache_root() / f"build-{digest.hexdigest()[:16]}")
 
@@ -147,16 +158,22 @@ def installed_build() -> Build:
 
 
 def installed_bin() -> Path:
-    """The folder of the built programs: $BOF4_BIN where it is set, else the build of `bof4 build`.
+    """The folder of the programs: $BOF4_BIN where it is set, else the build of `bof4 build`, else those in the package.
 
     Raises:
         NotBuiltError: there is none.
     """
     if chosen := os.environ.get("BOF4_BIN"):
-        if not (Path(chosen).parent / "CMakeCache.txt").is_file():
+        folder = Path(chosen).parent
+        if not ((folder / "CMakeCache.txt").is_file() or Packaged(folder).exists()):
             raise NotBuiltError(f"BOF4_BIN names {chosen}, which is not the bin folder of a CMake build of llama.cpp")
         return Path(chosen)
-    return installed_build().bin
+    try:
+        return installed_build().bin
+    except NotBuiltError:
+        if packaged().exists():
+            return packaged().bin
+        raise
 
 
 def program_path(name: str) -> Path:
@@ -175,13 +192,17 @@ def program_path(name: str) -> Path:
 def source_tree() -> Path:
     """The patched llama.cpp source of the build; upstream's converter and its gguf package are in it.
 
-    With $BOF4_BIN it is the checkout which that build was configured from.
+    With $BOF4_BIN it is the checkout which that build was configured from. Of a wheel with programs it is what the
+    converter needs.
 
     Raises:
         NotBuiltError: there is none.
     """
     if os.environ.get("BOF4_BIN"):
-        configured = installed_bin().parent / "CMakeCache.txt"
+        folder = installed_bin().parent
+        if Packaged(folder).exists():
+            return Packaged(folder).tree
+        configured = folder / "CMakeCache.txt"
         home = re.search(r"^CMAKE_HOME_DIRECTORY:INTERNAL=(.*)$", configured.read_text(), re.MULTILINE)
         if home is None:
             raise NotBuiltError(f"{configured} does not say which checkout it was configured from")
@@ -189,6 +210,8 @@ def source_tree() -> Path:
     for tree in (build_of().tree, build_of(chosen_arguments()).tree):
         if is_patched(tree):
             return tree
+    if packaged().exists():
+        return packaged().tree
     raise NotBuiltError("upstream's converter is missing: run `bof4 build` once (some minutes)")
 
 
@@ -202,6 +225,11 @@ def _locked(folder: Path) -> Iterator[None]:
 
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def _environment() -> dict[str, str]:
+    """Of compilers: ccache, where it is installed, takes equal files in other build folders for the same."""
+    return {"CCACHE_BASEDIR": str(cache_root().resolve()), "CCACHE_NOHASHDIR": "1", **os.environ}
 
 
 def _run(command: list[str], log: Path, what: str, report: Progress) -> None:
@@ -219,7 +247,7 @@ def _run(command: list[str], log: Path, what: str, report: Progress) -> None:
     with log.open("a") as file:
         file.write(f"$ {' '.join(command)}\n")
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=_environment()
         )
         assert process.stdout is not None
         try:

@@ -76,12 +76,30 @@ def library() -> tuple[cffi.FFI, Any]:
     return ffi, ffi.dlopen(str(path))
 
 
+def _string(characters: Any) -> str:
+    ffi, _ = library()
+    found = ffi.string(characters)
+    return found.decode(errors="replace") if isinstance(found, bytes) else found
+
+
 def _checked(result: int) -> int:
-    ffi, lib = library()
+    _, lib = library()
     if result == lib.BOF4_FAILED:
-        message = ffi.string(lib.bof4_last_error())
-        raise NativeError(message.decode() if isinstance(message, bytes) else message)
+        raise NativeError(_string(lib.bof4_last_error()))
     return result
+
+
+def instruction_set() -> str:
+    """The instruction set of the CPU backend, or of its variant that is loaded, like "avx512-vnni".
+
+    Raises:
+        NativeError: no variant of the CPU backend is beside the library that this processor can run.
+    """
+    ffi, lib = library()
+    found = lib.bof4_instruction_set()
+    if found == ffi.NULL:
+        raise NativeError(_string(lib.bof4_last_error()))
+    return _string(found)
 
 
 def _address(array: npt.NDArray[Any]) -> Any:

@@ -167,10 +167,12 @@ class Memory:
 
 
 def instruction_set() -> str:
-    """The instruction set that the library was built for, like "avx512-vnni"."""
-    ffi, lib = native.library()
-    found = ffi.string(lib.bof4_instruction_set())
-    return found.decode() if isinstance(found, bytes) else found
+    """The instruction set of the CPU backend, or of its variant that is loaded, like "avx512-vnni".
+
+    Raises:
+        NativeError: there is no variant that this processor can run.
+    """
+    return native.instruction_set()
 
 
 def runs_on_gpu(gpu_layers: int) -> bool:

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from gguf_bof4.ggml_patch import build as building
 from gguf_bof4.ggml_patch import cuda as gpu
+from gguf_bof4.ggml_patch import portable as portable_build
 from gguf_bof4.ggml_patch.backends import chosen_backends
 from gguf_bof4.ggml_patch.bundle import write_bundle
 from gguf_bof4.progress import progress_bar
@@ -19,11 +20,20 @@ def build(
     print_bin: Annotated[
         bool,
         typer.Option(
-            "--print-bin", help="Build nothing; print the folder of the built programs (with --cuda: of that build)."
+            "--print-bin",
+            help="Build nothing; print the folder of the programs in use (with --cuda or --portable: of that build).",
         ),
     ] = False,
     tests: Annotated[bool, typer.Option("--tests", help="Also build llama.cpp's tests of the types.")] = False,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=0, help="Parallel compilers; 0: one for each core.")] = 0,
+    portable: Annotated[
+        bool,
+        typer.Option(
+            "--portable",
+            help="Build for all processors of this architecture, in a folder of its own: programs choose the kernels "
+            "when they start. Takes about three times as long.",
+        ),
+    ] = False,
     cuda: Annotated[
         bool, typer.Option("--cuda", help="Build for NVIDIA GPUs, in a folder of its own; needs the CUDA toolkit.")
     ] = False,
@@ -58,13 +68,15 @@ def build(
     """Fetch the pinned llama.cpp, patch it and build its programs. A second call finds them in the cache.
 
     bof4 uses the programs of the last `bof4 build`: after `bof4 build --cuda` they run on the GPU, after
-    `bof4 build` on the CPU again.
+    `bof4 build` on the CPU again. Without a build it uses those in the package, where it was installed with programs.
 
     BOF4_CACHE is the folder of sources and builds; default: the user's cache folder. BOF4_BIN is the bin folder of a
     checkout that you patched (`bof4 patch`) and built yourself; its programs are then used.
     """
     if not cuda and (cuda_architectures or flash_attention is not None):
         raise typer.BadParameter("--cuda-architectures and --flash-attention need --cuda")
+    if portable and cuda:
+        raise typer.BadParameter("--portable and --cuda exclude each other")
     if force and bundle is None:
         raise typer.BadParameter("--force needs --bundle")
     console = Console(stderr=True)
@@ -74,11 +86,16 @@ def build(
         console.print(f"bof4 build: {bundle} has {size / 1e6:.1f} MB; BUILD.txt inside says how to build it")
         return
     if print_bin:
-        print(_cuda_bin(cuda_architectures, flash_attention) if cuda else building.installed_bin())
+        if cuda:
+            print(_cuda_bin(cuda_architectures, flash_attention))
+        else:
+            print(_portable_bin() if portable else building.installed_bin())
         return
 
-    cmake_args = _cuda_arguments(console, cuda_architectures, flash_attention) if cuda else ()
-    targets = _programs(cmake_args) + (building.TESTS if tests else ())
+    cmake_args: tuple[str, ...] = portable_build.cmake_arguments() if portable else ()
+    if cuda:
+        cmake_args = _cuda_arguments(console, cuda_architectures, flash_attention)
+    targets = _programs(cmake_args) + (building.tests_of(cmake_args) if tests else ())
     with progress_bar("checking the cache", steps_of="bof4 build") as report:
         result = building.build(targets, cmake_args, jobs, report)
     building.choose(cmake_args)
@@ -119,6 +136,18 @@ def _cuda_bin(architectures: str, flash_attention: bool | None) -> Path:
     build = building.build_of(arguments)
     if not build.targets() >= set(_programs(arguments)):
         raise building.NotBuiltError("there is no CUDA build with these options yet: run `bof4 build --cuda` with them")
+    return build.bin
+
+
+def _portable_bin() -> Path:
+    """The folder of programs of the portable build.
+
+    Raises:
+        NotBuiltError: it is not built.
+    """
+    build = building.build_of(portable_build.cmake_arguments())
+    if not build.targets() >= set(building.PROGRAMS):
+        raise building.NotBuiltError("there is no portable build yet: run `bof4 build --portable`")
     return build.bin
 
 

@@ -1,12 +1,12 @@
 // Products on the CPU backend.
 #include "bof4-checks.h"
+#include "bof4-cpu-backend.h"
 #include "bof4-row-ranges.h"
 
 #include "../lists/bof4-list.h"
 
 #include "ggml-backend.h"
 #include "ggml-cpp.h"
-#include "ggml-cpu.h"
 #include "ggml.h"
 
 #include <stdexcept>
@@ -17,13 +17,12 @@ int bof4_vec_dot(int type_, const void * row, const float * activations, int64_t
     return bof4_guarded([&]() -> int {
         const ggml_type type = bof4_checked_type(type_);
         bof4_checked_row_size(type, n);
-        ggml_cpu_init();
-        const auto * traits = ggml_get_type_traits_cpu(type);
+        const auto * traits = bof4_cpu_type_traits(type);
         if (traits->vec_dot == nullptr) {
             throw std::runtime_error(std::string("the CPU backend has no vec_dot for ") + ggml_type_name(type));
         }
         std::vector<uint8_t> encoded(bof4_checked_row_size(traits->vec_dot_type, n));
-        ggml_get_type_traits_cpu(traits->vec_dot_type)->from_float(activations, encoded.data(), n);
+        bof4_cpu_type_traits(traits->vec_dot_type)->from_float(activations, encoded.data(), n);
         traits->vec_dot((int) n, dst, 0, row, 0, encoded.data(), 0, 1);
         return 0;
     });
@@ -53,8 +52,7 @@ int bof4_mul_mat(int type_, const void * weights, int64_t nrow, int64_t n_per_ro
         ggml_cgraph * graph = ggml_new_graph(ctx.get());
         ggml_build_forward_expand(graph, y);
 
-        ggml_backend_ptr backend(ggml_backend_cpu_init());
-        ggml_backend_cpu_set_n_threads(backend.get(), bof4_thread_count(threads));
+        const ggml_backend_ptr backend = bof4_cpu_backend(bof4_thread_count(threads));
         if (!ggml_backend_supports_op(backend.get(), y)) {
             throw std::runtime_error(std::string("the CPU backend cannot multiply ") + ggml_type_name(type));
         }

@@ -1,8 +1,8 @@
 // The roofline of a product: how fast this machine reads weights, and how fast it multiplies them.
 #include "bof4-api.h"
+#include "bof4-checks.h"
+#include "bof4-cpu-backend.h"
 #include "bof4-timing.h"
-
-#include "ggml-cpu.h"
 
 #include <algorithm>
 #include <chrono>
@@ -184,22 +184,22 @@ __attribute__((target("arch=armv8.2-a+i8mm"))) void multiply_i8mm() {
 instructions instructions_of_backend() {
     constexpr int64_t calls = (int64_t) iterations * chains;
 #if defined(__x86_64__) && defined(__GNUC__)
-    if (ggml_cpu_has_avx512_vnni()) {
+    if (bof4_cpu_has("AVX512_VNNI")) {
         return { "avx512-vnni", 64 * calls, multiply_avx512_vnni };
     }
 #if defined(HAS_AVX_VNNI)
-    if (ggml_cpu_has_avx_vnni()) {
+    if (bof4_cpu_has("AVX_VNNI")) {
         return { "avx-vnni", 32 * calls, multiply_avx_vnni };
     }
 #endif
-    if (ggml_cpu_has_avx2()) {
+    if (bof4_cpu_has("AVX2")) {
         return { "avx2", 32 * calls, multiply_avx2 };
     }
 #elif defined(__aarch64__) && defined(__GNUC__)
-    if (ggml_cpu_has_matmul_int8()) {
+    if (bof4_cpu_has("MATMUL_INT8")) {
         return { "neon-i8mm", 32 * calls, multiply_i8mm };
     }
-    if (ggml_cpu_has_dotprod()) {
+    if (bof4_cpu_has("DOTPROD")) {
         return { "neon-dotprod", 16 * calls, multiply_dotprod };
     }
 #endif
@@ -220,10 +220,18 @@ double bof4_read_ns(const void * data, int64_t nbytes, int threads, int passes) 
 }
 
 const char * bof4_instruction_set(void) {
-    return instructions_of_backend().name;
+    const char * name = nullptr;
+    bof4_guarded([&]() -> int {
+        name = instructions_of_backend().name;
+        return 0;
+    });
+    return name;
 }
 
 double bof4_int8_rate(void) {
+    if (bof4_instruction_set() == nullptr) {
+        return BOF4_FAILED;
+    }
     const instructions found = instructions_of_backend();
     if (found.multiply == nullptr) {
         return 0.0;

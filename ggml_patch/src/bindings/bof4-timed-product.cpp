@@ -1,10 +1,10 @@
 // A product of ggml, set up once and timed many times.
 #include "bof4-api.h"
+#include "bof4-cpu-backend.h"
 #include "bof4-timing.h"
 
 #include "ggml-backend.h"
 #include "ggml-cpp.h"
-#include "ggml-cpu.h"
 #include "ggml.h"
 
 #include <algorithm>
@@ -34,30 +34,13 @@ bool has_kernel(ggml_backend_dev_t cpu, ggml_backend_buffer_type_t buft, ggml_te
 }
 
 ggml_backend_buffer_type_t repacked_layout(ggml_tensor * op) {
-    ggml_backend_dev_t cpu = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
-    const auto extra = (ggml_backend_dev_get_extra_bufts_t) ggml_backend_reg_get_proc_address(
-        ggml_backend_dev_backend_reg(cpu), "ggml_backend_dev_get_extra_bufts");
-    for (auto * buft = extra ? extra(cpu) : nullptr; buft && *buft; ++buft) {
-        if (has_kernel(cpu, *buft, op)) {
+    for (auto * buft = bof4_cpu_extra_buffer_types(); buft && *buft; ++buft) {
+        if (has_kernel(bof4_cpu_device(), *buft, op)) {
             return *buft;
         }
     }
-    return ggml_backend_cpu_buffer_type();
+    return ggml_backend_dev_buffer_type(bof4_cpu_device());
 }
-
-// Disables ggml's log, which has a line for each matrix that is repacked.
-class silence {
-  public:
-    silence() {
-        ggml_log_get(&callback, &data);
-        ggml_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
-    }
-    ~silence() { ggml_log_set(callback, data); }
-
-  private:
-    ggml_log_callback callback;
-    void * data;
-};
 
 void build(bof4_timed_product & p, ggml_type type, const void * weights, int64_t nrow, int64_t n_per_row, int64_t ncol,
     int copies, bool repacked, int threads) {
@@ -77,16 +60,16 @@ void build(bof4_timed_product & p, ggml_type type, const void * weights, int64_t
         matrices.push_back(ggml_new_tensor_2d(p.weights_ctx.get(), type, n_per_row, nrow));
         ggml_build_forward_expand(p.graph, ggml_mul_mat(p.ctx.get(), matrices.back(), x));
     }
-    p.layout = repacked ? repacked_layout(ggml_graph_node(p.graph, 0)) : ggml_backend_cpu_buffer_type();
+    p.layout = repacked ? repacked_layout(ggml_graph_node(p.graph, 0))
+                        : ggml_backend_dev_buffer_type(bof4_cpu_device());
 
-    p.backend.reset(ggml_backend_cpu_init());
-    ggml_backend_cpu_set_n_threads(p.backend.get(), std::max(1, threads));
+    p.backend = bof4_cpu_backend(std::max(1, threads));
     p.weights_buffer.reset(ggml_backend_alloc_ctx_tensors_from_buft(p.weights_ctx.get(), p.layout));
     p.buffer.reset(ggml_backend_alloc_ctx_tensors(p.ctx.get(), p.backend.get()));
     if (!p.weights_buffer || !p.buffer) {
         throw std::runtime_error("no memory for " + std::to_string(copies) + " matrices of " + ggml_type_name(type));
     }
-    const silence quiet;
+    const bof4_silence quiet; // of a line for each matrix that is repacked
     for (ggml_tensor * matrix : matrices) {
         if (!ggml_backend_supports_op(p.backend.get(), ggml_graph_node(p.graph, 0))) {
             throw std::runtime_error(std::string("the CPU backend cannot multiply ") + ggml_type_name(type));

@@ -5,11 +5,12 @@
 // `passes` times.
 BOF4_API double bof4_read_ns(const void * data, int64_t nbytes, int threads, int passes);
 
-// The instructions that the CPU backend was built for: "avx512-vnni", "avx-vnni", "avx2", "neon-i8mm", "neon-dotprod"
-// or "portable".
+// The instructions of the CPU backend, or of the variant of it that is loaded: "avx512-vnni", "avx-vnni", "avx2",
+// "neon-i8mm", "neon-dotprod" or "portable". NULL: there is no CPU backend; the message is in bof4_last_error().
 BOF4_API const char * bof4_instruction_set(void);
 
 // int8 products per nanosecond of those instructions on one thread where all operands are in registers; 0: not known.
+// BOF4_FAILED: there is no CPU backend.
 BOF4_API double bof4_int8_rate(void);
 
 typedef struct bof4_timed_product bof4_timed_product;
