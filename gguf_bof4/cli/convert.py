@@ -112,9 +112,12 @@ def _print_summary(report: ConversionReport, stock: bool) -> None:
 
 def convert(
     source: Annotated[
-        Path,
+        str,
         typer.Argument(
-            metavar="SRC", help="A Hugging Face folder, or a GGUF file (the first of its parts).", show_default=False
+            metavar="SRC",
+            help="A Hugging Face folder, a GGUF file (the first of its parts), or a repository of a model hub: "
+            "ORGANIZATION/NAME, or hf:ORGANIZATION/NAME[:FILE]. A path that exists goes first.",
+            show_default=False,
         ),
     ],
     output: Annotated[
@@ -123,6 +126,9 @@ def convert(
             metavar="OUT", help="The GGUF file to write; {ftype} in its name becomes the type.", show_default=False
         ),
     ],
+    revision: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Branch, tag or commit of a repository (default: main).")
+    ] = None,
     type_: Annotated[
         str, typer.Option("--type", metavar="TYPE", help=f"Type of the matrices: {_TYPES}.")
     ] = "BOF4_S",
@@ -217,7 +223,8 @@ def convert(
     """Convert a model to a GGUF file of BOF4 types.
 
     SRC is a Hugging Face folder of any architecture that the pinned
-    llama.cpp knows, or a GGUF file of any type. Matrices get --type.
+    llama.cpp knows, a GGUF file of any type, or a repository of a model
+    hub, which is downloaded into the hub's cache. Matrices get --type.
     Embeddings and output get Q6_K, but with --type F16, BF16, F32 or
     Q8_0, which an unpatched llama.cpp runs, that. Vectors, norms and whatever
     llama-quantize never quantizes stay in F32 or F16. Rows that do not
@@ -235,6 +242,7 @@ def convert(
             report = run(
                 source,
                 output,
+                revision=revision,
                 progress=progress,
                 type=type_,
                 token_embedding_type=token_embedding_type,

@@ -13,6 +13,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from gguf_bof4.cli.model_file import HELP, local_path
+
 if TYPE_CHECKING:
     from gguf_bof4.gguf_files.model import Model
 
@@ -128,13 +130,13 @@ def _print_tables(found: dict[str, Any], console: Console) -> None:
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A GGUF file, or the first of its parts.")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help=HELP)],
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Print the tensors, types, bits per weight and metadata of a GGUF file."""
     from gguf_bof4.gguf_files.model import open_model
 
-    found = summary(open_model(file))
+    found = summary(open_model(local_path(file)))
     if as_json:
         # letters that standard output cannot encode are escaped as JSON escapes them
         print(json.dumps(found, ensure_ascii=(sys.stdout.encoding or "utf-8").lower() != "utf-8"))
