@@ -10,10 +10,10 @@ from typing import Any
 
 from gguf_bof4 import hub
 from gguf_bof4.convert import from_gguf, from_huggingface, pipeline
-from gguf_bof4.convert.huggingface_folder import check_folder
 from gguf_bof4.convert.hub_files import fetch_source
+from gguf_bof4.convert.huggingface_folder import check_folder
 from gguf_bof4.convert.options import Options
-from gguf_bof4.convert.output import output_path, publish, refuse_existing, refuse_source, staging
+from gguf_bof4.convert.output import check_folder_of, output_path, publish, refuse_existing, refuse_source, staging
 from gguf_bof4.convert.pipeline import Converted
 from gguf_bof4.convert.random_tokens import with_importance
 from gguf_bof4.convert.report import ConversionReport, TensorReport
@@ -83,8 +83,10 @@ def convert(
     chosen.check()
     output = output_path(output, chosen.output_type.name, in_parts=chosen.split_bytes > 0)
     installed_bin()  # fails now rather than after an hour of reading or downloading
-    if chosen.split_bytes == 0 and isinstance(source, str) and hub.wanted(source, bare=True):
-        refuse_existing([output], chosen.force)
+    if isinstance(source, str) and hub.wanted(source, bare=True):
+        check_folder_of(output)
+        if chosen.split_bytes == 0:
+            refuse_existing([output], chosen.force)
     source = _local(source, revision, progress)
     source_files = check_folder(source) if source.is_dir() else part_files(source)
     beside = [p for p in source.iterdir() if p.suffix != ".gguf"] if source.is_dir() else []

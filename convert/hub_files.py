@@ -32,7 +32,8 @@ def _is_description(path: str) -> bool:
 
 def _weights(paths: Collection[str], read: Callable[[str], Path]) -> list[str]:
     """The index, where there is one, and the files that hold the weights; safetensors go first."""
-    for index, start, end in ((INDEX_OF_SAFETENSORS, "model", ".safetensors"), (INDEX_OF_PYTORCH, "pytorch_model", ".bin")):
+    kinds = ((INDEX_OF_SAFETENSORS, "model", ".safetensors"), (INDEX_OF_PYTORCH, "pytorch_model", ".bin"))
+    for index, start, end in kinds:
         if index in paths:
             return [index, *sorted(names_from_index(read(index)))]
         if found := [p for p in paths if p.startswith(start) and p.endswith(end) and "/" not in p]:

@@ -268,6 +268,16 @@ def _sigterm_unwinds() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+def check_folder_of(output: Path) -> None:
+    """Check that the folder of an output exists.
+
+    Raises:
+        UserError: it does not.
+    """
+    if not output.parent.is_dir():
+        raise UserError(f"{output} cannot be written: the folder {output.parent} does not exist")
+
+
 @contextlib.contextmanager
 def staging(output: Path) -> Iterator[Path]:
     """A hidden folder beside `output` to write into, removed in the end, also after an exception.
@@ -275,8 +285,7 @@ def staging(output: Path) -> Iterator[Path]:
     Raises:
         UserError: the folder of the output is missing or cannot be written to.
     """
-    if not output.parent.is_dir():
-        raise UserError(f"{output} cannot be written: the folder {output.parent} does not exist")
+    check_folder_of(output)
     with _sigterm_unwinds(), contextlib.ExitStack() as stack:
         try:
             folder = stack.enter_context(hidden_folder(output))

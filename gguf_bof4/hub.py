@@ -151,6 +151,8 @@ def _of_status(status: int, name: HubName) -> str:
             f"the hub refuses access to {name} ({status}): the token (HF_TOKEN, or that of `hf auth login`) is not "
             "valid, or has no right to read this repository"
         )
+    if status == 404:
+        return f"{_endpoint()} has no {name}, or is no model hub (404): check the name, and HF_ENDPOINT"
     if status == 429:
         return f"the hub {_endpoint()} answers that there were too many requests: wait some minutes, or give a token"
     return f"the hub {_endpoint()} answers with the error {status} for {name}: try again later"
@@ -197,40 +199,54 @@ def _is_network(error: BaseException) -> bool:
     return bool(kinds & _DRIVERS) or any(isinstance(cause, ConnectionError) for cause in _causes(error))
 
 
+def _of_machine(error: BaseException, name: HubName) -> str | None:
+    """The message where a variable of the environment or the disk is the cause; None for other errors."""
+    from huggingface_hub import constants, errors
+
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return (
+            f"{name} is not in the cache {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids to download it: unset "
+            "it, or give the folder of the model"
+        )
+    if isinstance(error, errors.FileMetadataError):
+        return f"{_endpoint()} does not answer as a model hub: check HF_ENDPOINT and the proxy. {_first_line(error)}"
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        return (
+            f"{name} could not be downloaded: {error.strerror} in {constants.HF_HUB_CACHE}. Make room, or set HF_HOME "
+            "to a folder on another disk"
+        )
+    return None
+
+
+def _of_download(error: BaseException, name: HubName) -> str | None:
+    """The message where the name, the hub's answer or the connection is the cause; None for other errors."""
+    from huggingface_hub import errors
+
+    response = getattr(error, "response", None)
+    if isinstance(error, errors.HfHubHTTPError) and response is not None:
+        return _of_status(int(response.status_code), name)
+    if isinstance(error, errors.HFValidationError):
+        return f"{name} is no name of a repository: {_first_line(error)}"
+    if isinstance(error, OSError) and "Consistency check failed" in str(error):
+        what = str(error).splitlines()[0].removeprefix("Consistency check failed: ")
+        return (
+            f"a file of {name} came with another size than the hub {_endpoint()} says: {what}. Nothing of it was kept; "
+            "run the same command again"
+        )
+    return None
+
+
 def explained(error: Exception, name: HubName) -> UserError | None:
     """What a user can do about an exception of huggingface_hub; None where it is none that a user can cause."""
-    from huggingface_hub import constants, errors
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     if isinstance(error, UserError):
         return error
-    for cause in _causes(error):
-        if (message := _of_repository(cause, name)) is not None:
-            return UserError(message)
-        if isinstance(cause, errors.OfflineModeIsEnabled):
-            return UserError(
-                f"{name} is not in the cache {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids to download it: "
-                "unset it, or give the folder of the model"
-            )
-        if isinstance(cause, OSError) and cause.errno in DISK_FULL:
-            return UserError(
-                f"{name} could not be downloaded: {cause.strerror} in {constants.HF_HUB_CACHE}. Make room, or set "
-                "HF_HOME to a folder on another disk"
-            )
-        if isinstance(cause, errors.FileMetadataError):
-            return UserError(
-                f"{_endpoint()} does not answer as a model hub does: check HF_ENDPOINT and the proxy. {_first_line(cause)}"
-            )
-        response = getattr(cause, "response", None)
-        if isinstance(cause, errors.HfHubHTTPError) and response is not None:
-            return UserError(_of_status(int(response.status_code), name))
-    if isinstance(error, errors.HFValidationError):
-        return UserError(f"{name} is no name of a repository: {_first_line(error)}")
-    if isinstance(error, OSError) and "Consistency check failed" in str(error):
-        return UserError(
-            f"a file of {name} came with another size than the hub {_endpoint()} says: {_first_line(error)}. "
-            "Nothing of it was kept; run the same command again"
-        )
-    if _is_network(error) or isinstance(error, errors.LocalEntryNotFoundError):
+    for explain in (_of_repository, _of_machine, _of_download):
+        for cause in _causes(error):
+            if (message := explain(cause, name)) is not None:
+                return UserError(message)
+    if _is_network(error) or isinstance(error, LocalEntryNotFoundError):
         cause = list(_causes(error))[-1]
         return UserError(
             f"{name} could not be downloaded from {_endpoint()}: {type(cause).__name__}: {_first_line(cause)}. "
@@ -373,7 +389,7 @@ def _bar_class(progress: Progress, total: int, stop: threading.Event) -> type[An
     """A tqdm that shows nothing and reports bytes to `progress`; its update raises after `stop`."""
     from tqdm.auto import tqdm
 
-    class Bar(tqdm):  # type: ignore[type-arg]
+    class Bar(tqdm):  # type: ignore[misc]
         monitor_interval = 0  # no thread that watches over the display
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -381,13 +397,12 @@ def _bar_class(progress: Progress, total: int, stop: threading.Event) -> type[An
             self.counts = kwargs.get("unit") == "B" and not str(kwargs.get("desc")).startswith("Reconstruct")
             super().__init__(*args, **{**kwargs, "file": io.StringIO(), "disable": False})
 
-        def update(self, n: float | None = 1) -> bool | None:
+        def update(self, n: float | None = 1) -> None:
             if stop.is_set():
                 raise _Stopped
-            shown = super().update(n)
+            super().update(n)
             if self.counts:
                 progress("downloading", min(int(self.n), total), total)
-            return shown
 
     return Bar
 

@@ -194,16 +194,16 @@ class _Handler(BaseHTTPRequestHandler):
             repository, rest = "/".join(words[2:4]), ["cdn", *words[4:]]
         else:
             repository, rest = "/".join(words[:2]), words[2:]
-        if repository not in self.hub.repositories:
+        if rest[:1] == ["cdn"]:  # another host, which gets no token
+            path = "/".join(rest[1:])
+            self._send(path, _bytes(self.hub.repositories[repository][path]))
+        elif repository not in self.hub.repositories:
             self._refuse(401 if not self.headers.get("Authorization") else 404, "RepoNotFound", "Repository not found")
         elif self._allowed(repository):
             self._repository(repository, rest)
 
     def _repository(self, repository: str, rest: list[str]) -> None:
-        if rest[:1] == ["cdn"]:
-            path = "/".join(rest[1:])
-            self._send(path, _bytes(self.hub.repositories[repository][path]))
-        elif rest[:1] == ["resolve"]:
+        if rest[:1] == ["resolve"]:
             self._resolve(repository, rest[1], "/".join(rest[2:]))
         elif rest[:1] in (["revision"], ["tree"]) and "/".join(rest[1:]) not in self.hub.revisions:
             self._refuse(404, "RevisionNotFound", "Invalid rev id")

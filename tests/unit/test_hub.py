@@ -31,7 +31,9 @@ def test_names_with_the_prefix(text: str, expected: HubName | None) -> None:
     assert parse_hub_name(text) == expected
 
 
-@pytest.mark.parametrize("text", ["hf:", "hf:/x", "hf:a/b/c", "hf:../x", "hf:org/", "hf:org/model:", "hf:org/model@", "hf:a b/c"])
+@pytest.mark.parametrize(
+    "text", ["hf:", "hf:/x", "hf:a/b/c", "hf:../x", "hf:org/", "hf:org/model:", "hf:org/model@", "hf:a b/c"]
+)
 def test_malformed_names_say_the_form(text: str) -> None:
     with pytest.raises(UserError, match=r"hf:ORGANIZATION/NAME\[@REVISION\]\[:FILE\]"):
         parse_hub_name(text)
@@ -95,7 +97,7 @@ def test_missing_files_and_tags_are_listed(file: str) -> None:
 
 
 def test_without_models_convert_is_named() -> None:
-    with pytest.raises(UserError, match="no GGUF file of a model: `bof4 convert hf:org/model OUT.gguf`"):
+    with pytest.raises(UserError, match=r"no GGUF file of a model: `bof4 convert hf:org/model OUT\.gguf`"):
         choose_gguf(NAME, ("config.json", "model.safetensors", "mmproj.gguf"))
 
 
