@@ -179,12 +179,13 @@ def compare(
     with tempfile.TemporaryDirectory(prefix="bof4-compare-") as name:
         folder = Path(name)
         needed = logits_bytes(vocabulary, chunks, context)
-        check_disk(folder, needed, f"comparing {chunks} chunks", "set TMPDIR to a folder with more, or give fewer --chunks")
+        remedy = "set TMPDIR to a folder with more, or give fewer --chunks"
+        check_disk(folder, needed, f"comparing {chunks} chunks", remedy)
         logits = folder / "logits"
         progress(f"running {base.name}", 0, 0)
         output = run_program(
-            "llama-perplexity", "-m", base, "-f", text, "--chunks", str(chunks), "--kl-divergence-base", logits, *options,
-            remedy=_REMEDY, on_output=lambda text: report(f"running {base.name}", r"\[(\d+)\]", chunks, text),
+            "llama-perplexity", "-m", base, "-f", text, "--chunks", str(chunks), "--kl-divergence-base", logits,
+            *options, remedy=_REMEDY, on_output=lambda text: report(f"running {base.name}", r"\[(\d+)\]", chunks, text),
         )  # fmt: skip
         found = _chunks_of(output, text, context)
         if (written := logits.stat().st_size) != (wanted := logits_bytes(vocabulary, found, context)):

@@ -97,12 +97,12 @@ def compare(
     from gguf_bof4.bench.compare import compare as run
 
     layers = [] if gpu_layers is None else ["-ngl", str(gpu_layers)]
-    paths = [local_path(name) for name in (base, model)]
+    first, second = local_path(base), local_path(model)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         with progress_bar("reading the models") as progress:
             found = run(
-                *paths, text, chunks=chunks, context=context, threads=threads,
+                first, second, text, chunks=chunks, context=context, threads=threads,
                 arguments=[*layers, *(arguments or ())], progress=progress,
             )  # fmt: skip
     except KeyboardInterrupt:
