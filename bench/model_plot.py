@@ -67,14 +67,10 @@ def _draw(axes: Axes, points: Points, layers: int) -> None:
     from matplotlib import colormaps
     from matplotlib.ticker import MaxNLocator
 
-    colors = colormaps["tab20"].colors  # type: ignore[attr-defined]
-    for group in GROUPS:
-        if by_place := points.get(group):
-            places = sorted(by_place)
-            axes.plot(
-                places, [by_place[p] for p in places], marker="o", ms=3.2, lw=1, label=group,
-                color=colors[GROUPS.index(group) % len(colors)],
-            )  # fmt: skip
+    colors = colormaps["tab10" if len(points) <= 10 else "tab20"].colors  # type: ignore[attr-defined]
+    for color, group in zip(colors, (g for g in GROUPS if g in points), strict=False):
+        places = sorted(points[group])
+        axes.plot(places, [points[group][p] for p in places], marker="o", ms=3.2, lw=1, label=group, color=color)
     axes.set_xlim(-1.5, layers + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(color="#ececec", lw=0.7)
@@ -109,7 +105,11 @@ def plot_model(model: Model, errors: Mapping[str, ErrorSums] | None, target: Pat
     axes[0].set_title(f"{model.path.name}: {model.bits_per_weight():.2f} bits per weight", loc="left", fontsize=10)
     if found:
         _draw(axes[1], found, layers)
-        axes[1].set_yscale("log")
+        values = [error for by_place in found.values() for error in by_place.values()]
+        if max(values) > 10 * min(values):
+            axes[1].set_yscale("log")
+        else:
+            axes[1].set_ylim(bottom=0)
         axes[1].set_ylabel("relative squared error")
     axes[-1].set_xlabel("layer (left: token embeddings, right: output)")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8, frameon=False)

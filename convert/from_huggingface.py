@@ -66,7 +66,8 @@ def _failure(source: Path, code: int, stderr: IO[bytes] | None) -> Exception:
     return failure
 
 
-def _tensor_report(sent: dict[str, Any]) -> TensorReport:
+def tensor_report_of(sent: dict[str, Any]) -> TensorReport:
+    """A report that came from the child process, as JSON."""
     errors = sent["errors"]
     found = None if errors is None else ErrorSums(**errors)
     return TensorReport(**{**sent, "shape": tuple(sent["shape"]), "errors": found})
@@ -110,7 +111,7 @@ def convert_folder(
                     return Converted(
                         message["architecture"],
                         tuple(Path(p) for p in message["outputs"]),
-                        tuple(_tensor_report(t) for t in message["tensors"]),
+                        tuple(tensor_report_of(t) for t in message["tensors"]),
                     )
             code = child.wait()
         raise _failure(source, code, stderr)

@@ -23,6 +23,14 @@ AT_ONCE = 1 << 20
 """Weights that are compared at a time: 4 MiB of floats stay in the caches of a core."""
 
 
+def _squares(rows: Floats) -> float:
+    """The sum of the squares of float32 [rows, n]: along a row in float32, of the rows in float64."""
+    with np.errstate(over="ignore"):
+        total = float(np.einsum("ij,ij->i", rows, rows).sum(dtype=np.float64))
+    # squares of outliers beyond 1e19 are no float32
+    return total if np.isfinite(total) else float(np.einsum("ij,ij->", rows, rows, dtype=np.float64))
+
+
 @dataclass
 class ErrorSums:
     """Sums over the weights of a tensor, or of several.
@@ -37,10 +45,8 @@ class ErrorSums:
 
     def add(self, decoded: Floats, exact: Floats) -> None:
         """Add rows, both float32 [rows, n]; `decoded` is overwritten."""
-        difference = np.subtract(decoded, exact, out=decoded)
-        # products are summed in float32 along a row, rows in float64
-        self.squared_error += float(np.einsum("ij,ij->i", difference, difference).sum(dtype=np.float64))
-        self.squared_weights += float(np.einsum("ij,ij->i", exact, exact).sum(dtype=np.float64))
+        self.squared_error += _squares(np.subtract(decoded, exact, out=decoded))
+        self.squared_weights += _squares(exact)
 
     @property
     def relative(self) -> float:
