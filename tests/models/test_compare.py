@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
+import command_line
 import pytest
 from program import bof4
+from rich.console import Console
 
 from gguf_bof4.bench.compare import compare, logits_bytes
+from gguf_bof4.cli.compare import result_table
 from gguf_bof4.errors import UserError
 from gguf_bof4.gguf_files.model import open_model
 
@@ -24,10 +29,11 @@ VOCABULARY = 49152
 
 @pytest.fixture
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """TMPDIR of the programs, empty."""
+    """TMPDIR of the programs and of this one, empty."""
     folder = tmp_path / "temporary"
     folder.mkdir()
     monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
     return folder
 
 
@@ -51,19 +57,9 @@ def test_a_quantized_model_against_the_one_that_it_was_made_from(
     assert list(temporary.iterdir()) == []
 
 
-def test_a_model_against_itself(smol_bof4: Path, evaluation: Path, temporary: Path) -> None:
-    done = bof4("compare", str(smol_bof4), str(smol_bof4), "-f", str(evaluation), "--chunks", "1", *THREADS,
-                "--", "--no-warmup")  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    rows = {line.split("│")[1].strip(): line.split("│")[3].strip() for line in done.stdout.splitlines() if "│" in line}
-    # distributions are stored in 16 bits
-    assert float(rows["mean KL divergence"].split()[0]) < 1e-4
-    assert float(rows["ratio of the perplexities"].split()[0]) == pytest.approx(1, abs=1e-3)
-    assert float(rows["same top token"].split()[0]) > 99
-    assert list(temporary.iterdir()) == []
-
-
-def test_progress_and_the_size_of_the_file(smol_bof4: Path, evaluation: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_against_itself(
+    smol_bof4: Path, evaluation: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     told: list[tuple[str, int, int]] = []
     asked: list[tuple[int, int, int]] = []
 
@@ -73,16 +69,27 @@ def test_progress_and_the_size_of_the_file(smol_bof4: Path, evaluation: Path, mo
 
     monkeypatch.setattr("gguf_bof4.bench.compare.logits_bytes", recorded)
     # -b 512: a chunk at a time, so that there is something to tell
-    compare(smol_bof4, smol_bof4, evaluation, chunks=2, threads=1, arguments=("-b", "512"),
-            progress=lambda *step: told.append(step))  # fmt: skip
+    found = compare(smol_bof4, smol_bof4, evaluation, chunks=2, threads=1, arguments=("-b", "512"),
+                    progress=lambda *step: told.append(step))  # fmt: skip
     name = f"running {smol_bof4.name}"
     assert {step[1:] for step in told if step[0] == name} >= {(1, 2), (2, 2)}
     # the size of the file was compared with this
     assert asked == [(VOCABULARY, 2, 512)] * 2
+    assert list(temporary.iterdir()) == []
+    # distributions are stored in 16 bits
+    assert abs(found.figures.mean_kld) < 1e-4
+    assert found.figures.ppl_ratio == pytest.approx(1, abs=1e-3)
+    assert found.figures.same_top > 99
+    console = Console(width=150, file=io.StringIO())
+    console.print(result_table(found))
+    assert isinstance(console.file, io.StringIO)
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in console.file.getvalue().splitlines()]
+    assert ["bits per weight", f"{found.base.bits_per_weight():.2f}", f"{found.model.bits_per_weight():.2f}"] in rows
+    assert ["mean KL divergence", "0", f"{found.figures.mean_kld:.5f} ± {found.figures.mean_kld_error:.5f}"] in rows
 
 
-def refused(*arguments: str, **environment: str) -> str:
-    done = bof4("compare", *arguments, **environment)
+def refused(*arguments: str) -> str:
+    done = command_line.bof4("compare", *arguments)
     assert (done.returncode, done.stdout) == (1, "")
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith("bof4: ")

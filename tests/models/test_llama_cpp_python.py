@@ -17,7 +17,6 @@ ROOT = Path(gguf_bof4.__file__).parents[1]
 
 SCRIPT = """
 import sys
-{setting}
 import llama_cpp
 
 model = llama_cpp.Llama(sys.argv[1], n_ctx=512, n_threads=1, n_threads_batch=1, verbose=False)
@@ -51,7 +50,7 @@ def generate(
 ) -> subprocess.CompletedProcess[str]:
     inherited = {name: value for name, value in os.environ.items() if name != "LLAMA_CPP_LIB_PATH"}
     return subprocess.run(
-        [sys.executable, "-c", SCRIPT.format(setting=setting), model],
+        [sys.executable, "-c", f"{setting}\n{SCRIPT}", model],
         capture_output=True, text=True, check=False, timeout=120,
         env={**inherited, "PYTHONPATH": os.pathsep.join([str(bindings), str(ROOT)]), **environment},
     )  # fmt: skip
