@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from gguf_bof4.errors import DISK_FULL, UserError
@@ -227,6 +227,8 @@ def _of_download(error: BaseException, name: HubName) -> str | None:
         return _of_status(int(response.status_code), name)
     if isinstance(error, errors.HFValidationError):
         return f"{name} is no name of a repository: {_first_line(error)}"
+    if isinstance(error, ValueError) and "too large to be downloaded" in str(error):
+        return f"{name} has a file that is too large for a download by HTTP: pip install hf_xet"
     if isinstance(error, OSError) and "Consistency check failed" in str(error):
         what = str(error).splitlines()[0].removeprefix("Consistency check failed: ")
         return (
@@ -298,6 +300,12 @@ def _hub_file(sibling: Any) -> HubFile:
     return HubFile(int(sibling.size or 0), sha256, None if sha256 else sibling.blob_id)
 
 
+def _is_inside(path: str) -> bool:
+    """Does a path that a hub lists stay in the folder of its repository?"""
+    parts = PurePosixPath(path).parts
+    return bool(parts) and not path.startswith("/") and "\\" not in path and ".." not in parts
+
+
 def open_repository(name: HubName) -> Repository:
     """Ask the hub for the files of a repository; where it cannot be reached, what is in the cache.
 
@@ -320,7 +328,7 @@ def open_repository(name: HubName) -> Repository:
             if not isinstance(error, OfflineModeIsEnabled):
                 _log.warning("the hub %s cannot be reached: %s is taken from the cache", constants.ENDPOINT, name)
             return found
-    files = {sibling.rfilename: _hub_file(sibling) for sibling in info.siblings or ()}
+    files = {s.rfilename: _hub_file(s) for s in info.siblings or () if _is_inside(s.rfilename)}
     return Repository(name, files, _storage(name) / "snapshots" / str(info.sha), cached_only=False)
 
 
@@ -396,6 +404,9 @@ def _bar_class(progress: Progress, total: int, stop: threading.Event) -> type[An
             kwargs.pop("name", None)
             self.counts = kwargs.get("unit") == "B" and not str(kwargs.get("desc")).startswith("Reconstruct")
             super().__init__(*args, **{**kwargs, "file": io.StringIO(), "disable": False})
+
+        def display(self, *_: Any, **__: Any) -> bool:
+            return True
 
         def update(self, n: float | None = 1) -> None:
             if stop.is_set():

@@ -197,6 +197,16 @@ def test_a_damaged_file_in_the_cache_is_replaced(hub: Hub, run: Run, small: Path
     assert hub.downloads() == [small.name] * 2
 
 
+def test_a_hub_cannot_name_files_outside_of_the_cache(hub: Hub, run: Run, small: Path, tmp_path: Path) -> None:
+    precious = tmp_path / "precious.gguf"
+    precious.write_bytes(b"precious")
+    up = "../" * 6
+    hub.repositories["org/bad"] = {f"{up}precious.gguf": small, str(precious): small, "x/../../y.gguf": small}
+    for file in (f"{up}precious.gguf", str(precious), "precious.gguf", "y.gguf"):
+        assert "and no GGUF file of a model" in refused(run("inspect", f"hf:org/bad:{file}"))
+    assert precious.read_bytes() == b"precious"
+
+
 def test_room_is_checked_before_a_download(hub: Hub, run: Run, small: Path) -> None:
     hub.repositories["org/small"] = {small.name: small}
     hub.sizes[small.name] = 10**15
