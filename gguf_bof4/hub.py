@@ -43,6 +43,9 @@ _NO_MODEL = ("mmproj", "imatrix", "mtp-", "eagle3-", "dflash-", "dspark-")
 _DRIVERS = {"requests", "urllib3", "httpx", "httpx2", "httpcore", "httpcore2"}
 """Packages whose exceptions say that the network failed; which ones there are depends on huggingface_hub's version."""
 
+_ATTEMPTS = 5
+"""Of a download whose connection breaks after data has arrived."""
+
 _log = logging.getLogger("gguf_bof4")
 
 
@@ -230,7 +233,7 @@ def _of_download(error: BaseException, name: HubName) -> str | None:
     if isinstance(error, ValueError) and "too large to be downloaded" in str(error):
         return f"{name} has a file that is too large for a download by HTTP: pip install hf_xet"
     if isinstance(error, OSError) and "Consistency check failed" in str(error):
-        what = str(error).splitlines()[0].removeprefix("Consistency check failed: ")
+        what = str(error).splitlines()[0].removeprefix("Consistency check failed: ").rstrip(".")
         return (
             f"a file of {name} came with another size than the hub {_endpoint()} says: {what}. Nothing of it was kept; "
             "run the same command again"
@@ -393,8 +396,12 @@ class _Stopped(Exception):
     """Ends the threads of a download that was interrupted."""
 
 
-def _bar_class(progress: Progress, total: int, stop: threading.Event) -> type[Any]:
-    """A tqdm that shows nothing and reports bytes to `progress`; its update raises after `stop`."""
+def _bar_class(progress: Progress, total: int, stop: threading.Event, received: list[int]) -> type[Any]:
+    """A tqdm that shows nothing and reports bytes to `progress`; its update raises after `stop`.
+
+    Args:
+        received: the numbers of bytes are appended.
+    """
     from tqdm.auto import tqdm
 
     class Bar(tqdm):  # type: ignore[misc]
@@ -412,30 +419,42 @@ def _bar_class(progress: Progress, total: int, stop: threading.Event) -> type[An
             if stop.is_set():
                 raise _Stopped
             super().update(n)
-            if self.counts:
+            if self.counts and n:
+                received.append(int(n))
                 progress("downloading", min(int(self.n), total), total)
 
     return Bar
 
 
 def _snapshot(repository: Repository, paths: Collection[str], total: int, progress: Progress) -> Path:
-    """Download files by threads, which end when this one is interrupted: huggingface_hub would wait for them."""
+    """Download files by threads, which end when this one is interrupted: huggingface_hub would wait for them.
+
+    A connection that breaks in a way that huggingface_hub does not resume from is made again while data arrives.
+    """
     from huggingface_hub import snapshot_download
 
     name, stop = repository.name, threading.Event()
+    received: list[int] = []
     with ThreadPoolExecutor(1) as executor:
-        download = executor.submit(
-            snapshot_download,
-            name.repository,
-            revision=name.revision,
-            allow_patterns=[glob.escape(path) for path in paths],
-            tqdm_class=_bar_class(progress, total, stop),
-        )
-        try:
-            return Path(download.result())
-        except BaseException:
-            stop.set()
-            raise
+        for attempt in range(_ATTEMPTS):
+            received.clear()
+            download = executor.submit(
+                snapshot_download,
+                name.repository,
+                revision=name.revision,
+                allow_patterns=[glob.escape(path) for path in paths],
+                tqdm_class=_bar_class(progress, total, stop, received),
+            )
+            try:
+                return Path(download.result())
+            except Exception as error:
+                if not (_is_network(error) and received and attempt < _ATTEMPTS - 1):
+                    raise
+                _log.warning("the connection to %s broke: it is made again", _endpoint())
+            except BaseException:
+                stop.set()
+                raise
+    raise AssertionError("the last attempt has returned or raised")
 
 
 def download(repository: Repository, paths: Collection[str], progress: Progress = no_progress) -> Path:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -38,6 +40,7 @@ class Hub:
         revisions: names that a commit has.
         gated: repositories that need one of the tokens.
         broken: files that end after this many bytes, and how often.
+        reset: files whose connection is reset after half of them, and how often.
         sent_instead: files for which other bytes of the same length are sent.
         sizes: sizes that are listed instead of the true ones.
         missing: files that are listed, but not there.
@@ -50,6 +53,7 @@ class Hub:
     revisions: tuple[str, ...] = ("main", COMMIT)
     gated: dict[str, tuple[str, ...]] = field(default_factory=dict)
     broken: dict[str, tuple[int, int]] = field(default_factory=dict)
+    reset: dict[str, int] = field(default_factory=dict)
     sent_instead: dict[str, bytes] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
     missing: set[str] = field(default_factory=set)
@@ -156,6 +160,15 @@ class _Handler(BaseHTTPRequestHandler):
             self.hub.broken[path] = (limit, times - 1)
             self.wfile.write(data[first : first + limit])
             self.wfile.flush()
+            self.close_connection = True
+            return
+        if self.hub.reset.get(path, 0):
+            self.hub.reset[path] -= 1
+            self.wfile.write(data[first : first + (len(data) - first) // 2])
+            self.wfile.flush()
+            time.sleep(0.2)  # the client has read it
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.close()
             self.close_connection = True
             return
         step = 1 << 16 if path in self.hub.slow else max(1, len(data))

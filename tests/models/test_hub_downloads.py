@@ -141,6 +141,21 @@ def test_split_files_come_whole(hub: Hub, run: Run, tmp_path: Path) -> None:
     assert refused(run("inspect", f"hf:org/split:F32/{parts[1].name}")).endswith(f"/{first.name}")
 
 
+def test_a_connection_that_is_reset_is_made_again(
+    hub: Hub, run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = write_gguf(tmp_path / "s.gguf", split_max_size=400_000)
+    parts = sorted(tmp_path.glob("s-*.gguf"))
+    hub.repositories["org/split"] = {path.name: path for path in parts}
+    hub.reset[parts[-1].name] = 1
+    shown = run("inspect", f"hf:org/split:{first.name}")
+    assert shown.returncode == 0, shown.stderr
+    assert f"the connection to {hub.address} broke: it is made again" in caplog.messages
+    asked = hub.downloads()
+    assert asked.count(parts[-1].name) == 2
+    assert all(asked.count(path.name) == 1 for path in parts[:-1])
+
+
 def test_after_a_failure_complete_files_are_kept(hub: Hub, run: Run, cache: Path, tmp_path: Path) -> None:
     first = write_gguf(tmp_path / "s.gguf", split_max_size=400_000)
     parts = sorted(tmp_path.glob("s-*.gguf"))
