@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,13 +20,15 @@ REMEDY = "Earlier measurements are kept: remove the cause and run again."
 CONTEXT = 512
 """Tokens of a chunk; llama-perplexity judges the second half of them."""
 
-_NUMBER = r"(-?[\d.]+(?:e[+-]?\d+)?|-?nan|-?inf)"
+NUMBER = r"(-?[\d.]+(?:e[+-]?\d+)?|-?nan|-?inf)"
+"""A number that llama-perplexity prints, as a group of a regular expression."""
+
 _MEASURES = {
-    "mean_kld": rf"^Mean\s+KLD:\s+{_NUMBER}",
-    "mean_kld_error": rf"^Mean\s+KLD:.*±\s+{_NUMBER}",
-    "kld_99_9": rf"^99\.9%\s+KLD:\s+{_NUMBER}",
-    "same_top": rf"^Same top p:\s+{_NUMBER}",
-    "ppl_ratio": rf"^Mean PPL\(Q\)/PPL\(base\)\s+:\s+{_NUMBER}",
+    "mean_kld": rf"^Mean\s+KLD:\s+{NUMBER}",
+    "mean_kld_error": rf"^Mean\s+KLD:.*±\s+{NUMBER}",
+    "kld_99_9": rf"^99\.9%\s+KLD:\s+{NUMBER}",
+    "same_top": rf"^Same top p:\s+{NUMBER}",
+    "ppl_ratio": rf"^Mean PPL\(Q\)/PPL\(base\)\s+:\s+{NUMBER}",
 }
 
 
@@ -48,14 +51,17 @@ class Distance:
     ppl_ratio: float
 
 
-def parse_distance(output: str) -> Distance:
-    """Read what llama-perplexity --kl-divergence prints.
+def parse_measures(output: str, patterns: Mapping[str, str]) -> dict[str, float]:
+    """Read numbers from what llama-perplexity prints.
+
+    Args:
+        patterns: regular expressions with one group, a NUMBER, by the names of the results.
 
     Raises:
-        UserError: a figure is missing.
+        UserError: a number is missing.
     """
     found = {}
-    for name, pattern in _MEASURES.items():
+    for name, pattern in patterns.items():
         match = re.search(pattern, output, re.MULTILINE)
         if match is None:
             raise UserError(
@@ -63,7 +69,16 @@ def parse_distance(output: str) -> Distance:
                 "Is the text as long as --chunks asks for?"
             )
         found[name] = float(match[1])
-    return Distance(**found)
+    return found
+
+
+def parse_distance(output: str) -> Distance:
+    """Read what llama-perplexity --kl-divergence prints.
+
+    Raises:
+        UserError: a figure is missing.
+    """
+    return Distance(**parse_measures(output, _MEASURES))
 
 
 def _perplexity(model: Path, logits: Path, threads: int, *arguments: str | Path) -> str:

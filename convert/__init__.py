@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from gguf_bof4 import hub
 from gguf_bof4.convert import from_gguf, from_huggingface, pipeline
+from gguf_bof4.convert.hub_files import fetch_source
 from gguf_bof4.convert.huggingface_folder import check_folder
 from gguf_bof4.convert.options import Options
-from gguf_bof4.convert.output import output_path, publish, refuse_existing, refuse_source, staging
+from gguf_bof4.convert.output import check_folder_of, output_path, publish, refuse_existing, refuse_source, staging
 from gguf_bof4.convert.pipeline import Converted
 from gguf_bof4.convert.random_tokens import with_importance
 from gguf_bof4.convert.report import ConversionReport, TensorReport
@@ -36,17 +39,39 @@ def _check_exists(source: Path) -> None:
         raise UserError(f"{source} does not exist")
 
 
-def convert(source: Path, output: Path, *, progress: Progress = no_progress, **options: Any) -> ConversionReport:
+def _local(source: Path | str, revision: str | None, progress: Progress) -> Path:
+    """The source as a path that exists; what a model hub has is downloaded into its cache."""
+    name = hub.wanted(source, bare=True) if isinstance(source, str) else None
+    if name is None:
+        if revision is not None:
+            raise UserError(f"--revision {revision} is for repositories of a model hub, and {source} is a path")
+        _check_exists(Path(source))
+        return Path(source)
+    if revision is not None and name.revision is not None:
+        raise UserError(f"{source} names a revision already: give it once")
+    return fetch_source(replace(name, revision=revision or name.revision), progress)
+
+
+def convert(
+    source: Path | str,
+    output: Path,
+    *,
+    revision: str | None = None,
+    progress: Progress = no_progress,
+    **options: Any,
+) -> ConversionReport:
     """Convert a model.
 
     The output appears under its name when it is complete; an exception leaves nothing, except for finished layers of an
     encoder that runs the model.
 
     Args:
-        source: a Hugging Face folder, or a GGUF file (the first of its parts).
+        source: a Hugging Face folder, or a GGUF file (the first of its parts). A str may also name a repository of a
+            model hub, as "ORGANIZATION/NAME" where there is no such path, or as "hf:ORGANIZATION/NAME[:FILE]".
         output: the file to write; "{ftype}" in its name is replaced by the type, and with
             `split_max_size` parts get numbered names.
-        progress: called with the current step, weights done and weights in all.
+        revision: branch, tag or commit of a repository.
+        progress: called with the current step, weights (of a download bytes) done and in all.
         options: the fields of `Options`, such as type="BOF4_S", threads=4, force=True.
 
     Raises:
@@ -57,8 +82,12 @@ def convert(source: Path, output: Path, *, progress: Progress = no_progress, **o
     chosen = Options(**options)
     chosen.check()
     output = output_path(output, chosen.output_type.name, in_parts=chosen.split_bytes > 0)
-    installed_bin()  # fails now rather than after an hour of reading
-    _check_exists(source)
+    installed_bin()  # fails now rather than after an hour of reading or downloading
+    if isinstance(source, str) and hub.wanted(source, bare=True):
+        check_folder_of(output)
+        if chosen.split_bytes == 0:
+            refuse_existing([output], chosen.force)
+    source = _local(source, revision, progress)
     source_files = check_folder(source) if source.is_dir() else part_files(source)
     beside = [p for p in source.iterdir() if p.suffix != ".gguf"] if source.is_dir() else []
     refuse_source(output, [*beside, *source_files])

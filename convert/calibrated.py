@@ -29,7 +29,7 @@ def _encode_blocks(
     listed = planned.planned_list
     own_list = None if listed is None else PlannedList(planned.source.name, listed.quantile, listed.room)
     job = planned.job(options)
-    job = replace(job, planned=own_list, importance=job.importance if importance is None else importance)
+    job = replace(job, planned=own_list, errors=None, importance=job.importance if importance is None else importance)
     data = np.concatenate(list(encode(planned.source, job)))
     return data, None if own_list is None else own_list.found()
 

@@ -20,6 +20,7 @@ from gguf_bof4.encoders.encoder import too_large_message
 from gguf_bof4.errors import TooLargeWeightError, UserError
 from gguf_bof4.lists import OutlierList, decode
 from gguf_bof4.native import BlockEncoder
+from gguf_bof4.weight_errors import AT_ONCE, ErrorSums
 
 RUN_WEIGHTS = 1 << 23
 """Weights in a run: 32 MiB of floats, some milliseconds of work for many cores."""
@@ -40,6 +41,7 @@ class Job:
         threads: 0 means all cores.
         importance: of each column, float32 [n], or of each column of each matrix (expert), [matrices, n]; None: the
             same for all.
+        errors: what encoding in blocks has cost is added here.
     """
 
     target: TensorType
@@ -48,6 +50,7 @@ class Job:
     outliers: OutlierList | None = None
     threads: int = 0
     importance: npt.NDArray[np.float32] | None = None
+    errors: ErrorSums | None = None
 
 
 def nbytes(shape: tuple[int, ...], qtype: TensorType) -> int:
@@ -91,6 +94,33 @@ def _select(floats: npt.NDArray[Any], origin: TensorType, job: Job) -> OutlierLi
     return found
 
 
+def add_errors(
+    errors: ErrorSums,
+    encoded: Bytes,
+    target: TensorType,
+    rows: Bytes,
+    origin: TensorType,
+    outliers: OutlierList | None,
+    threads: int,
+) -> None:
+    """Compare encoded rows with the floats that they were made from.
+
+    Args:
+        rows: uint8 [rows, bytes of a row], of F32, F16 or BF16 as `origin` says.
+        outliers: of these rows, where the blocks hold zero.
+    """
+    exact = rows.view(_ELEMENTS[origin])
+    step = max(1, AT_ONCE // exact.shape[-1])
+    dequantize = partial(native.dequantize, threads=threads)
+    for first in range(0, len(encoded), step):
+        part = None if outliers is None else outliers.part(first, len(encoded[first : first + step]))
+        floats = exact[first : first + step]
+        if origin == TensorType.BF16:
+            floats = (floats.astype(np.uint32) << 16).view(np.float32)
+        decoded = decode(encoded[first : first + step], target, part, dequantize)
+        errors.add(decoded, floats.astype(np.float32, copy=False))
+
+
 def _encode_floats(source: Source, first_row: int, rows: Bytes, origin: TensorType, job: Job) -> Bytes:
     floats = rows.view(_ELEMENTS[origin])
     target = job.target
@@ -100,13 +130,16 @@ def _encode_floats(source: Source, first_row: int, rows: Bytes, origin: TensorTy
         return rows
     try:
         found = _select(floats, origin, job)
-        return native.quantize_raw(floats, origin, target, job.importance, job.threads, job.encoder, found)
+        encoded = native.quantize_raw(floats, origin, target, job.importance, job.threads, job.encoder, found)
     except native.NonFiniteWeightError as error:
         row, column = error.position
         raise _not_finite(source, first_row, row * source.shape[-1] + column) from error
     except TooLargeWeightError as error:
         row, column = error.position
         raise _too_large(source, first_row, row * source.shape[-1] + column, target) from error
+    if job.errors is not None and gguf.GGML_QUANT_SIZES[target][0] > 1:
+        add_errors(job.errors, encoded, target, rows, origin, found, job.threads)
+    return encoded
 
 
 def _runs(source: Source, job: Job) -> Iterator[tuple[int, int, Job]]:
@@ -167,6 +200,6 @@ def read_floats(source: Source, job: Job) -> npt.NDArray[np.float32]:
     Raises:
         UserError: the source cannot be read, or a weight is NaN or infinite.
     """
-    whole = replace(job, target=TensorType.F32, planned=None)
+    whole = replace(job, target=TensorType.F32, planned=None, errors=None)
     rows = np.concatenate([run.view(np.float32) for run in encode(source, whole)])
     return rows.reshape(-1, source.shape[-1])

@@ -19,6 +19,7 @@ from gguf_bof4.convert.report import TensorReport
 from gguf_bof4.errors import UserError, require
 from gguf_bof4.ggml_patch.build import source_tree
 from gguf_bof4.progress import Progress
+from gguf_bof4.weight_errors import ErrorSums
 
 # not `python -m`, which puts the user's current folder before the pinned tree
 _START = (
@@ -65,6 +66,13 @@ def _failure(source: Path, code: int, stderr: IO[bytes] | None) -> Exception:
     return failure
 
 
+def tensor_report_of(sent: dict[str, Any]) -> TensorReport:
+    """A report that came from the child process, as JSON."""
+    errors = sent["errors"]
+    found = None if errors is None else ErrorSums(**errors)
+    return TensorReport(**{**sent, "shape": tuple(sent["shape"]), "errors": found})
+
+
 def convert_folder(
     source: Path, output: Path, staging: Path | None, options: Options, progress: Progress
 ) -> Converted:
@@ -103,7 +111,7 @@ def convert_folder(
                     return Converted(
                         message["architecture"],
                         tuple(Path(p) for p in message["outputs"]),
-                        tuple(TensorReport(**{**t, "shape": tuple(t["shape"])}) for t in message["tensors"]),
+                        tuple(tensor_report_of(t) for t in message["tensors"]),
                     )
             code = child.wait()
         raise _failure(source, code, stderr)

@@ -15,8 +15,8 @@ from gguf_bof4.errors import UserError
 from gguf_bof4.gguf_files.header import escaped
 from gguf_bof4.gguf_files.parts import listed, parse_part_name
 
-_INDEX_OF_SAFETENSORS = "model.safetensors.index.json"
-_INDEX_OF_PYTORCH = "pytorch_model.bin.index.json"
+INDEX_OF_SAFETENSORS = "model.safetensors.index.json"
+INDEX_OF_PYTORCH = "pytorch_model.bin.index.json"
 _TOKENIZERS = ("tokenizer.*", "vocab.*", "*.model", "*.tiktoken", "tekken.json", "*vocab*", "tokenization_*.py")
 _ADAPTER_CONFIG = "adapter_config.json"
 _ITEM_BYTES = {
@@ -40,7 +40,12 @@ def _read_json(path: Path) -> Any:
         raise UserError(f"{path} is damaged: it is no JSON ({error})") from error
 
 
-def _names_from_index(index: Path) -> set[str]:
+def names_from_index(index: Path) -> set[str]:
+    """The files that an index of shards names.
+
+    Raises:
+        UserError: it cannot be read, or is damaged.
+    """
     content = _read_json(index)
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
@@ -97,12 +102,12 @@ def weight_files(folder: Path) -> list[Path]:
     """
     present = {p.name for p in folder.iterdir() if p.is_file()}
     found = {n for n in present if n.startswith("model") and n.endswith(".safetensors")}
-    index = folder / _INDEX_OF_SAFETENSORS
+    index = folder / INDEX_OF_SAFETENSORS
     if not found and not index.is_file():
         found = {n for n in present if n.startswith("pytorch_model") and n.endswith(".bin")}
-        index = folder / _INDEX_OF_PYTORCH
+        index = folder / INDEX_OF_PYTORCH
     is_indexed = index.is_file()
-    wanted = _names_from_index(index) if is_indexed else _numbered_names(found)
+    wanted = names_from_index(index) if is_indexed else _numbered_names(found)
     if missing := sorted(name for name in wanted if not _is_file(folder / name)):
         raise UserError(
             f"{folder} is not complete: {listed(missing)} is missing"

@@ -8,7 +8,7 @@ import signal
 import stat
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any, BinaryIO
@@ -17,7 +17,7 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
-from gguf_bof4.convert.encoding import Job, encode, nbytes
+from gguf_bof4.convert.encoding import Job, add_errors, encode, nbytes, read_floats
 from gguf_bof4.convert.imatrix import Imatrix
 from gguf_bof4.convert.options import Options
 from gguf_bof4.convert.output_lists import PlannedList, finish
@@ -30,6 +30,7 @@ from gguf_bof4.formats import FORMAT_VERSION, FORMATS
 from gguf_bof4.gguf_files.model import Tensor, read_list
 from gguf_bof4.paths import hidden_folder, refuse_special
 from gguf_bof4.progress import Progress
+from gguf_bof4.weight_errors import ErrorSums
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class PlannedTensor:
         ready: gives the encoded tensor where calibration has made it.
         not_compensated: why errors were not compensated in that.
         importance: of each column of each matrix, float32 [matrices, n], where it is known.
+        errors: filled while it is encoded.
     """
 
     source: Source
@@ -61,6 +63,7 @@ class PlannedTensor:
     ready: Callable[[], Encoded] | None = None
     not_compensated: str | None = None
     importance: npt.NDArray[np.float32] | None = None
+    errors: ErrorSums = field(default_factory=ErrorSums)
 
     @property
     def nbytes(self) -> int:
@@ -80,7 +83,9 @@ class PlannedTensor:
         source, listed = self.source, self.source_list
         outliers = None if listed is None else read_list(listed, source.name, source.shape)
         encoder = options.chosen_encoder.block_encoder
-        return Job(self.decision.qtype, encoder, self.planned_list, outliers, options.threads, self.importance)
+        return Job(
+            self.decision.qtype, encoder, self.planned_list, outliers, options.threads, self.importance, self.errors
+        )
 
     def encoded(self, options: Options) -> Iterator[Bytes]:
         """Encode the tensor, a run of rows at a time, and fill its list."""
@@ -90,6 +95,11 @@ class PlannedTensor:
         made = self.ready()
         if self.planned_list is not None and made.outliers is not None:
             self.planned_list.add(made.outliers)
+        exact = read_floats(self.source, self.job(options)).view(np.uint8)
+        add_errors(
+            self.errors, made.data, self.decision.qtype, exact, gguf.GGMLQuantizationType.F32, made.outliers,
+            options.threads,
+        )  # fmt: skip
         yield made.data
 
 
@@ -268,6 +278,16 @@ def _sigterm_unwinds() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+def check_folder_of(output: Path) -> None:
+    """Check that the folder of an output exists.
+
+    Raises:
+        UserError: it does not.
+    """
+    if not output.parent.is_dir():
+        raise UserError(f"{output} cannot be written: the folder {output.parent} does not exist")
+
+
 @contextlib.contextmanager
 def staging(output: Path) -> Iterator[Path]:
     """A hidden folder beside `output` to write into, removed in the end, also after an exception.
@@ -275,8 +295,7 @@ def staging(output: Path) -> Iterator[Path]:
     Raises:
         UserError: the folder of the output is missing or cannot be written to.
     """
-    if not output.parent.is_dir():
-        raise UserError(f"{output} cannot be written: the folder {output.parent} does not exist")
+    check_folder_of(output)
     with _sigterm_unwinds(), contextlib.ExitStack() as stack:
         try:
             folder = stack.enter_context(hidden_folder(output))

@@ -177,6 +177,7 @@ def _reports(tensors: Sequence[PlannedTensor], imatrix: Imatrix | None) -> tuple
             decoded=_is_decoded(t),
             not_compensated=t.not_compensated,
             unweighted=_unweighted(t, imatrix),
+            errors=t.errors if t.errors.squared_weights else None,
             requantized=_is_decoded(t) and gguf.GGML_QUANT_SIZES[t.decision.qtype][0] > 1,
         )
         for t in tensors

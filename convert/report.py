@@ -9,6 +9,7 @@ from pathlib import Path
 
 from gguf_bof4.formats import FORMATS
 from gguf_bof4.gguf_files.model import bits_per_weight
+from gguf_bof4.weight_errors import GROUPS, ErrorSums, group_of
 
 
 def size_text(nbytes: int) -> str:
@@ -36,6 +37,7 @@ class TensorReport:
         requantized: that type is quantized, too.
         not_compensated: why the encoder could not compensate errors in it, and how it was encoded instead.
         unweighted: it is not in the importance matrix that was given.
+        errors: what encoding in blocks has cost; None where it was not encoded in blocks, and in a dry run.
     """
 
     name: str
@@ -51,10 +53,50 @@ class TensorReport:
     not_compensated: str | None = None
     unweighted: bool = False
     requantized: bool = False
+    errors: ErrorSums | None = None
+
+    @property
+    def bits_per_weight(self) -> float:
+        """With its outlier list."""
+        return bits_per_weight(self.nbytes + self.list_nbytes, self.n_weights)
 
     @property
     def n_weights(self) -> int:
         return prod(self.shape)
+
+
+@dataclass(frozen=True)
+class GroupReport:
+    """The tensors of a group, such as the attention's q of all layers.
+
+    Attributes:
+        tensors: matrices.
+    """
+
+    name: str
+    tensors: tuple[TensorReport, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """With the outlier lists."""
+        return sum(t.nbytes + t.list_nbytes for t in self.tensors)
+
+    @property
+    def bits_per_weight(self) -> float:
+        return bits_per_weight(self.nbytes, sum(t.n_weights for t in self.tensors))
+
+    @property
+    def types(self) -> dict[str, int]:
+        """Types, and the number of tensors of each."""
+        return dict(Counter(t.qtype for t in self.tensors))
+
+    @property
+    def errors(self) -> ErrorSums | None:
+        """Of the tensors that were encoded in blocks; None where none was."""
+        found = [t.errors for t in self.tensors if t.errors is not None]
+        if not found:
+            return None
+        return ErrorSums(sum(e.squared_error for e in found), sum(e.squared_weights for e in found))
 
 
 @dataclass(frozen=True)
@@ -110,6 +152,19 @@ class ConversionReport:
     def unweighted(self) -> tuple[TensorReport, ...]:
         """Tensors that were encoded without weights on errors although an importance matrix was given."""
         return tuple(t for t in self.tensors if t.unweighted)
+
+    @property
+    def groups(self) -> tuple[GroupReport, ...]:
+        """The matrices by their place in the model."""
+        matrices = [t for t in self.tensors if len(t.shape) > 1]
+        found = {name: tuple(t for t in matrices if group_of(t.name) == name) for name in GROUPS}
+        return tuple(GroupReport(name, tensors) for name, tensors in found.items() if tensors)
+
+    @property
+    def worst(self) -> tuple[TensorReport, ...]:
+        """The tensors that were encoded in blocks, largest relative error first."""
+        found = [(t.errors.relative, t) for t in self.tensors if t.errors is not None]
+        return tuple(t for _, t in sorted(found, key=lambda pair: pair[0], reverse=True))
 
     @property
     def decoded_types(self) -> dict[str, int]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 from gguf_bof4.errors import UserError
@@ -14,26 +16,44 @@ def thread_options(threads: int) -> list[str]:
     return ["-t", str(threads)] if threads else []
 
 
-def run_program(name: str, *arguments: str | Path, remedy: str, folder: Path | None = None) -> str:
-    """The output of a program, both streams.
+def run_program(
+    name: str,
+    *arguments: str | Path,
+    remedy: str,
+    folder: Path | None = None,
+    on_output: Callable[[str], None] | None = None,
+) -> str:
+    """The output of a program, both streams. It ends with the caller, also where that is interrupted.
 
     Args:
         remedy: the last line of the message where it fails.
         folder: its working directory.
+        on_output: called with all of the output so far, whenever there is more.
 
     Raises:
         UserError: it is not built, or it failed; its last lines are in the message.
     """
     command = [str(program_path(name)), *map(str, arguments)]
-    result = subprocess.run(
-        command, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
-    )
-    output = result.stdout.decode(errors="replace")
-    if result.returncode != 0:
+    output = b""
+    with subprocess.Popen(
+        command, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
+        assert process.stdout is not None
+        try:
+            while chunk := os.read(process.stdout.fileno(), 1 << 16):
+                output += chunk
+                if on_output is not None:
+                    on_output(output.decode(errors="replace"))
+            process.wait()
+        except BaseException:
+            process.kill()
+            raise
+    text = output.decode(errors="replace")
+    if process.returncode != 0:
         raise UserError(
-            f"{' '.join(command)}\nfailed with exit code {result.returncode}:\n{output.strip()[-1500:]}\n{remedy}"
+            f"{' '.join(command)}\nfailed with exit code {process.returncode}:\n{text.strip()[-1500:]}\n{remedy}"
         )
-    return output
+    return text
 
 
 def make_imatrix(

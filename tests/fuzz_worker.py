@@ -214,7 +214,6 @@ def _converter_here() -> Any:
     """Upstream's converter in this process instead of one child per case."""
     from gguf_bof4.convert import from_huggingface, upstream
     from gguf_bof4.convert.pipeline import Converted
-    from gguf_bof4.convert.report import TensorReport
     from gguf_bof4.errors import UserError
 
     def convert_folder(source: Path, output: Path, staging: Path | None, options: Any, progress: Any) -> Converted:
@@ -232,7 +231,7 @@ def _converter_here() -> Any:
             raise UserError(message["error"])
         if "bug" in message:
             raise RuntimeError(message["bug"] + message["traceback"])
-        reports = tuple(TensorReport(**{**t, "shape": tuple(t["shape"])}) for t in message["tensors"])
+        reports = tuple(from_huggingface.tensor_report_of(t) for t in message["tensors"])
         return Converted(message["architecture"], tuple(Path(p) for p in message["outputs"]), reports)
 
     with mock.patch.object(from_huggingface, "convert_folder", convert_folder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import sys
 from collections import Counter
@@ -9,21 +10,30 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import rich.box
 import typer
+from rich.table import Table
 
+from gguf_bof4.cli.terminal import table_console
 from gguf_bof4.convert.options import DEFAULT_OPQ, Options
 from gguf_bof4.convert.output_types import OUTPUT_TYPES, output_type_of
 from gguf_bof4.convert.report import size_text
 from gguf_bof4.encoders import ENCODERS, encoder_of
+from gguf_bof4.gguf_files.header import escaped
 from gguf_bof4.gguf_files.model import bits_per_weight
 from gguf_bof4.progress import progress_bar
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from gguf_bof4.convert.report import ConversionReport
 
 _ENCODER_HELP = "; ".join(f"{e.name}: {e.help}" for e in ENCODERS)
 _CALIBRATED = ", ".join(e.name for e in ENCODERS if e.calibrate is not None)
 _TYPES = ", ".join(t.name for t in OUTPUT_TYPES)
+
+_WORST = 5
+"""Tensors with the largest errors that are printed."""
 
 _NAMED_TENSORS = 8
 """Tensors without list that have one reason are named up to this number; a projector has hundreds."""
@@ -68,6 +78,42 @@ def _print_exceptions(report: ConversionReport) -> None:
             print(f"    {t.name}: {t.not_compensated}")
 
 
+def _types(types: dict[str, int]) -> str:
+    return " + ".join(f"{count} {name}" for name, count in types.items())
+
+
+def _first_look(report: ConversionReport, console: Console) -> list[Table]:
+    """Where the bits and the errors are: a table of groups of tensors, and one of the worst tensors."""
+    box = rich.box.HEAVY_HEAD if console.is_terminal else None
+    groups = Table("matrices", "types", title="by place in the model", title_justify="left", box=box)
+    for heading in ("size", "bits per weight", "relative squared error"):
+        groups.add_column(heading, justify="right")
+    for group in report.groups:
+        errors = "" if (found := group.errors) is None else f"{found.relative:.5f}"
+        groups.add_row(
+            group.name, _types(group.types), size_text(group.nbytes), f"{group.bits_per_weight:.2f}", errors
+        )
+    worst = Table("worst tensors", "type", box=box)
+    for heading in ("bits per weight", "relative squared error"):
+        worst.add_column(heading, justify="right")
+    for t in report.worst[:_WORST]:
+        assert t.errors is not None
+        worst.add_row(escaped(t.name), t.qtype, f"{t.bits_per_weight:.2f}", f"{t.errors.relative:.5f}")
+    return [table for table in (groups, worst) if table.row_count]
+
+
+def _how_to_use(report: ConversionReport) -> list[str]:
+    """Commands that run the output and compare it with the source."""
+    output = shlex.quote(str(report.outputs[0]))
+    architecture = report.architecture
+    if architecture == "clip":
+        return []  # a projector belongs to another model
+    if "bert" in architecture or "embedding" in architecture:
+        return [f"bof4 run --program llama-embedding {output}"]
+    compared = f"bof4 compare {shlex.quote(str(report.source))} {output} -f TEXT"
+    return [f"bof4 run {output}", *([compared] if report.source.is_file() else [])]
+
+
 def _print_summary(report: ConversionReport, stock: bool) -> None:
     """Print the report.
 
@@ -105,16 +151,27 @@ def _print_summary(report: ConversionReport, stock: bool) -> None:
     if stock and report.needs_patch:
         types = ", ".join(f"{count} {name}" for name, count in report.needs_patch.items())
         print(f"warning: {types} are left, by your options: only the patched llama.cpp runs this file")
-    print("a dry run; it would write:" if report.dry_run else "written:")
+    console = table_console()
+    for table in _first_look(report, console):
+        console.print()
+        console.print(table)
+    print("\na dry run; it would write:" if report.dry_run else "\nwritten:")
     for path in report.outputs:
         print(f"    {path}")
+    if not report.dry_run and (commands := _how_to_use(report)):
+        print("next:")
+        for command in commands:
+            print(f"    {command}")
 
 
 def convert(
     source: Annotated[
-        Path,
+        str,
         typer.Argument(
-            metavar="SRC", help="A Hugging Face folder, or a GGUF file (the first of its parts).", show_default=False
+            metavar="SRC",
+            help="A Hugging Face folder, a GGUF file (the first of its parts), or a repository of a model hub: "
+            "ORGANIZATION/NAME, or hf:ORGANIZATION/NAME[:FILE]. A path that exists goes first.",
+            show_default=False,
         ),
     ],
     output: Annotated[
@@ -123,6 +180,9 @@ def convert(
             metavar="OUT", help="The GGUF file to write; {ftype} in its name becomes the type.", show_default=False
         ),
     ],
+    revision: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Branch, tag or commit of a repository (default: main).")
+    ] = None,
     type_: Annotated[
         str, typer.Option("--type", metavar="TYPE", help=f"Type of the matrices: {_TYPES}.")
     ] = "BOF4_S",
@@ -217,7 +277,8 @@ def convert(
     """Convert a model to a GGUF file of BOF4 types.
 
     SRC is a Hugging Face folder of any architecture that the pinned
-    llama.cpp knows, or a GGUF file of any type. Matrices get --type.
+    llama.cpp knows, a GGUF file of any type, or a repository of a model
+    hub, which is downloaded into the hub's cache. Matrices get --type.
     Embeddings and output get Q6_K, but with --type F16, BF16, F32 or
     Q8_0, which an unpatched llama.cpp runs, that. Vectors, norms and whatever
     llama-quantize never quantizes stay in F32 or F16. Rows that do not
@@ -235,6 +296,7 @@ def convert(
             report = run(
                 source,
                 output,
+                revision=revision,
                 progress=progress,
                 type=type_,
                 token_embedding_type=token_embedding_type,

@@ -6,15 +6,22 @@ import json
 import math
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import gguf
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from gguf_bof4.cli.model_file import HELP, local_path
+from gguf_bof4.errors import UserError
+from gguf_bof4.progress import progress_bar
+
 if TYPE_CHECKING:
     from gguf_bof4.gguf_files.model import Model
+    from gguf_bof4.weight_errors import Dequantize, ErrorSums
 
 LONGEST_VALUE = 60
 
@@ -26,8 +33,10 @@ def _finite(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def summary(model: Model) -> dict[str, Any]:
+def summary(model: Model, errors: Mapping[str, ErrorSums] | None = None) -> dict[str, Any]:
     """The object that --json prints: file, metadata, tensors and totals.
+
+    With `errors`, tensors that have one get "relative_squared_error".
 
     Bytes and bits per weight of a tensor include its outlier list; list_bytes, list_bits_per_weight and outlier_share
     are those of the list alone.
@@ -76,6 +85,7 @@ def summary(model: Model) -> dict[str, Any]:
                 "outlier_share": model.n_outliers(t) / t.n_weights,
                 "list_bytes": model.list_nbytes(t),
                 "list_bits_per_weight": bits_per_weight(model.list_nbytes(t), t.n_weights),
+                **({"relative_squared_error": errors[t.name].relative} if errors and t.name in errors else {}),
             }
             for t in model.tensors
         ],
@@ -101,11 +111,15 @@ def _print_tables(found: dict[str, Any], console: Console) -> None:
     tensors.add_column("name")
     tensors.add_column("type")
     lists = found["outliers"] > 0
-    for header in ("shape", "bytes", "bits/weight", *(("outliers", "share", "their bits/weight") if lists else ())):
+    errors = any("relative_squared_error" in t for t in found["tensors"])
+    of_lists = ("outliers", "share", "their bits/weight") if lists else ()
+    for header in ("shape", "bytes", "bits/weight", *(("error",) if errors else ()), *of_lists):
         tensors.add_column(header, justify="right")
     for t in found["tensors"]:
         shape = " x ".join(str(n) for n in t["shape"])
         row = [escaped(t["name"]), t["type"], shape, f"{t['bytes']:,}", f"{t['bits_per_weight']:.4g}"]
+        if errors:
+            row.append(f"{t['relative_squared_error']:.5f}" if "relative_squared_error" in t else "")
         if lists and t["outliers"]:
             row += [f"{t['outliers']:,}", f"{100 * t['outlier_share']:.3f} %", f"{t['list_bits_per_weight']:.4f}"]
         tensors.add_row(*row)
@@ -127,14 +141,57 @@ def _print_tables(found: dict[str, Any], console: Console) -> None:
     )  # fmt: skip
 
 
+def _errors(model: Model, reference: str) -> dict[str, ErrorSums]:
+    """Errors of the tensors against another file; decoded by the native library where there is one."""
+    from gguf_bof4 import native
+    from gguf_bof4.ggml_patch.build import NotBuiltError, installed_bin
+    from gguf_bof4.gguf_files.model import open_model
+    from gguf_bof4.weight_errors import tensor_errors
+
+    other = open_model(local_path(reference))
+    dequantize: Dequantize = native.dequantize
+    try:
+        installed_bin()
+    except NotBuiltError:
+        dequantize = gguf.dequantize  # equal bits, but slower
+    with progress_bar("comparing weights") as progress:
+        try:
+            return tensor_errors(model, other, dequantize, progress)
+        except NotImplementedError as error:
+            raise UserError(f"{model.path}: {error}: `bof4 build` makes a library that decodes all types") from error
+
+
 def inspect(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A GGUF file, or the first of its parts.")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help=HELP)],
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    reference: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="The file that it was made from: also errors of the weights."),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PICTURE",
+            help="Draw bits per weight, and with --reference errors, by layer (PNG, SVG or PDF; needs matplotlib).",
+        ),
+    ] = None,
 ) -> None:
-    """Print the tensors, types, bits per weight and metadata of a GGUF file."""
+    """Print the tensors, types, bits per weight and metadata of a GGUF file.
+
+    Errors are relative squared errors: the sum of the squared differences
+    from the weights of --reference over the sum of their squares.
+    """
     from gguf_bof4.gguf_files.model import open_model
 
-    found = summary(open_model(file))
+    if plot is not None:
+        from gguf_bof4.bench import model_plot
+
+        model_plot.check_available()
+    model = open_model(local_path(file))
+    errors = None if reference is None else _errors(model, reference)
+    if plot is not None:
+        model_plot.plot_model(model, errors, plot)
+    found = summary(model, errors)
     if as_json:
         # letters that standard output cannot encode are escaped as JSON escapes them
         print(json.dumps(found, ensure_ascii=(sys.stdout.encoding or "utf-8").lower() != "utf-8"))

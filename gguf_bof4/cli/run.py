@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from gguf_bof4.cli.model_file import HELP, local_path
 from gguf_bof4.ggml_patch.build import program_path
 from gguf_bof4.gguf_files.model import open_model
 
@@ -44,7 +45,7 @@ def command_line(program: Program, file: Path, arguments: list[str], at_terminal
 
 
 def run(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A GGUF file.", show_default=False)],
+    file: Annotated[str, typer.Argument(metavar="FILE", help=HELP, show_default=False)],
     arguments: Annotated[
         list[str] | None,
         typer.Argument(metavar="ARGUMENTS", help="Of the program, passed on unchanged.", show_default=False),
@@ -60,9 +61,13 @@ def run(
         bof4 run model.gguf -h
 
         bof4 run --program llama-server model.gguf --port 8080
+
+        bof4 run hf:ORGANIZATION/NAME:Q4_K_M -p "hello"
     """
-    open_model(file)
-    command = command_line(program, file, arguments or [], sys.stdin.isatty())
+    program_path(program.value)  # before a download
+    path = local_path(file)
+    open_model(path)
+    command = command_line(program, path, arguments or [], sys.stdin.isatty())
     if sys.platform == "win32":
         raise typer.Exit(subprocess.run(command, check=False).returncode)
     os.execv(command[0], command)

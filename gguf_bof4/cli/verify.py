@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from gguf_bof4.cli.model_file import HELP, local_path
 from gguf_bof4.errors import UserError
 from gguf_bof4.progress import progress_bar
 
 
 def verify(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A GGUF file, or the first of its parts.")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help=HELP)],
 ) -> None:
     """Decode every BOF4 tensor in Python and in C, compare the bits, and check products against float64.
 
@@ -21,7 +21,7 @@ def verify(
     from gguf_bof4 import verify as checking
     from gguf_bof4.gguf_files.model import open_model
 
-    model = open_model(file)
+    model = open_model(local_path(file))
     tensors = checking.bof4_tensors(model)
     if not tensors:
         raise UserError(f"{file} holds no BOF4 tensors: there is nothing to verify")

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 LINKED = ("bench", "convert", "ggml_patch")
 """Folders that are installed inside gguf_bof4, where they are links."""
 
-BASE_REQUIREMENTS = {"numpy", "gguf", "cffi", "typer", "rich"}
+BASE_REQUIREMENTS = {"numpy", "gguf", "cffi", "typer", "rich", "huggingface_hub"}
 
 
 @pytest.fixture(scope="module")
