@@ -77,6 +77,12 @@ def page_folder() -> Path:
     return cache_root() / f"page-{digest[:16]}"
 
 
+def made_page() -> Path | None:
+    """The page in the cache, where it has been built."""
+    folder = page_folder()
+    return folder if folder.is_dir() else None
+
+
 def has_page(programs: Path) -> bool:
     """Is the page beside these programs?"""
     return (programs / FOLDER / "index.html.gz").is_file()
@@ -138,10 +144,9 @@ def build_page(report: Progress = no_progress) -> Path:
         PageError: npm is missing or failed.
         FetchError: the sources could not be fetched.
     """
-    target = page_folder()
-    if target.is_dir():
-        return target
-    npm = find_npm()
+    if (made := made_page()) is not None:
+        return made
+    target, npm = page_folder(), find_npm()
     report("fetching llama.cpp", 0, 0)
     archive = fetch_archive()
     log = cache_root() / "page.log"

@@ -12,6 +12,7 @@ from gguf_bof4.ggml_patch import build as building
 from gguf_bof4.ggml_patch import cuda as gpu
 from gguf_bof4.ggml_patch.backends import chosen_backends
 from gguf_bof4.ggml_patch.bundle import write_bundle
+from gguf_bof4.ggml_patch.page import build_page, made_page, place_page
 from gguf_bof4.progress import progress_bar
 
 
@@ -23,6 +24,14 @@ def build(
         ),
     ] = False,
     tests: Annotated[bool, typer.Option("--tests", help="Also build llama.cpp's tests of the types.")] = False,
+    ui: Annotated[
+        bool,
+        typer.Option(
+            "--ui",
+            help="Also build llama-server's web page; needs npm and some minutes, once: later builds get it from the "
+            "cache.",
+        ),
+    ] = False,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=0, help="Parallel compilers; 0: one for each core.")] = 0,
     cuda: Annotated[
         bool, typer.Option("--cuda", help="Build for NVIDIA GPUs, in a folder of its own; needs the CUDA toolkit.")
@@ -67,6 +76,8 @@ def build(
         raise typer.BadParameter("--cuda-architectures and --flash-attention need --cuda")
     if force and bundle is None:
         raise typer.BadParameter("--force needs --bundle")
+    if ui and bundle is not None:
+        raise typer.BadParameter("--ui belongs to a build: a bundle has the source alone")
     console = Console(stderr=True)
     if bundle is not None:
         with progress_bar("checking the cache", steps_of="bof4 build") as report:
@@ -80,7 +91,10 @@ def build(
     cmake_args = _cuda_arguments(console, cuda_architectures, flash_attention) if cuda else ()
     targets = _programs(cmake_args) + (building.TESTS if tests else ())
     with progress_bar("checking the cache", steps_of="bof4 build") as report:
+        page = build_page(report) if ui else made_page()
         result = building.build(targets, cmake_args, jobs, report)
+        if page is not None:
+            place_page(page, result.bin)
     building.choose(cmake_args)
     console.print("bof4 build: the programs are in")
     print(result.bin)
