@@ -30,10 +30,10 @@ def option_value(
         variable: e.g. LLAMA_ARG_CTX_SIZE.
     """
     value = environment.get(variable)
-    for name, following in zip(arguments, (*arguments[1:], None), strict=True):
+    for i, name in enumerate(arguments):
         # llama.cpp takes --ctx_size, too
         if (name.replace("_", "-") if name.startswith("--") else name) in names:
-            value = following
+            value = arguments[i + 1] if i + 1 < len(arguments) else None
     return value
 
 
