@@ -1,13 +1,18 @@
 // llama-server ends when SIGINT or SIGTERM tells it to, also while it generates: of 20 servers, 17 did not.
 // - Its handler locks the mutex of the queue of tasks. Called in the thread that the signal has interrupted, it waited for
 //   ever where that thread held the mutex. So it is called in a thread of its own.
-// - A stream that a client reads waited for results of tasks that nobody works on any more.
+// - Requests waited for results of tasks that nobody works on any more. They give up as if the client had gone.
 #pragma once
 
 #include <atomic>
+#include <functional>
+#include <utility>
 
-// Whether a signal has come; readers of results then give up.
 inline std::atomic<bool> bof4_server_is_stopping{ false };
+
+inline std::function<bool()> bof4_or_stopping(std::function<bool()> is_connection_closed) {
+    return [closed = std::move(is_connection_closed)] { return bof4_server_is_stopping || closed(); };
+}
 
 #if !defined(_WIN32)
 #include <cerrno>
