@@ -100,3 +100,12 @@ def smol_listed(smol: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     target = tmp_path_factory.mktemp("smol-listed") / "listed.gguf"
     yield write_listed(smol, target)
     target.unlink()
+
+
+@pytest.fixture(scope="session")
+def smol_opq(built: Path, smol: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The smol model as `bof4 convert` writes it: BOF4_S with outlier lists; only the encoder is the fastest one."""
+    target = tmp_path_factory.mktemp("smol-opq") / "smol.gguf"
+    convert(smol, target, type="BOF4_S", encoder="absmax")
+    yield target
+    target.unlink()

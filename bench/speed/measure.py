@@ -26,9 +26,6 @@ _BUFFER = 2**30
 _PASSES = 3
 """Of each loop that reads the buffer; the fastest one counts."""
 
-CPU_FOLDER = Path("/sys/devices/system/cpu")
-"""Where Linux describes processors."""
-
 
 @dataclass(frozen=True)
 class Speed:
@@ -194,17 +191,3 @@ def build_id() -> str:
     for path in libraries:
         digest.update(path.read_bytes())
     return digest.hexdigest()[:8]
-
-
-def physical_cores(cpu_folder: Path = CPU_FOLDER) -> int:
-    """Cores that this process may run on; hardware threads of one core count as one.
-
-    Args:
-        cpu_folder: with cpuN/topology/thread_siblings_list for each hardware thread; those without count as cores.
-    """
-    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
-    cores = set()
-    for i in allowed:
-        siblings = cpu_folder / f"cpu{i}/topology/thread_siblings_list"
-        cores.add(siblings.read_text() if siblings.is_file() else str(i))
-    return len(cores)

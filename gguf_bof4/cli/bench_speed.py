@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gguf_bof4.cli.terminal import interruptible, split_names, split_numbers, table_console
+from gguf_bof4.cores import physical_cores
 
 if TYPE_CHECKING:
     from gguf_bof4.bench.speed.results import Row, Setup
@@ -27,7 +28,7 @@ def _say(line: str) -> None:
 
 def _setup(rows: list[Row], model: str, threads: int, repack: bool, gpu_layers: int, built: bool) -> Setup:
     """What is to be measured or shown; without a build, the setup that was measured last."""
-    from gguf_bof4.bench.speed.measure import build_id, instruction_set, physical_cores, runs_on_gpu
+    from gguf_bof4.bench.speed.measure import build_id, instruction_set, runs_on_gpu
     from gguf_bof4.bench.speed.results import ON_GPU, Setup
 
     if built:

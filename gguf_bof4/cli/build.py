@@ -13,6 +13,7 @@ from gguf_bof4.ggml_patch import cuda as gpu
 from gguf_bof4.ggml_patch import portable as portable_build
 from gguf_bof4.ggml_patch.backends import chosen_backends
 from gguf_bof4.ggml_patch.bundle import write_bundle
+from gguf_bof4.ggml_patch.page import build_page, made_page, place_page
 from gguf_bof4.progress import progress_bar
 
 
@@ -25,6 +26,14 @@ def build(
         ),
     ] = False,
     tests: Annotated[bool, typer.Option("--tests", help="Also build llama.cpp's tests of the types.")] = False,
+    ui: Annotated[
+        bool,
+        typer.Option(
+            "--ui",
+            help="Also build llama-server's web page; needs npm and some minutes, once: later builds get it from the "
+            "cache.",
+        ),
+    ] = False,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=0, help="Parallel compilers; 0: one for each core.")] = 0,
     portable: Annotated[
         bool,
@@ -79,6 +88,8 @@ def build(
         raise typer.BadParameter("--portable and --cuda exclude each other")
     if force and bundle is None:
         raise typer.BadParameter("--force needs --bundle")
+    if ui and bundle is not None:
+        raise typer.BadParameter("--ui belongs to a build: a bundle has the source alone")
     console = Console(stderr=True)
     if bundle is not None:
         with progress_bar("checking the cache", steps_of="bof4 build") as report:
@@ -97,7 +108,10 @@ def build(
         cmake_args = _cuda_arguments(console, cuda_architectures, flash_attention)
     targets = _programs(cmake_args) + (building.tests_of(cmake_args) if tests else ())
     with progress_bar("checking the cache", steps_of="bof4 build") as report:
+        page = build_page(report) if ui else made_page()
         result = building.build(targets, cmake_args, jobs, report)
+        if page is not None:
+            place_page(page, result.bin)
     building.choose(cmake_args)
     console.print("bof4 build: the programs are in")
     print(result.bin)

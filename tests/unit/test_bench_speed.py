@@ -19,7 +19,7 @@ from gguf_writing import write_tensors
 from gguf_bof4.bench.goals import judge_speed
 from gguf_bof4.bench.speed import files, kernels, measure, rounds
 from gguf_bof4.bench.speed.files import Files, open_source
-from gguf_bof4.bench.speed.measure import bytes_per_token, parse_batches, parse_speeds, physical_cores
+from gguf_bof4.bench.speed.measure import bytes_per_token, parse_batches, parse_speeds
 from gguf_bof4.bench.speed.plot import WIDTH, plot
 from gguf_bof4.bench.speed.ratios import Measured, Spread
 from gguf_bof4.bench.speed.results import (
@@ -317,23 +317,6 @@ def test_wrong_options_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--prompt many: give whole numbers"):
         split_numbers("--prompt", ["256,many"])
     assert split_numbers("--prompt", ["256,0", "512", "256"]) == (256, 512)
-
-
-@pytest.mark.parametrize(
-    ("allowed", "expected"),
-    [({0, 1, 2, 3, 4, 5}, 4), ({0, 2}, 1), ({1, 2}, 2), ({4, 5}, 2), ({3}, 1)],
-    ids=["all", "both threads of a core", "threads of two cores", "unknown threads", "one"],
-)
-def test_hardware_threads_of_one_core_count_once(
-    allowed: set[int], expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two cores of two hardware threads each, and two of which the system says nothing."""
-    for i, siblings in enumerate(("0,2", "1,3", "0,2", "1,3")):
-        folder = tmp_path / f"cpu{i}" / "topology"
-        folder.mkdir(parents=True)
-        (folder / "thread_siblings_list").write_text(f"{siblings}\n")
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: allowed, raising=False)
-    assert physical_cores(tmp_path) == expected
 
 
 def test_batches_have_a_goal_of_their_own() -> None:

@@ -12,7 +12,7 @@ from command_line import bof4
 
 from gguf_bof4.cli import make_app
 
-COMMANDS = {"convert", "run", "compare", "inspect", "verify", "build", "patch", "codebook", "bench", "demo"}
+COMMANDS = {"convert", "run", "serve", "compare", "inspect", "verify", "build", "patch", "codebook", "bench", "demo"}
 """What users know; scripts call them by these names."""
 
 BENCHES = {"quality", "speed", "kernels"}
