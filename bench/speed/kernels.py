@@ -28,6 +28,9 @@ _STREAMED = 2**28
 _RUNS, _ENOUGH_NS = 3, 1e8
 """Least number of runs, and least nanoseconds in all, in a round; the shortest run counts."""
 
+_MOST_WARM_UP = 100
+"""Runs before those that are measured: more than a choice of the prefetch distance takes."""
+
 _CACHE = Path("/sys/devices/system/cpu/cpu0/cache")
 _COMMAND = "bof4 bench kernels"
 
@@ -58,6 +61,8 @@ class Row:
         ps_per_weight: picoseconds for a weight and all columns.
         roofline_ps: the same at the roofline: with one column reading the weights at the bandwidth measured in this
             round, with more int8 dot products at the rate measured in registers; 0: not known.
+        prefetch: bytes ahead that the kernel has chosen to prefetch weights for one column; -1: it chose none yet,
+            -2: it makes no choice.
     """
 
     build: str
@@ -71,6 +76,7 @@ class Row:
     columns: int
     ps_per_weight: float
     roofline_ps: float
+    prefetch: int
 
 
 def last_cache_bytes() -> int:
@@ -98,9 +104,12 @@ def _made(product: Product, weights: npt.NDArray[np.uint8], length: int, copies:
         lib.bof4_timed_product_free(pointer[0])
 
 
-def _shortest_ns(made: object) -> float:
+def _shortest_ns(made: object, columns: int) -> float:
     _, lib = native.library()
-    lib.bof4_timed_product_ns(made)  # finds its memory and its frequency
+    for _ in range(_MOST_WARM_UP):
+        lib.bof4_timed_product_ns(made)  # finds its memory and its frequency, and how far ahead to prefetch
+        if columns > 1 or lib.bof4_timed_product_prefetch(made) != lib.BOF4_PREFETCH_CHOOSING:
+            break
     times: list[float] = []
     while len(times) < _RUNS or sum(times) < _ENOUGH_NS:
         times.append(float(lib.bof4_timed_product_ns(made)))
@@ -147,12 +156,13 @@ class KernelBench:
                 layout = name.decode() if isinstance(name, bytes) else name
                 if product.repacked and layout == "CPU":
                     continue
-                ns = _shortest_ns(made)
+                ns = _shortest_ns(made, product.columns)
+                prefetch = int(lib.bof4_timed_product_prefetch(made))
             yield Row(
                 build=self.build, instructions=self.instructions, threads=self.threads, rows=self.rows,
                 length=self.length, round=number, type=product.type, layout=layout if product.repacked else PLAIN,
                 columns=product.columns, ps_per_weight=1e3 * ns / (copies * self.rows * self.length),
-                roofline_ps=self._roofline_ps(product, bandwidth, rate),
+                roofline_ps=self._roofline_ps(product, bandwidth, rate), prefetch=prefetch,
             )  # fmt: skip
 
 
@@ -163,6 +173,7 @@ class Figure:
     Attributes:
         ps_per_weight: for all columns.
         of_roofline: the time at the roofline over the product's, in the same round; 0 where it is not known.
+        prefetch: of the last round.
     """
 
     type: str
@@ -171,6 +182,7 @@ class Figure:
     low: float
     high: float
     of_roofline: float
+    prefetch: int
 
 
 def figures(rows: Sequence[Row], columns: int) -> list[Figure]:
@@ -183,7 +195,7 @@ def figures(rows: Sequence[Row], columns: int) -> list[Figure]:
     for (name, layout), of_product in grouped.items():
         times = [row.ps_per_weight for row in of_product]
         share = median(row.roofline_ps / row.ps_per_weight for row in of_product)
-        found.append(Figure(name, layout, median(times), min(times), max(times), share))
+        found.append(Figure(name, layout, median(times), min(times), max(times), share, of_product[-1].prefetch))
     return sorted(found, key=lambda figure: figure.ps_per_weight)
 
 

@@ -95,4 +95,10 @@ def test_kernels_are_measured_beside_their_rooflines(built: Path, tmp_path: Path
         # the rate of int8 products is measured with AVX512 VNNI only; a factor of 3 for load during the measurement
         assert r.columns > 1 or r.roofline_ps > 0
         assert r.roofline_ps < 3 * r.ps_per_weight
+    chosen = {(r.type, r.layout == "plain"): r.prefetch for r in found if r.columns == 1}
+    assert chosen["IQ4_NL", True] == -2
+    assert all(chosen[key] in {0, 1024, 2048, 4096, 8192} for key in chosen if key[0] == "BOF4_S")
+    fixed = bof4("bench", "kernels", "--types", "BOF4_S", "--rows", "512", "--length", "512", "--rounds", "1",
+                 "--columns", "1", BOF4_PREFETCH="512")  # fmt: skip
+    assert "512 bytes" in fixed.stdout
     assert bof4("bench", "kernels", "--length", "300").returncode == 1

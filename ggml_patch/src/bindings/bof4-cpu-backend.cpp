@@ -73,3 +73,7 @@ ggml_backend_buffer_type_t * bof4_cpu_extra_buffer_types() {
 const ggml_type_traits_cpu * bof4_cpu_type_traits(ggml_type type) {
     return function_of_backend<decltype(&ggml_get_type_traits_cpu)>("ggml_get_type_traits_cpu")(type);
 }
+
+int64_t bof4_cpu_prefetch(ggml_type type, bof4_prefetch_reader reader, int n_threads) {
+    return function_of_backend<decltype(&bof4_prefetch_chosen)>("bof4_prefetch_chosen")(type, reader, n_threads);
+}

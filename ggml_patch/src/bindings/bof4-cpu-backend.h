@@ -1,6 +1,8 @@
 // The CPU backend, linked or loaded at run time: everything here goes through ggml's registry of backends.
 #pragma once
 
+#include "../cpu/bof4-prefetch.h"
+
 #include "ggml-backend.h"
 #include "ggml-cpp.h"
 #include "ggml-cpu.h"
@@ -32,6 +34,9 @@ bool bof4_cpu_has(const char * name);
 
 // The backend's buffer types beside its ordinary one, terminated by nullptr; nullptr: none.
 ggml_backend_buffer_type_t * bof4_cpu_extra_buffer_types();
+
+// As bof4_prefetch_chosen of the backend (cpu/bof4-prefetch.h).
+int64_t bof4_cpu_prefetch(ggml_type type, bof4_prefetch_reader reader, int n_threads);
 
 // vec_dot of a type and what belongs to it.
 const ggml_type_traits_cpu * bof4_cpu_type_traits(ggml_type type);

@@ -3,6 +3,8 @@
 #include "bof4-cpu-backend.h"
 #include "bof4-timing.h"
 
+#include "../format/bof4-blocks.h"
+
 #include "ggml-backend.h"
 #include "ggml-cpp.h"
 #include "ggml.h"
@@ -10,6 +12,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -20,6 +23,8 @@ struct bof4_timed_product {
     ggml_backend_buffer_ptr weights_buffer, buffer;
     ggml_backend_buffer_type_t layout;
     ggml_cgraph * graph;
+    ggml_type type;
+    int threads;
 };
 
 namespace {
@@ -63,7 +68,9 @@ void build(bof4_timed_product & p, ggml_type type, const void * weights, int64_t
     p.layout = repacked ? repacked_layout(ggml_graph_node(p.graph, 0))
                         : ggml_backend_dev_buffer_type(bof4_cpu_device());
 
-    p.backend = bof4_cpu_backend(std::max(1, threads));
+    p.type = type;
+    p.threads = std::max(1, threads);
+    p.backend = bof4_cpu_backend(p.threads);
     p.weights_buffer.reset(ggml_backend_alloc_ctx_tensors_from_buft(p.weights_ctx.get(), p.layout));
     p.buffer.reset(ggml_backend_alloc_ctx_tensors(p.ctx.get(), p.backend.get()));
     if (!p.weights_buffer || !p.buffer) {
@@ -104,6 +111,14 @@ const char * bof4_timed_product_new(int type, const void * weights, int64_t nrow
 
 const char * bof4_timed_product_layout(const bof4_timed_product * product) {
     return ggml_backend_buft_name(product->layout);
+}
+
+int64_t bof4_timed_product_prefetch(const bof4_timed_product * product) {
+    if (std::strcmp(bof4_timed_product_layout(product), "CPU_BOF4") == 0) {
+        return bof4_cpu_prefetch(product->type, BOF4_PREFETCH_GEMV, product->threads);
+    }
+    return ggml_is_bof4(product->type) ? bof4_cpu_prefetch(product->type, BOF4_PREFETCH_ROWS, product->threads)
+                                       : (int64_t) BOF4_PREFETCH_NONE;
 }
 
 double bof4_timed_product_ns(bof4_timed_product * product) {

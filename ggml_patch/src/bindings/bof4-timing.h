@@ -25,6 +25,11 @@ BOF4_API const char * bof4_timed_product_new(int type, const void * weights, int
 // The name of the buffer type that the weights are in; "CPU" is an ordinary buffer.
 BOF4_API const char * bof4_timed_product_layout(const bof4_timed_product * product);
 
+// Bytes ahead that the CPU backend prefetches these weights for one column, which it chooses while it multiplies.
+// BOF4_PREFETCH_CHOOSING: it has not chosen yet. BOF4_PREFETCH_NONE: it does not choose for such weights.
+enum { BOF4_PREFETCH_CHOOSING = -1, BOF4_PREFETCH_NONE = -2 };
+BOF4_API int64_t bof4_timed_product_prefetch(const bof4_timed_product * product);
+
 // Nanoseconds of multiplying all copies once; negative: the product failed.
 BOF4_API double bof4_timed_product_ns(bof4_timed_product * product);
 

@@ -1,0 +1,16 @@
+#include "bof4-functions.h"
+
+#include "bof4-prefetch.h"
+#include "ggml-cpu.h"
+
+#include <cstring>
+
+void * bof4_cpu_function(const char * name) {
+    if (std::strcmp(name, "ggml_get_type_traits_cpu") == 0) {
+        return (void *) ggml_get_type_traits_cpu;
+    }
+    if (std::strcmp(name, "bof4_prefetch_chosen") == 0) {
+        return (void *) bof4_prefetch_chosen;
+    }
+    return nullptr;
+}
