@@ -154,6 +154,26 @@ void quantize_block(const float * x, bof4_k_act_block & y, bool use_gemv) {
 
 } // namespace
 
+void bof4_tile_act_row::quantize(const float * x, void * row, int64_t n, int64_t from, int64_t to) {
+    enum { PART = 64 }; // n is a multiple of it
+    auto * q = static_cast<int8_t *>(row);
+    auto * d = reinterpret_cast<float *>(static_cast<char *>(row) + scales_at(n));
+    for (int64_t i = from; i < to; i += BOF4_ACT_SPAN) {
+        const int64_t end = i + BOF4_ACT_SPAN < to ? i + BOF4_ACT_SPAN : to;
+        float most = 0.0f;
+        for (int64_t j = i; j < end; j += PART) {
+            const float of_part = largest_magnitude<PART>(x + j);
+            most = of_part > most ? of_part : most;
+        }
+        // as for bof4_k_act_block, to the last bit
+        const float inverse = most != 0.0f ? 127.0f / most : 0.0f;
+        for (int64_t j = i; j < end; j += PART) {
+            round_all<PART>(x + j, inverse, q + j);
+        }
+        d[i / BOF4_ACT_SPAN] = most != 0.0f ? 1.0f / inverse : 0.0f;
+    }
+}
+
 template <ggml_type type>
 void bof4_repacked<type>::repack_group(const void * rows, int64_t n_rows, int64_t n, void * group) {
     const auto * blocks = static_cast<const typename parts<type>::block *>(rows);
@@ -185,10 +205,17 @@ void bof4_repacked<type>::unpack_group(const void * group, int64_t n_rows, int64
 }
 
 template <ggml_type type>
-void bof4_repacked<type>::quantize_act(const float * x, void * y, int64_t n, bool use_gemv) {
-    auto * blocks = static_cast<typename bof4_layout<type>::act *>(y);
-    for (int64_t b = 0; b < n / bof4_layout<type>::BLOCK; ++b) {
-        quantize_block(x + b * bof4_layout<type>::BLOCK, blocks[b], use_gemv);
+size_t bof4_repacked<type>::act_row_bytes(int64_t n, bool) {
+    return n / bof4_layout<type>::BLOCK * sizeof(typename bof4_layout<type>::act);
+}
+
+template <ggml_type type>
+void bof4_repacked<type>::quantize_act(
+    const float * x, void * row, int64_t, int64_t from, int64_t to, bool use_gemv) {
+    constexpr int block = bof4_layout<type>::BLOCK;
+    auto * blocks = static_cast<typename bof4_layout<type>::act *>(row);
+    for (int64_t b = from / block; b < to / block; ++b) {
+        quantize_block(x + b * block, blocks[b], use_gemv);
     }
 }
 

@@ -154,7 +154,23 @@ struct bof4_repacked {
     }
     static void repack_group(const void * rows, int64_t n_rows, int64_t n, void * group);
     static void unpack_group(const void * group, int64_t n_rows, int64_t n, void * rows);
-    static void quantize_act(const float * x, void * y, int64_t n, bool use_gemv);
+    static size_t act_row_bytes(int64_t n, bool use_gemv);
+    static void quantize_act(const float * x, void * row, int64_t n, int64_t from, int64_t to, bool use_gemv);
+};
+
+// A row of activations as tiles read it: n bytes, then a scale for every BOF4_ACT_SPAN of them.
+struct bof4_tile_act_row {
+    // Where the scales begin.
+    static size_t scales_at(int64_t n) { return (size_t) (n + 63) / 64 * 64; }
+
+    // An odd number of cache lines: a tile is read from 16 rows, and these must not fall into the same sets of L1.
+    static size_t bytes(int64_t n) {
+        const size_t scales = (n + BOF4_ACT_SPAN - 1) / BOF4_ACT_SPAN * sizeof(float);
+        return ((scales_at(n) + scales + 63) / 64 | 1) * 64;
+    }
+
+    // One scale for all of BOF4_ACT_SPAN activations, or the rest of the row, for which see bof4_gemm_kernels.
+    static void quantize(const float * x, void * row, int64_t n, int64_t from, int64_t to);
 };
 
 // Of block b.

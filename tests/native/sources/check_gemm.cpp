@@ -196,17 +196,21 @@ result check(const bof4_gemm_kernels & k, int rows, int n, int columns, int extr
                         : extreme < 2 ? (rng() & 1 ? 127 : -127)
                                       : integer(rng));
     }
-    std::vector<char> act(columns * n_blocks * k.act_block_bytes);
+    const bool use_gemv = k.use_gemv(columns);
+    const size_t act_bytes = k.act_row_bytes(n, use_gemv);
+    char * act = static_cast<char *>(std::aligned_alloc(64, (columns * act_bytes + 63) / 64 * 64));
     std::vector<float> y(columns * rows + 1, NAN);
     std::vector<const void *> xs(columns);
     std::vector<float *> ys(columns);
     for (int c = 0; c < columns; ++c) {
-        char * column = act.data() + c * n_blocks * k.act_block_bytes;
-        k.quantize_act(x.data() + c * n, column, n, k.use_gemv(columns));
+        char * column = act + c * act_bytes;
+        for (int j = 0; j < n; j += 2 * BOF4_ACT_SPAN) {
+            k.quantize_act(x.data() + c * n, column, n, j, std::min(j + 2 * BOF4_ACT_SPAN, n), use_gemv);
+        }
         xs[c] = column;
         ys[c] = y.data() + c * rows;
     }
-    k.gemm(groups, rows, n, xs.data(), nullptr, ys.data(), columns, k.use_gemv(columns));
+    k.gemm(groups, rows, n, xs.data(), nullptr, ys.data(), columns, use_gemv);
 
     // the same with sums of outliers
     const size_t n_sums = (size_t) n_groups * columns * BOF4_GROUP;
@@ -216,8 +220,9 @@ result check(const bof4_gemm_kernels & k, int rows, int n, int columns, int extr
     for (int c = 0; c < columns; ++c) {
         ys[c] = added.data() + c * rows;
     }
-    k.gemm(groups, rows, n, xs.data(), outlier_sums, ys.data(), columns, k.use_gemv(columns));
+    k.gemm(groups, rows, n, xs.data(), outlier_sums, ys.data(), columns, use_gemv);
     std::free(groups);
+    std::free(act);
 
     double largest = 0.0, error2 = 0.0, all2 = 0.0;
     for (int c = 0; c < columns; ++c) {
