@@ -39,18 +39,21 @@ struct act_tile {
 struct unpacked_span {
     enum { STEP = 64, STEPS = BOF4_ACT_SPAN / STEP }; // weights of a tile, tiles of a span
 
-    alignas(64) uint8_t parts[STEPS][2][16][64]; // high and low; row k of a tile has weights 4 k to 4 k + 3
+    struct step {
+        alignas(64) uint8_t high[16][64]; // row k of a tile has weights 4 k to 4 k + 3 of each row
+        alignas(64) uint8_t low[16][64];
+    } steps[STEPS];
     alignas(64) float scale[16];
-
-    // Stores four weights a row, from weight i of the span on.
-    void set(int i, bytes levels, bytes factor) {
-        const bytes even = scale_words(shift_left<8>(levels), factor);
-        const bytes odd = scale_words(odd_bytes(levels), factor);
-        auto & part = parts[i / STEP];
-        store_bytes(part[0][i % STEP / 4], blend_bytes(shift_right<8>(even), odd));
-        store_bytes(part[1][i % STEP / 4], blend_bytes(even, shift_left<8>(odd)));
-    }
 };
+
+// Stores four weights a row, weights i to i + 3 of those from `to` on.
+inline void set_weights(unpacked_span::step * to, int i, bytes levels, bytes factor) {
+    const bytes even = scale_words(shift_left<8>(levels), factor);
+    const bytes odd = scale_words(odd_bytes(levels), factor);
+    const int step = i / unpacked_span::STEP, row = i % unpacked_span::STEP / 4;
+    store_bytes(to[step].high[row], blend_bytes(shift_right<8>(even), odd));
+    store_bytes(to[step].low[row], blend_bytes(even, shift_left<8>(odd)));
+}
 
 // Unpacks blocks [b0, b0 + n) of a group.
 template <ggml_type type>
@@ -75,6 +78,7 @@ template <ggml_type type>
     for (int64_t b = 0; b < n; ++b) {
         const auto & head = bof4_head(group, b0 + b);
         const auto & codes = bof4_codes(group, b0 + b);
+        unpacked_span::step * const steps = to.steps + b * (layout::BLOCK / unpacked_span::STEP);
         const auto factor_of = [&](int j) {
             if constexpr (layout::HAS_SUB_SCALES) {
                 return shift_left<7>(in_both_words(to_ints(decode.sub_scale(head, j))));
@@ -90,40 +94,45 @@ template <ggml_type type>
             for (int i = 0; i < DOT; i += 4) {
                 bytes low, high;
                 decode.step(codes, k, i / 4, low, high);
-                to.set((int) b * layout::BLOCK + DOT * j + i, low, factor);
-                to.set((int) b * layout::BLOCK + DOT * j2 + i, high, factor2);
+                set_weights(steps, DOT * j + i, low, factor);
+                set_weights(steps, DOT * j2 + i, high, factor2);
             }
         }
     }
 }
 
+enum { TILE_GROUPS = 2 }; // groups of rows that are unpacked at a time
+
 // Products of a span of 16 rows and up to 32 columns that have left the tiles, and the sums that they belong to.
 struct tile_results {
-    alignas(64) int32_t parts[2][2][16][16]; // of 16 columns each: high and low, column, row
-    int columns = 0;
+    alignas(64) int32_t high[32][16]; // [column][row]
+    alignas(64) int32_t low[32][16];
+    int columns;
     const float * row_scale;
     const char * const * column_scale; // a float at each
-    float * sums;                      // of the first column
-    int64_t stride;                    // from column to column
+    float (*sums)[TILE_GROUPS][16];    // of the group, of the first column
 
     // Of columns [c0, c1).
-    void add(int c0, int c1) const {
+    void add_to_sums(int c0, int c1) const {
         const floats scale = load(row_scale);
-        for (int c = c0; c < c1; ++c) {
-            const auto & part = parts[c / 16];
-            const ints total = join_parts(load_ints(part[0][c % 16]), load_ints(part[1][c % 16]));
+        const char * const * const d_of = column_scale; // (GCC would load them anew after each store)
+        float(*const to)[TILE_GROUPS][16] = sums;
+        for (int64_t c = c0; c < c1; ++c) {
             float d;
-            memcpy(&d, column_scale[c], sizeof(d));
-            float * sum = sums + c * stride;
-            store(sum, multiply_add(to_floats(total), multiply(scale, all_lanes(d)), load(sum)));
+            memcpy(&d, d_of[c], sizeof(d));
+            const floats total = to_floats(join_parts(load_ints(high[c]), load_ints(low[c])));
+            store(to[c][0], multiply_add(total, multiply(scale, all_lanes(d)), load(to[c][0])));
         }
     }
 };
 
-// to.parts = products of a span and T tiles of columns; meanwhile, `before` is added.
+// `to` = products of a span and T tiles of columns; meanwhile, `before` is added to its sums.
 template <int T, typename tiles>
 [[gnu::noinline]] BOF4_TILE_CODE void multiply_span(
     tiles & tile, const unpacked_span & w, int steps, const act_tile * x, const tile_results & before, tile_results & to) {
+    const int columns = before.columns;
+    const int columns_of_step = (columns + steps - 1) / steps;
+    int added = 0;
     tile.template zero<0>();
     tile.template zero<1>();
     if constexpr (T == 2) {
@@ -133,24 +142,26 @@ template <int T, typename tiles>
     for (int s = 0; s < steps; ++s) {
         const int64_t at = s * unpacked_span::STEP;
         tile.template load<4>(x[0].base + at, x[0].stride);
-        tile.template load<6>(w.parts[s][0], 64);
+        tile.template load<6>(w.steps[s].high, 64);
         tile.template add_products_signed<0, 4, 6>();
         if constexpr (T == 2) {
             tile.template load<5>(x[1].base + at, x[1].stride);
             tile.template add_products_signed<2, 5, 6>();
         }
-        tile.template load<7>(w.parts[s][1], 64);
+        tile.template load<7>(w.steps[s].low, 64);
         tile.template add_products_unsigned<1, 4, 7>();
         if constexpr (T == 2) {
             tile.template add_products_unsigned<3, 5, 7>();
         }
-        before.add(before.columns * s / steps, before.columns * (s + 1) / steps);
+        const int end = std::min(added + columns_of_step, columns);
+        before.add_to_sums(added, end);
+        added = end;
     }
-    tile.template store<0>(to.parts[0][0], 64);
-    tile.template store<1>(to.parts[0][1], 64);
+    tile.template store<0>(to.high[0], 64);
+    tile.template store<1>(to.low[0], 64);
     if constexpr (T == 2) {
-        tile.template store<2>(to.parts[1][0], 64);
-        tile.template store<3>(to.parts[1][1], 64);
+        tile.template store<2>(to.high[16], 64);
+        tile.template store<3>(to.low[16], 64);
     }
     to.columns = T * 16;
 }
@@ -159,7 +170,6 @@ template <int T, typename tiles>
 template <ggml_type type, typename tiles>
 class tile_product {
     enum {
-        GROUPS = 2,                                      // that are unpacked at a time
         BLOCKS = BOF4_ACT_SPAN / bof4_layout<type>::BLOCK, // of a span
         TILES = BOF4_MAX_COLUMNS / 16,
         SPANS = 16, // of activations that are read for all rows: 1 MiB, half of the L2 of the processors with AMX
@@ -177,9 +187,9 @@ class tile_product {
     const char * x[BOF4_MAX_COLUMNS];            // the last one repeated to fill a tile
     const char * column_scale[BOF4_MAX_COLUMNS]; // of the span
     bool is_strided[TILES];                      // can a tile be read from the columns where they are?
-    unpacked_span weights[GROUPS];
+    unpacked_span weights[TILE_GROUPS];
     tile_results results[2];
-    alignas(64) float sums[BOF4_MAX_COLUMNS][GROUPS][16];
+    alignas(64) float sums[BOF4_MAX_COLUMNS][TILE_GROUPS][16];
     alignas(64) char gathered[2][16][BOF4_ACT_SPAN];
 
     int64_t blocks() const { return n / bof4_layout<type>::BLOCK; }
@@ -240,8 +250,7 @@ class tile_product {
                 tile_results & to = results[next];
                 to.row_scale = weights[r].scale;
                 to.column_scale = column_scale + 16 * t;
-                to.sums = sums[16 * t][r];
-                to.stride = GROUPS * BOF4_GROUP;
+                to.sums = reinterpret_cast<float (*)[TILE_GROUPS][16]>(sums[16 * t][r]);
                 if (two) {
                     multiply_span<2>(tile, weights[r], steps, columns, results[next ^ 1], to);
                 } else {
@@ -249,7 +258,7 @@ class tile_product {
                 }
             }
         }
-        results[next ^ 1].add(0, results[next ^ 1].columns);
+        results[next ^ 1].add_to_sums(0, results[next ^ 1].columns);
     }
 
   public:
@@ -279,8 +288,8 @@ class tile_product {
         const int64_t n_spans = (n + BOF4_ACT_SPAN - 1) / BOF4_ACT_SPAN;
         for (int64_t s0 = 0; s0 < n_spans; s0 += SPANS) {
             const int64_t s1 = std::min<int64_t>(s0 + SPANS, n_spans);
-            for (int64_t g = 0; g < n_groups; g += GROUPS) {
-                const int count = (int) std::min<int64_t>(GROUPS, n_groups - g);
+            for (int64_t g = 0; g < n_groups; g += TILE_GROUPS) {
+                const int count = (int) std::min<int64_t>(TILE_GROUPS, n_groups - g);
                 load_sums(g, count, s0 == 0);
                 for (int64_t s = s0; s < s1; ++s) {
                     for (int r = 0; r < count; ++r) {

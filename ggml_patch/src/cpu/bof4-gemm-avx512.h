@@ -169,7 +169,8 @@ inline bytes odd_bytes(bytes v) {
 }
 // The lower byte of every word from one, the upper one from the other.
 inline bytes blend_bytes(bytes even, bytes odd) {
-    return _mm512_ternarylogic_epi32(_mm512_set1_epi16((int16_t) 0xff00), odd, even, 0xca);
+    constexpr int choose = 0xd8;
+    return _mm512_ternarylogic_epi32(even, odd, _mm512_set1_epi16((int16_t) 0xff00), choose);
 }
 
 // The tiles of bof4-gemm-driver.h. With six columns, the sums of types with sub-scales do not fit the 32 registers.

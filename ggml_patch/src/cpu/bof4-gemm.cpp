@@ -40,7 +40,12 @@ static const bof4_gemm_kernels * vector_kernels() {
 static bool use_tiles() {
     static const bool use = [] {
         const char * wanted = std::getenv("BOF4_AMX");
-        return (wanted == nullptr || std::strcmp(wanted, "0") != 0) && BOF4_GEMM_TILES::is_usable();
+#ifdef BOF4_GEMM_TWIN
+        const bool usable = true;
+#else
+        const bool usable = BOF4_GEMM_TILES::is_usable();
+#endif
+        return usable && (wanted == nullptr || std::strcmp(wanted, "0") != 0);
     }();
     return use;
 }

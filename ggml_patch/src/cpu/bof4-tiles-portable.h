@@ -46,8 +46,6 @@ class bof4_tiles_portable {
     template <int C, int A, int B> void add_products_unsigned() {
         add_products(tiles[C].sums, tiles[A].bytes, tiles[B].unsigned_bytes);
     }
-
-    static bool is_usable() { return true; }
 };
 
 } // namespace
