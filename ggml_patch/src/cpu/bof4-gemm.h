@@ -2,7 +2,7 @@
 // weights: bof4-repack-layout.h.
 //
 // A product takes one of two paths: GEMM unpacks levels to L1 once for all columns, GEMV decodes codes as it
-// multiplies. The result of a column has the same bits on both.
+// multiplies. The result of a column has the same bits on both (but of BOF4_S on tiles: bof4-gemm-amx.h).
 #pragma once
 
 #include "bof4-format.h"
