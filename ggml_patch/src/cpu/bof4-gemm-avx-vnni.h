@@ -143,14 +143,19 @@ inline ints load_ints(const int32_t * p) {
 inline ints join_parts(ints high, ints low) {
     return { _mm256_add_epi32(_mm256_slli_epi32(high.a, 8), low.a), _mm256_add_epi32(_mm256_slli_epi32(high.b, 8), low.b) };
 }
-inline ints nearest(floats v) {
-    return { _mm256_cvtps_epi32(v.a), _mm256_cvtps_epi32(v.b) };
+template <int J> inline __m256i byte_at_top_half(__m256i v) {
+    return _mm256_and_si256(_mm256_slli_epi32(v, 24 - 8 * J), _mm256_set1_epi32((int) 0xff000000));
 }
-inline floats maximum(floats x, floats y) {
-    return { _mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b) };
+template <int J> inline ints byte_at_top(bytes v) {
+    return { byte_at_top_half<J>(v.a), byte_at_top_half<J>(v.b) };
 }
-inline floats divide(floats x, floats y) {
-    return { _mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b) };
+inline __m256i pack_bf16_half(__m256 x, __m256 y) {
+    const __m256i half = _mm256_set1_epi32(0x8000);
+    const __m256i low = _mm256_srli_epi32(_mm256_add_epi32(_mm256_castps_si256(x), half), 16);
+    return _mm256_blend_epi16(low, _mm256_add_epi32(_mm256_castps_si256(y), half), 0xaa);
+}
+inline bytes pack_bf16(floats x, floats y) {
+    return { pack_bf16_half(x.a, y.a), pack_bf16_half(x.b, y.b) };
 }
 inline bytes in_both_words(ints v) {
     return { _mm256_blend_epi16(v.a, _mm256_slli_epi32(v.a, 16), 0xaa),

@@ -38,7 +38,6 @@
 
 enum {
     BOF4_GROUP = 16,        // rows of a group
-    BOF4_ACT_SPAN = 256,    // activations that may have one scale: rows of them are divided at its multiples
     BOF4_MAX_COLUMNS = 256, // of bof4_gemm_kernels::max_columns
 };
 
@@ -54,8 +53,8 @@ struct bof4_gemm_kernels {
     // Bytes of a row of n rounded activations. use_gemv: for which of the two paths.
     size_t (*act_row_bytes)(int64_t n, bool use_gemv);
 
-    // Rounds float32 activations [from, to) of a row of n, with the scales of the type's activation type (Q8_0, Q8_K;
-    // on tiles one for BOF4_ACT_SPAN). from and to are multiples of BOF4_ACT_SPAN, or to is n.
+    // Rounds float32 activations [from, to) of a row of n, with the scales of the type's activation type (Q8_0, Q8_K),
+    // or to bf16. from and to are multiples of the type's block.
     void (*quantize_act)(const float * x, void * row, int64_t n, int64_t from, int64_t to, bool use_gemv);
 
     // Is the GEMV path the faster one for so many columns?

@@ -158,18 +158,20 @@ struct bof4_repacked {
     static void quantize_act(const float * x, void * row, int64_t n, int64_t from, int64_t to, bool use_gemv);
 };
 
-// A row of activations as tiles read it: n bytes, then a scale for every BOF4_ACT_SPAN of them.
-struct bof4_tile_act_row {
-    // Where the scales begin.
-    static size_t scales_at(int64_t n) { return (size_t) (n + 63) / 64 * 64; }
+// Rows of activations as tiles read them: an odd number of cache lines, because a tile is read from 16 rows, which must
+// not fall into the same sets of L1.
 
-    // An odd number of cache lines: a tile is read from 16 rows, and these must not fall into the same sets of L1.
-    static size_t bytes(int64_t n) {
-        const size_t scales = (n + BOF4_ACT_SPAN - 1) / BOF4_ACT_SPAN * sizeof(float);
-        return ((scales_at(n) + scales + 63) / 64 | 1) * 64;
-    }
+// int8 with the scales of Q8_K, which follow all of them.
+struct bof4_act_row_int8 {
+    using element = int8_t;
+    static size_t scales_at(int64_t n) { return (size_t) n; }
+    static size_t bytes(int64_t n) { return ((scales_at(n) + n / QK_BOF4_K * sizeof(float) + 63) / 64 | 1) * 64; }
+    static void quantize(const float * x, void * row, int64_t n, int64_t from, int64_t to);
+};
 
-    // One scale for all of BOF4_ACT_SPAN activations, or the rest of the row, for which see bof4_gemm_kernels.
+struct bof4_act_row_bf16 {
+    using element = uint16_t;
+    static size_t bytes(int64_t n) { return ((n * sizeof(element) + 63) / 64 | 1) * 64; }
     static void quantize(const float * x, void * row, int64_t n, int64_t from, int64_t to);
 };
 

@@ -13,8 +13,6 @@ namespace {
 // Rows whose outliers are summed at a time: their sums stay in L2.
 enum { MAX_ROWS = 8 * BOF4_GROUP };
 
-static_assert((int) BOF4_LIST_SPAN == (int) BOF4_ACT_SPAN, "pieces are both rounded and transposed");
-
 // Takes successive parts of the work buffer, each from a cache line on.
 struct work_buffer {
     char * at;
@@ -113,12 +111,12 @@ void bof4_repack_plan::prepare_activations(int ith, int nth) const {
     }
     // a row per thread, or parts of rows where there are fewer rows than threads
     const int64_t n_rows = ggml_nrows(act);
-    const int64_t n_spans = (act->ne[0] + BOF4_ACT_SPAN - 1) / BOF4_ACT_SPAN;
-    const int64_t n_parts = n_rows >= nth ? 1 : std::min<int64_t>(nth, n_spans);
+    const int64_t block = ggml_blck_size(weight->type);
+    const int64_t n_blocks = act->ne[0] / block;
+    const int64_t n_parts = n_rows >= nth ? 1 : std::min<int64_t>(nth, n_blocks);
     for (int64_t i = ith; i < n_rows * n_parts; i += nth) {
         const int64_t part = i % n_parts;
-        quantize_act(i / n_parts, n_spans * part / n_parts * BOF4_ACT_SPAN,
-            std::min(n_spans * (part + 1) / n_parts * BOF4_ACT_SPAN, act->ne[0]));
+        quantize_act(i / n_parts, n_blocks * part / n_parts * block, n_blocks * (part + 1) / n_parts * block);
     }
 }
 

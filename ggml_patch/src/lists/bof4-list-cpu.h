@@ -22,10 +22,7 @@ struct ggml_compute_params;
 // int8.
 // transposed[(column / 32 * n + element) * 16 + lane] holds columns lane (low half) and 16 + lane of each 32.
 
-enum {
-    BOF4_LIST_COLUMNS = 32,
-    BOF4_LIST_SPAN = 256, // elements that are not divided among threads
-};
+enum { BOF4_LIST_COLUMNS = 32 };
 
 // Bytes of the transposed activations of a mul_mat, with room for alignment to a cache line. 0 where outliers use the
 // activations as they are: no list, fewer than 8 columns per matrix, rows that are not rows of the weight, or too few
@@ -33,8 +30,8 @@ enum {
 size_t bof4_list_transposed_size(const struct ggml_tensor * dst);
 
 // Transposing is divided among threads by pieces: elements [j0, j1) of columns [c0, c1), which are counted over
-// dimensions 1 to 3 of src[1]. c0 is a multiple of 32, c1 - c0 at most 32; j0 and j1 are multiples of
-// BOF4_LIST_SPAN, or the end of the row.
+// dimensions 1 to 3 of src[1]. c0 is a multiple of 32, c1 - c0 at most 32; j0 and j1 are multiples of the weight's
+// block.
 struct bof4_list_piece {
     int64_t c0, c1, j0, j1;
 };

@@ -27,9 +27,8 @@ static int64_t tiles_of(const struct ggml_tensor * dst) {
     return (ggml_nrows(dst->src[1]) + BOF4_LIST_COLUMNS - 1) / BOF4_LIST_COLUMNS;
 }
 
-// What a row of activations is divided into: activations of a span may have one scale.
-static int64_t spans_of(const struct ggml_tensor * dst) {
-    return (dst->src[0]->ne[0] + BOF4_LIST_SPAN - 1) / BOF4_LIST_SPAN;
+static int64_t blocks_of(const struct ggml_tensor * dst) {
+    return dst->src[0]->ne[0] / ggml_blck_size(dst->src[0]->type);
 }
 
 // Pieces that 32 columns are cut into: at most 2048 elements, which stay in L2, and two pieces per thread. No more than
@@ -37,7 +36,7 @@ static int64_t spans_of(const struct ggml_tensor * dst) {
 static int64_t parts_of(const struct ggml_tensor * dst, int nth) {
     const int64_t n_tiles = tiles_of(dst);
     const int64_t parts = MAX((dst->src[0]->ne[0] + 2047) / 2048, (2 * nth + n_tiles - 1) / n_tiles);
-    return MIN(parts, spans_of(dst));
+    return MIN(parts, blocks_of(dst));
 }
 
 void bof4_list_pieces_of_thread(const struct ggml_tensor * dst, int ith, int nth, int64_t * first, int64_t * end) {
@@ -48,13 +47,14 @@ void bof4_list_pieces_of_thread(const struct ggml_tensor * dst, int ith, int nth
 
 struct bof4_list_piece bof4_list_piece_of(const struct ggml_tensor * dst, int nth, int64_t number) {
     const int64_t n_parts = parts_of(dst, nth);
-    const int64_t n_spans = spans_of(dst);
+    const int64_t n_blocks = blocks_of(dst);
+    const int64_t block = ggml_blck_size(dst->src[0]->type);
     const int64_t part = number % n_parts;
     struct bof4_list_piece piece;
     piece.c0 = number / n_parts * BOF4_LIST_COLUMNS;
     piece.c1 = MIN(piece.c0 + BOF4_LIST_COLUMNS, ggml_nrows(dst->src[1]));
-    piece.j0 = n_spans * part / n_parts * BOF4_LIST_SPAN;
-    piece.j1 = MIN(n_spans * (part + 1) / n_parts * BOF4_LIST_SPAN, dst->src[0]->ne[0]);
+    piece.j0 = n_blocks * part / n_parts * block;
+    piece.j1 = n_blocks * (part + 1) / n_parts * block;
     return piece;
 }
 
