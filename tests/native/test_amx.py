@@ -17,10 +17,8 @@ from pathlib import Path
 import pytest
 from c_programs import PROGRAMS, STRICT, compile_program, link_with_build, run_program, upstream_includes
 from instruction_sets import OUR_INCLUDES, Target, native_compiler
-from llama import THREADS
 from test_repack import AVX512, HAS_AVX512, compile_check
 
-from gguf_bof4.convert import convert
 from gguf_bof4.ggml_patch import SOURCES
 
 AVX2 = Target("avx2", "x86_64", ("-mavx2", "-mfma", "-mf16c"), frozenset({"avx2", "fma", "f16c"}))
@@ -60,12 +58,10 @@ def test_tile_operations_are_what_the_processor_defines(tiles: str, tmp_path: Pa
     assert (run.returncode, run.stdout) == (0, "ok\n"), run.stdout + run.stderr
 
 
-@pytest.mark.parametrize("tiles", [PORTABLE, EMULATED])
-def test_products_equal_those_of_rows(tiles: str, tmp_path: Path) -> None:
-    """BOF4_K to the last bit, BOF4_S within the rounding of its weights to 16 bits."""
-    if tiles == EMULATED:
-        require_emulation()
-    compile_check(AVX2, ["-O3", f"-DBOF4_GEMM_TWIN={tiles}"], tmp_path / "check_gemm", EMULATION)
+def test_products_with_emulated_instructions(tmp_path: Path) -> None:
+    """BOF4_K and Q6_K as without tiles, BOF4_S within the rounding of its weights and activations to bf16."""
+    require_emulation()
+    compile_check(AVX2, ["-O1", f"-DBOF4_GEMM_TWIN={EMULATED}"], tmp_path / "check_gemm", EMULATION)
     check_products(tmp_path / "check_gemm")
 
 
@@ -74,7 +70,7 @@ def test_products_on_the_processor_itself(tmp_path: Path) -> None:
     check_products(tmp_path / "check_gemm")
 
 
-def test_kernels_stay_inside_their_memory(tmp_path: Path) -> None:
+def test_products_with_portable_tiles_stay_inside_their_memory(tmp_path: Path) -> None:
     sanitized = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover", f"-DBOF4_GEMM_TWIN={PORTABLE}"]
     compile_check(AVX2, sanitized, tmp_path / "check_gemm")
     check_products(tmp_path / "check_gemm")
@@ -112,30 +108,6 @@ def test_operations_give_the_results_of_rows(built: Path, twin: Path, tmp_path: 
     assert found == [("mul_mat", "225"), ("mul_mat in batches", "90"), ("mul_mat_id", "180")]
 
 
-def test_perplexity_differs_by_less_than_its_noise(
-    gemma: Path, built: Path, twin: Path, evaluation: Path, tmp_path: Path
-) -> None:
-    """Types BOF4_K, BOF4_S for rows that 256 does not divide, and Q6_K, with lists."""
-    model = tmp_path / "model.gguf"
-    convert(gemma, model, type="BOF4_K", token_embedding_type="Q6_K")
-
-    def perplexity(library: Path | str) -> tuple[float, float]:
-        """The estimate and its standard error."""
-        output = with_library(
-            Path(library), built / "llama-perplexity", "-m", model, "-f", evaluation, "-c", "256", "--chunks", "2",
-            *THREADS,
-        )  # fmt: skip
-        found = re.search(r"PPL = ([\d.]+) \+/- ([\d.]+)", output)
-        assert found, output[-2000:]
-        return float(found[1]), float(found[2])
-
-    plain, noise = perplexity("")
-    tiles, _ = perplexity(twin)
-    print(f"perplexity {plain}, with tiles {tiles}, standard error {noise}")
-    assert plain != tiles, "BOF4_S has other activations on tiles"
-    assert abs(tiles / plain - 1) < 0.01
-
-
 def functions(listing: str) -> Iterator[tuple[str, list[str]]]:
     """Names and mnemonics of the functions in the output of objdump."""
     for part in re.split(r"\n\n+", listing):
@@ -156,18 +128,22 @@ def test_instructions_of_the_compiled_kernels(tmp_path: Path) -> None:
     ).stdout
     counts = {name: Counter(mnemonics) for name, mnemonics in functions(listing)}
 
-    # two tiles of columns: for 64 weights four loads and four products; the results of a column in one loop
-    pair = next(c for name, c in counts.items() if "multiply_span<2," in name)
+    # two tiles of columns: for 64 weights in int8, or 32 in bf16, four loads and four products
+    pair = next(c for name, c in counts.items() if "multiply_int8<2," in name)
     assert (pair["tileloadd"], pair["tdpbssd"], pair["tdpbsud"], pair["tilestored"]) == (4, 2, 2, 4)
-    assert (pair["vcvtdq2ps"], pair["vfmadd213ps"] + pair["vfmadd231ps"] + pair["vfmadd132ps"]) == (1, 1)
-    print(f"\nmultiply_span<2>: {pair.total()} instructions, the loops over 64 weights and over columns in them")
-    assert pair.total() <= 120
+    # and the results of a column in one loop
+    assert (pair["vcvtdq2ps"], sum(n for name, n in pair.items() if name.startswith("vfmadd"))) == (1, 1)
+    bf16 = next(c for name, c in counts.items() if "multiply_bf16<2, 2," in name)
+    assert (bf16["tileloadd"], bf16["tdpbf16ps"], bf16["tilestored"]) == (4 + 4, 4, 4)
+    print(f"\nmultiply_int8<2>: {pair.total()} instructions, multiply_bf16<2, 2>: {bf16.total()}")
+    assert pair.total() <= 110
+    assert bf16.total() <= 70
 
-    types = {"BOF4_S": (176, 64, 0.27), "BOF4_K": (177, 256, 0.26), "Q6_K": (14, 256, 0.29)}
+    types = {"BOF4_S": (176, 64, 0.48), "BOF4_K": (177, 256, 0.26), "Q6_K": (14, 256, 0.29)}
     for name, (number, block, limit) in types.items():
         count = next(c for f, c in counts.items() if f"unpack_span<(ggml_type){number}>" in f)
         per_weight = count.total() / (16 * block)
-        print(f"unpack_span of {name}: {per_weight:.3f} instructions per weight, {count['vpmulhrsw']} vpmulhrsw")
-        # one for each two bytes of 64
-        assert count["vpmulhrsw"] == 16 * block // 32
+        print(f"unpack_span of {name}: {per_weight:.3f} instructions per weight")
+        # two for 64 bytes
+        assert count["vpmulhrsw"] == (0 if name == "BOF4_S" else 16 * block // 32)
         assert per_weight <= limit

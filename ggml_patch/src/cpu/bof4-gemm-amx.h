@@ -76,19 +76,26 @@ template <ggml_type type>
         const floats scale = bof4_kernel<type>::scales(head);
         const floats scale_of_top = multiply(scale, all_lanes(1.0f / (1 << 24)));
         store(to.scale, scale);
+        // of level * 2^8, a product divided by 2^15
+        const auto factor_of = [&](int j) {
+            if constexpr (layout::HAS_SUB_SCALES) {
+                static_assert((int) layout::BLOCK == (int) TILE_SPAN, "a span has one scale");
+                return shift_left<7>(in_both_words(to_ints(decode.sub_scale(head, j))));
+            } else {
+                return j;
+            }
+        };
 #pragma GCC unroll 8
         for (int k = 0; k < DOTS / 2; ++k) {
             const int j = bof4_low_dot<layout>(k), j2 = j + layout::NIBBLES / DOT;
+            [[maybe_unused]] const auto factor = factor_of(j), factor2 = factor_of(j2);
+#pragma GCC unroll 8
             for (int i = 0; i < DOT; i += 4) {
                 bytes low, high;
                 decode.step(codes, k, i / 4, low, high);
                 if constexpr (layout::HAS_SUB_SCALES) {
-                    static_assert((int) layout::BLOCK == (int) TILE_SPAN, "a span has one scale");
-                    // levels are multiplied as level * 2^8, and scale_words divides by 2^15
-                    store_parts(to, DOT * j + i, low,
-                        shift_left<7>(in_both_words(to_ints(decode.sub_scale(head, j)))));
-                    store_parts(to, DOT * j2 + i, high,
-                        shift_left<7>(in_both_words(to_ints(decode.sub_scale(head, j2)))));
+                    store_parts(to, DOT * j + i, low, factor);
+                    store_parts(to, DOT * j2 + i, high, factor2);
                 } else {
                     static_assert((int) DOT == 32, "a tile");
                     auto * tiles = to.tiles + b * DOTS;
