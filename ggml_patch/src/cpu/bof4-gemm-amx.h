@@ -1,15 +1,15 @@
 // The GEMM path on AMX tiles (bof4-tiles-amx.h), over the vector operations of bof4-gemm-vnni.h.
 //
-// A tile instruction multiplies 16 columns, 16 rows and 64 weights of int8 (32 of bf16): 16384 products in 16 cycles.
-// If scales were applied to every 64 weights, or 16, results would have to leave the tiles each time, which takes longer
+// A tile instruction multiplies 16 columns, 16 rows and 64 weights of int8 (32 of bf16): 16384 products in 16 cycles. If
+// scales were applied to every 64 weights, or 16, results would have to leave the tiles each time, which takes longer
 // than the products. So weights are multiplied by their scales as they are unpacked, 256 at a time (a span):
 //
 //   BOF4_K, Q6_K   level * sub-block scale, at most 4096, is 256 * high + low: two int8 matrices, exact. Their products
-//                  are added in two tiles over a superblock. Then 256 * high + low becomes a float, and is multiplied by
-//                  the scales of weights and activations and added to the sum of the row, as in the other kernels: with
-//                  the same bits, while sums of a superblock are below 2^24
-//   BOF4_S         level * scale as bf16, with activations in bf16. Sums are float32 in the tiles. Both are rounded to 8
-//                  bits, and products still have a fifth of the (squared) error that activations in int8 have
+//                  are added in two tiles over a superblock. Then 256 * high + low becomes a float, is multiplied by
+//                  the scales of weights and activations, and is added to the sum of the row, as in the other kernels:
+//                  with the same bits, while sums of a superblock are below 2^24
+//   BOF4_S         level * scale as bf16, with activations in bf16. Sums are float32 in the tiles. Both are rounded to
+//                  8 bits, and products still have a fifth of the (squared) error that activations in int8 have
 //
 // Two tiles of columns are multiplied at a time. Two groups of 16 rows are unpacked at a time: their 16 KiB stay in L1
 // while the activations of all columns come from L2.
@@ -59,9 +59,11 @@ inline void store_parts(unpacked_span & to, int i, bytes levels, bytes factor) {
 // Stores level * scale of four weights a row in two rows of a tile. scale: divided by 2^24.
 inline void store_bf16(uint8_t (*row)[64], bytes levels, floats scale) {
     store_bytes(row[0],
-        pack_bf16(multiply(to_floats(byte_at_top<0>(levels)), scale), multiply(to_floats(byte_at_top<1>(levels)), scale)));
+        pack_bf16(
+            multiply(to_floats(byte_at_top<0>(levels)), scale), multiply(to_floats(byte_at_top<1>(levels)), scale)));
     store_bytes(row[1],
-        pack_bf16(multiply(to_floats(byte_at_top<2>(levels)), scale), multiply(to_floats(byte_at_top<3>(levels)), scale)));
+        pack_bf16(
+            multiply(to_floats(byte_at_top<2>(levels)), scale), multiply(to_floats(byte_at_top<3>(levels)), scale)));
 }
 
 // Unpacks blocks [b0, b0 + n) of a group, at most a span.
@@ -107,7 +109,7 @@ template <ggml_type type>
     }
 }
 
-// Products in int8 of a span of 16 rows and up to 32 columns that have left the tiles, and the sums that they belong to.
+// Products in int8 of a span of 16 rows and up to 32 columns that have left the tiles, and the sums they belong to.
 struct tile_results {
     alignas(64) int32_t high[32][16]; // [column][row]
     alignas(64) int32_t low[32][16];
@@ -210,8 +212,7 @@ template <int R, int T, typename tiles>
 }
 
 template <ggml_type type>
-using tile_act_row =
-    std::conditional_t<bof4_layout<type>::HAS_SUB_SCALES, bof4_act_row_int8, bof4_act_row_bf16>;
+using tile_act_row = std::conditional_t<bof4_layout<type>::HAS_SUB_SCALES, bof4_act_row_int8, bof4_act_row_bf16>;
 
 // At most BOF4_MAX_COLUMNS columns of a product.
 template <ggml_type type, typename tiles>

@@ -141,7 +141,8 @@ inline ints load_ints(const int32_t * p) {
     return { _mm256_load_si256(v), _mm256_load_si256(v + 1) };
 }
 inline ints join_parts(ints high, ints low) {
-    return { _mm256_add_epi32(_mm256_slli_epi32(high.a, 8), low.a), _mm256_add_epi32(_mm256_slli_epi32(high.b, 8), low.b) };
+    return { _mm256_add_epi32(_mm256_slli_epi32(high.a, 8), low.a),
+        _mm256_add_epi32(_mm256_slli_epi32(high.b, 8), low.b) };
 }
 template <int J> inline __m256i byte_at_top_half(__m256i v) {
     return _mm256_and_si256(_mm256_slli_epi32(v, 24 - 8 * J), _mm256_set1_epi32((int) 0xff000000));

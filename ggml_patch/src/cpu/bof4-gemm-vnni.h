@@ -61,8 +61,8 @@ struct nibble_decoder {
     decltype(repeat(__m128i())) table;
 
     explicit nibble_decoder(int addend)
-        : table(repeat(
-              _mm_add_epi8(_mm_loadu_si128((const __m128i *) layout::LEVELS), _mm_set1_epi8((char) addend)))) {}
+        : table(repeat(_mm_add_epi8(_mm_loadu_si128((const __m128i *) layout::LEVELS), _mm_set1_epi8((char) addend)))) {
+    }
 
     void step(const typename layout::codes & c, int k, int i, bytes & low, bytes & high) const {
         const bytes codes = load_bytes(c.qs[layout::DOT / 4 * k + i]);

@@ -16,8 +16,8 @@
 // repacked, and the row kernels of bof4-vec-dot.h multiply.
 //
 // BOF4_GEMM_TILES, where it is defined, are the matrix units that the GEMM path uses if the processor has them. A build
-// with BOF4_GEMM_TWIN (bof4_tiles_portable, or bof4_tiles_amx where its instructions are emulated) is for tests: it uses
-// them whatever the processor has, and does without vpdpbusd.
+// with BOF4_GEMM_TWIN (bof4_tiles_portable, or bof4_tiles_amx where its instructions are emulated) is for tests: it
+// uses them whatever the processor has, and does without vpdpbusd.
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512VNNI__)
 #define BOF4_GEMM "bof4-gemm-vnni.h"
 #define BOF4_GEMM_AVX512
@@ -32,7 +32,8 @@
 
 #if defined(BOF4_GEMM_TWIN)
 #define BOF4_GEMM_TILES BOF4_GEMM_TWIN
-#elif defined(BOF4_GEMM_AVX512) && defined(__x86_64__) && defined(__linux__) && defined(__GNUC__)
+#elif defined(BOF4_GEMM_AVX512) && defined(__x86_64__) && defined(__linux__) && \
+    (defined(__clang__) || (defined(__GNUC__) && __GNUC__ >= 11))
 #define BOF4_GEMM_TILES bof4_tiles_amx
 #endif
 

@@ -210,8 +210,7 @@ size_t bof4_repacked<type>::act_row_bytes(int64_t n, bool) {
 }
 
 template <ggml_type type>
-void bof4_repacked<type>::quantize_act(
-    const float * x, void * row, int64_t, int64_t from, int64_t to, bool use_gemv) {
+void bof4_repacked<type>::quantize_act(const float * x, void * row, int64_t, int64_t from, int64_t to, bool use_gemv) {
     constexpr int block = bof4_layout<type>::BLOCK;
     auto * blocks = static_cast<typename bof4_layout<type>::act *>(row);
     for (int64_t b = from / block; b < to / block; ++b) {

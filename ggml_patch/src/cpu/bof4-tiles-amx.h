@@ -1,8 +1,8 @@
 // The tile registers of AMX: eight matrices of 16 rows of 64 bytes.
 //
-// Instructions are written as asm statements. GCC's intrinsics take only literal tile numbers, and up to GCC 12 at least
-// they do not tell the compiler which memory an instruction reads or writes, so that it moves or drops stores. As asm
-// they are compiled without -mamx-tile, too: every build for AVX-512 VNNI has them.
+// Instructions are written as asm statements. GCC's intrinsics take only literal tile numbers, and up to GCC 12 at
+// least they do not tell the compiler which memory an instruction reads or writes, so that it moves or drops stores. As
+// asm they are compiled without -mamx-tile, too: every build for AVX-512 VNNI has them.
 #pragma once
 
 #include <cstdint>
@@ -74,14 +74,14 @@ class bof4_tiles_amx {
         __asm__ volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(C), "i"(A), "i"(B));
     }
 
-    // C[m][n] += sum over k < 16, i < 2 of A[m][2 k + i] * B[k][2 n + i]; C is float32, A and B bf16. Even and odd products
-    // are added up apart, from zero on, and then to C; denormals are zeros.
+    // C[m][n] += sum over k < 16, i < 2 of A[m][2 k + i] * B[k][2 n + i]; C is float32, A and B bf16. Even and odd
+    // products are added up apart, from zero on, and then to C; denormals are zeros.
     template <int C, int A, int B> BOF4_TILE_CODE void add_products_bf16() {
         __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(C), "i"(A), "i"(B));
     }
 
-    // Has the processor AMX with int8 and bf16, does the operating system save the tiles, and does it let this process use them?
-    // (Linux has to be asked, once for all threads.)
+    // Has the processor AMX with int8 and bf16, does the operating system save the tiles, and does it let this process
+    // use them? (Linux has to be asked, once for all threads.)
     static bool is_usable() {
 #if defined(__linux__)
         enum { OSXSAVE = 1 << 27, BF16 = 1 << 22, TILE = 1 << 24, INT8 = 1 << 25, STATE = 3 << 17 };

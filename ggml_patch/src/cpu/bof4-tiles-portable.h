@@ -31,7 +31,9 @@ class bof4_tiles_portable {
     }
 
     // Denormals are zeros.
-    static float flushed(float v) { return std::fabs(v) < std::numeric_limits<float>::min() ? std::copysign(0.0f, v) : v; }
+    static float flushed(float v) {
+        return std::fabs(v) < std::numeric_limits<float>::min() ? std::copysign(0.0f, v) : v;
+    }
 
     static float from_bf16(uint16_t bits) {
         const uint32_t wide = (uint32_t) bits << 16;

@@ -107,8 +107,7 @@ bool move_tile(const instruction & i, bool to_memory) {
     uint8_t old[16][64] = {};
     for (int r = 0; r < current.rows[i.reg]; ++r) {
         void * p = (void *) (i.address + r * i.stride);
-        to_memory ? memcpy(p, tiles[i.reg][r], current.row_bytes[i.reg])
-                  : memcpy(old[r], p, current.row_bytes[i.reg]);
+        to_memory ? memcpy(p, tiles[i.reg][r], current.row_bytes[i.reg]) : memcpy(old[r], p, current.row_bytes[i.reg]);
     }
     if (!to_memory) {
         memcpy(tiles[i.reg], old, sizeof(old));
@@ -196,7 +195,7 @@ bool execute(const instruction & i) {
         case 0x5e << 2 | PREFIX_66: return add_products<uint8_t, int8_t>(i);
         case 0x5e << 2 | NO_PREFIX: return add_products<uint8_t, uint8_t>(i);
         case 0x5c << 2 | PREFIX_F3: return add_products_bf16(i);
-        default: return false;
+        default:                    return false;
     }
 }
 

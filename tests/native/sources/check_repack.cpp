@@ -91,7 +91,8 @@ std::vector<float> compute(const operation & o, ggml_backend_buffer_type_t buft,
 // Not outliers of fewer than 8 columns, which may differ in the last bit, nor Q6_K: upstream's kernel adds in another
 // order. Nor BOF4_S on tiles.
 bool must_be_equal(const operation & o) {
-    return !(has_tiles && o.type == GGML_TYPE_BOF4_S) && o.type != GGML_TYPE_Q6_K && (!o.listed || (o.used == 0 && o.act[1] >= 8));
+    return !(has_tiles && o.type == GGML_TYPE_BOF4_S) && o.type != GGML_TYPE_Q6_K &&
+        (!o.listed || (o.used == 0 && o.act[1] >= 8));
 }
 
 // The relative squared difference of the two results.
