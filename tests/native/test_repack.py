@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import subprocess
@@ -17,7 +18,8 @@ from gguf_bof4.ggml_patch.build import source_tree
 
 NATIVE = Path(__file__).parent / "sources"
 NO_KERNELS = 77
-
+WITHOUT_AMX = {**os.environ, "BOF4_AMX": "0"}
+"""Products on AMX have the bits of the others except BOF4_S's: test_amx.py."""
 
 AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni", "-mavx2", "-mfma", "-mf16c")
 HAS_AVX512 = frozenset({"avx512bw", "avx512vl", "avx512_vnni"})
@@ -33,8 +35,8 @@ TARGETS = (
 )
 
 
-def compile_check(target: Target, extra: list[str], program: Path) -> list[str]:
-    """Compile the check with all CPU kernels; returns the command in front of the program."""
+def compile_check(target: Target, extra: list[str], program: Path, *sources: Path) -> list[str]:
+    """Compile the check with all CPU kernels and more sources; returns the command in front of the program."""
     tree = source_tree() / "ggml"
     flags = [
         "-Wall", "-Wextra", "-Werror", *target.flags, *extra,
@@ -48,7 +50,7 @@ def compile_check(target: Target, extra: list[str], program: Path) -> list[str]:
         compile_(cc, "-std=c11", *flags, "-c", SOURCES / f"{name}.c", "-o", objects[-1])
     cxx, emulator = toolchain(target, "g++")
     kernels = [SOURCES / "cpu/bof4-repack-layout.cpp", SOURCES / "cpu/bof4-gemm.cpp"]
-    compile_(cxx, "-std=c++17", *flags, NATIVE / "check_gemm.cpp", *kernels, *objects, "-o", program)
+    compile_(cxx, "-std=c++17", *flags, NATIVE / "check_gemm.cpp", *kernels, *sources, *objects, "-o", program)
     return emulator
 
 
@@ -61,7 +63,7 @@ def compile_(*command: str | Path) -> None:
 def test_products_equal_float64(target: Target, tmp_path: Path) -> None:
     program = tmp_path / "check_gemm"
     emulator = compile_check(target, ["-O3"], program)
-    run = subprocess.run([*emulator, program], capture_output=True, text=True, check=False)
+    run = subprocess.run([*emulator, program], capture_output=True, text=True, check=False, env=WITHOUT_AMX)
     print(run.stdout)
     assert run.returncode == 0, run.stdout + run.stderr
     passed = re.findall(r"^(\w+): 261 shapes(, equal to the row kernel)?.*: ok$", run.stdout, re.MULTILINE)
@@ -73,7 +75,7 @@ def test_products_equal_float64(target: Target, tmp_path: Path) -> None:
 def test_kernels_stay_inside_their_memory(target: Target, tmp_path: Path) -> None:
     program = tmp_path / "check_gemm"
     compile_check(target, ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover"], program)
-    run = subprocess.run([program], capture_output=True, text=True, check=False)
+    run = subprocess.run([program], capture_output=True, text=True, check=False, env=WITHOUT_AMX)
     assert run.returncode == 0, run.stdout + run.stderr
 
 
@@ -84,7 +86,7 @@ def test_repacked_weights_give_the_results_of_rows(built: Path, tmp_path: Path) 
         "-isystem", source_tree() / "ggml/include", *OUR_INCLUDES, NATIVE / "check_repack.cpp",
         f"-L{built}", "-lggml", "-lggml-cpu", "-lggml-base", f"-Wl,-rpath,{built}", "-o", program,
     )  # fmt: skip
-    run = subprocess.run([program], capture_output=True, text=True, check=False, timeout=300)
+    run = subprocess.run([program], capture_output=True, text=True, check=False, timeout=300, env=WITHOUT_AMX)
     print(run.stdout)
     if run.returncode == NO_KERNELS:
         pytest.skip("this processor has no kernels for repacked weights")
@@ -96,9 +98,11 @@ def test_repacked_weights_give_the_results_of_rows(built: Path, tmp_path: Path) 
 
 @pytest.mark.parametrize("model", ["smol", "gemma"])
 def test_perplexity_is_the_same_to_the_last_digit(
-    model: str, request: pytest.FixtureRequest, built: Path, evaluation: Path, tmp_path: Path
-) -> None:
+    model: str, request: pytest.FixtureRequest, built: Path, evaluation: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     """Rows of 256 times anything are in BOF4_K, the others in BOF4_S, and both have lists."""
+    monkeypatch.setenv("BOF4_AMX", "0")
     target = tmp_path / "model.gguf"
     convert(request.getfixturevalue(model), target, type="BOF4_K", token_embedding_type="F16")
 

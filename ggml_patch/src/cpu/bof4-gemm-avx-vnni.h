@@ -42,14 +42,30 @@ inline ints all_lanes(int32_t v) {
 inline four all_lanes_four(int32_t v) {
     return _mm256_set1_epi32(v);
 }
+#if defined(__AVXVNNI__)
 inline ints add_dot(ints sum, bytes levels, four act) {
     return { _mm256_dpbusd_avx_epi32(sum.a, levels.a, act), _mm256_dpbusd_avx_epi32(sum.b, levels.b, act) };
 }
+#else
+// vpdpbusd for tests on processors without it: products of bytes 0 and 2 of each lane, then of 1 and 3.
+inline __m256i add_dot_half(__m256i sum, __m256i levels, __m256i act) {
+    const __m256i even = _mm256_madd_epi16(
+        _mm256_and_si256(levels, _mm256_set1_epi16(0xff)), _mm256_srai_epi16(_mm256_slli_epi16(act, 8), 8));
+    const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(levels, 8), _mm256_srai_epi16(act, 8));
+    return _mm256_add_epi32(sum, _mm256_add_epi32(even, odd));
+}
+inline ints add_dot(ints sum, bytes levels, four act) {
+    return { add_dot_half(sum.a, levels.a, act), add_dot_half(sum.b, levels.b, act) };
+}
+#endif
 inline floats to_floats(ints v) {
     return { _mm256_cvtepi32_ps(v.a), _mm256_cvtepi32_ps(v.b) };
 }
+inline ints to_ints(__m128i v) {
+    return { _mm256_cvtepi8_epi32(v), _mm256_cvtepi8_epi32(_mm_unpackhi_epi64(v, v)) };
+}
 inline floats from_bytes(__m128i v) {
-    return to_floats({ _mm256_cvtepi8_epi32(v), _mm256_cvtepi8_epi32(_mm_unpackhi_epi64(v, v)) });
+    return to_floats(to_ints(v));
 }
 inline floats from_halves(const uint16_t * p) {
     const auto * v = (const __m128i *) p;
@@ -63,6 +79,9 @@ inline floats multiply(floats x, floats y) {
 }
 inline floats multiply_add(floats x, floats y, floats z) {
     return { _mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b) };
+}
+inline floats add(floats x, floats y) {
+    return { _mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b) };
 }
 inline floats load(const float * p) {
     return { _mm256_load_ps(p), _mm256_load_ps(p + 8) };
@@ -115,6 +134,45 @@ struct six_bits {
     // The lower four bits of one byte, bits 4 and 5 of another.
     bytes join(bytes low, bytes high) const { return { join_half(low.a, high.a), join_half(low.b, high.b) }; }
 };
+
+// For bof4-gemm-amx.h, see bof4-gemm-avx512.h.
+inline ints load_ints(const int32_t * p) {
+    const auto * v = (const __m256i *) p;
+    return { _mm256_load_si256(v), _mm256_load_si256(v + 1) };
+}
+inline ints join_parts(ints high, ints low) {
+    return { _mm256_add_epi32(_mm256_slli_epi32(high.a, 8), low.a),
+        _mm256_add_epi32(_mm256_slli_epi32(high.b, 8), low.b) };
+}
+template <int J> inline __m256i byte_at_top_half(__m256i v) {
+    return _mm256_and_si256(_mm256_slli_epi32(v, 24 - 8 * J), _mm256_set1_epi32((int) 0xff000000));
+}
+template <int J> inline ints byte_at_top(bytes v) {
+    return { byte_at_top_half<J>(v.a), byte_at_top_half<J>(v.b) };
+}
+inline __m256i pack_bf16_half(__m256 x, __m256 y) {
+    const __m256i half = _mm256_set1_epi32(0x8000);
+    const __m256i low = _mm256_srli_epi32(_mm256_add_epi32(_mm256_castps_si256(x), half), 16);
+    return _mm256_blend_epi16(low, _mm256_add_epi32(_mm256_castps_si256(y), half), 0xaa);
+}
+inline bytes pack_bf16(floats x, floats y) {
+    return { pack_bf16_half(x.a, y.a), pack_bf16_half(x.b, y.b) };
+}
+inline bytes in_both_words(ints v) {
+    return { _mm256_blend_epi16(v.a, _mm256_slli_epi32(v.a, 16), 0xaa),
+        _mm256_blend_epi16(v.b, _mm256_slli_epi32(v.b, 16), 0xaa) };
+}
+inline bytes scale_words(bytes v, bytes factor) {
+    return { _mm256_mulhrs_epi16(v.a, factor.a), _mm256_mulhrs_epi16(v.b, factor.b) };
+}
+inline bytes odd_bytes(bytes v) {
+    const __m256i mask = _mm256_set1_epi16((int16_t) 0xff00);
+    return { _mm256_and_si256(v.a, mask), _mm256_and_si256(v.b, mask) };
+}
+inline bytes blend_bytes(bytes even, bytes odd) {
+    const __m256i mask = _mm256_set1_epi16((int16_t) 0xff00);
+    return { _mm256_blendv_epi8(even.a, odd.a, mask), _mm256_blendv_epi8(even.b, odd.b, mask) };
+}
 
 // The tiles of bof4-gemm-driver.h.
 template <bool SUB_SCALES>

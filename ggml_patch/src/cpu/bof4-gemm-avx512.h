@@ -43,8 +43,11 @@ inline ints add_dot(ints sum, bytes levels, four act) {
 inline floats to_floats(ints v) {
     return _mm512_cvtepi32_ps(v);
 }
+inline ints to_ints(__m128i v) {
+    return _mm512_cvtepi8_epi32(v);
+}
 inline floats from_bytes(__m128i v) {
-    return to_floats(_mm512_cvtepi8_epi32(v));
+    return to_floats(to_ints(v));
 }
 inline floats from_halves(const uint16_t * p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *) p));
@@ -57,6 +60,9 @@ inline floats multiply(floats a, floats b) {
 }
 inline floats multiply_add(floats a, floats b, floats c) {
     return _mm512_fmadd_ps(a, b, c);
+}
+inline floats add(floats a, floats b) {
+    return _mm512_add_ps(a, b);
 }
 inline floats load(const float * p) {
     return _mm512_load_ps(p);
@@ -130,6 +136,44 @@ struct six_bits {
 };
 
 #endif
+
+// For bof4-gemm-amx.h.
+
+inline ints load_ints(const int32_t * p) {
+    return _mm512_load_si512(p);
+}
+// 256 * high + low.
+inline ints join_parts(ints high, ints low) {
+    return _mm512_add_epi32(_mm512_slli_epi32(high, 8), low);
+}
+// Of each lane, byte J times 2^24.
+template <int J> inline ints byte_at_top(bytes v) {
+    const ints shifted = _mm512_slli_epi32(v, 24 - 8 * J);
+    return J == 0 ? shifted : _mm512_and_si512(shifted, _mm512_set1_epi32((int) 0xff000000));
+}
+// Two floats of each lane as bf16 (the nearest, halves away from zero), the first in the lower word.
+inline bytes pack_bf16(floats a, floats b) {
+    const ints half = _mm512_set1_epi32(0x8000);
+    const ints low = _mm512_srli_epi32(_mm512_add_epi32(_mm512_castps_si512(a), half), 16);
+    return _mm512_mask_blend_epi16(0xaaaaaaaa, low, _mm512_add_epi32(_mm512_castps_si512(b), half));
+}
+// The lower word of a lane, in both of its words.
+inline bytes in_both_words(ints v) {
+    return _mm512_mask_blend_epi16(0xaaaaaaaa, v, _mm512_slli_epi32(v, 16));
+}
+// Words times factor / 2^15, to the nearest.
+inline bytes scale_words(bytes v, bytes factor) {
+    return _mm512_mulhrs_epi16(v, factor);
+}
+// The upper byte of every word, the lower one cleared.
+inline bytes odd_bytes(bytes v) {
+    return _mm512_and_si512(v, _mm512_set1_epi16((int16_t) 0xff00));
+}
+// The lower byte of every word from one, the upper one from the other.
+inline bytes blend_bytes(bytes even, bytes odd) {
+    constexpr int choose = 0xd8;
+    return _mm512_ternarylogic_epi32(even, odd, _mm512_set1_epi16((int16_t) 0xff00), choose);
+}
 
 // The tiles of bof4-gemm-driver.h. With six columns, the sums of types with sub-scales do not fit the 32 registers.
 template <bool SUB_SCALES>

@@ -47,8 +47,10 @@ inline four broadcast(const int8_t * q) {
 
 // How weights and the scales of dots are decoded. No primary definition.
 //
-//   step(codes, k, i, low, high)     levels + 128 of pair k of dots, four weights a row from 4 i on
-//   sub_scales(head, s, stride)      s[j * stride] = scales of dot j, of 16 rows
+//   decoder(addend)                  of levels: 128 for vpdpbusd
+//   step(codes, k, i, low, high)     levels + addend of pair k of dots, four weights a row from 4 i on
+//   sub_scale(head, j)               scales of dot j, int8, of 16 rows
+//   sub_scales(head, s, stride)      s[j * stride] = the same as float
 template <ggml_type type> struct decoder;
 
 // Codes of nibbles.
@@ -56,8 +58,11 @@ template <ggml_type type>
 struct nibble_decoder {
     using layout = bof4_layout<type>;
 
-    decltype(repeat(__m128i())) table = repeat(
-        _mm_xor_si128(_mm_loadu_si128((const __m128i *) layout::LEVELS), _mm_set1_epi8((char) 0x80)));
+    decltype(repeat(__m128i())) table;
+
+    explicit nibble_decoder(int addend)
+        : table(repeat(_mm_add_epi8(_mm_loadu_si128((const __m128i *) layout::LEVELS), _mm_set1_epi8((char) addend)))) {
+    }
 
     void step(const typename layout::codes & c, int k, int i, bytes & low, bytes & high) const {
         const bytes codes = load_bytes(c.qs[layout::DOT / 4 * k + i]);
@@ -67,20 +72,27 @@ struct nibble_decoder {
 };
 
 template <> struct decoder<GGML_TYPE_BOF4_S> : nibble_decoder<GGML_TYPE_BOF4_S> {
+    using nibble_decoder::nibble_decoder;
+
     static void sub_scales(const layout::head &, float (*)[16], int) {}
 };
 
 template <> struct decoder<GGML_TYPE_BOF4_K> : nibble_decoder<GGML_TYPE_BOF4_K> {
+    using nibble_decoder::nibble_decoder;
+
+    static __m128i sub_scale(const layout::head & h, int j) {
+        const __m128i low = _mm_loadu_si128((const __m128i *) h.scales[j % 8]);
+        const __m128i high = _mm_loadu_si128((const __m128i *) h.scales[8 + j % 4]);
+        const __m128i low4 = _mm_and_si128(j < 8 ? low : _mm_srli_epi16(low, 4), _mm_set1_epi8(0x0f));
+        const __m128i high2 = _mm_and_si128(
+            j < 8 ? _mm_slli_epi16(high, 4 - j / 4 * 2) : _mm_srli_epi16(high, j / 4 * 2 - 4), _mm_set1_epi8(0x30));
+        return _mm_sub_epi8(_mm_or_si128(low4, high2), _mm_set1_epi8(BOF4_K_SUB_SCALE_OFFSET));
+    }
+
     static void sub_scales(const layout::head & h, float (*s)[16], int stride) {
 #pragma GCC unroll 16
         for (int j = 0; j < BOF4_K_SUB_BLOCKS; ++j) {
-            const __m128i low = _mm_loadu_si128((const __m128i *) h.scales[j % 8]);
-            const __m128i high = _mm_loadu_si128((const __m128i *) h.scales[8 + j % 4]);
-            const __m128i low4 = _mm_and_si128(j < 8 ? low : _mm_srli_epi16(low, 4), _mm_set1_epi8(0x0f));
-            const __m128i high2 = _mm_and_si128(
-                j < 8 ? _mm_slli_epi16(high, 4 - j / 4 * 2) : _mm_srli_epi16(high, j / 4 * 2 - 4), _mm_set1_epi8(0x30));
-            store(s[j * stride],
-                from_bytes(_mm_sub_epi8(_mm_or_si128(low4, high2), _mm_set1_epi8(BOF4_K_SUB_SCALE_OFFSET))));
+            store(s[j * stride], from_bytes(sub_scale(h, j)));
         }
     }
 };
@@ -88,7 +100,9 @@ template <> struct decoder<GGML_TYPE_BOF4_K> : nibble_decoder<GGML_TYPE_BOF4_K> 
 template <> struct decoder<GGML_TYPE_Q6_K> {
     using layout = bof4_layout<GGML_TYPE_Q6_K>;
 
-    six_bits level{ 128 - layout::ZERO_CODE };
+    six_bits level;
+
+    explicit decoder(int addend) : level(addend - layout::ZERO_CODE) {}
 
     void step(const layout::codes & c, int k, int i, bytes & low, bytes & high) const {
         const auto & part = c.parts[k / 4 * 2 + k % 2];
@@ -99,9 +113,11 @@ template <> struct decoder<GGML_TYPE_Q6_K> {
         high = level.join(shift_right<4>(four), second ? shift_right<2>(two) : two);
     }
 
+    static __m128i sub_scale(const layout::head & h, int j) { return _mm_loadu_si128((const __m128i *) h.scales[j]); }
+
     static void sub_scales(const layout::head & h, float (*s)[16], int stride) {
         for (int j = 0; j < layout::BLOCK / layout::DOT; ++j) {
-            store(s[j * stride], from_bytes(_mm_loadu_si128((const __m128i *) h.scales[j])));
+            store(s[j * stride], from_bytes(sub_scale(h, j)));
         }
     }
 };
@@ -143,7 +159,7 @@ struct bof4_kernel : tiles_of<bof4_layout<type>::HAS_SUB_SCALES> {
     template <int T, typename P>
     [[gnu::noinline]] static void gemv(
         const pair * group, int64_t n_blocks, const act * const * x, float * const * y, P prefetch) {
-        const decoder<type> decode;
+        const decoder<type> decode(128);
         floats sum[T];
         for (int t = 0; t < T; ++t) {
             sum[t] = all_lanes(0.0f);
@@ -204,7 +220,7 @@ struct bof4_kernel : tiles_of<bof4_layout<type>::HAS_SUB_SCALES> {
         }
 
         void fill(const pair * group, int r, int64_t b0, int64_t n) {
-            const decoder<type> decode;
+            const decoder<type> decode(128);
             for (int64_t b = 0; b < n; ++b) {
                 const auto & head = bof4_head(group, b0 + b);
                 for (int k = 0; k < DOTS / 2; ++k) {

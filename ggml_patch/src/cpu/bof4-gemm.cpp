@@ -6,22 +6,73 @@
 
 #include "bof4-gemm-driver.h"
 #include BOF4_GEMM
+#ifdef BOF4_GEMM_TILES
+#include "bof4-gemm-amx.h"
+#endif
+
+#include <cstdlib>
+#include <cstring>
+
+// Columns that are multiplied at a time without tiles: activations (int16 on some instruction sets) and results stay in
+// L2.
+enum { MAX_COLUMNS = 128 };
 
 template <ggml_type type>
-static const bof4_gemm_kernels * kernels_of() {
+static const bof4_gemm_kernels * vector_kernels() {
     using repacked = bof4_repacked<type>;
     using kernel = bof4_kernel<type>;
     static const bof4_gemm_kernels kernels = {
         repacked::group_bytes,
         repacked::repack_group,
         repacked::unpack_group,
+        repacked::act_row_bytes,
         repacked::quantize_act,
         bof4_use_gemv<kernel>,
         bof4_gemm<kernel>,
-        sizeof(typename kernel::act),
+        MAX_COLUMNS,
     };
     return &kernels;
 }
+
+#ifdef BOF4_GEMM_TILES
+
+// BOF4_AMX=0 turns tiles off, for experiments.
+static bool use_tiles() {
+    static const bool use = [] {
+        const char * wanted = std::getenv("BOF4_AMX");
+#ifdef BOF4_GEMM_TWIN
+        const bool usable = true;
+#else
+        const bool usable = BOF4_GEMM_TILES::is_usable();
+#endif
+        return usable && (wanted == nullptr || std::strcmp(wanted, "0") != 0);
+    }();
+    return use;
+}
+
+template <ggml_type type>
+static const bof4_gemm_kernels * kernels_of() {
+    using kernel = bof4_tile_kernel<type, BOF4_GEMM_TILES>;
+    static const bof4_gemm_kernels kernels = [] {
+        bof4_gemm_kernels k = *vector_kernels<type>();
+        k.act_row_bytes = kernel::act_row_bytes;
+        k.quantize_act = kernel::quantize_act;
+        k.use_gemv = kernel::use_gemv;
+        k.gemm = kernel::gemm;
+        k.max_columns = BOF4_MAX_COLUMNS;
+        return k;
+    }();
+    return use_tiles() ? &kernels : vector_kernels<type>();
+}
+
+#else
+
+template <ggml_type type>
+static const bof4_gemm_kernels * kernels_of() {
+    return vector_kernels<type>();
+}
+
+#endif
 
 const bof4_gemm_kernels * bof4_gemm_kernels_of(ggml_type type) {
 #define BOF4_KERNELS_CASE(NAME, name) \

@@ -139,13 +139,18 @@ void quantize_block(const float * x, bof4_s_act_block & y, bool use_gemv) {
     }
 }
 
-void quantize_block(const float * x, bof4_k_act_block & y, bool use_gemv) {
+// 256 activations as Q8_K; returns their scale.
+float quantize_k(const float * x, int8_t * q) {
     const float most = largest_magnitude<QK_K>(x);
     const float inverse = most != 0.0f ? 127.0f / most : 0.0f;
-    int8_t q[QK_K];
     round_all<QK_K>(x, inverse, q);
+    return most != 0.0f ? 1.0f / inverse : 0.0f;
+}
+
+void quantize_block(const float * x, bof4_k_act_block & y, bool use_gemv) {
+    int8_t q[QK_K];
+    y.d[0] = quantize_k(x, q);
     store_act<QK_K>(y, 0, q, use_gemv);
-    y.d[0] = most != 0.0f ? 1.0f / inverse : 0.0f;
     constexpr int parts = std::extent<decltype(y.offset)>();
     for (int j = 0; j < parts; ++j) {
         y.offset[j] = -128 * sum_of<QK_K / parts>(q + QK_K / parts * j);
@@ -153,6 +158,21 @@ void quantize_block(const float * x, bof4_k_act_block & y, bool use_gemv) {
 }
 
 } // namespace
+
+void bof4_act_row_int8::quantize(const float * x, void * row, int64_t n, int64_t from, int64_t to) {
+    auto * q = static_cast<int8_t *>(row);
+    auto * d = reinterpret_cast<float *>(static_cast<char *>(row) + scales_at(n));
+    for (int64_t i = from; i < to; i += QK_K) {
+        d[i / QK_K] = quantize_k(x + i, q + i);
+    }
+}
+
+void bof4_act_row_bf16::quantize(const float * x, void * row, int64_t, int64_t from, int64_t to) {
+    auto * y = static_cast<uint16_t *>(row);
+    for (int64_t i = from; i < to; ++i) {
+        y[i] = ggml_compute_fp32_to_bf16(x[i]).bits;
+    }
+}
 
 template <ggml_type type>
 void bof4_repacked<type>::repack_group(const void * rows, int64_t n_rows, int64_t n, void * group) {
@@ -185,10 +205,16 @@ void bof4_repacked<type>::unpack_group(const void * group, int64_t n_rows, int64
 }
 
 template <ggml_type type>
-void bof4_repacked<type>::quantize_act(const float * x, void * y, int64_t n, bool use_gemv) {
-    auto * blocks = static_cast<typename bof4_layout<type>::act *>(y);
-    for (int64_t b = 0; b < n / bof4_layout<type>::BLOCK; ++b) {
-        quantize_block(x + b * bof4_layout<type>::BLOCK, blocks[b], use_gemv);
+size_t bof4_repacked<type>::act_row_bytes(int64_t n, bool) {
+    return n / bof4_layout<type>::BLOCK * sizeof(typename bof4_layout<type>::act);
+}
+
+template <ggml_type type>
+void bof4_repacked<type>::quantize_act(const float * x, void * row, int64_t, int64_t from, int64_t to, bool use_gemv) {
+    constexpr int block = bof4_layout<type>::BLOCK;
+    auto * blocks = static_cast<typename bof4_layout<type>::act *>(row);
+    for (int64_t b = from / block; b < to / block; ++b) {
+        quantize_block(x + b * block, blocks[b], use_gemv);
     }
 }
 

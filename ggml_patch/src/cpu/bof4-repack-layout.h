@@ -158,7 +158,25 @@ struct bof4_repacked {
     }
     static void repack_group(const void * rows, int64_t n_rows, int64_t n, void * group);
     static void unpack_group(const void * group, int64_t n_rows, int64_t n, void * rows);
-    static void quantize_act(const float * x, void * y, int64_t n, bool use_gemv);
+    static size_t act_row_bytes(int64_t n, bool use_gemv);
+    static void quantize_act(const float * x, void * row, int64_t n, int64_t from, int64_t to, bool use_gemv);
+};
+
+// Rows of activations as tiles read them: an odd number of cache lines, because a tile is read from 16 rows, which must
+// not fall into the same sets of L1.
+
+// int8 with the scales of Q8_K, which follow all of them.
+struct bof4_act_row_int8 {
+    using element = int8_t;
+    static size_t scales_at(int64_t n) { return (size_t) n; }
+    static size_t bytes(int64_t n) { return ((scales_at(n) + n / QK_BOF4_K * sizeof(float) + 63) / 64 | 1) * 64; }
+    static void quantize(const float * x, void * row, int64_t n, int64_t from, int64_t to);
+};
+
+struct bof4_act_row_bf16 {
+    using element = uint16_t;
+    static size_t bytes(int64_t n) { return ((n * sizeof(element) + 63) / 64 | 1) * 64; }
+    static void quantize(const float * x, void * row, int64_t n, int64_t from, int64_t to);
 };
 
 // Cache lines in front of the codes of block b: both heads of a pair precede the codes of its first block.

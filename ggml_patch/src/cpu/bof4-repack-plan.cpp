@@ -10,9 +10,8 @@
 
 namespace {
 
-// Rows whose outliers are summed at a time, and columns that are multiplied at a time: their sums, activations (int16
-// on some instruction sets) and results stay in L2.
-enum { MAX_ROWS = 8 * BOF4_GROUP, MAX_COLUMNS = 128 };
+// Rows whose outliers are summed at a time: their sums stay in L2.
+enum { MAX_ROWS = 8 * BOF4_GROUP };
 
 // Takes successive parts of the work buffer, each from a cache line on.
 struct work_buffer {
@@ -37,8 +36,8 @@ bof4_repack_plan::bof4_repack_plan(const bof4_gemm_kernels & kernels, ggml_tenso
       act(op->src[1]),
       n_columns(op->ne[1] * op->ne[2] * op->ne[3]),
       n_matrices(weight->ne[2] * weight->ne[3]),
-      act_row_bytes(weight->ne[0] / ggml_blck_size(weight->type) * kernels.act_block_bytes),
-      use_gemv(kernels.use_gemv(op->op == GGML_OP_MUL_MAT_ID ? op->ne[2] : n_columns / n_matrices)),
+      use_gemv(kernels.use_gemv((n_columns + n_matrices - 1) / n_matrices)),
+      act_row_bytes(kernels.act_row_bytes(weight->ne[0], use_gemv)),
       has_list(ggml_bof4_list_of_op(op) != nullptr),
       view(has_list ? ggml_bof4_list_view_of_op(op) : bof4_list_view()),
       is_one_column(has_list && bof4_list_is_one_column(op, &view)),
@@ -100,24 +99,21 @@ const float * bof4_repack_plan::act_at(int64_t i1, int64_t i2, int64_t i3) const
         static_cast<const char *>(act->data) + i1 * act->nb[1] + i2 * act->nb[2] + i3 * act->nb[3]);
 }
 
-// Blocks [b0, b1) of a row of activations.
-void bof4_repack_plan::quantize_blocks(int64_t row, int64_t b0, int64_t b1) const {
-    const int64_t block = ggml_blck_size(weight->type);
+// Elements [j0, j1) of a row of activations.
+void bof4_repack_plan::quantize_act(int64_t row, int64_t j0, int64_t j1) const {
     const float * from = act_at(row % act->ne[1], row / act->ne[1] % act->ne[2], row / act->ne[1] / act->ne[2]);
-    kernels.quantize_act(
-        from + b0 * block, acts + row * act_row_bytes + b0 * kernels.act_block_bytes, (b1 - b0) * block, use_gemv);
+    kernels.quantize_act(from, acts + row * act_row_bytes, weight->ne[0], j0, j1, use_gemv);
 }
 
 // The thread's part of quantizing the activations, and of transposing them for outliers.
 void bof4_repack_plan::prepare_activations(int ith, int nth) const {
-    const int64_t block = ggml_blck_size(weight->type);
     if (transposed) {
         // both for one piece, which stays in L2
         int64_t number, end;
         for (bof4_list_pieces_of_thread(op, ith, nth, &number, &end); number < end; ++number) {
             const bof4_list_piece p = bof4_list_piece_of(op, nth, number);
             for (int64_t row = p.c0; row < p.c1; ++row) {
-                quantize_blocks(row, p.j0 / block, p.j1 / block);
+                quantize_act(row, p.j0, p.j1);
             }
             bof4_list_transpose_piece(op, p, transposed);
         }
@@ -125,11 +121,12 @@ void bof4_repack_plan::prepare_activations(int ith, int nth) const {
     }
     // a row per thread, or parts of rows where there are fewer rows than threads
     const int64_t n_rows = ggml_nrows(act);
+    const int64_t block = ggml_blck_size(weight->type);
     const int64_t n_blocks = act->ne[0] / block;
     const int64_t n_parts = n_rows >= nth ? 1 : std::min<int64_t>(nth, n_blocks);
     for (int64_t i = ith; i < n_rows * n_parts; i += nth) {
         const int64_t part = i % n_parts;
-        quantize_blocks(i / n_parts, n_blocks * part / n_parts, n_blocks * (part + 1) / n_parts);
+        quantize_act(i / n_parts, n_blocks * part / n_parts * block, n_blocks * (part + 1) / n_parts * block);
     }
 }
 
@@ -264,11 +261,11 @@ void bof4_repack_plan::multiply_rows(int64_t matrix, int64_t row0, int64_t row1)
     }
     const int64_t group = matrix * n_groups + row0 / BOF4_GROUP;
     const char * groups = static_cast<const char *>(weight->data) + group * group_bytes;
-    float * to[MAX_COLUMNS];
-    alignas(64) float sums[MAX_ROWS * MAX_COLUMNS];
+    float * to[BOF4_MAX_COLUMNS];
+    alignas(64) float sums[MAX_ROWS * BOF4_MAX_COLUMNS];
     const int64_t c1 = first_column[matrix + 1];
-    for (int64_t c = first_column[matrix]; c < c1; c += MAX_COLUMNS) {
-        const int64_t count = std::min<int64_t>(MAX_COLUMNS, c1 - c);
+    for (int64_t c = first_column[matrix]; c < c1; c += kernels.max_columns) {
+        const int64_t count = std::min(kernels.max_columns, c1 - c);
         for (int64_t j = 0; j < count; ++j) {
             to[j] = y[c + j] + row0;
         }

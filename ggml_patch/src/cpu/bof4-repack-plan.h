@@ -40,8 +40,8 @@ class bof4_repack_plan {
     const ggml_tensor * act;
     int64_t n_columns; // of the result
     int64_t n_matrices;
+    bool use_gemv; // by the mean number of columns of a matrix
     size_t act_row_bytes;
-    bool use_gemv; // by the number of columns that one matrix can have
     bool has_list;
     bof4_list_view view; // of the list
     bool is_one_column;  // see bof4_list_is_one_column
@@ -63,7 +63,7 @@ class bof4_repack_plan {
     size_t work_bytes;
 
     const float * act_at(int64_t i1, int64_t i2, int64_t i3) const;
-    void quantize_blocks(int64_t row, int64_t b0, int64_t b1) const;
+    void quantize_act(int64_t row, int64_t j0, int64_t j1) const;
     void prepare_activations(int ith, int nth) const;
 
     void list_columns() const;

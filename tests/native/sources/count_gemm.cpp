@@ -25,9 +25,9 @@ alignas(64) char weights[ROWS * N];
 alignas(64) char act[2 * MAX_COLUMNS * N];
 float result[MAX_COLUMNS][ROWS];
 
-void ours(ggml_type type, int64_t block, int columns) {
+void ours(ggml_type type, int columns) {
     const bof4_gemm_kernels & k = *bof4_gemm_kernels_of(type);
-    const size_t act_bytes = N / block * k.act_block_bytes;
+    const size_t act_bytes = k.act_row_bytes(N, k.use_gemv(columns));
     if (act_bytes * columns > sizeof(act)) {
         std::abort();
     }
@@ -58,9 +58,9 @@ int main(int argc, char ** argv) {
         return 0;
     }
     if (std::strcmp(argv[1], "BOF4_S") == 0) {
-        ours(GGML_TYPE_BOF4_S, QK_BOF4_S, columns);
+        ours(GGML_TYPE_BOF4_S, columns);
     } else if (std::strcmp(argv[1], "BOF4_K") == 0) {
-        ours(GGML_TYPE_BOF4_K, QK_BOF4_K, columns);
+        ours(GGML_TYPE_BOF4_K, columns);
     } else if (std::strcmp(argv[1], "IQ4_NL") == 0) {
         iq4_nl(columns);
     } else {
