@@ -29,8 +29,8 @@ VARIANTS = runnable_variants()
 
 MEAN_DIVERGENCE = 0.02
 """Most between two instruction sets. Sums that are rounded in another order make some int8 activations round the other
-way, and that propagates as noise of their rounding: 0.003 was measured between x64 or sse42 and AVX2. A kernel that takes
-wrong weights gives more than 1. Equal instruction sets have equal bits, which another test demands."""
+way, and that propagates as noise of their rounding: 0.003 was measured between x64 or sse42 and AVX2. A kernel that
+takes wrong weights gives more than 1. Equal instruction sets have equal bits, which another test demands."""
 
 BITS = """
 import hashlib
