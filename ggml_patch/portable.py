@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from gguf_bof4.errors import UserError
 
-_LINKER_FLAGS = "-static-libstdc++ -Wl,-s"
+# libggml-base is needed for its arc4random (ggml_patch/src/backends), which the linker sees only in libstdc++
+_LINKER_FLAGS = "-static-libstdc++ -Wl,-s -Wl,--no-as-needed"
 
 _ARGUMENTS = (
     "-DGGML_NATIVE=OFF",

@@ -27,9 +27,10 @@ from gguf_bof4.ggml_patch.portable import cmake_arguments
 
 VARIANTS = runnable_variants()
 
-MEAN_DIVERGENCE = 1e-5
-"""Most between two instruction sets. They round sums in another order, which is 1e-7 of a logit; llama-perplexity keeps
-log-probabilities in 16 bits of a range of about 20, which adds an error of 2e-4 to each, or 1e-7 to the divergence."""
+MEAN_DIVERGENCE = 0.02
+"""Most between two instruction sets. Sums that are rounded in another order make some int8 activations round the other
+way, and that propagates as noise of their rounding: 0.003 was measured between x64 or sse42 and AVX2. A kernel that
+takes wrong weights gives more than 1. Equal instruction sets have equal bits, which another test demands."""
 
 BITS = """
 import hashlib
@@ -81,7 +82,8 @@ def logits(programs: Path, model: Path, text: Path, target: Path) -> bytes:
 def mean_divergence(programs: Path, model: Path, text: Path, base: Path) -> float:
     output = run(programs / "llama-perplexity", "-m", model, "-f", text, "-c", "32", "--chunks", "2", *THREADS,
                  "--kl-divergence-base", base, "--kl-divergence")  # fmt: skip
-    found = re.search(r"Mean\s+KLD:\s+(-?[\d.]+)", output)
+    # its statistics in the end are for 100 tokens or more; the line of the last chunk has the mean of all
+    found = re.search(r"^ +2(?: +-?[\d.]+ ± +[\d.]+){2} +(-?[\d.]+) ±", output, re.MULTILINE)
     assert found, output[-2000:]
     return float(found[1])
 
