@@ -1,8 +1,8 @@
 // The GEMM path on AMX tiles (bof4-tiles-amx.h), over the vector operations of bof4-gemm-vnni.h.
 //
-// A tile instruction multiplies 16 columns, 16 rows and 64 weights of int8 (32 of bf16): 16384 products in 16 cycles. If
-// scales were applied to every 64 weights, or 16, results would have to leave the tiles each time, which takes longer
-// than the products. So weights are multiplied by their scales as they are unpacked, 256 at a time (a span):
+// A tile instruction multiplies 16 columns, 16 rows and 64 weights of int8 (32 of bf16): 16384 products in 16 cycles.
+// If scales were applied to every 64 weights, or 16, results would have to leave the tiles each time, which takes
+// longer than the products. So weights are multiplied by their scales as they are unpacked, 256 at a time (a span):
 //
 //   BOF4_K, Q6_K   level * sub-block scale, at most 4096, is 256 * high + low: two int8 matrices, exact. Their products
 //                  are added in two tiles over a superblock. Then 256 * high + low becomes a float, is multiplied by
