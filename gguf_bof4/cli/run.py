@@ -14,6 +14,7 @@ import typer
 from gguf_bof4.cli.model_file import HELP, local_path
 from gguf_bof4.ggml_patch.build import program_path
 from gguf_bof4.gguf_files.model import open_model
+from gguf_bof4.hub import PREFIX
 
 _PROMPTS = {"-p", "--prompt", "-f", "--file", "-bf", "--binary-file"}
 _SINGLE_TURN = "--single-turn"
@@ -64,7 +65,8 @@ def run(
 
         bof4 run hf:ORGANIZATION/NAME:Q4_K_M -p "hello"
     """
-    program_path(program.value)  # before a download
+    if file.startswith(PREFIX):
+        program_path(program.value)  # that it is missing is said before a download
     path = local_path(file)
     open_model(path)
     command = command_line(program, path, arguments or [], sys.stdin.isatty())

@@ -40,10 +40,10 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_quantized_model_against_the_one_that_it_was_made_from(
     smol: Path, smol_bof4: Path, evaluation: Path, temporary: Path
 ) -> None:
-    done = bof4("compare", str(smol), str(smol_bof4), "-f", str(evaluation), "--chunks", "2", "--json", *THREADS)
+    done = bof4("compare", str(smol), str(smol_bof4), "-f", str(evaluation), "--chunks", "1", "--json", *THREADS)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert (found["chunks"], found["context"]) == (2, 512)
+    assert (found["chunks"], found["context"]) == (1, 512)
     # bench/quality.csv has 0.28 for absmax without lists, over more of this text
     assert 0.1 < found["mean_kld"] < 0.5
     assert 0 < found["mean_kld_error"] < 0.1 * found["mean_kld"]
