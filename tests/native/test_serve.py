@@ -162,7 +162,7 @@ def test_ctrl_c_at_a_terminal_reaches_the_server_once(tiny: Path, built: Path) -
     program = Path(sys.executable).with_name("bof4")
     # setsid -c: a new session with this terminal, whose Ctrl-C goes to the whole foreground group, as in a shell
     process = subprocess.Popen(
-        ["setsid", "--ctty", "--wait", "sh", "-c", 'trap - INT; "$@"; echo "exit code $?"', "sh", program, "serve",
+        ["setsid", "--ctty", "--wait", "sh", "-c", 'trap : INT; "$@"; echo "exit code $?"', "sh", program, "serve",
          tiny, "--port", "0", "-t", "1"],
         stdin=theirs, stdout=theirs, stderr=theirs, preexec_fn=heed_ctrl_c,  # noqa: PLW1509 - the tests have no threads
     )  # fmt: skip
