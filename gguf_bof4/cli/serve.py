@@ -24,8 +24,8 @@ from gguf_bof4.gguf_files.model import Model, open_model
 from gguf_bof4.progress import progress_bar
 
 CONTEXT = 8192
-"""Tokens of the context where none is given and the model was trained with more: a cache of keys and values for all that
-long models can read takes gigabytes."""
+"""Tokens of the context where none is given and the model was trained with more: keys and values for all that some
+models can read take gigabytes."""
 
 _POLL = 0.1  # seconds
 _UNTIL_LISTENING = 1.0
@@ -152,8 +152,9 @@ def serve(
 
         bof4 serve model.gguf -h
 
-    Without --port it is 8080 or the next free one; without -c the context has 8192 tokens, or what the model was trained
-    with if that is less (-c 0: always that). llama-server's environment variables (LLAMA_ARG_...) count as options.
+    Without --port it is 8080 or the next free one; without -c the context has 8192 tokens, or what the model was
+    trained with if that is less (-c 0: always that). llama-server's environment variables (LLAMA_ARG_...) count as
+    options.
 
     Ctrl-C and SIGTERM stop the server; the exit code is llama-server's, 0 after that.
     """

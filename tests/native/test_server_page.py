@@ -17,8 +17,8 @@ from gguf_bof4.ggml_patch.page import PageError, build_page, find_npm, made_page
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 OPTIONS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--window-size=1280,800",
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--window-size=1280,800",
 )  # fmt: skip
 ASSISTANT = '[aria-label="Assistant message with actions"]'
 USER = '[aria-label="User message with actions"]'
