@@ -24,10 +24,14 @@ from gguf_bof4.gguf_files.model import Model, open_model
 from gguf_bof4.progress import progress_bar
 
 CONTEXT = 8192
-"""Tokens of the context where none is given and the model was trained with more: a cache of keys and values for all that
-long models can read takes gigabytes."""
+"""Tokens of the context where none is given and the model was trained with more: keys and values for all that some
+models can read take gigabytes."""
 
 _POLL = 0.1  # seconds
+_UNTIL_LISTENING = 1.0
+"""Seconds between llama-server's first answer and the last line of its start, after which it heeds signals. Options may
+turn that line off."""
+
 _STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
@@ -74,11 +78,17 @@ def _start(command: list[str]) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def _print_log(server: subprocess.Popen[str]) -> None:
-    """Print what llama-server reports, which is little, until it ends."""
+def _print_log(server: subprocess.Popen[str], listening: threading.Event) -> None:
+    """Print what llama-server reports, which is little, until it ends.
+
+    Args:
+        listening: set at the line that says so.
+    """
     assert server.stderr is not None
     for line in server.stderr:
         print(line, end="", file=sys.stderr, flush=True)
+        if "listening on " in line:
+            listening.set()
 
 
 def _pass_signals_on(server: subprocess.Popen[str]) -> list[int]:
@@ -142,8 +152,9 @@ def serve(
 
         bof4 serve model.gguf -h
 
-    Without --port it is 8080 or the next free one; without -c the context has 8192 tokens, or what the model was trained
-    with if that is less (-c 0: always that). llama-server's environment variables (LLAMA_ARG_...) count as options.
+    Without --port it is 8080 or the next free one; without -c the context has 8192 tokens, or what the model was
+    trained with if that is less (-c 0: always that). llama-server's environment variables (LLAMA_ARG_...) count as
+    options.
 
     Ctrl-C and SIGTERM stop the server; the exit code is llama-server's, 0 after that.
     """
@@ -154,12 +165,14 @@ def serve(
     command += [*of_port, *default_arguments(given, os.environ, _trained_context(model), allowed_cores())]
     server = _start(command)
     received = _pass_signals_on(server)
-    log = threading.Thread(target=_print_log, args=(server,), daemon=True)
+    listening = threading.Event()
+    log = threading.Thread(target=_print_log, args=(server, listening), daemon=True)
     log.start()
     print(f"bof4 serve: loading {file}", file=sys.stderr, flush=True)
     with progress_bar("loading") as report:
         is_ready = _wait_until_ready(server, addresses[0], lambda seconds: report(f"loading, {seconds} s", 0, 0))
     if is_ready:
+        listening.wait(_UNTIL_LISTENING)
         print("bof4 serve: ready; Ctrl-C stops it", file=sys.stderr, flush=True)
         for address in addresses:
             print(address.url, flush=True)

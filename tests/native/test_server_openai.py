@@ -16,7 +16,7 @@ from llama import THREADS, greedy, succeed
 from served import Server, serving, wait_for
 
 SENTENCES = ["The cat sits on the mat.", "Paris is the capital of France.", "Water boils at 100 degrees."]
-CAPITALS = {"France": "Paris", "Italy": "Rome", "Japan": "Tokyo", "Germany": "Berlin", "Spain": "Madrid"}
+CAPITALS = {"France": "Paris", "Italy": "Rome", "Japan": "Tokyo", "Germany": "Berlin", "China": "Beijing"}
 SLOTS = 4
 """Requests that the server works on at once; the others wait."""
 

@@ -17,8 +17,8 @@ from gguf_bof4.ggml_patch.page import PageError, build_page, find_npm, made_page
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 OPTIONS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--window-size=1280,800",
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--window-size=1280,800",
 )  # fmt: skip
 ASSISTANT = '[aria-label="Assistant message with actions"]'
 USER = '[aria-label="User message with actions"]'
@@ -83,13 +83,18 @@ class Chat:
         script = "return [...document.querySelectorAll(arguments[0])].map(e => e.innerText)"
         return list(self.driver.execute_script(script, selector))
 
-    def buttons(self, label: str) -> list[Any]:
-        """Buttons by their label or text, which one that only a screen reader reads out may be."""
-        return [
-            button
-            for button in self.visible("button")
-            if label in (button.get_attribute("aria-label"), button.get_attribute("textContent").strip())
-        ]
+    def has_button(self, label: str, *, click: bool = False) -> bool:
+        """Is a button shown with this label or text, which may be one that only a screen reader reads out?
+
+        Found and clicked in one call: while tokens come, elements are replaced.
+        """
+        script = """
+            const found = [...document.querySelectorAll("button")].filter(b => b.offsetParent !== null
+                && [b.ariaLabel, b.textContent.trim()].includes(arguments[0]))
+            if (arguments[1] && found.length) found[0].click()
+            return found.length > 0
+        """
+        return bool(self.driver.execute_script(script, label, click))
 
     def wait(self, selector: str, what: str) -> None:
         wait_for(lambda: self.visible(selector), what, 60)
@@ -134,10 +139,9 @@ def test_a_conversation(server: Server, browser: Any, tmp_path_factory: pytest.T
     assert busy_slots(server) == 1
     chat.photograph("3-streaming")
 
-    (stop,) = chat.buttons("Stop")
-    stop.click()
+    assert chat.has_button("Stop", click=True)
     wait_for(lambda: busy_slots(server) == 0, "the stop of the server's work", 20)
-    wait_for(lambda: not chat.buttons("Stop"), "the end of the page's wait", 20)
+    wait_for(lambda: not chat.has_button("Stop"), "the end of the page's wait", 20)
     stopped = chat.texts(ASSISTANT)
     assert len(stopped) == 2
     chat.photograph("4-stopped")
@@ -146,8 +150,7 @@ def test_a_conversation(server: Server, browser: Any, tmp_path_factory: pytest.T
     browser.refresh()
     chat.wait("textarea", "the page once more")
     assert chat.texts(ASSISTANT) == []
-    (expand,) = chat.buttons("Expand navigation")
-    expand.click()
+    assert chat.has_button("Expand navigation", click=True)
     wait_for(lambda: "capital of France" in browser.find_element("tag name", "body").text, "the list", 20)
     chat.photograph("5-reloaded")
     found = [e for e in chat.visible("a, button, [role=button]") if "capital of France" in e.text]

@@ -106,7 +106,8 @@ def test_a_page_without_a_file_that_it_needs_is_refused(npm: Path, name: str) ->
 @pytest.mark.usefixtures("npm")
 def test_a_failing_npm_shows_its_last_lines_and_its_log(path: Path, step: str) -> None:
     (path / "npm").write_text(
-        f'#!/bin/sh\nfor i in 1 2 3; do echo "line $i"; done\n[ "$1" != {step} ] || {{ echo "no network" >&2; exit 7; }}\n'
+        '#!/bin/sh\nfor i in 1 2 3; do echo "line $i"; done\n'
+        f'[ "$1" != {step} ] || {{ echo "no network" >&2; exit 7; }}\n'
     )
     with pytest.raises(PageError, match=rf"`npm {step}.*` failed[\s\S]*line 3\nno network\nThe whole log: .*page\.log"):
         build_page()

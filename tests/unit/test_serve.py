@@ -97,13 +97,13 @@ def test_port_0_is_any_free_one() -> None:
     assert added == ["--port", str(address.port)]
     assert address.port > 0
     assert not is_taken("127.0.0.1", address.port)
-    with pytest.raises(UserError, match="--host nowhere.invalid: .*this machine"):
+    with pytest.raises(UserError, match=r"--host nowhere\.invalid: .*this machine"):
         choose_addresses(["--port", "0", "--host", "nowhere.invalid"], {})
 
 
 @pytest.mark.parametrize("given", ["http", "-1", "65536", ""])
 def test_what_is_no_port_is_refused(given: str) -> None:
-    with pytest.raises(UserError, match="--port .*: give a number"):
+    with pytest.raises(UserError, match=r"--port .*: give a number"):
         choose_addresses(["--port", given], {})
 
 
