@@ -20,12 +20,15 @@ RECIPE = 1
 
 LEVELS = 16
 LARGEST_SCALE = 448.0
-SOLVED_BLOCKS = 2**16
-"""Blocks that the solver looks at, at most."""
+SOLVED_NUMBERS = 2**18
+"""Numbers that the solver looks at, at most: codebooks have 16 entries each."""
 
 SEED = 0
-FLAT = 1e-4
+FLAT = 1e-3
 """Relative decrease of the error in a round below which the solver has converged."""
+
+POINTS = 2**11
+"""Of the solver's grid, on each side of 0."""
 
 MOST_ROUNDS = 60
 LLOYD_STEPS = 4
@@ -39,7 +42,7 @@ class Solution:
     """Codebooks and how the solver came to them.
 
     Attributes:
-        books: float32 [count, 16], each ascending.
+        books: float64 [count, 16], each ascending.
         errors: mean squared error of a normalized number after every half round; never rising.
     """
 
@@ -47,13 +50,16 @@ class Solution:
     errors: tuple[float, ...]
 
 
-def _squared_errors(blocks: Tensor, books: Tensor) -> Tensor:
-    """Squared error of each block in each codebook: [n, L] and [count, 16] to [n, count]."""
-    found = []
-    for book in books:
-        rounded = book[torch.bucketize(blocks, (book[1:] + book[:-1]) / 2)]
-        found.append(torch.square(blocks - rounded).sum(dim=1))
-    return torch.stack(found, dim=1)
+def _nearest(grid: Tensor, books: Tensor) -> Tensor:
+    """Codes of the points of a grid in each codebook, [points] and [count, 16] to [count, points]."""
+    middles = (books[:, 1:] + books[:, :-1]) / 2
+    return torch.searchsorted(middles, grid.expand(len(books), -1).contiguous())
+
+
+def _squared_errors(index: Tensor, grid: Tensor, books: Tensor) -> Tensor:
+    """Squared error of each block in each codebook: indices of the grid [n, L] to float64 [n, count]."""
+    at_points = torch.square(grid - books.gather(1, _nearest(grid, books))).T.contiguous()
+    return at_points[index].sum(dim=1)
 
 
 def _first_centres(blocks: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -68,24 +74,26 @@ def _first_centres(blocks: Tensor, count: int, generator: torch.Generator) -> Te
     return centres
 
 
-def _lloyd_step(values: Tensor, book: Tensor) -> Tensor:
-    """Every level to the mean of its numbers; a level without numbers stays."""
-    codes = torch.bucketize(values, (book[1:] + book[:-1]) / 2)
-    count = torch.bincount(codes, minlength=LEVELS)
-    total = torch.bincount(codes, values.to(torch.float64), minlength=LEVELS)
-    return torch.where(count > 0, total / count.clamp(min=1), book.to(torch.float64)).to(torch.float32)
+def _lloyd_steps(counts: Tensor, grid: Tensor, books: Tensor) -> Tensor:
+    """Some steps of Lloyd's iteration of every codebook; a level without numbers stays.
 
-
-def _error(blocks: Tensor, books: Tensor, chosen: Tensor) -> float:
-    errors = _squared_errors(blocks, books).gather(1, chosen[:, None])
-    return float(errors.to(torch.float64).sum()) / blocks.numel()
+    Args:
+        counts: float64 [count, points], the numbers of the blocks of each codebook at the points of the grid.
+    """
+    for _ in range(LLOYD_STEPS):
+        codes = _nearest(grid, books)
+        mass = torch.zeros_like(books).scatter_add_(1, codes, counts)
+        total = torch.zeros_like(books).scatter_add_(1, codes, counts * grid)
+        books = torch.where(mass > 0, total / mass.clamp(min=1), books)
+    return books
 
 
 def solve(blocks: Tensor, count: int, seed: int = SEED) -> Solution:
     """Codebooks for clusters of blocks: alternate between choosing codebooks and fitting them.
 
     Neither step raises the error: each block takes the codebook with the least squared error, and each codebook is
-    fitted to its blocks by steps of Lloyd's iteration from its last levels.
+    fitted to its blocks by steps of Lloyd's iteration from its last levels. Numbers are first rounded to a grid of
+    POINTS for the largest one, a hundredth of the distance of the levels, so that a codebook is fitted to a histogram.
 
     Args:
         blocks: float32 [n, L], normalized.
@@ -93,26 +101,31 @@ def solve(blocks: Tensor, count: int, seed: int = SEED) -> Solution:
         seed: of the first centres.
     """
     generator = torch.Generator().manual_seed(seed)
-    if len(blocks) > SOLVED_BLOCKS:
-        blocks = blocks[torch.randperm(len(blocks), generator=generator)[:SOLVED_BLOCKS]]
+    if blocks.numel() > SOLVED_NUMBERS:
+        blocks = blocks[torch.randperm(len(blocks), generator=generator)[: SOLVED_NUMBERS // blocks.shape[1]]]
     centres = _first_centres(blocks, count, generator)
     chosen = torch.cdist(blocks, centres).argmin(dim=1)
-    middles = (torch.arange(LEVELS, dtype=torch.float32) + 0.5) / LEVELS
-    everything = torch.quantile(blocks.reshape(-1)[: 2**20], middles)
-    books = torch.stack(
-        [torch.quantile(own.reshape(-1)[: 2**20], middles) if len(own := blocks[chosen == k]) else everything
-         for k in range(count)]
-    )  # fmt: skip
-    errors = [_error(blocks, books, chosen)]
+    largest = float(blocks.abs().max())
+    grid = torch.arange(-POINTS, POINTS + 1, dtype=torch.float64) * (largest / POINTS)
+    index = torch.round(blocks.to(torch.float64) * (POINTS / largest)).to(torch.int64) + POINTS
+
+    def histograms() -> Tensor:
+        places = (chosen[:, None] * len(grid) + index).reshape(-1)
+        return torch.bincount(places, minlength=count * len(grid)).reshape(count, -1).to(torch.float64)
+
+    counts = histograms()
+    shares = counts.cumsum(dim=1) / counts.sum(dim=1, keepdim=True).clamp(min=1)
+    middles = ((torch.arange(LEVELS, dtype=torch.float64) + 0.5) / LEVELS).expand(count, -1).contiguous()
+    books = grid[torch.searchsorted(shares, middles).clamp(max=len(grid) - 1)]
+    errors = [float(_squared_errors(index, grid, books).gather(1, chosen[:, None]).mean()) / blocks.shape[1]]
     for _ in range(MOST_ROUNDS):
-        for _ in range(LLOYD_STEPS):
-            books = torch.stack([_lloyd_step(blocks[chosen == k].reshape(-1), book) for k, book in enumerate(books)])
-        fitted = _error(blocks, books, chosen)
-        by_book = _squared_errors(blocks, books)
+        books = _lloyd_steps(counts, grid, books)
+        by_book = _squared_errors(index, grid, books)
+        fitted = float(by_book.gather(1, chosen[:, None]).mean()) / blocks.shape[1]
         chosen = by_book.argmin(dim=1)
-        assigned = float(by_book.amin(dim=1).to(torch.float64).sum()) / blocks.numel()
-        errors += [fitted, assigned]
-        if errors[-3] - assigned <= FLAT * errors[-3]:
+        counts = histograms()
+        errors += [fitted, float(by_book.amin(dim=1).mean()) / blocks.shape[1]]
+        if errors[-3] - errors[-1] <= FLAT * errors[-3]:
             break
     return Solution(books, tuple(errors))
 
@@ -226,7 +239,7 @@ class LOBCQ(Format):
         return (found / scale).reshape(x.shape)
 
 
-_GAUSSIAN_SAMPLES = 2**20
+_GAUSSIAN_SAMPLES = 2**18
 
 
 @functools.cache

@@ -34,7 +34,8 @@ class _Ggml(Format):
 
     @property
     def name(self) -> str:
-        return super().name.replace(f"{self.family}:type={self.type}", self.type).replace(self.family, self.type)
+        given = [part for part in super().name.split(":")[1:] if not part.startswith("type=")]
+        return ":".join([self.type, *given])
 
     @property
     def qtype(self) -> gguf.GGMLQuantizationType:
