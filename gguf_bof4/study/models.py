@@ -146,12 +146,16 @@ def _linears(model: Any, path: Path) -> Iterator[tuple[str, nn.Module]]:
     yield from found
 
 
-def chunks_of(loaded: Loaded, text: Path, count: int, length: int = CONTEXT) -> Tensor:
+def chunks_of(loaded: Loaded, text: Path, count: int) -> Tensor:
     """The first chunks of a text, int64 [count, length]; where the tokenizer puts a BOS first, each begins with it.
+
+    They have 512 tokens, or as many as the model has positions.
 
     Raises:
         UserError: the text cannot be read or is too short.
     """
+    longest = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
+    length = min(CONTEXT, longest) if isinstance(longest, int) and longest > 1 else CONTEXT
     try:
         words = text.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
