@@ -24,7 +24,7 @@ Formats = Annotated[
 ]
 Chunks = Annotated[int, typer.Option("--chunks", min=1, help="Chunks of 512 tokens; the second half is judged.")]
 Text = Annotated[
-    Path | None, typer.Option("--text", metavar="FILE", help="The text to judge on (default: the reference text).")
+    Path | None, typer.Option("--text", metavar="FILE", help="The text to judge on (default: of bof4 bench).")
 ]
 Calibration = Annotated[
     Path | None,
@@ -143,13 +143,14 @@ def error(
     rows, else flattened, as the paper has it.
     """
     _require()
+    from gguf_bof4.bench.plot import check_available
     from gguf_bof4.study import error as errors
     from gguf_bof4.study import plots
     from gguf_bof4.study.models import load
     from gguf_bof4.study.quality import used_threads
     from gguf_bof4.study.tables import ErrorRow, Results
 
-    plots.check_available()
+    check_available()
     used_threads(threads)
     sizes = split_numbers("--blocks", list(split_names(blocks) or BLOCKS))
     chosen = tuple(dict.fromkeys(f for fmt in _parsed(formats, ERROR_FORMATS) for f in errors.with_blocks(fmt, sizes)))
@@ -194,13 +195,14 @@ def _measure_cases(
     command: str,
     variances: Path | None = None,
 ) -> None:
+    from gguf_bof4.bench.plot import check_available
     from gguf_bof4.progress import progress_bar
     from gguf_bof4.study import plots
     from gguf_bof4.study.models import load, model_name
     from gguf_bof4.study.quality import Bench, case_key, check_case, run
     from gguf_bof4.study.tables import ModelRow, Results, VarianceRow
 
-    plots.check_available()
+    check_available()
     text, calibration, text_name = texts
     results: Results[ModelRow] = Results(output, ModelRow, command)
     name = model_name(model)
@@ -230,7 +232,9 @@ def quality(
     blocks: Annotated[
         list[str] | None, typer.Option("--blocks", metavar="I", help="Block sizes for all formats that have I.")
     ] = None,
-    flat: Annotated[bool, typer.Option("--flat", help="Blocks run over whole matrices, not rows, as in the paper.")] = False,
+    flat: Annotated[
+        bool, typer.Option("--flat", help="Blocks run over whole matrices, not rows, as in the paper.")
+    ] = False,
     importance: Annotated[
         bool, typer.Option("--importance", help="Weigh errors by the inputs, where a format minimizes one.")
     ] = False,

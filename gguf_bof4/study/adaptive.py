@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from gguf_bof4.study.blockwise import nf4_levels
+from gguf_bof4.bench.nf4 import levels as nf4_levels
 from gguf_bof4.study.record import Format, Quantized, Tensor, in_blocks, numbers, whole
 from gguf_bof4.study.rounding import round_bf16, round_fp16
 

@@ -184,10 +184,7 @@ def read_tasks(kind: str, path: Path, most: int) -> TaskSet:
     """
     try:
         data = path.read_bytes()
-        if kind == "text":
-            tasks = continuations(data.decode("utf-8"), most or 200)
-        else:
-            tasks = PARSERS[kind](data)
+        tasks = continuations(data.decode("utf-8"), most or 200) if kind == "text" else PARSERS[kind](data)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:  # UnicodeDecodeError is one

@@ -218,7 +218,7 @@ class LOBCQ(Format):
 
     def _with_books(self, x: Tensor) -> LOBCQ:
         if self.books == "model":
-            raise UserError(f"format {self.name}: codebooks are fitted to a model's numbers, and there is no model here")
+            raise UserError(f"format {self.name}: codebooks are fitted to a model, and there is none here")
         if self.books == "tensor":
             return self.fitted(x)
         return self.replaced(table=_gaussian_books(self))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from gguf_bof4.errors import UserError
@@ -34,14 +35,13 @@ def draw(law: str, count: int) -> Tensor:
     generator = np.random.default_rng(SEED)
     shape = (max(1, count // ROW), ROW)
     name, _, parameter = law.partition(":")
+    drawings: dict[str, Callable[[], npt.NDArray[np.float64]]] = {
+        "norm": lambda: generator.standard_normal(shape),
+        "laplace": lambda: generator.laplace(size=shape),
+        "uniform": lambda: generator.uniform(-1, 1, shape),
+    }
     try:
-        if name == "t":
-            drawn = generator.standard_t(float(parameter), shape)
-        else:
-            drawn = {
-                "norm": generator.standard_normal, "laplace": lambda s: generator.laplace(size=s),
-                "uniform": lambda s: generator.uniform(-1, 1, s),
-            }[law](shape)  # fmt: skip
+        drawn = generator.standard_t(float(parameter), shape) if name == "t" else drawings[law]()
     except (KeyError, ValueError):
         raise UserError(f"there is no law {law!r}: take norm, laplace, uniform, or t:DEGREES, like t:5") from None
     return torch.from_numpy(drawn.astype(np.float32))

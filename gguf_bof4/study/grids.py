@@ -328,7 +328,7 @@ class Element:
     @property
     def smallest(self) -> float:
         """The smallest normal number."""
-        return 2.0 ** (2 - 2 ** (self.exponent - 1))
+        return float(2.0 ** (2 - 2 ** (self.exponent - 1)))
 
     @property
     def top(self) -> float:

@@ -202,7 +202,7 @@ class Bench:
 
 def case_key(case: Case, model: str, text: str, chunks: int) -> object:
     """The key of a case's row."""
-    return ModelRow(model, text, chunks, *case.names, *case.options, *([0.0] * 10)).key
+    return ModelRow(model, text, chunks, *case.names, *case.options, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0).key
 
 
 def check_case(case: Case, loaded: Loaded) -> None:

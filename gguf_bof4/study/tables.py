@@ -151,7 +151,8 @@ class Results(Generic[_Row]):
         Raises:
             UserError: the file cannot be read, or a row is malformed.
         """
-        self.path, self._kind = path, kind
+        self.path = path
+        self._kind: type[_Row] = kind
         self._rows: dict[Hashable, _Row] = {row.key: row for row in read_table(path, kind, command)}
 
     @property

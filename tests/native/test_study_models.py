@@ -126,7 +126,7 @@ def test_block_sizes_by_variance() -> None:
 
 def test_codebooks_of_the_model(bench: Bench) -> None:
     fmt = parse_format("LO-BCQ:books=model")
-    with pytest.raises(UserError, match="there is no model here"):
+    with pytest.raises(UserError, match="there is none here"):
         fmt.quantize(torch.ones(1, 64))
     assert measure(bench, fmt.name, fmt.name).mean_kld < measure(bench, "MX4", "MX4").mean_kld
 
@@ -176,8 +176,8 @@ def hellaswag(path: Path) -> Path:
 
 
 def winogrande(path: Path) -> Path:
-    sentences = ('0,"Sarah, it seems, beat Maria so _ lost.",Sarah,Maria,2', "1,The cup held the ball as _ was big.,cup,ball,1")
-    path.write_text("\n".join(sentences) + "\n")
+    quoted = '0,"Sarah, it seems, beat Maria so _ lost.",Sarah,Maria,2'
+    path.write_text(f"{quoted}\n1,The cup held the ball as _ was big.,cup,ball,1\n")
     return path
 
 

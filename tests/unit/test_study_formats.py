@@ -80,7 +80,8 @@ def check_nearest(values: Sequence[float], found: Sequence[float], representable
     numbers = np.array(sorted(set(representable)))
     for value, got in zip(values, found, strict=True):
         assert float(np.float32(numbers[np.abs(numbers - got).argmin()])) == got, (value, got)
-        assert abs(value - got) == pytest.approx(float(np.abs(numbers - value).min()), rel=1e-6, abs=1e-7 * abs(got) + 1e-44)
+        rounding = 1e-7 * abs(got) + 1e-44  # of what is found, to float32
+        assert abs(value - got) == pytest.approx(float(np.abs(numbers - value).min()), rel=1e-6, abs=rounding)
 
 
 def small_floats(exponent: int, mantissa: int, bias: float, top: float = math.inf) -> list[float]:
