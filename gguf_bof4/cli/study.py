@@ -31,6 +31,7 @@ Calibration = Annotated[
     typer.Option("--calibration", metavar="FILE", help="For importance, variances and codebooks (default: reference)."),
 ]
 Threads = Annotated[int, typer.Option("--threads", "-t", min=0, help="0: the default of PyTorch.")]
+Output = Annotated[Path, typer.Option("--output", "-o", dir_okay=False, metavar="FILE", help="The CSV file.")]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Measure again what is in the CSV file.")]
 Png = Annotated[
     Path | None, typer.Option("--png", dir_okay=False, metavar="FILE", help="The picture (default: beside the CSV).")
@@ -132,7 +133,7 @@ def error(
     formats: Formats = None,
     blocks: Annotated[list[str] | None, typer.Option("--blocks", metavar="I", help="Block sizes.")] = None,
     count: Annotated[int, typer.Option("--count", min=4096, help="Weights to draw from a law.")] = 2**22,
-    output: Annotated[Path, typer.Option("--output", "-o", dir_okay=False)] = Path("bench/study/error.csv"),
+    output: Output = Path("bench/study/error.csv"),
     png: Png = None,
     threads: Threads = 0,
     force: Force = False,
@@ -241,7 +242,7 @@ def quality(
     chunks: Chunks = 4,
     text: Text = None,
     calibration: Calibration = None,
-    output: Annotated[Path, typer.Option("--output", "-o", dir_okay=False)] = Path("bench/study/quality.csv"),
+    output: Output = Path("bench/study/quality.csv"),
     png: Png = None,
     threads: Threads = 0,
     force: Force = False,
@@ -296,7 +297,7 @@ def activations(
     chunks: Chunks = 4,
     text: Text = None,
     calibration: Calibration = None,
-    output: Annotated[Path, typer.Option("--output", "-o", dir_okay=False)] = Path("bench/study/activations.csv"),
+    output: Output = Path("bench/study/activations.csv"),
     png: Png = None,
     threads: Threads = 0,
     force: Force = False,
@@ -333,9 +334,15 @@ def _print_tasks(rows: list[TaskRow]) -> None:
 
 def capture(
     model: Model,
-    hellaswag: Annotated[list[Path] | None, typer.Option("--hellaswag", metavar="FILE")] = None,
-    winogrande: Annotated[list[Path] | None, typer.Option("--winogrande", metavar="FILE")] = None,
-    multiple_choice: Annotated[list[Path] | None, typer.Option("--multiple-choice", metavar="FILE")] = None,
+    hellaswag: Annotated[
+        list[Path] | None, typer.Option("--hellaswag", metavar="FILE", help="Tasks of HellaSwag: six lines each.")
+    ] = None,
+    winogrande: Annotated[
+        list[Path] | None, typer.Option("--winogrande", metavar="FILE", help="Tasks of WinoGrande: CSV.")
+    ] = None,
+    multiple_choice: Annotated[
+        list[Path] | None, typer.Option("--multiple-choice", metavar="FILE", help="Tasks in llama.cpp's binary format.")
+    ] = None,
     from_text: Annotated[
         list[Path] | None,
         typer.Option("--from-text", metavar="FILE", help="Make tasks from a text: which sentence follows?"),
@@ -345,7 +352,7 @@ def capture(
     ] = None,
     tasks: Annotated[int, typer.Option("--tasks", min=0, help="The first tasks of each file; 0: all.")] = 0,
     calibration: Calibration = None,
-    output: Annotated[Path, typer.Option("--output", "-o", dir_okay=False)] = Path("bench/study/capture.csv"),
+    output: Output = Path("bench/study/capture.csv"),
     threads: Threads = 0,
     force: Force = False,
 ) -> None:
