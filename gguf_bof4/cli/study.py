@@ -209,16 +209,20 @@ def _measure_cases(
     name = model_name(model)
     keys = {case_key(case, name, text_name, chunks): case for case in cases}
     missing = [case for key, case in keys.items() if force or key not in results]
-    if missing or variances is not None:
+    spread: Results[VarianceRow] | None = None
+    if variances is not None:
+        spread = Results(variances, VarianceRow, command)
+        if not force and any(row.model == name for row in spread.rows):
+            spread = None
+    if missing or spread is not None:
         with interruptible(f"what was measured is in {output}"), progress_bar("loading the model") as progress:
             loaded = load(model)
             for case in missing:
                 check_case(case, loaded)
             bench = Bench(loaded, text, calibration, chunks, progress)
-            if variances is not None:
-                spread: Results[VarianceRow] = Results(variances, VarianceRow, command)
+            if spread is not None:
                 spread.add(*bench.calibrated.variances())
-                plots.plot_variances([r for r in spread.rows if r.model == name], variances.with_suffix(".png"))
+                plots.plot_variances([r for r in spread.rows if r.model == name], spread.path.with_suffix(".png"))
             run(bench, missing, text_name, results, _say, progress)
     rows = [row for row in results.rows if row.key in keys]
     _print_models(rows)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_models
 import torch
 from calibration_models import family_folder
 from command_line import bof4
@@ -17,6 +18,7 @@ from command_line import bof4
 from gguf_bof4 import lists, native
 from gguf_bof4.errors import UserError
 from gguf_bof4.formats import FORMATS
+from gguf_bof4.gguf_files.model import open_model
 from gguf_bof4.native import BlockEncoder
 from gguf_bof4.study import capture
 from gguf_bof4.study.ggml_types import OWN_TYPES, TYPES
@@ -355,3 +357,14 @@ def test_nothing_is_lost_where_the_disk_is_full(folder: Path, text: Path, tmp_pa
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
     assert output.read_bytes() == before
+
+
+def test_a_gguf_file(tmp_path: Path, text: Path) -> None:
+    """Its layers are those of the file, quantized like those of a folder."""
+    path = tiny_models.write_llama(tmp_path / "tiny.gguf")
+    bench = Bench(load(str(path)), text, text, 1)
+    weights = bench.calibrated.loaded.originals["model.layers.1.mlp.down_proj"]
+    stored = next(t for t in open_model(path).tensors if t.name == "blk.1.ffn_down.weight")
+    assert np.array_equal(weights.numpy(), stored.read_rows().view(np.float32))
+    assert measure(bench, "F32", "F32").mean_kld == 0
+    assert measure(bench, "BFP:I=32", "BFP:I=32").mean_kld > 0
