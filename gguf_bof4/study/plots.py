@@ -68,14 +68,16 @@ def plot_errors(rows: Sequence[ErrorRow], target: Path) -> None:
 
 
 def plot_models(rows: Sequence[ModelRow], target: Path) -> None:
-    """Mean KL divergence against bits: of a weight, or of weights and activations together."""
+    """Mean KL divergence against bits: of a weight, or of weights and activations together; unquantized is left out."""
     figure, (axes,) = _figure(1)
     for row in rows:
+        if row.mean_kld <= 0:
+            continue
         both = row.activations != "F32"
         x = 32 / row.density
-        axes.plot([x], [max(row.mean_kld, 1e-7)], "s" if both else "o", ms=4, color="#a92b0c" if both else "#2a7fc9")
+        axes.plot([x], [row.mean_kld], "s" if both else "o", ms=4, color="#a92b0c" if both else "#2a7fc9")
         name = f"{row.weights} × {row.activations}" if both and row.weights != row.activations else row.weights
-        axes.annotate(name, (x, max(row.mean_kld, 1e-7)), xytext=(4, 1), textcoords="offset points", fontsize=5)
+        axes.annotate(name, (x, row.mean_kld), xytext=(4, 1), textcoords="offset points", fontsize=5)
     axes.set_yscale("log")
     axes.set_xlabel("bits of a number (weights, and activations where they are quantized)")
     axes.set_ylabel("mean KL divergence from the unquantized model")
