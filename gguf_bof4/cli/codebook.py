@@ -36,6 +36,7 @@ class Metric(str, Enum):
 
     mse = "mse"
     mae = "mae"
+    mae_normalized = "mae-normalized"
 
 
 class Method(str, Enum):
@@ -52,7 +53,8 @@ def codebook(
         Normalization, typer.Option(help="Divide a block by its largest element, with its sign or without.")
     ] = Normalization.signed,
     metric: Annotated[
-        Metric, typer.Option(help="The error of the weights to minimize, mean squared or mean absolute.")
+        Metric,
+        typer.Option(help="The error to minimize: mean squared or absolute of the weights, or of normalized weights."),
     ] = Metric.mse,
     method: Annotated[
         Method | None,

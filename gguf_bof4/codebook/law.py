@@ -1,8 +1,9 @@
 """Probability law of block-normalized weights.
 
 The best quantizer depends on the weights only through the law of x = w/m, each x weighted by |m|^p: m is the maximum of
-its block, p is 2 for the mean squared error and 1 for the mean absolute error. With these weights, block-wise
-quantization is the problem of one scalar quantizer for one density, which lloyd.py solves.
+its block, p is 2 for the mean squared error, 1 for the mean absolute error and 0 for the mean absolute error of x
+itself. With these weights, block-wise quantization is the problem of one scalar quantizer for one density, which
+lloyd.py solves.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
 Normalization = Literal["signed", "absolute"]
-Metric = Literal["mse", "mae"]
+Metric = Literal["mse", "mae", "mae-normalized"]
 
 NORMALIZATIONS = ("signed", "absolute")
-POWERS = {"mse": 2, "mae": 1}
+POWERS = {"mse": 2, "mae": 1, "mae-normalized": 0}
 BLOCK_SIZES = range(8, 4096 + 1)
 
 BELOW_ONE = float(np.nextafter(1.0, 0.0))
@@ -29,7 +30,7 @@ class Law(Protocol):
 
     @property
     def power(self) -> int:
-        """p: 2 for MSE, 1 for MAE."""
+        """p: 2 for MSE, 1 for MAE, 0 for the absolute error of the normalized weights, which AF4 minimizes."""
 
     def cumulative(self, x: Array) -> Array:
         """E[|m|^p X^k; X <= x] for k = 0, 1, 2.
@@ -81,4 +82,4 @@ def check_problem(block_size: int, normalization: str, metric: str) -> None:
     if normalization not in NORMALIZATIONS:
         raise ValueError(f"unknown normalization {normalization!r}: use 'signed' or 'absolute'")
     if metric not in POWERS:
-        raise ValueError(f"unknown metric {metric!r}: use 'mse' or 'mae'")
+        raise ValueError(f"unknown metric {metric!r}: use 'mse', 'mae' or 'mae-normalized'")

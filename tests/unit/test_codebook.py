@@ -520,7 +520,7 @@ def test_draws_are_repeatable_whole_blocks() -> None:
         ({"fixed": (0, 0.5)}, "only -1, 0 and 1"),
         ({"fixed": (-1, 0, 1), "levels": 2}, "fix fewer"),
         ({"normalization": "unsigned"}, "'signed' or 'absolute'"),
-        ({"metric": "rmse"}, "'mse' or 'mae'"),
+        ({"metric": "rmse"}, "'mse', 'mae' or 'mae-normalized'"),
     ],
 )
 def test_arguments_out_of_range(arguments: dict[str, Any], message: str) -> None:

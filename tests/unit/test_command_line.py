@@ -12,10 +12,11 @@ from command_line import bof4
 
 from gguf_bof4.cli import make_app
 
-COMMANDS = {"convert", "run", "serve", "compare", "inspect", "verify", "build", "patch", "codebook", "bench", "demo"}
+COMMANDS = {"convert", "run", "serve", "compare", "inspect", "verify", "build", "patch", "codebook", "bench", "study", "demo"}
 """What users know; scripts call them by these names."""
 
 BENCHES = {"quality", "speed", "kernels"}
+STUDIES = {"formats", "error", "quality", "activations", "capture"}
 
 
 def leaves(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -42,6 +43,7 @@ def listed_commands(*path: str) -> set[str]:
 def test_help_lists_exactly_the_commands() -> None:
     assert listed_commands() == COMMANDS
     assert listed_commands("bench") == BENCHES
+    assert listed_commands("study") == STUDIES
     assert {path[0] for path in LEAVES} == COMMANDS
 
 
