@@ -11,6 +11,7 @@ import typer
 from gguf_bof4.errors import UserError
 from gguf_bof4.ggml_patch import LOCK, PATCHES
 from gguf_bof4.ggml_patch.edit import REJECTED, UPSTREAM, make_tree, recreate_patches
+from gguf_bof4.ggml_patch.page import build_page
 from gguf_bof4.ggml_patch.source import find_snapshot, snapshot, write_lock
 from gguf_bof4.ggml_patch.wheel import make_wheel
 from gguf_bof4.progress import progress_bar
@@ -110,15 +111,15 @@ def wheel(
         list[str] | None, typer.Option(metavar="ARGUMENT", help="A further argument for CMake.", show_default=False)
     ] = None,
     page: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="llama-server's web page, already built, to include.", show_default=False),
-    ] = None,
+        bool, typer.Option("--page/--no-page", help="With llama-server's web page, which npm builds once.")
+    ] = True,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=0, help="Parallel compilers; 0: one for each core.")] = 0,
 ) -> None:
     """Make a wheel with the programs of the patched llama.cpp, for every processor of the architecture."""
     variants = tuple(name for name in cpu_variants.split(",") if name)
     with progress_bar("checking the cache", steps_of="wheel") as report:
-        made = make_wheel(folder, variants, machine, tuple(cmake or ()), page, jobs, report)
+        built_page = build_page(report) if page else None
+        made = make_wheel(folder, variants, machine, tuple(cmake or ()), built_page, jobs, report)
     print(f"{made}: {made.stat().st_size / 1e6:.1f} MB")
 
 

@@ -22,6 +22,7 @@ from gguf_bof4.errors import UserError, require
 from gguf_bof4.ggml_patch import ROOT, portable
 from gguf_bof4.ggml_patch.build import PROGRAMS, build
 from gguf_bof4.ggml_patch.packaged import CONVERTER, FOLDER, Contents, Packaged
+from gguf_bof4.ggml_patch.page import place_page
 from gguf_bof4.ggml_patch.source import snapshot
 from gguf_bof4.paths import atomic_path, cache_root
 from gguf_bof4.progress import Progress, no_progress
@@ -212,7 +213,7 @@ def make_wheel(
         variants: of the CPU backend; none: all.
         machine: the architecture, by default this machine's.
         cmake_args: further arguments for CMake.
-        page: the folder of llama-server's web page, already built; it becomes the folder `ui` beside the programs.
+        page: llama-server's web page, as `build_page` makes it.
         jobs: parallel compilers; 0: one for each core.
         report: called with the progress.
 
@@ -239,7 +240,7 @@ def make_wheel(
         programs = Packaged(unpacked / "gguf_bof4" / FOLDER.name)
         copy_programs(made.bin, made.tree, programs, contents)
         if page is not None:
-            shutil.copytree(page, programs.bin / "ui")
+            place_page(page, programs.bin)
         info = _only(unpacked, "*.dist-info")
         add_licenses(info, license_texts(made.tree))
         set_platform(info, target.machine)

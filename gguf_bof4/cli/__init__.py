@@ -11,7 +11,9 @@ import typer
 
 from gguf_bof4.cli import failures
 
-COMMANDS = ("convert", "run", "serve", "compare", "inspect", "verify", "build", "patch", "codebook", "bench", "study", "demo")
+COMMANDS = (
+    "convert", "run", "serve", "compare", "inspect", "verify", "build", "patch", "codebook", "bench", "study", "demo",
+)  # fmt: skip
 """Subcommands, in the order of --help; each module has a function `register(app)`."""
 
 

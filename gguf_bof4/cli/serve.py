@@ -10,16 +10,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from types import FrameType
 from typing import Annotated
 
 import typer
 
 from gguf_bof4.cli.listening import Address, choose_addresses, option_value
+from gguf_bof4.cli.model_file import HELP, local_path
 from gguf_bof4.cli.run import Program, command_line
 from gguf_bof4.cores import allowed_cores
 from gguf_bof4.errors import UserError
+from gguf_bof4.ggml_patch.build import program_path
 from gguf_bof4.gguf_files.model import Model, open_model
 from gguf_bof4.progress import progress_bar
 
@@ -136,7 +137,7 @@ def _exit_code(code: int, received: Sequence[int]) -> int:
 
 
 def serve(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A GGUF file.", show_default=False)],
+    file: Annotated[str, typer.Argument(metavar="FILE", help=HELP, show_default=False)],
     arguments: Annotated[
         list[str] | None,
         typer.Argument(metavar="ARGUMENTS", help="Of llama-server, passed on unchanged.", show_default=False),
@@ -150,6 +151,8 @@ def serve(
 
         bof4 serve model.gguf --port 9000 --host 0.0.0.0 --api-key SECRET -c 32768
 
+        bof4 serve hf:ORGANIZATION/NAME:Q4_K_M
+
         bof4 serve model.gguf -h
 
     Without --port it is 8080 or the next free one; without -c the context has 8192 tokens, or what the model was
@@ -158,8 +161,10 @@ def serve(
 
     Ctrl-C and SIGTERM stop the server; the exit code is llama-server's, 0 after that.
     """
-    model = open_model(file)
-    command = command_line(Program.SERVER, file, arguments or [], at_terminal=False)
+    program_path(Program.SERVER.value)  # that it is missing is said before a download
+    path = local_path(file)
+    model = open_model(path)
+    command = command_line(Program.SERVER, path, arguments or [], at_terminal=False)
     given = command[3:]
     addresses, of_port = choose_addresses(given, os.environ)
     command += [*of_port, *default_arguments(given, os.environ, _trained_context(model), allowed_cores())]

@@ -1,6 +1,6 @@
 """A wheel with programs: what is in it, and all that it can do in an empty environment without compilers and network.
 
-`make test` builds it with those variants of the CPU backend that this processor can run; BOF4_VARIANTS=all with all.
+`make test` builds it with some variants of the CPU backend that this processor can run; BOF4_VARIANTS=all with all.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import email.parser
 import re
 import subprocess
 import sys
+import urllib.request
 import venv
 import zipfile
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from tiny_models import write_llama
 
 from gguf_bof4.ggml_patch import portable as portable_arguments
 from gguf_bof4.ggml_patch.build import PROGRAMS, Build, installed_bin
+from gguf_bof4.ggml_patch.page import made_page
 from gguf_bof4.ggml_patch.wheel import LICENSES, make_wheel
 from gguf_bof4.packaged_models import SMOLLM2, fetch_smollm2
 
@@ -63,7 +65,7 @@ class Environment:
 
 @pytest.fixture(scope="module")
 def wheel(portable: Build, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_wheel(tmp_path_factory.mktemp("dist"), built_variants())
+    return make_wheel(tmp_path_factory.mktemp("dist"), built_variants(), page=made_page())
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +116,9 @@ def test_it_is_for_any_python_and_an_old_linux_and_small(wheel: Path) -> None:
 
 
 def test_it_contains_programs_libraries_and_no_build(names: list[str]) -> None:
-    programs = {name.rpartition("/")[2] for name in names if name.startswith("gguf_bof4/programs/bin/")}
+    below_bin = [name.removeprefix("gguf_bof4/programs/bin/") for name in names if "/programs/bin/" in name]
+    programs = {name for name in below_bin if not name.startswith("ui/")}
+    assert ("ui/index.html.gz" in below_bin) == (made_page() is not None)
     assert {*PROGRAMS} - {"bof4"} | {"libbof4.so", "libllama.so", "libggml-rpc.so"} <= programs
     assert all(name in PROGRAMS or name.endswith(".so") for name in programs)
     assert len([name for name in programs if name.startswith("libggml-cpu-")]) >= max(1, len(built_variants()))
@@ -165,6 +169,23 @@ def test_it_converts_and_quantizes_gguf_files(installed: Environment, tmp_path: 
     folder = Path(installed.succeed("bof4", "build", "--print-bin").strip())
     installed.succeed(folder / "llama-quantize", source, tmp_path / "quantized.gguf", "BOF4_S")
     installed.succeed("bof4", "verify", tmp_path / "quantized.gguf")
+
+
+def test_it_serves_a_file_and_says_so_on_its_page(installed: Environment, listed: Path) -> None:
+    command = [installed.folder / "bin" / "bof4", "serve", listed, "--port", "0", "-t", "1"]
+    variables = {"PATH": str(installed.folder / "bin"), "HOME": str(installed.home), **NO_NETWORK}
+    with subprocess.Popen(
+        command, cwd=installed.home, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdout is not None
+        assert server.stderr is not None
+        url = server.stdout.readline().strip()
+        assert url.startswith("http://"), server.stderr.read()[-2000:]
+        with urllib.request.urlopen(url, timeout=60) as page:
+            assert "<html" in page.read().decode().lower()
+        server.terminate()
+        server.stderr.read()
+        assert server.wait(60) == 0
 
 
 def test_the_kernels_are_those_of_the_processor(installed: Environment) -> None:

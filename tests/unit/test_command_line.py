@@ -12,7 +12,9 @@ from command_line import bof4
 
 from gguf_bof4.cli import make_app
 
-COMMANDS = {"convert", "run", "serve", "compare", "inspect", "verify", "build", "patch", "codebook", "bench", "study", "demo"}
+COMMANDS = {
+    "convert", "run", "serve", "compare", "inspect", "verify", "build", "patch", "codebook", "bench", "study", "demo",
+}  # fmt: skip
 """What users know; scripts call them by these names."""
 
 BENCHES = {"quality", "speed", "kernels"}
