@@ -13,7 +13,7 @@ import typer
 
 from gguf_bof4.cli.model_file import HELP, local_path
 from gguf_bof4.ggml_patch.build import program_path
-from gguf_bof4.gguf_files.model import open_model
+from gguf_bof4.gguf_files.model import Model, open_model
 from gguf_bof4.hub import PREFIX
 
 _PROMPTS = {"-p", "--prompt", "-f", "--file", "-bf", "--binary-file"}
@@ -45,6 +45,18 @@ def command_line(program: Program, file: Path, arguments: list[str], at_terminal
     return command
 
 
+def model_to_run(file: str, program: Program) -> tuple[Path, Model]:
+    """The file that an argument FILE names, opened. One on a model hub is downloaded, once the program is found.
+
+    Raises:
+        UserError: there is no such file, it is malformed, or the program is not built.
+    """
+    if file.startswith(PREFIX):
+        program_path(program.value)
+    path = local_path(file)
+    return path, open_model(path)
+
+
 def run(
     file: Annotated[str, typer.Argument(metavar="FILE", help=HELP, show_default=False)],
     arguments: Annotated[
@@ -65,10 +77,7 @@ def run(
 
         bof4 run hf:ORGANIZATION/NAME:Q4_K_M -p "hello"
     """
-    if file.startswith(PREFIX):
-        program_path(program.value)  # that it is missing is said before a download
-    path = local_path(file)
-    open_model(path)
+    path, _ = model_to_run(file, program)
     command = command_line(program, path, arguments or [], sys.stdin.isatty())
     if sys.platform == "win32":
         raise typer.Exit(subprocess.run(command, check=False).returncode)

@@ -16,12 +16,11 @@ from typing import Annotated
 import typer
 
 from gguf_bof4.cli.listening import Address, choose_addresses, option_value
-from gguf_bof4.cli.model_file import HELP, local_path
-from gguf_bof4.cli.run import Program, command_line
+from gguf_bof4.cli.model_file import HELP
+from gguf_bof4.cli.run import Program, command_line, model_to_run
 from gguf_bof4.cores import allowed_cores
 from gguf_bof4.errors import UserError
-from gguf_bof4.ggml_patch.build import program_path
-from gguf_bof4.gguf_files.model import Model, open_model
+from gguf_bof4.gguf_files.model import Model
 from gguf_bof4.progress import progress_bar
 
 CONTEXT = 8192
@@ -161,9 +160,7 @@ def serve(
 
     Ctrl-C and SIGTERM stop the server; the exit code is llama-server's, 0 after that.
     """
-    program_path(Program.SERVER.value)  # that it is missing is said before a download
-    path = local_path(file)
-    model = open_model(path)
+    path, model = model_to_run(file, Program.SERVER)
     command = command_line(Program.SERVER, path, arguments or [], at_terminal=False)
     given = command[3:]
     addresses, of_port = choose_addresses(given, os.environ)
