@@ -6,12 +6,12 @@
 
 #include <atomic>
 #include <functional>
-#include <utility>
 
 inline std::atomic<bool> bof4_server_is_stopping{ false };
 
-inline std::function<bool()> bof4_or_stopping(std::function<bool()> is_connection_closed) {
-    return [closed = std::move(is_connection_closed)] { return bof4_server_is_stopping || closed(); };
+// The condition on which a request gives up.
+inline std::function<bool()> bof4_or_stopping(const std::function<bool()> & is_connection_closed) {
+    return [is_connection_closed] { return bof4_server_is_stopping || is_connection_closed(); };
 }
 
 #if !defined(_WIN32)
