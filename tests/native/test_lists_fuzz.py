@@ -39,7 +39,7 @@ UPSTREAM = (
 """Upstream's sources that load a model, without the models' graphs."""
 
 OWN = (
-    "format/bof4-quants.c", "format/bof4-search.c", "llama/bof4-llama.cpp",
+    "format/bof4-quants.c", "format/bof4-search.c", "llama/bof4-llama.cpp", "cpu/bof4-prefetch.cpp",
     *(f"lists/{path.name}" for path in sorted(SOURCES.glob("lists/*.c"))),
     *(f"gguf/{path.name}" for path in sorted(SOURCES.glob("gguf/*.cpp"))),
 )  # fmt: skip
