@@ -10,30 +10,25 @@ from itertools import zip_longest
 from pathlib import Path
 
 from gguf_bof4.bench.disk import check_disk
-from gguf_bof4.bench.measure import NUMBER, parse_measures
+from gguf_bof4.bench.measure import CONTEXT, MEASURES, NUMBER, parse_measures
 from gguf_bof4.errors import UserError
 from gguf_bof4.ggml_patch.programs import run_program, thread_options
 from gguf_bof4.gguf_files.header import escaped
 from gguf_bof4.gguf_files.model import Model, open_model
 from gguf_bof4.progress import Progress, no_progress
 
-CONTEXT = 512
 CHUNKS = 32
 
 _ERROR = rf".*±\s+{NUMBER}"
 _PATTERNS = {
-    "mean_kld": rf"^Mean\s+KLD:\s+{NUMBER}",
-    "mean_kld_error": rf"^Mean\s+KLD:{_ERROR}",
+    **MEASURES,
     "median_kld": rf"^Median\s+KLD:\s+{NUMBER}",
-    "kld_99_9": rf"^99\.9%\s+KLD:\s+{NUMBER}",
     "max_kld": rf"^Maximum\s+KLD:\s+{NUMBER}",
-    "same_top": rf"^Same top p:\s+{NUMBER}",
     "same_top_error": rf"^Same top p:{_ERROR}",
     "ppl": rf"^Mean PPL\(Q\)\s+:\s+{NUMBER}",
     "ppl_error": rf"^Mean PPL\(Q\)\s+:{_ERROR}",
     "ppl_base": rf"^Mean PPL\(base\)\s+:\s+{NUMBER}",
     "ppl_base_error": rf"^Mean PPL\(base\)\s+:{_ERROR}",
-    "ppl_ratio": rf"^Mean PPL\(Q\)/PPL\(base\)\s+:\s+{NUMBER}",
     "ppl_ratio_error": rf"^Mean PPL\(Q\)/PPL\(base\)\s+:{_ERROR}",
 }
 _REMEDY = "Check that both files are language models and that the memory is enough for the larger one."

@@ -23,13 +23,14 @@ CONTEXT = 512
 NUMBER = r"(-?[\d.]+(?:e[+-]?\d+)?|-?nan|-?inf)"
 """A number that llama-perplexity prints, as a group of a regular expression."""
 
-_MEASURES = {
+MEASURES = {
     "mean_kld": rf"^Mean\s+KLD:\s+{NUMBER}",
     "mean_kld_error": rf"^Mean\s+KLD:.*±\s+{NUMBER}",
     "kld_99_9": rf"^99\.9%\s+KLD:\s+{NUMBER}",
     "same_top": rf"^Same top p:\s+{NUMBER}",
     "ppl_ratio": rf"^Mean PPL\(Q\)/PPL\(base\)\s+:\s+{NUMBER}",
 }
+"""Regular expressions of what llama-perplexity --kl-divergence prints, by the fields of Distance."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def parse_distance(output: str) -> Distance:
     Raises:
         UserError: a figure is missing.
     """
-    return Distance(**parse_measures(output, _MEASURES))
+    return Distance(**parse_measures(output, MEASURES))
 
 
 def _perplexity(model: Path, logits: Path, threads: int, *arguments: str | Path) -> str:

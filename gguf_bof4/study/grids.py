@@ -48,16 +48,33 @@ class _Plain(Format):
         raise NotImplementedError
 
 
-@dataclass(frozen=True)
-class Identity(_Plain):
-    """Numbers as they are: what a comparison is made with."""
-
-    family: ClassVar[str] = "F32"
-    summary: ClassVar[str] = "unquantized"
+class _OfTensor(_Plain):
+    """One without blocks: what numbers share, they share with the whole tensor."""
 
     @property
     def multiple(self) -> int:
         return 1
+
+    def _run(self, x: Tensor) -> int:
+        return x.shape[-1]
+
+
+class _OfBlocks(_Plain):
+    """One with blocks of I numbers."""
+
+    I: int  # noqa: E741
+
+    @property
+    def multiple(self) -> int:
+        return self.I
+
+
+@dataclass(frozen=True)
+class Identity(_OfTensor):
+    """Numbers as they are: what a comparison is made with."""
+
+    family: ClassVar[str] = "F32"
+    summary: ClassVar[str] = "unquantized"
 
     def stored_bits(self, shape: tuple[int, ...]) -> int:
         return 32 * numbers(shape)
@@ -67,15 +84,11 @@ class Identity(_Plain):
 
 
 @dataclass(frozen=True)
-class BFloat16(_Plain):
+class BFloat16(_OfTensor):
     """The upper half of a float32."""
 
     family: ClassVar[str] = "BF16"
     summary: ClassVar[str] = "bfloat16"
-
-    @property
-    def multiple(self) -> int:
-        return 1
 
     def stored_bits(self, shape: tuple[int, ...]) -> int:
         return 16 * numbers(shape)
@@ -85,7 +98,7 @@ class BFloat16(_Plain):
 
 
 @dataclass(frozen=True)
-class Integer(_Plain):
+class Integer(_OfBlocks):
     """Integers of w bits and a float16 scale for each group of I.
 
     Attributes:
@@ -99,10 +112,6 @@ class Integer(_Plain):
     w: int = whole(4, 2, 8)
     I: int = whole(128, 1, 65536)  # noqa: E741
     kind: str = choice("symmetric", "asymmetric")
-
-    @property
-    def multiple(self) -> int:
-        return self.I
 
     def stored_bits(self, shape: tuple[int, ...]) -> int:
         n = numbers(shape)
@@ -130,7 +139,7 @@ def _nonzero(scale: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class FixedPoint(_Plain):
+class FixedPoint(_OfTensor):
     """Integers of w bits times a power of two, one for the tensor: the finest that holds its largest magnitude."""
 
     family: ClassVar[str] = "FIXED"
@@ -138,15 +147,8 @@ class FixedPoint(_Plain):
 
     w: int = whole(8, 2, 16)
 
-    @property
-    def multiple(self) -> int:
-        return 1
-
     def stored_bits(self, shape: tuple[int, ...]) -> int:
         return self.w * numbers(shape) + SHARED_BITS
-
-    def _run(self, x: Tensor) -> int:
-        return x.shape[-1]
 
     def _values(self, blocks: Tensor) -> Tensor:
         half = 2.0 ** (self.w - 1)
@@ -155,7 +157,7 @@ class FixedPoint(_Plain):
 
 
 @dataclass(frozen=True)
-class MiniFloat(_Plain):
+class MiniFloat(_OfTensor):
     """Sign, E exponent bits, M mantissa bits behind an implicit one; subnormals; saturates; no infinity, no NaN."""
 
     family: ClassVar[str] = "MINIFLOAT"
@@ -164,15 +166,8 @@ class MiniFloat(_Plain):
     E: int = whole(4, 2, 8)
     M: int = whole(3, 0, 7)
 
-    @property
-    def multiple(self) -> int:
-        return 1
-
     def stored_bits(self, shape: tuple[int, ...]) -> int:
         return (1 + self.E + self.M) * numbers(shape)
-
-    def _run(self, x: Tensor) -> int:
-        return x.shape[-1]
 
     def _values(self, blocks: Tensor) -> Tensor:
         bias = 2 ** (self.E - 1) - 1
@@ -181,7 +176,7 @@ class MiniFloat(_Plain):
 
 
 @dataclass(frozen=True)
-class DMF(_Plain):
+class DMF(_OfTensor):
     """Denormalized MiniFloat: no implicit one, so a number has several spellings and one bit less of precision."""
 
     family: ClassVar[str] = "DMF"
@@ -190,15 +185,8 @@ class DMF(_Plain):
     E: int = whole(4, 2, 8)
     M: int = whole(3, 1, 7)
 
-    @property
-    def multiple(self) -> int:
-        return 1
-
     def stored_bits(self, shape: tuple[int, ...]) -> int:
         return (1 + self.E + self.M) * numbers(shape)
-
-    def _run(self, x: Tensor) -> int:
-        return x.shape[-1]
 
     def _values(self, blocks: Tensor) -> Tensor:
         bias = 2 ** (self.E - 1) - 1
@@ -215,7 +203,7 @@ def _log_values(x: Tensor, w: int, largest: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Log(_Plain):
+class Log(_OfTensor):
     """Sign and w - 1 exponent bits, with one bias for the tensor; there is no zero."""
 
     family: ClassVar[str] = "LOG"
@@ -223,22 +211,15 @@ class Log(_Plain):
 
     w: int = whole(8, 2, 8)
 
-    @property
-    def multiple(self) -> int:
-        return 1
-
     def stored_bits(self, shape: tuple[int, ...]) -> int:
         return self.w * numbers(shape) + SHARED_BITS
-
-    def _run(self, x: Tensor) -> int:
-        return x.shape[-1]
 
     def _values(self, blocks: Tensor) -> Tensor:
         return _log_values(blocks, self.w, clamp_power(nearest_power(blocks.abs().max()), LOWEST, HIGHEST))
 
 
 @dataclass(frozen=True)
-class BL(_Plain):
+class BL(_OfBlocks):
     """Block logarithm: sign and w - 1 exponent bits, with a shared bias for each block of I; there is no zero."""
 
     family: ClassVar[str] = "BL"
@@ -246,10 +227,6 @@ class BL(_Plain):
 
     w: int = whole(8, 2, 8)
     I: int = whole(16, 1, 4096)  # noqa: E741
-
-    @property
-    def multiple(self) -> int:
-        return self.I
 
     def stored_bits(self, shape: tuple[int, ...]) -> int:
         return self.w * numbers(shape) + SHARED_BITS * numbers(shape) // self.I
@@ -260,7 +237,7 @@ class BL(_Plain):
 
 
 @dataclass(frozen=True)
-class BFP(_Plain):
+class BFP(_OfBlocks):
     """Block floating point: a shared exponent for each block of I, sign and w - 1 mantissa bits for a number."""
 
     family: ClassVar[str] = "BFP"
@@ -268,10 +245,6 @@ class BFP(_Plain):
 
     w: int = whole(6, 2, 16)
     I: int = whole(16, 1, 4096)  # noqa: E741
-
-    @property
-    def multiple(self) -> int:
-        return self.I
 
     def stored_bits(self, shape: tuple[int, ...]) -> int:
         return self.w * numbers(shape) + SHARED_BITS * numbers(shape) // self.I
@@ -283,7 +256,7 @@ class BFP(_Plain):
 
 
 @dataclass(frozen=True)
-class BM(_Plain):
+class BM(_OfBlocks):
     """Block MiniFloat: a shared exponent bias for each block of I that puts its largest number at the top."""
 
     family: ClassVar[str] = "BM"
@@ -292,10 +265,6 @@ class BM(_Plain):
     E: int = whole(4, 1, 8)
     M: int = whole(3, 0, 7)
     I: int = whole(16, 1, 4096)  # noqa: E741
-
-    @property
-    def multiple(self) -> int:
-        return self.I
 
     def stored_bits(self, shape: tuple[int, ...]) -> int:
         n = numbers(shape)
@@ -349,15 +318,10 @@ ELEMENTS = {
 }
 
 
-class _MX(_Plain):
+class _MX(_OfBlocks):
     """Small floats and a power of two (E8M0) for each block of I."""
 
     element: str
-    I: int  # noqa: E741
-
-    @property
-    def multiple(self) -> int:
-        return self.I
 
     def stored_bits(self, shape: tuple[int, ...]) -> int:
         return ELEMENTS[self.element].bits * numbers(shape) + SHARED_BITS * numbers(shape) // self.I
