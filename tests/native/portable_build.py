@@ -52,7 +52,7 @@ def runnable_variants() -> dict[str, frozenset[str]]:
     return found
 
 
-def tested_variants() -> dict[str, frozenset[str]]:
+def variants_to_run() -> dict[str, frozenset[str]]:
     """Variants that tests run: of those that this processor can all, or the first two and the one with most features,
     as each takes a minute to compile."""
     found = runnable_variants()
@@ -64,7 +64,7 @@ def tested_variants() -> dict[str, frozenset[str]]:
 
 def built_variants() -> tuple[str, ...]:
     """Those that tests build; none: all of the architecture."""
-    return () if ALL else tuple(tested_variants())
+    return () if ALL else tuple(variants_to_run())
 
 
 def portable_build() -> Build:

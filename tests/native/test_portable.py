@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from instruction_sets import Target, toolchain
 from llama import THREADS
-from portable_build import ALL, convert_listed, only_with, tested_variants
+from portable_build import ALL, convert_listed, only_with, variants_to_run
 from program import bof4
 from tiny_models import write_llama
 
@@ -25,7 +25,7 @@ from gguf_bof4 import native
 from gguf_bof4.ggml_patch.build import PROGRAMS, Build, build, installed_bin
 from gguf_bof4.ggml_patch.portable import cmake_arguments
 
-VARIANTS = tested_variants()
+VARIANTS = variants_to_run()
 
 MEAN_DIVERGENCE = 0.02
 """Most between two instruction sets. Sums that are rounded in another order make some int8 activations round the other

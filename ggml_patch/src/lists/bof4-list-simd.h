@@ -216,6 +216,59 @@ static inline void bof4_list_pack_bf16(const float * low, const float * high, ui
     }
 }
 
+#if defined(__AVX__)
+
+#include <immintrin.h>
+
+static inline void bof4_list_transpose_16x16(const void * const * in, void * out) {
+    // as with AVX-512: two rows are combined by loads, two rounds of shuffles within 128 bits remain
+    for (int half = 0; half < BOF4_LIST_LANES; half += 8) {
+        for (int j = 0; j < BOF4_LIST_LANES; j += 4) {
+            __m256 rows[4];
+            for (int r = 0; r < 4; ++r) {
+                const __m128 low = _mm_loadu_ps((const float *) in[half + r] + j);
+                const __m128 high = _mm_loadu_ps((const float *) in[half + r + 4] + j);
+                rows[r] = _mm256_insertf128_ps(_mm256_castps128_ps256(low), high, 1);
+            }
+            const __m256 a = _mm256_unpacklo_ps(rows[0], rows[1]);
+            const __m256 b = _mm256_unpackhi_ps(rows[0], rows[1]);
+            const __m256 c = _mm256_unpacklo_ps(rows[2], rows[3]);
+            const __m256 d = _mm256_unpackhi_ps(rows[2], rows[3]);
+            float * to = (float *) out + j * BOF4_LIST_LANES + half;
+            _mm256_storeu_ps(to, _mm256_shuffle_ps(a, c, 0x44));
+            _mm256_storeu_ps(to + BOF4_LIST_LANES, _mm256_shuffle_ps(a, c, 0xee));
+            _mm256_storeu_ps(to + 2 * BOF4_LIST_LANES, _mm256_shuffle_ps(b, d, 0x44));
+            _mm256_storeu_ps(to + 3 * BOF4_LIST_LANES, _mm256_shuffle_ps(b, d, 0xee));
+        }
+    }
+}
+
+#elif defined(__ARM_NEON) && defined(__aarch64__)
+
+#include <arm_neon.h>
+
+static inline void bof4_list_transpose_16x16(const void * const * in, void * out) {
+    for (int i = 0; i < BOF4_LIST_LANES; i += 4) {
+        for (int j = 0; j < BOF4_LIST_LANES; j += 4) {
+            uint32x4_t rows[4];
+            for (int r = 0; r < 4; ++r) {
+                rows[r] = vld1q_u32((const uint32_t *) in[i + r] + j);
+            }
+            const uint64x2_t a = vreinterpretq_u64_u32(vtrn1q_u32(rows[0], rows[1]));
+            const uint64x2_t b = vreinterpretq_u64_u32(vtrn2q_u32(rows[0], rows[1]));
+            const uint64x2_t c = vreinterpretq_u64_u32(vtrn1q_u32(rows[2], rows[3]));
+            const uint64x2_t d = vreinterpretq_u64_u32(vtrn2q_u32(rows[2], rows[3]));
+            uint32_t * to = (uint32_t *) out + j * BOF4_LIST_LANES + i;
+            vst1q_u32(to, vreinterpretq_u32_u64(vtrn1q_u64(a, c)));
+            vst1q_u32(to + BOF4_LIST_LANES, vreinterpretq_u32_u64(vtrn1q_u64(b, d)));
+            vst1q_u32(to + 2 * BOF4_LIST_LANES, vreinterpretq_u32_u64(vtrn2q_u64(a, c)));
+            vst1q_u32(to + 3 * BOF4_LIST_LANES, vreinterpretq_u32_u64(vtrn2q_u64(b, d)));
+        }
+    }
+}
+
+#else
+
 static inline void bof4_list_transpose_16x16(const void * const * in, void * out) {
     // eight columns at a time: sixteen of them, a power of two apart, would conflict in the sets of L1
     for (int half = 0; half < BOF4_LIST_LANES; half += 8) {
@@ -227,9 +280,9 @@ static inline void bof4_list_transpose_16x16(const void * const * in, void * out
     }
 }
 
-#if defined(__AVX2__)
+#endif
 
-#include <immintrin.h>
+#if defined(__AVX2__)
 
 // A running sum in double precision, kept in all lanes.
 typedef __m256d bof4_list_running_sum;
