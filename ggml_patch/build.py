@@ -48,7 +48,11 @@ _LINKED_TESTS = {"test-quantize-fns"}
 
 CMAKE_OPTIONS = (
     "-DCMAKE_BUILD_TYPE=Release",
-    "-DCMAKE_BUILD_RPATH_USE_ORIGIN=ON",
+    # libraries are beside the programs, or where they were linked; a RUNPATH as CMake makes it for build folders ends with
+    # an empty entry, which is the folder that the user happens to be in
+    "-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON",
+    f"-DCMAKE_INSTALL_RPATH={'@loader_path' if sys.platform == 'darwin' else '$ORIGIN'}",
+    "-DCMAKE_INSTALL_RPATH_USE_LINK_PATH=ON",
     *(option for backend in ALWAYS for option in backend.cmake_options),
     "-DLLAMA_OPENSSL=OFF",
     "-DLLAMA_BUILD_UI=OFF",

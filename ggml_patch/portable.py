@@ -21,9 +21,6 @@ _ARGUMENTS = (
     "-DGGML_BACKEND_DL=ON",
     "-DGGML_CPU_ALL_VARIANTS=ON",
     "-DCMAKE_PLATFORM_NO_VERSIONED_SONAME=ON",
-    # not that of CMake's builds, whose RUNPATH ends with the current folder
-    "-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON",
-    "-DCMAKE_INSTALL_RPATH=$ORIGIN",
     *(f"-DCMAKE_{kind}_LINKER_FLAGS={_LINKER_FLAGS}" for kind in ("EXE", "SHARED", "MODULE")),
 )
 

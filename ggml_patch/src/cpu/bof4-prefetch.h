@@ -21,7 +21,7 @@ extern "C" {
 
 // What reads weights: GEMV of repacked weights, or the row kernels of bof4-vec-dot.h. Their strides differ, and so do
 // their choices.
-enum bof4_prefetch_reader { BOF4_PREFETCH_GEMV, BOF4_PREFETCH_ROWS, BOF4_PREFETCH_READERS };
+enum bof4_prefetch_reader { BOF4_PREFETCH_GEMV, BOF4_PREFETCH_ROWS };
 
 // For one operation.
 struct bof4_prefetch_trial {
