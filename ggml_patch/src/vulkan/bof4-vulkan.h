@@ -1,0 +1,170 @@
+// The BOF4 types and their outlier lists in ggml's Vulkan backend: what its hooks call. Included in ggml-vulkan.cpp.
+#pragma once
+
+#include "../lists/bof4-list.h"
+
+// The hooks also fit an older upstream (the previous pin), whose backend is built without the types.
+#if __has_include("ggml-vulkan/ggml-vulkan-common.h")
+#define BOF4_VULKAN
+#include "ggml-vulkan/ggml-vulkan-common.h"
+
+#include <array>
+#include <cstdint>
+#include <map>
+#include <mutex>
+
+#define BOF4_CASE(NAME, name) case GGML_TYPE_##NAME:
+
+// Cases of a switch over types.
+#define BOF4_VULKAN_CASES BOF4_TYPES_VULKAN(BOF4_CASE)
+
+// As in bof4-add-outliers.comp.
+enum { BOF4_LIST_MUL_MAT, BOF4_LIST_MUL_MAT_ID, BOF4_LIST_GET_ROWS, BOF4_LIST_OPERATIONS };
+static constexpr uint32_t BOF4_LIST_WORKGROUP = 64;
+
+struct bof4_list_push_constants {
+    uint32_t offset_list, offset_b, offset_ids, offset_d;
+    uint32_t entries;
+    uint32_t row_length;
+    uint32_t first, n;
+    uint32_t stride_a[3];
+    uint32_t ne[4];
+    uint32_t stride_d[3];
+    uint32_t stride_b[3];
+    uint32_t ne_b1;
+    uint32_t repeat[2];
+    uint32_t stride_ids[3];
+};
+static_assert(sizeof(bof4_list_push_constants) <= 128, "devices guarantee 128 bytes");
+
+// Pipelines of lists, of each device: devices live as long as the process.
+static vk_pipeline & ggml_vk_bof4_list_pipeline(const vk_device & device, uint32_t operation) {
+    static std::mutex mutex;
+    static std::map<const vk_device_struct *, std::array<vk_pipeline, BOF4_LIST_OPERATIONS>> pipelines;
+    const std::lock_guard<std::mutex> lock(mutex);
+    return pipelines[device.get()][operation];
+}
+
+// Shared memory that bof4-types.glsl (block_a_cache) takes for 32 weights of a row, or 0 for another type.
+static uint32_t ggml_vk_bof4_cache_size(ggml_type type) {
+    switch (type) {
+        case GGML_TYPE_BOF4_S: return 32 + sizeof(float);
+        case GGML_TYPE_BOF4_K: return 32 + 2 * sizeof(float);
+        default:               return 0;
+    }
+}
+
+// Whether the operation reads weights of these types.
+static bool ggml_vk_bof4_is_product(const ggml_tensor * op) {
+    return (op->op == GGML_OP_MUL_MAT || op->op == GGML_OP_MUL_MAT_ID || op->op == GGML_OP_GET_ROWS) &&
+        ggml_is_bof4(op->src[0]->type);
+}
+
+// Whether the device computes such an operation. Sizes of tensors have been checked.
+static bool ggml_vk_bof4_supports_op(const vk_device & device, const ggml_tensor * op) {
+    const ggml_tensor * weight = op->src[0];
+    const ggml_tensor * list = ggml_bof4_list_of_op(op);
+    if (list != nullptr) {
+        // the pass for lists counts elements of the weight in 32 bits
+        const ggml_tensor * whole = weight->view_src ? weight->view_src : weight;
+        if (ggml_nelements(whole) > UINT32_MAX || op->type != GGML_TYPE_F32) {
+            return false;
+        }
+    }
+    // shaders take a weight where it begins: a slice whose beginning the device cannot bind would abort
+    if (weight->view_src != nullptr) {
+        const size_t alignment = device->properties.limits.minStorageBufferOffsetAlignment;
+        if (weight->view_offs % alignment != 0) {
+            return false;
+        }
+    }
+    if (op->op == GGML_OP_GET_ROWS) {
+        return weight->nb[0] == ggml_type_size(weight->type);
+    }
+    if (op->op == GGML_OP_MUL_MAT_ID) {
+        if (!device->mul_mat_id_s[weight->type] || ggml_get_op_params_i32(op, 3) == GGML_PREC_F32) {
+            return false;
+        }
+    }
+    const ggml_tensor * a = op->op == GGML_OP_MUL_MAT ? weight : op->src[2];
+    const ggml_tensor * b = op->src[1];
+    const bool is_float = b->type == GGML_TYPE_F32 || b->type == GGML_TYPE_F16;
+    return a->ne[3] == b->ne[3] && ggml_vk_dim01_contiguous(weight) && is_float;
+}
+
+// Adds the outliers to the result of an operation, where its weight has a list. A pass of its own: rows have few
+// outliers, and the lists' products need none of the tiles.
+static void ggml_vk_bof4_add_outliers(ggml_backend_vk_context * ctx, vk_context & subctx, const ggml_tensor * dst) {
+    const ggml_tensor * list = ggml_bof4_list_of_op(dst);
+    if (list == nullptr || ggml_nelements(dst) == 0) {
+        return;
+    }
+    const bof4_list_view view = ggml_bof4_list_view_of_op(dst);
+    const ggml_tensor * weight = dst->src[0];
+    const ggml_tensor * whole = weight->view_src ? weight->view_src : weight;
+    const ggml_tensor * b = dst->src[1];
+    const ggml_tensor * ids = dst->op == GGML_OP_MUL_MAT_ID ? dst->src[2] : b;
+    const uint32_t operation = dst->op == GGML_OP_MUL_MAT ? BOF4_LIST_MUL_MAT
+        : dst->op == GGML_OP_MUL_MAT_ID                   ? BOF4_LIST_MUL_MAT_ID
+                                                          : BOF4_LIST_GET_ROWS;
+    vk_pipeline pipeline = ggml_vk_bof4_list_pipeline(ctx->device, operation);
+    ggml_pipeline_request_descriptor_sets(ctx, pipeline, 1);
+
+    bof4_list_push_constants p = {};
+    const auto offset = [&](const ggml_tensor * tensor) {
+        return (uint32_t) (get_misalign_bytes(ctx, tensor) / ggml_type_size(tensor->type));
+    };
+    p.offset_list = offset(list);
+    p.offset_b = offset(b);
+    p.offset_ids = offset(ids);
+    p.offset_d = offset(dst);
+    p.entries = (uint32_t) ggml_nrows(whole) + 1;
+    p.row_length = (uint32_t) view.row_length;
+    p.first = (uint32_t) view.first;
+    p.n = (uint32_t) view.n;
+    for (int i = 0; i < 3; ++i) {
+        p.stride_a[i] = (uint32_t) view.stride[i];
+        p.stride_d[i] = (uint32_t) (dst->nb[i + 1] / ggml_type_size(dst->type));
+        p.stride_b[i] = (uint32_t) (b->nb[i + 1] / ggml_type_size(b->type));
+        p.stride_ids[i] = (uint32_t) (ids->nb[i] / ggml_type_size(ids->type));
+    }
+    for (int i = 0; i < 4; ++i) {
+        p.ne[i] = (uint32_t) dst->ne[i];
+    }
+    p.ne_b1 = (uint32_t) b->ne[1];
+    p.repeat[0] = (uint32_t) (dst->ne[2] / weight->ne[2]);
+    p.repeat[1] = (uint32_t) (dst->ne[3] / weight->ne[3]);
+
+    const auto & most = ctx->device->properties.limits.maxComputeWorkGroupCount;
+    const bool is_rows = operation == BOF4_LIST_GET_ROWS;
+    const std::array<uint32_t, 3> elements = { p.ne[is_rows ? 1 : 0], is_rows ? 1 : std::min(p.ne[1], most[1]),
+        std::min(p.ne[2] * p.ne[3], most[2]) };
+    ggml_vk_sync_buffers(ctx, subctx);
+    ggml_vk_dispatch_pipeline(ctx, subctx, pipeline,
+        { ggml_vk_tensor_subbuffer(ctx, list, true), ggml_vk_tensor_subbuffer(ctx, b, true),
+            ggml_vk_tensor_subbuffer(ctx, ids, true), ggml_vk_tensor_subbuffer(ctx, dst, true) },
+        p, elements);
+}
+
+#else
+
+#define BOF4_VULKAN_CASES
+
+static inline uint32_t ggml_vk_bof4_cache_size(ggml_type) {
+    return 0;
+}
+
+static inline bool ggml_vk_bof4_is_product(const ggml_tensor * op) {
+    return (op->op == GGML_OP_MUL_MAT || op->op == GGML_OP_MUL_MAT_ID || op->op == GGML_OP_GET_ROWS) &&
+        ggml_is_bof4(op->src[0]->type);
+}
+
+template <typename device>
+static bool ggml_vk_bof4_supports_op(const device &, const ggml_tensor *) {
+    return false;
+}
+
+template <typename context, typename subcontext>
+static void ggml_vk_bof4_add_outliers(context, subcontext &, const ggml_tensor *) {}
+
+#endif
