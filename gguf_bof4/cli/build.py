@@ -108,9 +108,8 @@ def build(
     BOF4_CACHE is the folder of sources and builds; default: the user's cache folder. BOF4_BIN is the bin folder of a
     checkout that you patched (`bof4 patch`) and built yourself; its programs are then used.
     """
-    _check_kind(
-        portable, (cuda, bool(cuda_architectures) or flash_attention is not None), (vulkan, bool(vulkan_headers or glslc))
-    )
+    cuda_options = bool(cuda_architectures) or flash_attention is not None
+    _check_kind(portable, (cuda, cuda_options), (vulkan, bool(vulkan_headers or glslc)))
     if force and bundle is None:
         raise typer.BadParameter("--force needs --bundle")
     if ui and bundle is not None:
@@ -153,7 +152,7 @@ def _check_kind(portable: bool, cuda: tuple[bool, bool], vulkan: tuple[bool, boo
     if vulkan[1] and not vulkan[0]:
         raise typer.BadParameter("--vulkan-headers and --glslc need --vulkan")
     if portable + cuda[0] + vulkan[0] > 1:
-        raise typer.BadParameter("--portable, --cuda and --vulkan exclude one another")
+        raise typer.BadParameter("--portable, --cuda and --vulkan exclude each other")
 
 
 def _programs(cmake_args: tuple[str, ...]) -> tuple[str, ...]:

@@ -10,17 +10,18 @@
     (reduction) == SHADER_REDUCTION_MODE_SUBGROUP     ? shader##_subgroup_no_shmem_len \
         : (reduction) == SHADER_REDUCTION_MODE_HYBRID ? shader##_subgroup_len \
                                                       : shader##_len, \
-        (reduction) == SHADER_REDUCTION_MODE_SUBGROUP     ? shader##_subgroup_no_shmem_data \
-            : (reduction) == SHADER_REDUCTION_MODE_HYBRID ? shader##_subgroup_data \
-                                                          : shader##_data
+        (reduction) == SHADER_REDUCTION_MODE_SUBGROUP ? shader##_subgroup_no_shmem_data \
+        : (reduction) == SHADER_REDUCTION_MODE_HYBRID ? shader##_subgroup_data \
+                                                      : shader##_data
 
     for (uint32_t w = 0; w < DMMV_WG_SIZE_COUNT; ++w) {
         const uint32_t size = subgroup_size * (w == DMMV_WG_SIZE_SUBGROUP ? 1 : 4);
         const shader_reduction_mode reduction = !use_subgroups ? SHADER_REDUCTION_MODE_SHMEM
             : w == DMMV_WG_SIZE_SUBGROUP                       ? SHADER_REDUCTION_MODE_SUBGROUP
                                                                : SHADER_REDUCTION_MODE_HYBRID;
-        const auto vec = [&](vk_pipeline & pipeline, const char * name, size_t len, const void * data, uint32_t bindings,
-                             uint32_t push_constants, uint32_t rows, std::vector<uint32_t> constants) {
+        const auto vec = [&](vk_pipeline & pipeline, const char * name, size_t len, const void * data,
+                             uint32_t bindings, uint32_t push_constants, uint32_t rows,
+                             std::vector<uint32_t> constants) {
             ggml_vk_create_pipeline(device, pipeline, name, len, data, "main", bindings, push_constants, { rows, 1, 1 },
                 constants, 1, true, use_subgroups, force_subgroup_size);
         };
@@ -89,10 +90,10 @@
             { m_warptile_mmqid, m_mmqid_wg_denoms, m_align }, { l_warptile_mmqid, l_mmqid_wg_denoms, l_align } };
         const std::vector<vk_tile_config> all_tiles = tiles(s_warptile_mmq, m_warptile_mmq, l_warptile_mmq);
 #define BOF4_MM(TYPE, type) \
-    mm(GGML_TYPE_##TYPE, GGML_TYPE_F16, true, false, all_tiles, BOF4_SHADER(matmul_##type##_f16_f16acc_cm2), constants, \
+    mm(GGML_TYPE_##TYPE, GGML_TYPE_F16, true, false, all_tiles, BOF4_SHADER(matmul_##type##_f16_f16acc_cm2), \
+        constants, true, false, 0, false); \
+    mm(GGML_TYPE_##TYPE, GGML_TYPE_F16, false, false, all_tiles, BOF4_SHADER(matmul_##type##_f16_cm2), constants, \
         true, false, 0, false); \
-    mm(GGML_TYPE_##TYPE, GGML_TYPE_F16, false, false, all_tiles, BOF4_SHADER(matmul_##type##_f16_cm2), constants, true, \
-        false, 0, false); \
     mm(GGML_TYPE_##TYPE, GGML_TYPE_F16, true, true, id_tiles, BOF4_SHADER(matmul_id_subgroup_##type##_f16_f16acc_cm2), \
         constants, true, false, 0, false); \
     mm(GGML_TYPE_##TYPE, GGML_TYPE_F16, false, true, id_tiles, BOF4_SHADER(matmul_id_subgroup_##type##_f16_cm2), \
@@ -102,7 +103,7 @@
     } else
 #endif
 #if defined(VK_KHR_cooperative_matrix) && defined(GGML_VULKAN_COOPMAT_GLSLC_SUPPORT)
-    if (device->coopmat_support) {
+        if (device->coopmat_support) {
         const spec_fn_t constants = [&](const std::vector<uint32_t> & tile, bool aligned) {
             return ggml_vk_mul_mm_spec(tile, aligned);
         };
@@ -140,8 +141,8 @@
 
 #define BOF4_MM_PAIR(TYPE, type, b, half_sums, id, of_tiles, suffix) \
     if (!(id)) { \
-        mm(GGML_TYPE_##TYPE, b, half_sums, false, of_tiles, BOF4_SHADER(matmul_##type##suffix), constants, false, false, \
-            0, false); \
+        mm(GGML_TYPE_##TYPE, b, half_sums, false, of_tiles, BOF4_SHADER(matmul_##type##suffix), constants, false, \
+            false, 0, false); \
     } else if (ballot) { \
         mm(GGML_TYPE_##TYPE, b, half_sums, true, of_tiles, BOF4_SHADER(matmul_id_subgroup_##type##suffix), constants, \
             false, true, id_subgroup, false); \
@@ -170,10 +171,10 @@
         if (device->integer_dot_product) {
             // two scales for 32 weights take more registers: the tiles of upstream's K-quants
             const spec_fn_t constants = [](const std::vector<uint32_t> & tile, bool) { return tile; };
-            const std::vector<vk_tile_config> all_tiles =
-                tiles(s_warptile_mmq_int_k, m_warptile_mmq_int_k, l_warptile_mmq_int_k);
-            const std::vector<vk_tile_config> id_tiles =
-                tiles(s_warptile_mmqid_int_k, m_warptile_mmqid_int_k, l_warptile_mmqid_int_k);
+            const std::vector<vk_tile_config> all_tiles = tiles(
+                s_warptile_mmq_int_k, m_warptile_mmq_int_k, l_warptile_mmq_int_k);
+            const std::vector<vk_tile_config> id_tiles = tiles(
+                s_warptile_mmqid_int_k, m_warptile_mmqid_int_k, l_warptile_mmqid_int_k);
             const uint32_t id_subgroup = ballot ? mul_mat_subgroup_size_16 : 0;
 #define BOF4_MM_INT(TYPE, type, suffix) \
     BOF4_MM_PAIR(TYPE, type, GGML_TYPE_Q8_1, false, false, all_tiles, suffix) \
@@ -193,12 +194,12 @@
     }
 
 #define BOF4_ROWS(TYPE, type) \
-    ggml_vk_create_pipeline(device, device->pipeline_dequant[GGML_TYPE_##TYPE], BOF4_SHADER(dequant_##type), "main", 2, \
-        5 * sizeof(uint32_t), { 256 * 16, 1, 1 }, {}, 1); \
+    ggml_vk_create_pipeline(device, device->pipeline_dequant[GGML_TYPE_##TYPE], BOF4_SHADER(dequant_##type), "main", \
+        2, 5 * sizeof(uint32_t), { 256 * 16, 1, 1 }, {}, 1); \
     ggml_vk_create_pipeline(device, device->pipeline_get_rows[GGML_TYPE_##TYPE], BOF4_SHADER(get_rows_##type), "main", \
         3, sizeof(vk_op_binary_push_constants), { 1024, 1, 1 }, {}, 1); \
-    ggml_vk_create_pipeline(device, device->pipeline_get_rows_f32[GGML_TYPE_##TYPE], BOF4_SHADER(get_rows_##type##_f32), \
-        "main", 3, sizeof(vk_op_binary_push_constants), { 1024, 1, 1 }, {}, 1);
+    ggml_vk_create_pipeline(device, device->pipeline_get_rows_f32[GGML_TYPE_##TYPE], \
+        BOF4_SHADER(get_rows_##type##_f32), "main", 3, sizeof(vk_op_binary_push_constants), { 1024, 1, 1 }, {}, 1);
     BOF4_TYPES_VULKAN(BOF4_ROWS)
 #undef BOF4_ROWS
 

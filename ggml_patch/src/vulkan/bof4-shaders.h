@@ -79,11 +79,7 @@
             all.insert({ "LOAD_VEC_B", coopmat2 ? "1" : half ? "8" : "4" });
             all.insert({ "B_TYPE_SCALAR", b_is_half ? "float16_t" : "float" });
             all.insert({ "B_TYPEV4", b_is_half ? "f16vec4" : "vec4" });
-            all.insert({ "B_TYPE",
-                coopmat2       ? "float16_t"
-                    : !half    ? "vec4"
-                    : b_is_half ? "f16mat2x4"
-                                : "mat2x4" });
+            all.insert({ "B_TYPE", coopmat2 ? "float16_t" : !half ? "vec4" : b_is_half ? "f16mat2x4" : "mat2x4" });
             string_to_spv(name + "_" + type + "_" + b + (dot2 ? "_dot2" : ""),
                 coopmat2 ? "mul_mm_cm2.comp" : "mul_mm.comp", all, half, coopmat, coopmat2, half_sums);
         };

@@ -54,6 +54,34 @@ static uint32_t ggml_vk_bof4_cache_size(ggml_type type) {
     }
 }
 
+// Size of the workgroups of products with few columns: NVIDIA's and Intel's GPUs do better with four subgroups where
+// there are not many rows, as with upstream's types; Intel's with one, where activations are q8_1.
+static uint32_t ggml_vk_bof4_workgroups(const vk_device & device, ggml_type b_type, uint32_t m, uint32_t k) {
+    const bool is_intel = device->vendor_id == VK_VENDOR_ID_INTEL;
+    const bool is_nvidia = device->vendor_id == VK_VENDOR_ID_NVIDIA &&
+        device->architecture != vk_device_architecture::NVIDIA_PRE_TURING;
+    const bool is_large = (is_nvidia || is_intel) && m <= 8192 && k >= 1024 && !(is_intel && b_type == GGML_TYPE_Q8_1);
+    return is_large ? DMMV_WG_SIZE_LARGE : DMMV_WG_SIZE_SUBGROUP;
+}
+
+// Pipelines of products with few columns. Activations are q8_1 only on devices with integer dot products.
+static vk_pipeline ggml_vk_bof4_mul_mat_vec(
+    ggml_backend_vk_context * ctx, ggml_type type, ggml_type b_type, uint32_t n_columns, uint32_t m, uint32_t k) {
+    const vk_device & device = ctx->device;
+    const uint32_t w = ggml_vk_bof4_workgroups(device, b_type, m, k);
+    return b_type == GGML_TYPE_Q8_1 ? device->pipeline_dequant_mul_mat_vec_q8_1_f32[w][type][n_columns - 1]
+        : b_type == GGML_TYPE_F16   ? device->pipeline_dequant_mul_mat_vec_f16_f32[w][type][n_columns - 1]
+                                    : device->pipeline_dequant_mul_mat_vec_f32_f32[w][type][n_columns - 1];
+}
+
+static vk_pipeline ggml_vk_bof4_mul_mat_vec_id(
+    ggml_backend_vk_context * ctx, ggml_type type, ggml_type b_type, uint32_t m, uint32_t k) {
+    const vk_device & device = ctx->device;
+    const uint32_t w = ggml_vk_bof4_workgroups(device, b_type, m, k);
+    return b_type == GGML_TYPE_Q8_1 ? device->pipeline_dequant_mul_mat_vec_id_q8_1_f32[w][type]
+                                    : device->pipeline_dequant_mul_mat_vec_id_f32[w][type];
+}
+
 // Whether the operation reads weights of these types.
 static bool ggml_vk_bof4_is_product(const ggml_tensor * op) {
     return (op->op == GGML_OP_MUL_MAT || op->op == GGML_OP_MUL_MAT_ID || op->op == GGML_OP_GET_ROWS) &&
@@ -147,6 +175,7 @@ static void ggml_vk_bof4_add_outliers(ggml_backend_vk_context * ctx, vk_context 
 }
 
 #else
+#include <cstddef>
 
 #define BOF4_VULKAN_CASES
 
@@ -162,6 +191,16 @@ static inline bool ggml_vk_bof4_is_product(const ggml_tensor * op) {
 template <typename device>
 static bool ggml_vk_bof4_supports_op(const device &, const ggml_tensor *) {
     return false;
+}
+
+template <typename... arguments>
+static std::nullptr_t ggml_vk_bof4_mul_mat_vec(arguments...) {
+    return nullptr;
+}
+
+template <typename... arguments>
+static std::nullptr_t ggml_vk_bof4_mul_mat_vec_id(arguments...) {
+    return nullptr;
 }
 
 template <typename context, typename subcontext>
