@@ -203,6 +203,22 @@
     BOF4_TYPES_VULKAN(BOF4_ROWS)
 #undef BOF4_ROWS
 
+#define BOF4_SET_ROWS(TYPE, source, from, i) \
+    ggml_vk_create_pipeline(device, device->pipeline_set_rows_##i[source][GGML_TYPE_##TYPE], \
+        BOF4_SHADER(set_rows_##from##_##i), "main", 3, sizeof(vk_op_binary_push_constants), { 1, 1, 1 }, {}, 1, true);
+#define BOF4_COPIES(TYPE, type) \
+    ggml_vk_create_pipeline(device, device->pipeline_cpy_f32_quant[GGML_TYPE_##TYPE], BOF4_SHADER(cpy_f32_##type), \
+        "main", 2, sizeof(vk_op_unary_push_constants), { 32, 1, 1 }, {}, 1); \
+    ggml_vk_create_pipeline(device, device->pipeline_cpy_quant_f32[GGML_TYPE_##TYPE], BOF4_SHADER(cpy_##type##_f32), \
+        "main", 2, sizeof(vk_op_unary_push_constants), { QK_##TYPE, 1, 1 }, {}, 1); \
+    BOF4_SET_ROWS(TYPE, 0, f32_##type, i32) \
+    BOF4_SET_ROWS(TYPE, 0, f32_##type, i64) \
+    BOF4_SET_ROWS(TYPE, 1, f16_##type, i32) \
+    BOF4_SET_ROWS(TYPE, 1, f16_##type, i64)
+    BOF4_TYPES_VULKAN(BOF4_COPIES)
+#undef BOF4_COPIES
+#undef BOF4_SET_ROWS
+
     for (uint32_t operation = 0; operation < BOF4_LIST_OPERATIONS; ++operation) {
         ggml_vk_create_pipeline(device, ggml_vk_bof4_list_pipeline(device, operation), BOF4_SHADER(bof4_add_outliers),
             "main", 4, sizeof(bof4_list_push_constants), { BOF4_LIST_WORKGROUP, 1, 1 }, { operation }, 1);

@@ -26,6 +26,19 @@
         string_to_spv("get_rows_" + type, "bof4-get-rows.comp", merge({ a, rows, to_half }));
         string_to_spv("get_rows_" + type + "_f32", "bof4-get-rows.comp", merge({ a, rows, to_float }));
 
+        string_to_spv("cpy_" + type + "_f32", "bof4-copy-to-float.comp", merge({ a, to_float }));
+        for (const auto & [from, s_type] : { std::pair("f32", "float"), std::pair("f16", "float16_t") }) {
+            const std::string source = "bof4-copy-from-float.comp";
+            const defines all = merge({ a, to_float, { { "S_TYPE", s_type } } });
+            const defines i32 = { { "SET_ROWS", "1" }, { "B_TYPE", "uint" }, { "B_LOW", "" } };
+            const defines i64 = { { "SET_ROWS", "1" }, { "B_TYPE", "uvec2" }, { "B_LOW", ".x" } };
+            string_to_spv("set_rows_" + std::string(from) + "_" + type + "_i32", source, merge({ all, i32 }));
+            string_to_spv("set_rows_" + std::string(from) + "_" + type + "_i64", source, merge({ all, i64 }));
+            if (std::string(from) == "f32") {
+                string_to_spv("cpy_f32_" + type, source, all);
+            }
+        }
+
         // products with few columns: a reduction by shared memory, by subgroups and shared memory, by one subgroup
         const std::vector<std::pair<std::string, defines>> reductions = {
             { "", {} },

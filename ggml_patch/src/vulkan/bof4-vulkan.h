@@ -82,14 +82,25 @@ static vk_pipeline ggml_vk_bof4_mul_mat_vec_id(
                                     : device->pipeline_dequant_mul_mat_vec_id_f32[w][type];
 }
 
-// Whether the operation reads weights of these types.
-static bool ggml_vk_bof4_is_product(const ggml_tensor * op) {
-    return (op->op == GGML_OP_MUL_MAT || op->op == GGML_OP_MUL_MAT_ID || op->op == GGML_OP_GET_ROWS) &&
-        ggml_is_bof4(op->src[0]->type);
+// Pipelines of copies between these types and F32; null for others.
+static vk_pipeline ggml_vk_bof4_copy(const ggml_backend_vk_context * ctx, ggml_type from, ggml_type to) {
+    return from == GGML_TYPE_F32 && ggml_is_bof4(to) ? ctx->device->pipeline_cpy_f32_quant[to]
+        : to == GGML_TYPE_F32 && ggml_is_bof4(from)  ? ctx->device->pipeline_cpy_quant_f32[from]
+                                                     : nullptr;
 }
 
-// Whether the device computes such an operation. Sizes of tensors have been checked.
-static bool ggml_vk_bof4_supports_op(const vk_device & device, const ggml_tensor * op) {
+// Whether the device copies floats to a tensor of these types, or the reverse.
+static bool ggml_vk_bof4_supports_copy(const ggml_tensor * op) {
+    const ggml_type from = op->src[0]->type;
+    if (op->op == GGML_OP_SET_ROWS) {
+        const ggml_type index = op->src[1]->type;
+        return (from == GGML_TYPE_F32 || from == GGML_TYPE_F16) && (index == GGML_TYPE_I32 || index == GGML_TYPE_I64);
+    }
+    return from == GGML_TYPE_F32 || op->type == GGML_TYPE_F32;
+}
+
+// Whether the device computes an operation with such weights. Sizes of tensors have been checked.
+static bool ggml_vk_bof4_supports_product(const vk_device & device, const ggml_tensor * op) {
     const ggml_tensor * weight = op->src[0];
     const ggml_tensor * list = ggml_bof4_list_of_op(op);
     if (list != nullptr) {
@@ -118,6 +129,25 @@ static bool ggml_vk_bof4_supports_op(const vk_device & device, const ggml_tensor
     const ggml_tensor * b = op->src[1];
     const bool is_float = b->type == GGML_TYPE_F32 || b->type == GGML_TYPE_F16;
     return a->ne[3] == b->ne[3] && ggml_vk_dim01_contiguous(weight) && is_float;
+}
+
+// Whether an operation is one with these types; the device then computes it where the other function says so.
+static bool ggml_vk_bof4_is_op(const ggml_tensor * op) {
+    switch (op->op) {
+        case GGML_OP_MUL_MAT:
+        case GGML_OP_MUL_MAT_ID:
+        case GGML_OP_GET_ROWS:   return ggml_is_bof4(op->src[0]->type);
+        case GGML_OP_SET_ROWS:   return ggml_is_bof4(op->type);
+        case GGML_OP_CPY:
+        case GGML_OP_CONT:
+        case GGML_OP_DUP:        return ggml_is_bof4(op->src[0]->type) != ggml_is_bof4(op->type);
+        default:                 return false;
+    }
+}
+
+static bool ggml_vk_bof4_supports_op(const vk_device & device, const ggml_tensor * op) {
+    const bool is_product = op->op == GGML_OP_MUL_MAT || op->op == GGML_OP_MUL_MAT_ID || op->op == GGML_OP_GET_ROWS;
+    return is_product ? ggml_vk_bof4_supports_product(device, op) : ggml_vk_bof4_supports_copy(op);
 }
 
 // Adds the outliers to the result of an operation, where its weight has a list. A pass of its own: rows have few
@@ -183,7 +213,7 @@ static inline uint32_t ggml_vk_bof4_cache_size(ggml_type) {
     return 0;
 }
 
-static inline bool ggml_vk_bof4_is_product(const ggml_tensor * op) {
+static inline bool ggml_vk_bof4_is_op(const ggml_tensor * op) {
     return (op->op == GGML_OP_MUL_MAT || op->op == GGML_OP_MUL_MAT_ID || op->op == GGML_OP_GET_ROWS) &&
         ggml_is_bof4(op->src[0]->type);
 }
@@ -191,6 +221,11 @@ static inline bool ggml_vk_bof4_is_product(const ggml_tensor * op) {
 template <typename device>
 static bool ggml_vk_bof4_supports_op(const device &, const ggml_tensor *) {
     return false;
+}
+
+template <typename... arguments>
+static std::nullptr_t ggml_vk_bof4_copy(arguments...) {
+    return nullptr;
 }
 
 template <typename... arguments>
