@@ -1,5 +1,4 @@
     // The body of load_a_to_shmem in upstream's mul_mm_funcs.glsl for the BOF4 types: LOAD_VEC_A consecutive weights.
-#if defined(DATA_A_BOF4)
     const uint idx = pos_a + col * p.stride_a / LOAD_VEC_A + row;
     const uint k_pair = row * LOAD_VEC_A / 2;
 
@@ -12,4 +11,3 @@
         store_a(col, k_pair + i / 2, FLOAT_TYPEV2(v.xy));
         store_a(col, k_pair + i / 2 + 1, FLOAT_TYPEV2(v.zw));
     }
-#endif
