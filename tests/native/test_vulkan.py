@@ -16,14 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from instruction_sets import native_compiler
 from listed import divergence, predict, write_decoded
 from tiny_models import write_llama
 from vulkan_machine import Machine, build_backend, integer_dot_library, vulkan_machine
 
-from gguf_bof4.formats import FORMATS, Kernels
-from gguf_bof4.ggml_patch import SOURCES
-from gguf_bof4.ggml_patch.build import Build
+from gguf_bof4.formats import FORMATS, Format, Kernels
+from gguf_bof4.ggml_patch.apply import patch_tree
+from gguf_bof4.ggml_patch.source import fetch_archive, unpack_tree
 
 VULKAN_FORMATS = tuple(fmt for fmt in FORMATS if Kernels.VULKAN in fmt.kernels)
 
@@ -39,7 +38,8 @@ FEW = {
 
 COPIES = {"CPY": r"=bof4_", "SET_ROWS": r"type_dst=bof4_"}
 
-FUSIONS = r"type=bof4_\w,glu_op=2,m=1,n=32,k=256,use_id=0,.*with_bias=1,with_gate=0,with_lane_scale=0,batch_dims=\[1,1\]"
+FUSIONS = r"type=bof4_\w,glu_op=2,m=1,n=32,k=256,use_id=0,.*with_bias=1,with_gate=0,.*batch_dims=\[1,1\]"
+"""Of a product with the addition that follows it."""
 
 ON_VULKAN = ("--device", "Vulkan0", "-fa", "off", "-ub", "1")
 """Tokens one by one, as lavapipe compiles the tiles of every product for minutes; the operations' tests have them."""
@@ -68,7 +68,9 @@ def environment(machine: Machine, built: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def with_integers(machine: Machine, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def with_integers(
+    machine: Machine, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, str]:
     library = integer_dot_library(machine, tmp_path_factory.mktemp("vulkan") / "integer_dot_products.so")
     return {**environment, "LD_PRELOAD": str(library), "GGML_VK_FORCE_MMVQ": "1"}
 
@@ -94,6 +96,7 @@ def runs(
     """All runs, by operation and whether integer dot products are used; two at a time."""
     wanted = [(name, pattern, integers) for name, pattern in FEW.items() for integers in (False, True)]
     wanted += [(name, pattern, False) for name, pattern in COPIES.items()]
+    wanted += [("MUL_MAT_VEC_FUSION", FUSIONS, False)]
     with ThreadPoolExecutor(2) as pool:
         return {
             (name, integers): pool.submit(
@@ -135,6 +138,11 @@ def test_copies(runs: dict[tuple[str, bool], Future[Run]], operation: str) -> No
         assert run.passed[fmt.c_name, False] >= (7 if operation == "CPY" else 24)
 
 
+def test_products_are_fused_with_additions(runs: dict[tuple[str, bool], Future[Run]]) -> None:
+    run = runs["MUL_MAT_VEC_FUSION", False].result()
+    assert all(run.passed[fmt.c_name, False] for fmt in VULKAN_FORMATS), run.output[-2000:]
+
+
 def test_validation_layers_find_no_error(machine: Machine, built: Path, with_integers: dict[str, str]) -> None:
     """Pipelines come from the driver's cache, where the other tests have left them."""
     if machine.layers is None:
@@ -167,7 +175,38 @@ def test_a_model_with_lists_predicts_as_on_the_cpu(
     assert found["1"] < 2 * on_cpu
 
 
-@pytest.mark.parametrize("variant", ["cm1", "cm2"])
+def tile_defines(variant: str, define: str) -> list[str]:
+    """Of the shader with tiles for cooperative matrices, as bof4-shaders.h gives them."""
+    loads = "1" if variant == "cm2" else "8"
+    values = {
+        define: "1", "LOAD_VEC_A": loads, "LOAD_VEC_B": loads, "B_TYPE_SCALAR": "float16_t", "B_TYPEV4": "f16vec4",
+        "B_TYPE": "float16_t" if variant == "cm2" else "f16mat2x4", "D_TYPE": "float", "FLOAT16": "1",
+        "FLOAT_TYPE": "float16_t", "FLOAT_TYPEV2": "f16vec2", "FLOAT_TYPEV4": "f16vec4", "FLOAT_TYPEV8": "f16mat2x4",
+        "ACC_TYPE": "float", "ACC_TYPEV2": "vec2", "ACC_TYPE_VEC4": "vec4",
+        **({} if variant == "cm2" else {"COOPMAT": "1"}),
+    }  # fmt: skip
+    return [f"-D{name}={value}" for name, value in values.items()]
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tree") / "llama.cpp"
+    unpack_tree(fetch_archive(), folder)
+    patch_tree(folder)
+    return folder
+
+
 @pytest.mark.parametrize("fmt", VULKAN_FORMATS, ids=lambda fmt: fmt.name)
-def test_cooperative_matrix_shaders_compile(machine: Machine, environment: dict[str, str], tmp_path: Path, fmt, variant: str) -> None:
-    """lavapipe has no cooperative matrices: their tiles are compiled, never run."""
+@pytest.mark.parametrize("variant", ["cm1", "cm2"])
+def test_shaders_with_cooperative_matrices_compile(
+    machine: Machine, tree: Path, tmp_path: Path, variant: str, fmt: Format
+) -> None:
+    """lavapipe has no cooperative matrices: these are never run here."""
+    source = "mul_mm_cm2.comp" if variant == "cm2" else "mul_mm.comp"
+    done = subprocess.run(
+        [*machine.glslc, "-fshader-stage=compute", "--target-env=vulkan1.3", f"-I{tree}/ggml/src",
+         *tile_defines(variant, f"DATA_A_{fmt.name}"), tree / "ggml/src/ggml-vulkan/vulkan-shaders" / source,
+         "-o", tmp_path / "tiles.spv"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")

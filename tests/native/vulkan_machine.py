@@ -1,8 +1,8 @@
-"""Vulkan without a GPU: Mesa's lavapipe runs it on the CPU. What that needs is the system's, or Debian packages that are
-fetched through the machine's own package sources and unpacked in the user's cache folder; nothing is installed.
+"""Vulkan without a GPU: Mesa's lavapipe runs it on the CPU. What that needs is the system's, or Debian packages that
+are fetched through the machine's own package sources and unpacked in the user's cache folder; nothing is installed.
 
-Debian 12's parts are too old: glslc knows no integer dot products, ggml does not compile with the headers, and Mesa 22.3
-ends long runs by an error of its own. Debian 13's headers and glslc and Mesa 25 of bookworm-backports serve there.
+Debian 12's parts are too old: glslc knows no integer dot products, ggml does not compile with the headers, and Mesa
+22.3 ends long runs by an error of its own. Debian 13's headers and glslc and Mesa 25 of bookworm-backports serve there.
 """
 
 from __future__ import annotations
@@ -121,7 +121,8 @@ def _system() -> Machine | None:
     )  # fmt: skip
     if not drivers or knows.returncode != 0 or not vulkan.has_loader():
         return None
-    return Machine((str(toolkit.glslc),), toolkit.headers, None, None, drivers[0], (), layers if layers.is_dir() else None)
+    described = layers if layers.is_dir() else None
+    return Machine((str(toolkit.glslc),), toolkit.headers, None, None, drivers[0], (), described)
 
 
 def _apt(folder: Path) -> tuple[str, ...]:
@@ -165,6 +166,7 @@ def _fetch(target: Path) -> None:
         _run(*apt, "install", "--yes", "--download-only", "--no-install-recommends", "--reinstall", *names)
         run_packages = sorted((folder / "archives").glob("*.deb"))
         for kind, packages in (("compile", compile_packages), ("run", run_packages)):
+            (folder / "unpacked" / kind).mkdir(parents=True)
             for package in packages:
                 _run("dpkg", "-x", package, folder / "unpacked" / kind)
         (folder / "unpacked").replace(target)
