@@ -30,7 +30,7 @@ OLD_HEADERS = (
 
 REMEDIES = (
     (r"Could NOT find Vulkan|missing: Vulkan_", f"{PACKAGES}."),
-    (r"SPIRV-Headers", f"CMake finds no SPIRV-Headers. {PACKAGES}."),
+    (r"configuration file provided by .SPIRV-Headers", f"CMake finds no SPIRV-Headers. {PACKAGES}."),
     (r"LayerSetting(sCreateInfo)?EXT.*(is not a member|has not been declared)", f"{OLD_HEADERS}."),
     (r"cannot compile \w+ \(exit code", "glslc does not compile a shader: name a newer one with --glslc."),
 )

@@ -230,7 +230,7 @@ def build_backend(machine: Machine) -> Path:
         glslc.write_text(text)
         glslc.chmod(0o755)
     arguments = (
-        "-DGGML_BACKEND_DL=ON", "-DBUILD_SHARED_LIBS=ON", *vulkan.cmake_arguments(machine.headers, glslc),
+        "-DGGML_BACKEND_DL=ON", "-DGGML_NATIVE=OFF", *vulkan.cmake_arguments(machine.headers, glslc),
         *([f"-DSPIRV-Headers_DIR={machine.spirv_headers}"] if machine.spirv_headers else []),
         *([f"-DVulkan_LIBRARY={machine.loader}"] if machine.loader else []),
     )  # fmt: skip
