@@ -2,7 +2,8 @@
 # make test           everything that CI checks: lint, the build, all tests
 # make test-unit      the tests that need neither a build nor the network: under a minute
 # make test-nightly   100,000 mutated inputs to the command line, kill -9 and full disks at twenty moments of each kind,
-#                     every variant of the CPU backend, AArch64's under qemu; every generation of GPUs
+#                     every variant of the CPU backend, AArch64's under qemu; every generation of GPUs; all operations
+#                     on Vulkan without a GPU
 # make lint           ruff, mypy, import-linter and clang-format
 # make format         format the C, C++ and CUDA sources with clang-format
 # make build          the patched llama.cpp, with upstream's tests of the types
@@ -50,10 +51,10 @@ test-unit: .venv/installed
 	$(BIN)/python -m pytest tests/unit
 
 test-nightly: build
-	BOF4_FUZZ=$(FUZZ) BOF4_KILLS=20 BOF4_VARIANTS=all BOF4_CUDA_ARCHITECTURES="75 80 86 89 90 120a" \
+	BOF4_FUZZ=$(FUZZ) BOF4_KILLS=20 BOF4_VARIANTS=all BOF4_VULKAN=all BOF4_CUDA_ARCHITECTURES="75 80 86 89 90 120a" \
 		$(BIN)/python -m pytest tests/native/test_cuda_compile.py \
 		tests/native/test_command_line_fuzz.py tests/native/test_convert_killed.py tests/native/test_portable.py \
-		tests/native/test_wheel.py
+		tests/native/test_vulkan.py tests/native/test_wheel.py
 
 lint: .venv/installed
 	$(BIN)/ruff check .

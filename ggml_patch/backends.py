@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from gguf_bof4.ggml_patch import cuda
+from gguf_bof4.ggml_patch import cuda, vulkan
 
 
 def _nothing() -> tuple[str, ...]:
@@ -83,6 +83,24 @@ is the GPU of this machine. -DGGML_CUDA_FA=OFF leaves out the FlashAttention ker
 """,
 )
 
+VULKAN = Backend(
+    name="vulkan",
+    title="Vulkan",
+    applies_lists=True,
+    chosen_by=vulkan.wanted,
+    fingerprint=vulkan.fingerprint,
+    remedy=vulkan.remedy,
+    can_start=lambda: vulkan.has_loader(),  # noqa: PLW0108 - as above
+    driver="Vulkan's loader (Debian's package libvulkan1)",
+    build_option="--vulkan",
+    bundle_arguments=("-DGGML_VULKAN=ON",),
+    bundle_text="""\
+For GPUs of all makers through Vulkan, in this folder; needs CMake 3.19, Vulkan's loader and headers (1.3.272 or newer),
+glslc and SPIRV-Headers: `apt install libvulkan-dev glslc spirv-headers`, or LunarG's SDK. Other headers are named with
+-DVulkan_INCLUDE_DIR=FOLDER, another glslc with -DVulkan_GLSLC_EXECUTABLE=FILE.
+""",
+)
+
 RPC = Backend(
     name="rpc",
     title="RPC",
@@ -91,7 +109,7 @@ RPC = Backend(
     cmake_options=("-DGGML_RPC=ON",),
 )
 
-BACKENDS = (CPU, CUDA, RPC)
+BACKENDS = (CPU, CUDA, VULKAN, RPC)
 
 ALWAYS = tuple(backend for backend in BACKENDS if backend.chosen_by is None)
 """Backends that are in every build."""

@@ -11,6 +11,7 @@ from rich.console import Console
 from gguf_bof4.ggml_patch import build as building
 from gguf_bof4.ggml_patch import cuda as gpu
 from gguf_bof4.ggml_patch import portable as portable_build
+from gguf_bof4.ggml_patch import vulkan as vulkan_build
 from gguf_bof4.ggml_patch.backends import chosen_backends
 from gguf_bof4.ggml_patch.bundle import write_bundle
 from gguf_bof4.ggml_patch.page import build_page, made_page, place_page
@@ -22,7 +23,8 @@ def build(
         bool,
         typer.Option(
             "--print-bin",
-            help="Build nothing; print the folder of the programs in use (with --cuda or --portable: of that build).",
+            help="Build nothing; print the folder of the programs in use (with --cuda, --vulkan or --portable: of that "
+            "build).",
         ),
     ] = False,
     tests: Annotated[bool, typer.Option("--tests", help="Also build llama.cpp's tests of the types.")] = False,
@@ -64,6 +66,30 @@ def build(
             show_default=False,
         ),
     ] = None,
+    vulkan: Annotated[
+        bool,
+        typer.Option(
+            "--vulkan",
+            help="Build for GPUs of all makers through Vulkan, in a folder of its own; needs glslc, Vulkan's headers "
+            "and SPIRV-Headers.",
+        ),
+    ] = False,
+    vulkan_headers: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="With --vulkan: the folder that has vulkan/vulkan.hpp, where the system's headers are too old.",
+            show_default=False,
+        ),
+    ] = None,
+    glslc: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="With --vulkan: the shader compiler. Newer ones know cooperative matrices and integer dot products.",
+            show_default=False,
+        ),
+    ] = None,
     bundle: Annotated[
         Path | None,
         typer.Option(
@@ -76,16 +102,14 @@ def build(
 ) -> None:
     """Fetch the pinned llama.cpp, patch it and build its programs. A second call finds them in the cache.
 
-    bof4 uses the programs of the last `bof4 build`: after `bof4 build --cuda` they run on the GPU, after
+    bof4 uses the programs of the last `bof4 build`: after `bof4 build --cuda` or `--vulkan` they run on the GPU, after
     `bof4 build` on the CPU again. Without a build it uses those in the package, where it was installed with programs.
 
     BOF4_CACHE is the folder of sources and builds; default: the user's cache folder. BOF4_BIN is the bin folder of a
     checkout that you patched (`bof4 patch`) and built yourself; its programs are then used.
     """
-    if not cuda and (cuda_architectures or flash_attention is not None):
-        raise typer.BadParameter("--cuda-architectures and --flash-attention need --cuda")
-    if portable and cuda:
-        raise typer.BadParameter("--portable and --cuda exclude each other")
+    cuda_options = bool(cuda_architectures) or flash_attention is not None
+    _check_kind(portable, (cuda, cuda_options), (vulkan, bool(vulkan_headers or glslc)))
     if force and bundle is None:
         raise typer.BadParameter("--force needs --bundle")
     if ui and bundle is not None:
@@ -99,6 +123,8 @@ def build(
     if print_bin:
         if cuda:
             print(_cuda_bin(cuda_architectures, flash_attention))
+        elif vulkan:
+            print(_vulkan_bin(vulkan_headers, glslc))
         else:
             print(_portable_bin() if portable else building.installed_bin())
         return
@@ -106,6 +132,8 @@ def build(
     cmake_args: tuple[str, ...] = portable_build.cmake_arguments() if portable else ()
     if cuda:
         cmake_args = _cuda_arguments(console, cuda_architectures, flash_attention)
+    if vulkan:
+        cmake_args = _vulkan_arguments(console, vulkan_headers, glslc)
     targets = _programs(cmake_args) + (building.tests_of(cmake_args) if tests else ())
     with progress_bar("checking the cache", steps_of="bof4 build") as report:
         page = build_page(report) if ui else made_page()
@@ -115,6 +143,16 @@ def build(
     building.choose(cmake_args)
     console.print("bof4 build: the programs are in")
     print(result.bin)
+
+
+def _check_kind(portable: bool, cuda: tuple[bool, bool], vulkan: tuple[bool, bool]) -> None:
+    """Refuse two kinds of builds at once, and options of a kind without it: (chosen, has options)."""
+    if cuda[1] and not cuda[0]:
+        raise typer.BadParameter("--cuda-architectures and --flash-attention need --cuda")
+    if vulkan[1] and not vulkan[0]:
+        raise typer.BadParameter("--vulkan-headers and --glslc need --vulkan")
+    if portable + cuda[0] + vulkan[0] > 1:
+        raise typer.BadParameter("--portable, --cuda and --vulkan exclude each other")
 
 
 def _programs(cmake_args: tuple[str, ...]) -> tuple[str, ...]:
@@ -135,6 +173,13 @@ def _cuda_arguments(console: Console, architectures: str, flash_attention: bool 
     return gpu.cmake_arguments(chosen, flash_attention is not False)
 
 
+def _vulkan_arguments(console: Console, headers: Path | None, glslc: Path | None) -> tuple[str, ...]:
+    """CMake's arguments of a Vulkan build; prints the versions of headers and glslc."""
+    toolkit = vulkan_build.find_toolkit(headers, glslc)
+    console.print(f"bof4 build: Vulkan headers {toolkit.headers_version}, {toolkit.glslc_version} ({toolkit.glslc})")
+    return vulkan_build.cmake_arguments(headers, glslc)
+
+
 def _cuda_bin(architectures: str, flash_attention: bool | None) -> Path:
     """The folder of programs of the CUDA build with these options; without options of the one made last.
 
@@ -150,6 +195,23 @@ def _cuda_bin(architectures: str, flash_attention: bool | None) -> Path:
     build = building.build_of(arguments)
     if not build.targets() >= set(_programs(arguments)):
         raise building.NotBuiltError("there is no CUDA build with these options yet: run `bof4 build --cuda` with them")
+    return build.bin
+
+
+def _vulkan_bin(headers: Path | None, glslc: Path | None) -> Path:
+    """The folder of programs of the Vulkan build with these options; without options of the one made last.
+
+    Raises:
+        NotBuiltError: it is not built.
+    """
+    arguments = building.chosen_arguments()
+    if headers or glslc or not vulkan_build.wanted(arguments):
+        arguments = vulkan_build.cmake_arguments(headers, glslc)
+    build = building.build_of(arguments)
+    if not build.targets() >= set(_programs(arguments)):
+        raise building.NotBuiltError(
+            "there is no Vulkan build with these options yet: run `bof4 build --vulkan` with them"
+        )
     return build.bin
 
 

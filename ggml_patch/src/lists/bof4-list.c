@@ -18,7 +18,7 @@ enum { PLACE_BYTE = GGML_MAX_OP_PARAMS - sizeof(struct place) };
 
 // Backends that apply lists, by the names of their registries. ROCm and MUSA are the CUDA backend, compiled for GPUs of
 // AMD and Moore Threads. RPC sends the operation to another machine, whose patched backend computes it.
-static const char * const BACKENDS_WITH_LISTS[] = { "CPU", "CUDA", "ROCm", "MUSA", "RPC" };
+static const char * const BACKENDS_WITH_LISTS[] = { "CPU", "CUDA", "ROCm", "MUSA", "RPC", "Vulkan" };
 
 // Index of the list among the sources of an operation that applies lists, else -1.
 static int list_source(const struct ggml_tensor * op) {
