@@ -15,7 +15,6 @@ from gguf_bof4.convert.options import Options
 from gguf_bof4.convert.output import PlannedTensor
 from gguf_bof4.convert.output_lists import PlannedList
 from gguf_bof4.encoders.encoder import Calibration, CalibrationSettings, Encoder, Target
-from gguf_bof4.formats import FORMAT_OF_TYPE_ID
 from gguf_bof4.lists import OutlierList
 from gguf_bof4.progress import Progress
 
@@ -46,8 +45,7 @@ def _target(planned: PlannedTensor, options: Options) -> Target:
 
 
 def _can_encode(encoder: Encoder, planned: PlannedTensor) -> bool:
-    fmt = FORMAT_OF_TYPE_ID.get(int(planned.decision.qtype))
-    return fmt is not None and not planned.copied and (encoder.kernels is None or encoder.kernels in fmt.kernels)
+    return not planned.copied and encoder.can_encode(planned.decision.qtype)
 
 
 def calibrated(

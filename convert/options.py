@@ -106,7 +106,7 @@ class Options:
             token_embedding=None if embedding is None else parse_type(embedding, importance),
             output_tensor=None if output is None else parse_type(output, importance),
             patterns=tuple(parse_pattern(text, importance) for text in self.tensor_types),
-            pure=self.pure or self.output_type.format is None,
+            pure=self.pure or self.output_type.for_all,
             leave_output=self.leave_output_tensor,
         )
 
@@ -136,15 +136,14 @@ class Options:
     def check(self) -> None:
         """Raise UserError where an option is wrong, before anything is read."""
         _ = self.rules, self.list_rules, self.split_bytes
-        encoder, fmt = self.chosen_encoder, self.output_type.format
+        encoder, output_type = self.chosen_encoder, self.output_type
         if self.imatrix is not None and not encoder.takes_imatrix:
             raise UserError(
                 f"--encoder {encoder.name} uses no importance matrix: use --imatrix with --encoder "
                 f"{DEFAULT_ENCODER.name}"
             )
-        if encoder.kernels is not None and (fmt is None or encoder.kernels not in fmt.kernels):
-            name = self.output_type.name
-            raise UserError(f"--encoder {encoder.name} is not implemented for {name}: choose another encoder")
+        if encoder.calibrate is not None and not encoder.can_encode(output_type.qtype):
+            raise UserError(f"--encoder {encoder.name} is not implemented for {output_type.name}: choose another encoder")
         self._check_calibration(encoder)
 
     def _check_calibration(self, encoder: Encoder) -> None:

@@ -56,7 +56,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Target:
-    """A tensor of the output that is to be encoded in one of this project's types.
+    """A tensor of the output that is to be encoded.
 
     Attributes:
         shape: rows before columns.
@@ -147,14 +147,15 @@ class Finished:
 
 @dataclass(frozen=True)
 class Encoder:
-    """One way to encode tensors in this project's types.
+    """One way to encode tensors in this project's types, and by calibration in types of llama.cpp.
 
     Attributes:
         name: as --encoder takes it.
         help: what it does, for --help: a clause without a full stop.
         block_encoder: native encoder of tensors that `calibrate` does not encode.
         takes_imatrix: it weights errors by an importance matrix where one is given.
-        kernels: what has to be implemented for a type; None: nothing beyond portable code.
+        kernels: what has to be implemented for a type of this project; None: nothing beyond portable code.
+        stock_types: llama.cpp's own types that `calibrate` encodes, too.
         calibrate: runs the model on a calibration text and returns what it has done with the targets, by name; None
             where the encoder needs no text. Raises UserError.
         recipe: to be raised with every change of its results: interrupted jobs of another recipe are not resumed, and
@@ -166,8 +167,16 @@ class Encoder:
     block_encoder: BlockEncoder
     takes_imatrix: bool = False
     kernels: Kernels | None = None
+    stock_types: frozenset[gguf.GGMLQuantizationType] = frozenset()
     calibrate: Callable[[Calibration], Mapping[str, Finished]] | None = None
     recipe: int | None = None
+
+    def can_encode(self, qtype: gguf.GGMLQuantizationType) -> bool:
+        """Is this a type that it encodes itself?"""
+        fmt = FORMAT_OF_TYPE_ID.get(int(qtype))
+        if fmt is None:
+            return qtype in self.stock_types
+        return self.kernels is None or self.kernels in fmt.kernels
 
     def work_folder(self, output: Path) -> Path:
         """Where finished layers are kept until `output` is complete."""

@@ -168,6 +168,12 @@ class _Encoder:
         for name in names:
             target, module = targets[name], layer.module.get_submodule(name)
             rows = target.read()
+            if rows.shape[1] % native.PANEL:
+                diagonal = hessian.diagonal().cpu().numpy().copy()
+                why_not = f"its rows of {rows.shape[1]} are no multiple of {native.PANEL}"
+                found[target.name] = _block_encoded(target, diagonal, why_not)
+                self.done("", target)
+                continue
             places = find_rows(rows, np.ascontiguousarray(linear_weight(module).cpu().numpy()))
             if places is None:
                 importance = hessian.diagonal().cpu().numpy().copy() if rows.shape[1] == len(hessian) else None

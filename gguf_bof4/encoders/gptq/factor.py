@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from gguf_bof4.encoders.gptq.layer import Workers
-from gguf_bof4.formats import FORMAT_OF_TYPE_ID
+from gguf_bof4.encoders.gptq.layouts import SUB_BLOCKS, block_size
 from gguf_bof4.native import PANEL
 
 Floats = npt.NDArray[np.float32]
@@ -59,8 +59,7 @@ def processing_order(diagonal: Floats, qtype: gguf.GGMLQuantizationType, act_ord
     n = diagonal.size
     if not act_order:
         return np.arange(n, dtype=np.int32)
-    fmt = FORMAT_OF_TYPE_ID[int(qtype)]
-    sizes = [fmt.block_size, fmt.sub_block_size, 1]
+    sizes = [block_size(qtype), SUB_BLOCKS[qtype], 1]
     keys = [np.repeat(-diagonal.reshape(-1, size).sum(axis=1, dtype=np.float64), size) for size in sizes]
     places = [np.arange(n) // size for size in sizes]
     # the last key of lexsort is the primary one; places keep blocks of equal sums apart
@@ -80,7 +79,7 @@ def factor(hessian: torch.Tensor, qtype: gguf.GGMLQuantizationType, damping: flo
 
     Args:
         hessian: float32 [n, n], symmetric, on any device.
-        qtype: one of this project's types.
+        qtype: one of those that gptq encodes.
         damping: added to the diagonal, as a fraction of its mean.
         act_order: process the columns with the largest inputs first.
     """
