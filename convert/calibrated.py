@@ -26,7 +26,7 @@ def _encode_blocks(
 ) -> tuple[npt.NDArray[np.uint8], OutlierList | None]:
     """A tensor by the block encoder: uint8 [rows, bytes of a row], and its list."""
     listed = planned.planned_list
-    own_list = None if listed is None else PlannedList(planned.source.name, listed.quantile, listed.room)
+    own_list = None if listed is None else PlannedList(planned.source.name, listed.rule, listed.room)
     job = planned.job(options)
     job = replace(job, planned=own_list, errors=None, importance=job.importance if importance is None else importance)
     data = np.concatenate(list(encode(planned.source, job)))
@@ -38,7 +38,7 @@ def _target(planned: PlannedTensor, options: Options) -> Target:
         name=planned.source.name,
         qtype=planned.decision.qtype,
         shape=planned.source.shape,
-        quantile=None if planned.planned_list is None else planned.planned_list.quantile,
+        rule=None if planned.planned_list is None else planned.planned_list.rule,
         read=lambda: read_floats(planned.source, planned.job(options)),
         encode_blocks=lambda importance: _encode_blocks(planned, options, importance),
     )

@@ -34,6 +34,8 @@ class Options:
         tensor_types: PATTERN=TYPE, the first match counts.
         opq: quantiles of outlier lists: "Q" or "off" for all tensors, PATTERN=Q or PATTERN=off for those whose name
             the regular expression is found in; the first match counts.
+        opq_bits: bits per weight for outliers that are chosen by what they save, in the place of a quantile for all
+            tensors.
         encoder: name of one of the encoders.
         imatrix: path of an importance matrix of llama-imatrix; RANDOM_TOKENS makes one.
         calibration: path of the calibration text of an encoder that runs the model.
@@ -57,6 +59,7 @@ class Options:
     output_tensor_type: str | None = None
     tensor_types: tuple[str, ...] = ()
     opq: tuple[str, ...] = ()
+    opq_bits: float | None = None
     encoder: str = DEFAULT_ENCODER.name
     imatrix: str | None = None
     calibration: str | None = None
@@ -115,9 +118,9 @@ class Options:
         """Which tensors get outlier lists.
 
         Raises:
-            UserError: a quantile is not between 0 and 1, or a pattern is malformed.
+            UserError: a quantile or a number of bits is not possible, or a pattern is malformed.
         """
-        return parse_rules(self.opq, DEFAULT_OPQ)
+        return parse_rules(self.opq, DEFAULT_OPQ, self.opq_bits)
 
     @property
     def split_bytes(self) -> int:
@@ -143,7 +146,8 @@ class Options:
                 f"{DEFAULT_ENCODER.name}"
             )
         if encoder.calibrate is not None and not encoder.can_encode(output_type.qtype):
-            raise UserError(f"--encoder {encoder.name} is not implemented for {output_type.name}: choose another encoder")
+            name = output_type.name
+            raise UserError(f"--encoder {encoder.name} is not implemented for {name}: choose another encoder")
         self._check_calibration(encoder)
 
     def _check_calibration(self, encoder: Encoder) -> None:

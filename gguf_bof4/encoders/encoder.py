@@ -16,6 +16,7 @@ from gguf_bof4.formats import FORMAT_OF_TYPE_ID, Kernels
 from gguf_bof4.gguf_files.model import Model
 from gguf_bof4.lists import OutlierList
 from gguf_bof4.native import BlockEncoder
+from gguf_bof4.outlier_choice import OutlierRule
 from gguf_bof4.progress import Progress
 
 Floats = npt.NDArray[np.float32]
@@ -60,7 +61,7 @@ class Target:
 
     Attributes:
         shape: rows before columns.
-        quantile: of its outliers; None where it gets no list.
+        rule: by which its outliers are chosen; None where it gets no list.
         read: gives its weights, float32 [rows, n], all finite.
         encode_blocks: encodes it by the block encoder, weighted by an importance of float32 [n], or by nothing.
     """
@@ -68,7 +69,7 @@ class Target:
     name: str
     qtype: gguf.GGMLQuantizationType
     shape: tuple[int, ...]
-    quantile: float | None
+    rule: OutlierRule | None
     read: Callable[[], Floats]
     encode_blocks: Callable[[Floats | None], tuple[npt.NDArray[np.uint8], OutlierList | None]]
 

@@ -98,6 +98,35 @@ def test_superblocks(folders: dict[str, Path], tmp_path: Path) -> None:
     assert all(compensated[t.name] != searched[t.name] for t in report.tensors if t.qtype == "BOF4_K")
 
 
+def test_types_of_llama_cpp(folders: dict[str, Path], tmp_path: Path) -> None:
+    """A file that any llama.cpp runs: all matrices of the layers compensated, and nothing of this project left."""
+    report = gptq(folders["wide"], tmp_path / "gptq.gguf", type="Q4_K", tensor_types=("attn_v=q6_k", "ffn_down=q3_k"))
+    assert report.not_compensated == () and report.needs_patch == {} and report.listed == ()
+    inside = {t.name: t.qtype for t in report.tensors if t.name.startswith("blk.") and len(t.shape) > 1}
+    assert set(inside.values()) == {"Q4_K", "Q6_K", "Q3_K"} and len(inside) == 2 * 7
+    model = open_model(tmp_path / "gptq.gguf")
+    assert model.value("general.file_type") == 14  # MOSTLY_Q4_K_S
+    assert [key for key in model.metadata if "bof4" in key] == []
+    convert(folders["wide"], tmp_path / "search.gguf", type="Q4_K", tensor_types=("attn_v=q6_k", "ffn_down=q3_k"))
+    compensated, searched = tensors(tmp_path / "gptq.gguf"), tensors(tmp_path / "search.gguf")
+    assert compensated.keys() == searched.keys()
+    assert {name for name in inside if compensated[name] == searched[name]} == set()
+    assert all(compensated[name] == searched[name] for name in compensated.keys() - inside)
+
+
+def test_fallbacks_are_compensated_and_rows_of_half_panels_say_why_not(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    report = gptq(folders["llama"], tmp_path / "narrow.gguf", type="Q4_K")  # rows of 128 and 256
+    assert {t.qtype for t in report.fallbacks if t.name.startswith("blk.")} == {"Q5_0"}
+    assert report.not_compensated == ()
+    report = gptq(folders["uneven"], tmp_path / "uneven.gguf")  # rows of 128 and 224: BOF4_S and Q8_0
+    assert {t.name for t in report.not_compensated} == {f"blk.{i}.ffn_down.weight" for i in range(2)}
+    assert {t.not_compensated for t in report.not_compensated} == {
+        "its rows of 224 are no multiple of 64: encoder search, weighted by the mean squares of its inputs"
+    }
+
+
 @pytest.mark.parametrize("family", [f for f in DENSE if f not in {"phi", "mistral"}])
 def test_parameters_of_a_gguf_file_are_those_of_the_folder(
     family: str, folders: dict[str, Path], files: dict[str, Path]

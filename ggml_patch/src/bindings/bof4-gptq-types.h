@@ -195,8 +195,7 @@ struct bof4_stock_minimums : bof4_stock_superblock<type, BLOCK, SUB_BLOCK, 0, HI
 
 template <> struct bof4_type<GGML_TYPE_Q2_K> : bof4_stock_minimums<GGML_TYPE_Q2_K, block_q2_K, 16, 3, 15> {
     static constexpr bof4_search_grid gptq = { 0.50f, 0.07f, 9 };
-    static void pack(
-        block_type * out, bof4_superscales s, const float * u, const float * v, const uint8_t * codes) {
+    static void pack(block_type * out, bof4_superscales s, const float * u, const float * v, const uint8_t * codes) {
         uint8_t sc[16];
         uint8_t m[16];
         numbers(out, s, u, v, sc, m);
@@ -212,8 +211,7 @@ template <> struct bof4_type<GGML_TYPE_Q2_K> : bof4_stock_minimums<GGML_TYPE_Q2_
 
 template <> struct bof4_type<GGML_TYPE_Q4_K> : bof4_stock_minimums<GGML_TYPE_Q4_K, block_q4_K, 32, 15, 63> {
     static constexpr bof4_search_grid gptq = { 0.72f, 0.05f, 8 };
-    static void pack(
-        block_type * out, bof4_superscales s, const float * u, const float * v, const uint8_t * codes) {
+    static void pack(block_type * out, bof4_superscales s, const float * u, const float * v, const uint8_t * codes) {
         uint8_t sc[8];
         uint8_t m[8];
         numbers(out, s, u, v, sc, m);
@@ -227,8 +225,7 @@ template <> struct bof4_type<GGML_TYPE_Q4_K> : bof4_stock_minimums<GGML_TYPE_Q4_
 
 template <> struct bof4_type<GGML_TYPE_Q5_K> : bof4_stock_minimums<GGML_TYPE_Q5_K, block_q5_K, 32, 31, 63> {
     static constexpr bof4_search_grid gptq = { 0.82f, 0.04f, 6 };
-    static void pack(
-        block_type * out, bof4_superscales s, const float * u, const float * v, const uint8_t * codes) {
+    static void pack(block_type * out, bof4_superscales s, const float * u, const float * v, const uint8_t * codes) {
         uint8_t sc[8];
         uint8_t m[8];
         numbers(out, s, u, v, sc, m);
@@ -257,8 +254,7 @@ struct bof4_stock_scales : bof4_stock_superblock<type, BLOCK, SUB_BLOCK, LOWEST,
 
 template <> struct bof4_type<GGML_TYPE_Q3_K> : bof4_stock_scales<GGML_TYPE_Q3_K, block_q3_K, 16, -4, 3, -32, 31> {
     static constexpr bof4_search_grid gptq = { 0.50f, 0.075f, 12 };
-    static void pack(
-        block_type * out, bof4_superscales s, const float * u, const float *, const uint8_t * codes) {
+    static void pack(block_type * out, bof4_superscales s, const float * u, const float *, const uint8_t * codes) {
         std::memset(out, 0, sizeof(*out));
         out->d = ggml_fp32_to_fp16(s.d);
         for (int i = 0; i < 16; ++i) {
@@ -276,8 +272,7 @@ template <> struct bof4_type<GGML_TYPE_Q3_K> : bof4_stock_scales<GGML_TYPE_Q3_K,
 
 template <> struct bof4_type<GGML_TYPE_Q6_K> : bof4_stock_scales<GGML_TYPE_Q6_K, block_q6_K, 16, -32, 31, -128, 127> {
     static constexpr bof4_search_grid gptq = { 0.86f, 0.04f, 6 };
-    static void pack(
-        block_type * out, bof4_superscales s, const float * u, const float *, const uint8_t * codes) {
+    static void pack(block_type * out, bof4_superscales s, const float * u, const float *, const uint8_t * codes) {
         std::memset(out, 0, sizeof(*out));
         out->d = ggml_fp32_to_fp16(s.d);
         for (int i = 0; i < 16; ++i) {
@@ -297,8 +292,7 @@ struct bof4_type<GGML_TYPE_IQ4_XS> : bof4_stock_scales<GGML_TYPE_IQ4_XS, block_i
     static constexpr bool is_uniform = false;
     static constexpr const int8_t * levels = kvalues_iq4nl;
     static constexpr bof4_search_grid gptq = { 0.72f, 0.06f, 9 };
-    static void pack(
-        block_type * out, bof4_superscales s, const float * u, const float *, const uint8_t * codes) {
+    static void pack(block_type * out, bof4_superscales s, const float * u, const float *, const uint8_t * codes) {
         std::memset(out, 0, sizeof(*out));
         out->d = ggml_fp32_to_fp16(s.d);
         for (int i = 0; i < 8; ++i) {

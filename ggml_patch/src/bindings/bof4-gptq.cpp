@@ -117,17 +117,17 @@ template <typename T> BOF4_INLINE void nearest(const float * t, const float * v,
         }
         return;
     } else {
-    for (int r = 0; r < R; ++r) {
-        found[r] = (float) T::levels[0];
-    }
-    for (int c = 0; c < 15; ++c) {
-        const float limit = 0.5f * (float) (T::levels[c] + T::levels[c + 1]);
-        const float step = (float) (T::levels[c + 1] - T::levels[c]);
         for (int r = 0; r < R; ++r) {
-            found[r] += y[r] > limit ? step : 0.0f;
+            found[r] = (float) T::levels[0];
         }
-    }
-    std::memcpy(level, found, sizeof(found));
+        for (int c = 0; c < 15; ++c) {
+            const float limit = 0.5f * (float) (T::levels[c] + T::levels[c + 1]);
+            const float step = (float) (T::levels[c + 1] - T::levels[c]);
+            for (int r = 0; r < R; ++r) {
+                found[r] += y[r] > limit ? step : 0.0f;
+            }
+        }
+        std::memcpy(level, found, sizeof(found));
     }
 }
 
@@ -269,7 +269,8 @@ BOF4_INLINE void from_grid(int i, const float * least, const float * most, const
         }
     } else {
         const float to_multiplier = 1.0f / (T::top * T::unit);
-        const float factor = (i % 2 ? -to_multiplier : to_multiplier) / (T::gptq.first + T::gptq.step * (float) (i / 2));
+        const float factor = (i % 2 ? -to_multiplier : to_multiplier) /
+            (T::gptq.first + T::gptq.step * (float) (i / 2));
         for (int r = 0; r < R; ++r) {
             u[r] = T::snap(largest[r] * factor, d[r]);
             v[r] = 0.0f;
@@ -365,8 +366,7 @@ template <typename T> BOF4_INLINE void quantize_columns(const bof4_gptq_job & jo
 
 // Give every column of a sub-block the level of least loss while all other columns stay.
 template <typename T>
-BOF4_INLINE void improve_levels(
-    const bof4_gptq_job & job, tile & t, int64_t k0, const float * u, const float * v) {
+BOF4_INLINE void improve_levels(const bof4_gptq_job & job, tile & t, int64_t k0, const float * u, const float * v) {
     const float * panel = panel_of(job.hessian, job.n, k0) + k0 * PANEL;
     float inverse[R];
     invert<T>(u, inverse);
@@ -419,8 +419,8 @@ BOF4_INLINE void improve_levels(
 // Change multipliers by du and minimums by dv for the levels l of a sub-block: its decoded weights change by du l - dv,
 // and with H the Hessian and g = H e the loss by du (du lHl - 2 gl) + dv (dv 1H1 + 2 g1 - 2 du lH1).
 template <typename T>
-BOF4_INLINE void improve_multipliers(const bof4_gptq_job & job, tile & t, int64_t k0, float * u, float * v,
-    const float * d, const float * dmin) {
+BOF4_INLINE void improve_multipliers(
+    const bof4_gptq_job & job, tile & t, int64_t k0, float * u, float * v, const float * d, const float * dmin) {
     const float * panel = panel_of(job.hessian, job.n, k0) + k0 * PANEL;
     float l[T::sub_block * R];
     float gl[R] = { 0 };

@@ -19,7 +19,7 @@ template <ggml_type type> struct bof4_type;
     static constexpr int sub_blocks = NAME##_SUB_BLOCKS; \
     static constexpr bool is_uniform = false; \
     static constexpr bool has_minimum = false; \
-    static constexpr float top = BOF4_LEVEL_SCALE;     /* the grid counts in this level */ \
+    static constexpr float top = BOF4_LEVEL_SCALE; /* the grid counts in this level */ \
     static constexpr int zero_code = NAME##_ZERO_CODE; \
     static constexpr const int8_t * levels = name##_levels; \
     static constexpr bof4_search_grid gptq = NAME##_GPTQ;
@@ -46,8 +46,7 @@ struct bof4_superscales {
         static float snap(float u, float) { \
             return ggml_fp16_to_fp32(ggml_fp32_to_fp16(std::min(std::max(u, -BOF4_FP16_MAX), BOF4_FP16_MAX))); \
         } \
-        static void pack( \
-            block_type * out, bof4_superscales, const float * u, const float *, const uint8_t * codes) { \
+        static void pack(block_type * out, bof4_superscales, const float * u, const float *, const uint8_t * codes) { \
             name##_pack(out, ggml_fp32_to_fp16(u[0]), codes); \
         } \
     };

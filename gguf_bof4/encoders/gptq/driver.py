@@ -51,6 +51,7 @@ from gguf_bof4.encoders.gptq.model import (
 from gguf_bof4.encoders.gptq.samples import enough_samples, make_samples, read_text
 from gguf_bof4.encoders.gptq.weights import Weights, tensor_names
 from gguf_bof4.errors import TooLargeWeightError, UserError
+from gguf_bof4.outlier_choice import Quantile, choose
 
 Floats = npt.NDArray[np.float32]
 
@@ -81,7 +82,7 @@ def _fingerprint(job: Calibration, count: int, recipe: int) -> dict[str, Any]:
 
     settings = job.settings
     stats = [(path.name, path.stat()) for path in job.files]
-    tensors = repr([(t.name, t.qtype.name, t.shape, t.quantile) for t in job.targets])
+    tensors = repr([(t.name, t.qtype.name, t.shape, t.rule) for t in job.targets])
     return {
         "recipe": recipe,
         "source": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
@@ -143,8 +144,11 @@ class _Encoder:
         """
         outliers = None
         try:
-            if target.quantile is not None:
-                outliers = native.select_outliers(rows, target.quantile, self.settings.threads)
+            if isinstance(target.rule, Quantile):
+                outliers = native.select_outliers(rows, target.rule.value, self.settings.threads)
+            elif target.rule is not None:
+                count, threads = target.rule.count(rows.size), self.settings.threads
+                outliers = choose(rows, target.qtype, count, factored.importance, threads=threads)
             data, decoded, outliers, _ = native.gptq(
                 wanted, target.qtype, factored.order, factored.feedback, factored.curvature, factored.hessian,
                 SWEEPS, outliers, self.settings.threads,

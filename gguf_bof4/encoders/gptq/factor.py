@@ -33,6 +33,7 @@ class Factor:
         feedback: M, float32 [n / 64, n, 64].
         curvature: D, float32 [n].
         hessian: H, damped, float32 [n / 64, n, 64].
+        importance: the diagonal of H without damping, in the order of the columns, float32 [n].
         damping: that was applied; more than the argument where H was not positive definite with it.
     """
 
@@ -40,6 +41,7 @@ class Factor:
     feedback: Floats
     curvature: Floats
     hessian: Floats
+    importance: Floats
     damping: float
 
 
@@ -107,6 +109,7 @@ def factor(hessian: torch.Tensor, qtype: gguf.GGMLQuantizationType, damping: flo
         feedback=in_panels(upper),
         curvature=root.square().float().cpu().numpy(),
         hessian=in_panels(damped),
+        importance=diagonal.float().cpu().numpy().copy(),
         damping=damping,
     )
 
