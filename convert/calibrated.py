@@ -44,8 +44,11 @@ def _target(planned: PlannedTensor, options: Options) -> Target:
     )
 
 
-def _can_encode(encoder: Encoder, planned: PlannedTensor) -> bool:
-    return not planned.copied and encoder.can_encode(planned.decision.qtype)
+def _is_target(encoder: Encoder, planned: PlannedTensor) -> bool:
+    """Of what no layer runs, only this project's types: why errors are not compensated in Q6_K embeddings is plain."""
+    qtype = planned.decision.qtype
+    in_layer = planned.source.name.startswith("blk.")
+    return not planned.copied and encoder.can_encode(qtype) and (in_layer or qtype not in encoder.stock_types)
 
 
 def calibrated(
@@ -70,7 +73,7 @@ def calibrated(
             files=opened.files,
             model=opened.model,
             architecture=opened.architecture,
-            targets=[_target(planned, options) for planned in tensors if _can_encode(encoder, planned)],
+            targets=[_target(planned, options) for planned in tensors if _is_target(encoder, planned)],
             settings=CalibrationSettings(
                 text=Path(options.calibration),
                 samples=options.samples,
