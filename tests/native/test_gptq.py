@@ -210,13 +210,11 @@ def scales_and_minimums(
     halves = blocks[..., :4].copy().view(np.float16).astype(np.float64)
     if qtype in BLOCK_SCALES:
         low, high = BLOCK_SCALES[qtype]
-        return halves[..., 0], -halves[..., 1] * (low == 0), np.arange(low, high + 1)
-    scales, minimums = gguf.quants.Q4_K.get_scale_min(blocks[..., 4:16].reshape(-1, 12).copy())
-    shape = (rows, -1, 8)
-    d = halves[..., :1] * scales.reshape(shape)
-    return d.reshape(rows, -1), (halves[..., 1:] * minimums.reshape(shape)).reshape(rows, -1), np.arange(
-        16 if qtype == T.Q4_K else 32
-    )
+        minimums = -halves[..., 1] if low == 0 else np.zeros(blocks.shape[:2])
+        return halves[..., 0], minimums, np.arange(low, high + 1)
+    packed = gguf.quants.Q4_K.get_scale_min(blocks[..., 4:16].reshape(-1, 12).copy())
+    scales, minimums = (halves[..., i : i + 1] * packed[i].reshape(rows, -1, 8) for i in (0, 1))
+    return scales.reshape(rows, -1), minimums.reshape(rows, -1), np.arange(16 if qtype == T.Q4_K else 32)
 
 
 @pytest.mark.parametrize("qtype", STOCK)
