@@ -108,7 +108,7 @@ class _Search:
             yield _Part(np.arange(first, min(rows, first + step)), 0, n)
 
     def _active_blocks(self) -> Iterator[_Part]:
-        in_block = self.active.reshape(len(self.active), -1, self._block // self._sub_block).any(axis=2)
+        in_block: Bools = np.any(self.active.reshape(len(self.active), -1, self._block // self._sub_block), axis=2)
         for block in np.flatnonzero(in_block.any(axis=0)):
             first = int(block) * self._block
             yield _Part(np.flatnonzero(in_block[:, block]), first, first + self._block)
@@ -116,13 +116,15 @@ class _Search:
     def _rest(self, part: _Part) -> Floats:
         """What the blocks hold: zero for what is listed."""
         listed = self.listed[part.rows, part.first : part.last]
-        return np.where(listed, np.float32(0), self._weights[part.rows, part.first : part.last])
+        return np.asarray(np.where(listed, np.float32(0), self._weights[part.rows, part.first : part.last]))
 
     def _weighted_errors(self, rest: Floats, part: _Part) -> Floats:
         importance = None if self._importance is None else self._importance[part.first : part.last]
         data = native.quantize(rest, self._qtype, importance, self._threads, self._encoder)
-        errors = np.square(native.dequantize(data, self._qtype, self._threads) - rest)
-        return errors if importance is None else errors * importance
+        errors: Floats = np.square(native.dequantize(data, self._qtype, self._threads) - rest)
+        if importance is not None:
+            errors *= importance
+        return errors
 
     def _without_one(
         self, rest: Floats, score: Floats, active: Bools, part: _Part
@@ -163,7 +165,7 @@ class _Search:
 
     def keep_active(self, least: float) -> None:
         """Sub-blocks whose last outlier has saved less are done."""
-        self.active &= self._least >= max(least, np.finfo(np.float32).tiny)
+        self.active &= (self._least >= least) & (self._least > 0)
 
 
 def _gains(found: Sequence[_Found]) -> Floats:
