@@ -145,7 +145,7 @@ def test_converted_files_have_as_many_outliers_as_the_budget_allows(
             assert t.outliers == int(0.1 * t.n_weights / 32)
     model = open_model(tmp_path / "out.gguf")
     assert model.value("bof4.opq.bits") == np.float32(0.1) and model.value("bof4.opq.quantile") is None
-    verify(tmp_path / "out.gguf")
+    assert list(verify(model))
     again = convert(tmp_path / "out.gguf", tmp_path / "copy.gguf").outputs[0]
     assert open_model(again).value("bof4.opq.bits") == np.float32(0.1)
     assert [t.outliers for t in report.listed] == [t.outliers for t in convert(source, tmp_path / "two.gguf",
