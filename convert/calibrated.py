@@ -66,7 +66,6 @@ def calibrated(
     encoder = options.chosen_encoder
     if encoder.calibrate is None:
         return list(tensors)
-    assert options.calibration is not None
     finished = encoder.calibrate(
         Calibration(
             source=opened.path,
@@ -75,7 +74,7 @@ def calibrated(
             architecture=opened.architecture,
             targets=[_target(planned, options) for planned in tensors if _is_target(encoder, planned)],
             settings=CalibrationSettings(
-                text=Path(options.calibration),
+                texts=options.calibration_texts,
                 samples=options.samples,
                 length=options.sample_length,
                 damping=options.damping,

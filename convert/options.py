@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from gguf_bof4.convert.list_rules import ListRules, parse_rules
 from gguf_bof4.convert.output_types import OutputType, output_type_of
@@ -38,7 +39,8 @@ class Options:
             tensors.
         encoder: name of one of the encoders.
         imatrix: path of an importance matrix of llama-imatrix; RANDOM_TOKENS makes one.
-        calibration: path of the calibration text of an encoder that runs the model.
+        calibration: path of the calibration text of an encoder that runs the model, or several: files, folders, JSON
+            Lines of chats.
         samples: number of windows of that text; None: as many as the widest layer needs.
         sample_length: tokens in each.
         damping: Hessian damping, as a fraction of the mean diagonal.
@@ -62,7 +64,7 @@ class Options:
     opq_bits: float | None = None
     encoder: str = DEFAULT_ENCODER.name
     imatrix: str | None = None
-    calibration: str | None = None
+    calibration: str | tuple[str, ...] | None = None
     samples: int | None = None
     sample_length: int = 512
     damping: float = 0.5
@@ -123,6 +125,12 @@ class Options:
         return parse_rules(self.opq, DEFAULT_OPQ, self.opq_bits)
 
     @property
+    def calibration_texts(self) -> tuple[Path, ...]:
+        """The calibration texts."""
+        given = self.calibration or ()
+        return tuple(Path(text) for text in ((given,) if isinstance(given, str) else given))
+
+    @property
     def split_bytes(self) -> int:
         """`split_max_size` in bytes; K, M and G are powers of 1000, as upstream has them.
 
@@ -152,10 +160,10 @@ class Options:
 
     def _check_calibration(self, encoder: Encoder) -> None:
         if encoder.calibrate is None:
-            if self.calibration is not None:
+            if self.calibration_texts:
                 raise UserError(f"--encoder {encoder.name} runs no model, so it takes no --calibration")
             return
-        if self.calibration is None:
+        if not self.calibration_texts:
             raise UserError(f"--encoder {encoder.name} runs the model on a text: give one with --calibration FILE")
         if (self.samples is not None and self.samples < 1) or self.sample_length < 2:
             raise UserError("--calibration-samples must be 1 or more, --calibration-length 2 or more")

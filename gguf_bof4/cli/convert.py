@@ -238,10 +238,11 @@ def convert(
         ),
     ] = None,
     calibration: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
             metavar="TEXT",
-            help=f"{_CALIBRATED}: the calibration text, like the texts that the model will read; 100 kB or more.",
+            help=f"{_CALIBRATED}: the calibration text, like the texts that the model will read; 100 kB or more: a file, "
+            "a folder, or JSON Lines of chats (.jsonl). May be given several times: all get equal shares.",
         ),
     ] = None,
     samples: Annotated[
@@ -318,7 +319,7 @@ def convert(
                 opq_bits=opq_bits,
                 encoder=encoder,
                 imatrix=imatrix,
-                calibration=None if calibration is None else str(calibration),
+                calibration=tuple(str(text) for text in calibration or ()) or None,
                 samples=samples,
                 sample_length=sample_length,
                 damping=damping,

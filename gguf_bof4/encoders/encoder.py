@@ -90,7 +90,7 @@ class CalibrationSettings:
     """How the model reads the calibration text.
 
     Attributes:
-        text: path of the calibration text.
+        texts: paths of the calibration texts, files or folders, in equal shares.
         samples: number of windows of it; None: as many as the widest layer needs.
         length: tokens in each window.
         damping: added to the diagonal of the Hessian, as a fraction of the mean diagonal.
@@ -99,7 +99,7 @@ class CalibrationSettings:
         threads: 0 means all cores.
     """
 
-    text: Path
+    texts: tuple[Path, ...]
     samples: int | None
     length: int
     damping: float

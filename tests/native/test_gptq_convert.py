@@ -20,6 +20,7 @@ from gguf_bof4.encoders.gptq.checkpoint import Checkpoint
 from gguf_bof4.encoders.gptq.layer import Layer, Workers
 from gguf_bof4.encoders.gptq.model import Skeleton, first_inputs, make_skeleton, release
 from gguf_bof4.encoders.gptq.samples import enough_samples, make_samples
+from gguf_bof4.encoders.gptq.sources import read_source
 from gguf_bof4.encoders.gptq.weights import FolderWeights, GgufWeights
 from gguf_bof4.errors import UserError
 from gguf_bof4.gguf_files.model import open_model
@@ -318,7 +319,7 @@ def test_outputs_are_nearer_to_the_unquantized_model_than_with_search(folders: d
     convert(source, tmp_path / "search.gguf", type="BOF4_S", encoder="search", opq=("off",))
     tokenizer = transformers.AutoTokenizer.from_pretrained(source)
     other = Path(__file__).with_name("test_patch.py")
-    tokens = make_samples(tokenizer, other.read_text(), other, 4, 100).tokens
+    tokens = make_samples(tokenizer, [(other, read_source(other, tokenizer))], 4, 100).tokens
     outputs = []
     for path in (source, tmp_path / "gptq.gguf", tmp_path / "search.gguf"):
         skeleton, weights = skeleton_of(path)
@@ -346,13 +347,13 @@ def test_samples_are_spread_over_the_text() -> None:
             ids = [int(word) if word.isdigit() else 1 for word in text.split()]
             return type("Encoding", (), {"input_ids": [7, *ids] if add_special_tokens else ids})
 
-    text = " ".join(str(i) for i in range(100, 200))
-    made = make_samples(Words(), text, Path("text"), 3, 21)
+    text = [(Path("text"), range(100, 200))]
+    made = make_samples(Words(), text, 3, 21)
     assert [row[:2].tolist() for row in made.tokens] == [[7, 100], [7, 140], [7, 180]]
     assert made.tokens[2, -1] == 199
-    assert make_samples(Words(), text, Path("text"), 50, 21).count == 5
+    assert make_samples(Words(), text, 50, 21).count == 5
     with pytest.raises(UserError, match="100 tokens, less than one sample of 200"):
-        make_samples(Words(), text, Path("text"), 1, 200)
+        make_samples(Words(), text, 1, 200)
 
 
 @pytest.mark.parametrize(

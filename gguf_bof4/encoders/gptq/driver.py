@@ -48,7 +48,8 @@ from gguf_bof4.encoders.gptq.model import (
     make_skeleton,
     release,
 )
-from gguf_bof4.encoders.gptq.samples import enough_samples, make_samples, read_text
+from gguf_bof4.encoders.gptq.samples import enough_samples, make_samples
+from gguf_bof4.encoders.gptq.sources import digest, read_source
 from gguf_bof4.encoders.gptq.weights import Weights, tensor_names
 from gguf_bof4.errors import TooLargeWeightError, UserError
 from gguf_bof4.outlier_choice import Quantile, choose
@@ -87,7 +88,7 @@ def _fingerprint(job: Calibration, count: int, recipe: int) -> dict[str, Any]:
         "recipe": recipe,
         "source": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
         "types and lists": hashlib.sha256(tensors.encode()).hexdigest(),
-        "calibration text": hashlib.sha256(settings.text.read_bytes()).hexdigest(),
+        "calibration text": digest(settings.texts),
         "--calibration-samples": count,
         "--calibration-length": settings.length,
         "--damping": settings.damping,
@@ -281,13 +282,14 @@ def calibrate(job: Calibration, weights: Weights, recipe: int) -> dict[str, Fini
     """
     settings = job.settings
     device = parse_device(settings.device)
-    text = read_text(settings.text)
     job.progress("reading the calibration text", 0, 0)
     widest = max((t.shape[-1] for t in job.targets if t.layer is not None), default=1)
     wanted = settings.samples or enough_samples(widest, settings.length)
     config = weights.config()
     check_length(config, settings.length, job.source)
-    samples = make_samples(weights.tokenizer(), text, settings.text, wanted, settings.length)
+    tokenizer = weights.tokenizer()
+    sources = [(source, read_source(source, tokenizer)) for source in settings.texts]
+    samples = make_samples(tokenizer, sources, wanted, settings.length)
     skeleton = make_skeleton(config, job.source)
     checkpoint = Checkpoint(job.folder, _fingerprint(job, samples.count, recipe), job.restart)
     by_layer, outside = _in_layers(job.targets, len(skeleton.layers))
