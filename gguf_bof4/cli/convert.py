@@ -241,8 +241,8 @@ def convert(
         list[Path] | None,
         typer.Option(
             metavar="TEXT",
-            help=f"{_CALIBRATED}: the calibration text, like the texts that the model will read; 100 kB or more: a file, "
-            "a folder, or JSON Lines of chats (.jsonl). May be given several times: all get equal shares.",
+            help=f"{_CALIBRATED}: the calibration text, like the texts that the model will read; 100 kB or more: a "
+            "file, a folder, or JSON Lines of chats (.jsonl). May be given several times: all get equal shares.",
         ),
     ] = None,
     samples: Annotated[
