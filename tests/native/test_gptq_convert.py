@@ -107,7 +107,7 @@ def test_types_of_llama_cpp(folders: dict[str, Path], tmp_path: Path) -> None:
     assert set(inside.values()) == {"Q4_K", "Q6_K", "Q3_K"} and len(inside) == 2 * 7
     model = open_model(tmp_path / "gptq.gguf")
     assert model.value("general.file_type") == 14  # MOSTLY_Q4_K_S
-    assert [key for key in model.metadata if "bof4" in key] == []
+    assert [key for key in model.fields if "bof4" in key] == []
     convert(folders["wide"], tmp_path / "search.gguf", type="Q4_K", tensor_types=("attn_v=q6_k", "ffn_down=q3_k"))
     compensated, searched = tensors(tmp_path / "gptq.gguf"), tensors(tmp_path / "search.gguf")
     assert compensated.keys() == searched.keys()
