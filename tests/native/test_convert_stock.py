@@ -196,7 +196,7 @@ def test_an_outlier_that_the_type_cannot_hold(tmp_path: Path) -> None:
 
 
 PLAIN_TYPES = {
-    "Q4_0": 2, "Q4_1": 3, "Q5_0": 8, "Q5_1": 9, "Q2_K": 10, "Q3_K": 11, "Q4_K": 14, "Q5_K": 16, "Q6_K": 18,
+    "Q4_0": 2, "Q4_1": 3, "Q5_0": 8, "Q5_1": 9, "Q2_K": 21, "Q3_K": 11, "Q4_K": 14, "Q5_K": 16, "Q6_K": 18,
     "IQ4_NL": 25, "IQ4_XS": 30,
 }  # fmt: skip
 """llama_ftype of the file type that has no mixture, of llama.h."""
@@ -207,7 +207,7 @@ def test_types_of_llama_cpp(tmp_path: Path, mixed: Path, name: str) -> None:
     """As llama-quantize encodes them, from floats and from a BOF4 file; nothing of this project is left."""
     plain = write_gguf(tmp_path / "plain.gguf")
     out = convert(plain, tmp_path / "{ftype}.gguf", type=name.lower()).outputs[0]
-    assert out.name == f"{name}.gguf"
+    assert out.name == f"{name.lower()}.gguf"
     read = read_by_stock(out)
     assert read["keys"]["general.file_type"] == str(PLAIN_TYPES[name])
     assert [key for key in read["keys"] if "bof4" in key] == []
