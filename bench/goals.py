@@ -54,6 +54,7 @@ QUALITY_GOALS = (
     QualityGoal(LARGE, Variant("BOF4_K", "gptq"), Variant("BOF4_K", "imatrix"), 0.70),
     QualityGoal(LARGE, Variant("BOF4_K", "gptq"), Variant("Q5_0", "imatrix"), None),
     QualityGoal(SMALL, Variant("BOF4_S", "gptq", DEFAULT_OPQ), Variant("IQ4_NL", "imatrix"), 0.85),
+    QualityGoal(SMALL, Variant("Q4_K", "gptq"), Variant("Q4_K", "imatrix"), 0.75),
 )
 """BOF4_K on the large model only: in the small ones most rows are too short for it, and fall back to other types."""
 

@@ -123,7 +123,7 @@ def make_plan(
 
 def check(plan: Plan) -> None:
     """Raise UserError for an encoder that the converter does not have, before hours are spent on the others."""
-    for variant in dict.fromkeys(step.variant for step in plan.steps if step.variant.ours):
+    for variant in dict.fromkeys(step.variant for step in plan.steps if step.variant.converted):
         if variant.converter_encoder not in ENCODERS:
             raise UserError(
                 f"this gguf-bof4 cannot encode {variant.type} with {variant.encoder}: name the others with --encoders"
@@ -176,7 +176,7 @@ class ModelBench:
         target = self.folder / "quantized.gguf"
         if variant.type == NF4:
             make_nf4(self.source, target)
-        elif variant.type in PEERS:
+        elif variant.type in PEERS and not variant.converted:
             weights = self.imatrix if variant.encoder == "imatrix" else None
             make_peer(PEERS[variant.type], self.source, target, weights, self.threads)
         else:

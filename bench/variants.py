@@ -25,7 +25,13 @@ OUR_ENCODERS = tuple(
     name for encoder in CONVERTER_ENCODERS for name in (encoder.name, *(WEIGHTED if encoder is DEFAULT else ()))
 )
 
-PEER_ENCODERS = ("none", "imatrix")
+CALIBRATED = tuple(encoder.name for encoder in CONVERTER_ENCODERS if encoder.calibrate is not None)
+PEER_ENCODERS = ("none", "imatrix", *CALIBRATED)
+"""Of llama.cpp's own types: llama-quantize without and with an importance matrix, and our encoders that encode them."""
+
+COMPENSATED_PEERS = ("Q4_K",)
+"""Peers that our encoders that run the model are measured with: each takes an hour on the 1.5B model."""
+
 ENCODERS = ("none", *OUR_ENCODERS)
 TYPES = (*PEERS, NF4, *OUR_TYPES)
 DEFAULT_QUANTILES = (NO_LISTS, DEFAULT_OPQ)
@@ -37,7 +43,7 @@ class Variant:
 
     Attributes:
         type: one of TYPES.
-        encoder: of a peer "none" or "imatrix"; of this project's types one of OUR_ENCODERS.
+        encoder: of a peer one of PEER_ENCODERS; of this project's types one of OUR_ENCODERS.
         opq: the quantile of the outlier lists, or "off".
     """
 
@@ -47,14 +53,20 @@ class Variant:
 
     @property
     def ours(self) -> bool:
+        """Is it of one of this project's types?"""
         return self.type in OUR_TYPES
+
+    @property
+    def converted(self) -> bool:
+        """Does this project's converter make it?"""
+        return self.ours or self.encoder in CALIBRATED
 
     @property
     def recipe(self) -> str:
         """How its rows are measured, as far as the variant does not say so itself."""
         if self.encoder == "imatrix":
             return f"{RECIPE} imatrix:{IMATRIX_CHUNKS}"
-        own = encoder_of(self.converter_encoder).recipe if self.ours else None
+        own = encoder_of(self.converter_encoder).recipe if self.converted else None
         return f"{RECIPE}" if own is None else f"{RECIPE} {self.encoder}:{own}"
 
     @property
@@ -97,14 +109,21 @@ def choose(what: str, names: Sequence[str], known: Sequence[str]) -> tuple[str, 
     return tuple(name for name in known if name.lower() in asked)
 
 
+def _is_possible(peer: str, encoder: str) -> bool:
+    """Can the matrices of this type of llama.cpp, or NF4, be made in this way?"""
+    if encoder == "none":
+        return True
+    if encoder == "imatrix":
+        return peer in PEERS and PEERS[peer].uses_imatrix
+    return peer in COMPENSATED_PEERS
+
+
 def variants(types: Sequence[str], encoders: Sequence[str], quantiles: Sequence[str]) -> tuple[Variant, ...]:
-    """Every combination that exists: peers have no lists, and not every one of them uses an importance matrix."""
+    """Every combination that exists: peers have no lists, and not every encoder encodes every one of them."""
     found = []
     for name in types:
         if name in OUR_TYPES:
             found += [Variant(name, e, q) for e in OUR_ENCODERS if e in encoders for q in quantiles]
         else:
-            uses_imatrix = name in PEERS and PEERS[name].uses_imatrix
-            possible = PEER_ENCODERS if uses_imatrix else PEER_ENCODERS[:1]
-            found += [Variant(name, e) for e in possible if e in encoders]
+            found += [Variant(name, e) for e in PEER_ENCODERS if e in encoders and _is_possible(name, e)]
     return tuple(found)

@@ -15,7 +15,6 @@ from gguf_bof4.convert.options import Options
 from gguf_bof4.convert.output import PlannedTensor
 from gguf_bof4.convert.output_lists import PlannedList
 from gguf_bof4.encoders.encoder import Calibration, CalibrationSettings, Encoder, Target
-from gguf_bof4.formats import FORMAT_OF_TYPE_ID
 from gguf_bof4.lists import OutlierList
 from gguf_bof4.progress import Progress
 
@@ -27,7 +26,7 @@ def _encode_blocks(
 ) -> tuple[npt.NDArray[np.uint8], OutlierList | None]:
     """A tensor by the block encoder: uint8 [rows, bytes of a row], and its list."""
     listed = planned.planned_list
-    own_list = None if listed is None else PlannedList(planned.source.name, listed.quantile, listed.room)
+    own_list = None if listed is None else PlannedList(planned.source.name, listed.rule, listed.room)
     job = planned.job(options)
     job = replace(job, planned=own_list, errors=None, importance=job.importance if importance is None else importance)
     data = np.concatenate(list(encode(planned.source, job)))
@@ -39,15 +38,17 @@ def _target(planned: PlannedTensor, options: Options) -> Target:
         name=planned.source.name,
         qtype=planned.decision.qtype,
         shape=planned.source.shape,
-        quantile=None if planned.planned_list is None else planned.planned_list.quantile,
+        rule=None if planned.planned_list is None else planned.planned_list.rule,
         read=lambda: read_floats(planned.source, planned.job(options)),
         encode_blocks=lambda importance: _encode_blocks(planned, options, importance),
     )
 
 
-def _can_encode(encoder: Encoder, planned: PlannedTensor) -> bool:
-    fmt = FORMAT_OF_TYPE_ID.get(int(planned.decision.qtype))
-    return fmt is not None and not planned.copied and (encoder.kernels is None or encoder.kernels in fmt.kernels)
+def _is_target(encoder: Encoder, planned: PlannedTensor) -> bool:
+    """Of what no layer runs, only this project's types: why errors are not compensated in Q6_K embeddings is plain."""
+    qtype = planned.decision.qtype
+    in_layer = planned.source.name.startswith("blk.")
+    return not planned.copied and encoder.can_encode(qtype) and (in_layer or qtype not in encoder.stock_types)
 
 
 def calibrated(
@@ -65,16 +66,15 @@ def calibrated(
     encoder = options.chosen_encoder
     if encoder.calibrate is None:
         return list(tensors)
-    assert options.calibration is not None
     finished = encoder.calibrate(
         Calibration(
             source=opened.path,
             files=opened.files,
             model=opened.model,
             architecture=opened.architecture,
-            targets=[_target(planned, options) for planned in tensors if _can_encode(encoder, planned)],
+            targets=[_target(planned, options) for planned in tensors if _is_target(encoder, planned)],
             settings=CalibrationSettings(
-                text=Path(options.calibration),
+                texts=options.calibration_texts,
                 samples=options.samples,
                 length=options.sample_length,
                 damping=options.damping,

@@ -20,6 +20,7 @@ from gguf_bof4.encoders.encoder import too_large_message
 from gguf_bof4.errors import TooLargeWeightError, UserError
 from gguf_bof4.lists import OutlierList, decode
 from gguf_bof4.native import BlockEncoder
+from gguf_bof4.outlier_choice import Quantile, choose
 from gguf_bof4.weight_errors import AT_ONCE, ErrorSums
 
 RUN_WEIGHTS = 1 << 23
@@ -85,11 +86,23 @@ def _too_large(source: Source, first_row: int, index: int, target: TensorType) -
     return UserError(too_large_message(source.path, source.name, where, target))
 
 
+def _as_floats(elements: npt.NDArray[Any], origin: TensorType) -> npt.NDArray[np.float32]:
+    """Elements of F32, F16 or BF16 (as uint16) as float32, without a copy where possible."""
+    if origin == TensorType.BF16:
+        return (elements.astype(np.uint32) << 16).view(np.float32)
+    return elements.astype(np.float32, copy=False)
+
+
 def _select(floats: npt.NDArray[Any], origin: TensorType, job: Job) -> OutlierList | None:
     """Add the outliers of a run of rows to the planned list, and return them; None where no list is planned."""
-    if job.planned is None or job.planned.quantile is None:
+    if job.planned is None or job.planned.rule is None:
         return None
-    found = native.select_outliers_raw(floats, origin, job.planned.quantile, job.threads)
+    rule = job.planned.rule
+    if isinstance(rule, Quantile):
+        found = native.select_outliers_raw(floats, origin, rule.value, job.threads)
+    else:
+        weights = _as_floats(floats, origin)
+        found = choose(weights, job.target, rule.count(weights.size), job.importance, job.encoder, job.threads)
     job.planned.add(found)
     return found
 
@@ -115,10 +128,8 @@ def add_errors(
     for first in range(0, len(encoded), step):
         part = None if outliers is None else outliers.part(first, len(encoded[first : first + step]))
         floats = exact[first : first + step]
-        if origin == TensorType.BF16:
-            floats = (floats.astype(np.uint32) << 16).view(np.float32)
         decoded = decode(encoded[first : first + step], target, part, dequantize)
-        errors.add(decoded, floats.astype(np.float32, copy=False))
+        errors.add(decoded, _as_floats(floats, origin))
 
 
 def _encode_floats(source: Source, first_row: int, rows: Bytes, origin: TensorType, job: Job) -> Bytes:

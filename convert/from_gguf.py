@@ -15,7 +15,7 @@ from gguf_bof4.gguf_files.model import Model, open_model
 
 _REPLACED = ("split.", "bof4.")
 _REPLACED_KEYS = ("general.architecture", "general.file_type", "general.quantization_version")
-_OF_COPIES = ("bof4.encoder", "bof4.opq.quantile")
+_OF_COPIES = ("bof4.encoder", "bof4.opq.quantile", "bof4.opq.bits")
 """How tensors of this project's types were encoded: kept, as it is still true where all of them are copied."""
 
 

@@ -1,4 +1,4 @@
-"""Which tensors get an outlier list: the values of --opq."""
+"""Which tensors get an outlier list, and of which weights: the values of --opq and --opq-bits."""
 
 from __future__ import annotations
 
@@ -9,26 +9,30 @@ from dataclasses import dataclass
 from gguf_bof4.convert.policy import split_pattern
 from gguf_bof4.errors import UserError
 from gguf_bof4.lists import threshold
+from gguf_bof4.outlier_choice import Budget, OutlierRule, Quantile
+
+MOST_BITS = 1.0
+"""Of --opq-bits: one weight in 32."""
 
 
 @dataclass(frozen=True)
 class ListRules:
-    """Quantiles of outliers; None stands for no list.
+    """How outliers are chosen; None stands for no list.
 
     Attributes:
-        default: the quantile for tensors that no pattern is found in.
-        patterns: (regular expression, quantile); the first that is found in a tensor's name counts.
+        default: the rule for tensors that no pattern is found in.
+        patterns: (regular expression, rule); the first that is found in a tensor's name counts.
     """
 
-    default: float | None
-    patterns: tuple[tuple[str, float | None], ...] = ()
+    default: OutlierRule | None
+    patterns: tuple[tuple[str, OutlierRule | None], ...] = ()
 
-    def quantile(self, name: str) -> float | None:
-        """The quantile of the outliers of a tensor."""
-        return next((q for pattern, q in self.patterns if re.search(pattern, name)), self.default)
+    def of(self, name: str) -> OutlierRule | None:
+        """The rule for a tensor."""
+        return next((rule for pattern, rule in self.patterns if re.search(pattern, name)), self.default)
 
 
-def _parse_quantile(text: str, value: str) -> float | None:
+def _parse_quantile(text: str, value: str) -> Quantile | None:
     if value.lower() == "off":
         return None
     try:
@@ -36,17 +40,19 @@ def _parse_quantile(text: str, value: str) -> float | None:
         threshold(quantile)
     except ValueError as error:
         raise UserError(f"--opq {text}: give a quantile between 0 and 1, such as 0.95, or off") from error
-    return quantile
+    return Quantile(quantile)
 
 
-def parse_rules(texts: Sequence[str], default: str) -> ListRules:
+def parse_rules(texts: Sequence[str], default: str, bits: float | None = None) -> ListRules:
     """The values of --opq: at most one "Q" or "off", any number of PATTERN=Q and PATTERN=off.
 
     Args:
         default: the value where none is without a pattern.
+        bits: the value of --opq-bits, which takes the place of the one without a pattern.
 
     Raises:
-        UserError: a quantile is not between 0 and 1, a pattern is malformed, or two values are without a pattern.
+        UserError: a quantile is not between 0 and 1, a pattern is malformed, two values are without a pattern, or the
+            number of bits is not one that lists can have.
     """
     bare = [text for text in texts if "=" not in text]
     if len(bare) > 1:
@@ -56,5 +62,16 @@ def parse_rules(texts: Sequence[str], default: str) -> ListRules:
         if "=" in text:
             pattern, value = split_pattern("--opq", text, "PATTERN=Q, such as attn_v=0.99, or PATTERN=off")
             patterns.append((pattern, _parse_quantile(text, value)))
+    if bits is not None:
+        if bare:
+            raise UserError(
+                f"--opq {bare[0]} and --opq-bits {bits:g} are two rules for the same tensors: give one of them"
+            )
+        if not 0 < bits <= MOST_BITS:
+            raise UserError(
+                f"--opq-bits {bits:g}: give bits per weight above 0 and up to {MOST_BITS:g}, such as 0.05; --opq off "
+                "writes no lists"
+            )
+        return ListRules(Budget(bits), tuple(patterns))
     chosen = bare[0] if bare else default
     return ListRules(_parse_quantile(chosen, chosen), tuple(patterns))

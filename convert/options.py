@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from gguf_bof4.convert.list_rules import ListRules, parse_rules
 from gguf_bof4.convert.output_types import OutputType, output_type_of
@@ -34,9 +35,12 @@ class Options:
         tensor_types: PATTERN=TYPE, the first match counts.
         opq: quantiles of outlier lists: "Q" or "off" for all tensors, PATTERN=Q or PATTERN=off for those whose name
             the regular expression is found in; the first match counts.
+        opq_bits: bits per weight for outliers that are chosen by what they save, in the place of a quantile for all
+            tensors.
         encoder: name of one of the encoders.
         imatrix: path of an importance matrix of llama-imatrix; RANDOM_TOKENS makes one.
-        calibration: path of the calibration text of an encoder that runs the model.
+        calibration: path of the calibration text of an encoder that runs the model, or several: files, folders, JSON
+            Lines of chats.
         samples: number of windows of that text; None: as many as the widest layer needs.
         sample_length: tokens in each.
         damping: Hessian damping, as a fraction of the mean diagonal.
@@ -57,9 +61,10 @@ class Options:
     output_tensor_type: str | None = None
     tensor_types: tuple[str, ...] = ()
     opq: tuple[str, ...] = ()
+    opq_bits: float | None = None
     encoder: str = DEFAULT_ENCODER.name
     imatrix: str | None = None
-    calibration: str | None = None
+    calibration: str | tuple[str, ...] | None = None
     samples: int | None = None
     sample_length: int = 512
     damping: float = 0.5
@@ -106,7 +111,7 @@ class Options:
             token_embedding=None if embedding is None else parse_type(embedding, importance),
             output_tensor=None if output is None else parse_type(output, importance),
             patterns=tuple(parse_pattern(text, importance) for text in self.tensor_types),
-            pure=self.pure or self.output_type.format is None,
+            pure=self.pure or self.output_type.for_all,
             leave_output=self.leave_output_tensor,
         )
 
@@ -115,9 +120,15 @@ class Options:
         """Which tensors get outlier lists.
 
         Raises:
-            UserError: a quantile is not between 0 and 1, or a pattern is malformed.
+            UserError: a quantile or a number of bits is not possible, or a pattern is malformed.
         """
-        return parse_rules(self.opq, DEFAULT_OPQ)
+        return parse_rules(self.opq, DEFAULT_OPQ, self.opq_bits)
+
+    @property
+    def calibration_texts(self) -> tuple[Path, ...]:
+        """The calibration texts."""
+        given = self.calibration or ()
+        return tuple(Path(text) for text in ((given,) if isinstance(given, str) else given))
 
     @property
     def split_bytes(self) -> int:
@@ -136,23 +147,23 @@ class Options:
     def check(self) -> None:
         """Raise UserError where an option is wrong, before anything is read."""
         _ = self.rules, self.list_rules, self.split_bytes
-        encoder, fmt = self.chosen_encoder, self.output_type.format
+        encoder, output_type = self.chosen_encoder, self.output_type
         if self.imatrix is not None and not encoder.takes_imatrix:
             raise UserError(
                 f"--encoder {encoder.name} uses no importance matrix: use --imatrix with --encoder "
                 f"{DEFAULT_ENCODER.name}"
             )
-        if encoder.kernels is not None and (fmt is None or encoder.kernels not in fmt.kernels):
-            name = self.output_type.name
+        if encoder.calibrate is not None and not encoder.can_encode(output_type.qtype):
+            name = output_type.name
             raise UserError(f"--encoder {encoder.name} is not implemented for {name}: choose another encoder")
         self._check_calibration(encoder)
 
     def _check_calibration(self, encoder: Encoder) -> None:
         if encoder.calibrate is None:
-            if self.calibration is not None:
+            if self.calibration_texts:
                 raise UserError(f"--encoder {encoder.name} runs no model, so it takes no --calibration")
             return
-        if self.calibration is None:
+        if not self.calibration_texts:
             raise UserError(f"--encoder {encoder.name} runs the model on a text: give one with --calibration FILE")
         if (self.samples is not None and self.samples < 1) or self.sample_length < 2:
             raise UserError("--calibration-samples must be 1 or more, --calibration-length 2 or more")

@@ -28,6 +28,7 @@ from gguf_bof4.encoders.encoder import Encoded
 from gguf_bof4.errors import DISK_FULL, UserError
 from gguf_bof4.formats import FORMAT_VERSION, FORMATS
 from gguf_bof4.gguf_files.model import Tensor, read_list
+from gguf_bof4.outlier_choice import Budget, Quantile
 from gguf_bof4.paths import hidden_folder, refuse_special
 from gguf_bof4.progress import Progress
 from gguf_bof4.weight_errors import ErrorSums
@@ -148,13 +149,13 @@ def add_format_metadata(
 ) -> None:
     """Set general.file_type and quantization_version, bof4.* for the formats that are used, and quantize.imatrix.*.
 
-    bof4.opq.quantile is the one for all tensors. It and bof4.encoder stay as the source has them where every tensor
-    of these formats is a copy.
+    bof4.opq.* is the rule for all tensors. It and bof4.encoder stay as the source has them where every tensor of these
+    formats is a copy.
     """
     metadata = writer.kv_data[0]
     for key in ("general.file_type", "general.quantization_version"):
         metadata.pop(key, None)  # gguf warns where a key is set twice
-    how_made = ("bof4.encoder", "bof4.opq.quantile")
+    how_made = ("bof4.encoder", "bof4.opq.quantile", "bof4.opq.bits")
     old: dict[str, Any] = {key: metadata.pop(key) for key in how_made if key in metadata}
     writer.add_file_type(options.output_type.file_type)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
@@ -166,8 +167,11 @@ def add_format_metadata(
         metadata.update(old)
     elif ours:
         writer.add_string("bof4.encoder", options.encoder)
-        if (quantile := options.list_rules.default) is not None:
-            writer.add_float32("bof4.opq.quantile", quantile)
+        rule = options.list_rules.default
+        if isinstance(rule, Quantile):
+            writer.add_float32("bof4.opq.quantile", rule.value)
+        elif isinstance(rule, Budget):
+            writer.add_float32("bof4.opq.bits", rule.bits)
     for fmt in used:
         writer.add_key_value(
             fmt.levels_key, list(fmt.levels), gguf.GGUFValueType.ARRAY, sub_type=gguf.GGUFValueType.INT8

@@ -23,18 +23,22 @@ from gguf_bof4.convert.report import size_text
 from gguf_bof4.errors import UserError
 from gguf_bof4.formats import OPQ_BLOCK
 from gguf_bof4.lists import SUFFIX, OutlierList, from_counts, list_name
+from gguf_bof4.outlier_choice import Budget, OutlierRule
 
 _MOVED_AT_ONCE = 1 << 24
 
 
-def list_room(shape: tuple[int, ...], quantile: float) -> int:
+def list_room(shape: tuple[int, ...], rule: OutlierRule) -> int:
     """An upper bound of the bytes of a trained tensor's list, for planning before it is known.
 
-    Of Gaussian weights 1 - q^(1/64) are outliers; trained tensors have up to seven per mille more.
+    By the paper's rule, 1 - q^(1/64) of Gaussian weights are outliers; trained tensors have up to seven per mille more.
     """
-    share = min(1.0, 2 * (1 - quantile ** (1 / OPQ_BLOCK)) + 0.01)
     n_weights = int(np.prod(shape, dtype=np.int64))
-    return 4 * (n_weights // shape[-1] + 1 + int(share * n_weights))
+    if isinstance(rule, Budget):
+        outliers = rule.count(n_weights)
+    else:
+        outliers = int(min(1.0, 2 * (1 - rule.value ** (1 / OPQ_BLOCK)) + 0.01) * n_weights)
+    return 4 * (n_weights // shape[-1] + 1 + outliers)
 
 
 class PlannedList:
@@ -42,17 +46,17 @@ class PlannedList:
 
     Attributes:
         name: of the list.
-        quantile: of the outliers; None for a list that is copied from the source.
+        rule: by which outliers are chosen; None for a list that is copied from the source.
         n_outliers: None until the list is written.
         room: bytes to plan with until then.
     """
 
     dtype = np.dtype(np.int32)
 
-    def __init__(self, weight: str, quantile: float | None, room: int) -> None:
-        """Plan a list of the outliers at `quantile`, or with None, of those of the source's list."""
+    def __init__(self, weight: str, rule: OutlierRule | None, room: int) -> None:
+        """Plan a list of the outliers that `rule` chooses, or with None, of those of the source's list."""
         self.name = list_name(weight)
-        self.quantile = quantile
+        self.rule = rule
         self.room = room
         self.n_outliers: int | None = None
         self.shape: tuple[int, ...] = (0,)

@@ -35,6 +35,7 @@ from gguf_bof4.formats import OPQ_BLOCK
 from gguf_bof4.gguf_files.header import MOST_DIMENSIONS
 from gguf_bof4.gguf_files.model import Tensor
 from gguf_bof4.lists import LISTED_TYPES, LONGEST_NAME, LONGEST_ROW, list_name
+from gguf_bof4.outlier_choice import OutlierRule
 from gguf_bof4.progress import Progress
 
 
@@ -70,7 +71,7 @@ def _why_rows_have_no_list(columns: int) -> str | None:
 
 
 def _plan_list(
-    architecture: str, source: Source, decision: Decision, quantile: float | None, source_list: Tensor | None
+    architecture: str, source: Source, decision: Decision, rule: OutlierRule | None, source_list: Tensor | None
 ) -> tuple[PlannedList | None, str | None]:
     """The list of a tensor, and why it gets none where one was asked for.
 
@@ -78,7 +79,7 @@ def _plan_list(
         UserError: the tensor is copied, and llama.cpp would not load its list.
     """
     copied = source.qtype == decision.qtype
-    if decision.qtype not in LISTED_TYPES or (source_list if copied else quantile) is None:
+    if decision.qtype not in LISTED_TYPES or (source_list if copied else rule) is None:
         return None, None
     not_loaded = _why_not_loaded(architecture, source.name)
     if copied and source_list is not None:
@@ -88,11 +89,11 @@ def _plan_list(
                 f"unquantized file again, or give the tensor another type: --tensor-type {source.name}=q8_0"
             )
         return PlannedList(source.name, None, source_list.nbytes), None
-    assert quantile is not None
+    assert rule is not None
     no_list = not_loaded or _why_rows_have_no_list(source.shape[-1])
     if no_list is not None:
         return None, no_list
-    return PlannedList(source.name, quantile, list_room(source.shape, quantile)), None
+    return PlannedList(source.name, rule, list_room(source.shape, rule)), None
 
 
 def _importance(source: Source, decision: Decision, imatrix: Imatrix | None) -> npt.NDArray[np.float32] | None:
@@ -141,7 +142,7 @@ def plan(opened: OpenedModel, options: Options, imatrix: Imatrix | None = None) 
                     f"{source.path}: llama.cpp does not know the architecture {architecture!r} ({error})"
                 ) from error
         planned_list, no_list = _plan_list(
-            architecture, source, decision, list_rules.quantile(source.name), lists.get(source.name)
+            architecture, source, decision, list_rules.of(source.name), lists.get(source.name)
         )
         importance = _importance(source, decision, imatrix)
         planned.append(

@@ -23,6 +23,9 @@ from gguf_bof4.normal import normal_quantile
 SUFFIX = ".opq"
 """Of the name of a list; the name of its weight precedes it."""
 
+ENTRY_BITS = 32
+"""Bits of an outlier in its list."""
+
 LONGEST_ROW = 1 << 16
 """An entry has 16 bits for the column."""
 

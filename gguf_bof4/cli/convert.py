@@ -214,8 +214,20 @@ def convert(
             "counts.",
         ),
     ] = None,
+    opq_bits: Annotated[
+        float | None,
+        typer.Option(
+            metavar="BITS",
+            help="Instead of --opq Q: bits per weight for outliers, 0.05 for example. Those are listed that save the "
+            "most error under --imatrix, or under the inputs that the encoder gptq finds.",
+        ),
+    ] = None,
     encoder: Annotated[
-        str, typer.Option(metavar="NAME", help=f"Encoder of the BOF4 types. {_ENCODER_HELP}.")
+        str,
+        typer.Option(
+            metavar="NAME",
+            help=f"Encoder of the BOF4 types; {_CALIBRATED} encodes llama.cpp's types, too. {_ENCODER_HELP}.",
+        ),
     ] = Options.encoder,
     imatrix: Annotated[
         str | None,
@@ -226,10 +238,11 @@ def convert(
         ),
     ] = None,
     calibration: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
             metavar="TEXT",
-            help=f"{_CALIBRATED}: the calibration text, like the texts that the model will read; 100 kB or more.",
+            help=f"{_CALIBRATED}: the calibration text, like the texts that the model will read; 100 kB or more: a "
+            "file, a folder, or JSON Lines of chats (.jsonl). May be given several times: all get equal shares.",
         ),
     ] = None,
     samples: Annotated[
@@ -279,11 +292,11 @@ def convert(
     SRC is a Hugging Face folder of any architecture that the pinned
     llama.cpp knows, a GGUF file of any type, or a repository of a model
     hub, which is downloaded into the hub's cache. Matrices get --type.
-    Embeddings and output get Q6_K, but with --type F16, BF16, F32 or
-    Q8_0, which an unpatched llama.cpp runs, that. Vectors, norms and whatever
-    llama-quantize never quantizes stay in F32 or F16. Rows that do not
-    divide into blocks of their type get the next type that fits: of
-    BOF4_K, BOF4_S, Q8_0, F16; the summary lists them.
+    Embeddings and output get Q6_K, but with --type F16, BF16, F32 or Q8_0
+    that. Types other than BOF4_S and BOF4_K run on an unpatched llama.cpp.
+    Vectors, norms and whatever llama-quantize never quantizes stay in F32
+    or F16. Rows that do not divide into blocks of their type get the next
+    type that fits: of BOF4_K, BOF4_S, Q8_0, F16; the summary lists them.
 
     OUT appears when it is complete. An error or Ctrl-C leaves nothing
     behind, except that --encoder gptq keeps finished layers in a hidden
@@ -303,9 +316,10 @@ def convert(
                 output_tensor_type=output_tensor_type,
                 tensor_types=tuple(tensor_type or ()),
                 opq=tuple(opq or ()),
+                opq_bits=opq_bits,
                 encoder=encoder,
                 imatrix=imatrix,
-                calibration=None if calibration is None else str(calibration),
+                calibration=tuple(str(text) for text in calibration or ()) or None,
                 samples=samples,
                 sample_length=sample_length,
                 damping=damping,

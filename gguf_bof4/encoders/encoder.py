@@ -16,6 +16,7 @@ from gguf_bof4.formats import FORMAT_OF_TYPE_ID, Kernels
 from gguf_bof4.gguf_files.model import Model
 from gguf_bof4.lists import OutlierList
 from gguf_bof4.native import BlockEncoder
+from gguf_bof4.outlier_choice import OutlierRule
 from gguf_bof4.progress import Progress
 
 Floats = npt.NDArray[np.float32]
@@ -56,11 +57,11 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Target:
-    """A tensor of the output that is to be encoded in one of this project's types.
+    """A tensor of the output that is to be encoded.
 
     Attributes:
         shape: rows before columns.
-        quantile: of its outliers; None where it gets no list.
+        rule: by which its outliers are chosen; None where it gets no list.
         read: gives its weights, float32 [rows, n], all finite.
         encode_blocks: encodes it by the block encoder, weighted by an importance of float32 [n], or by nothing.
     """
@@ -68,7 +69,7 @@ class Target:
     name: str
     qtype: gguf.GGMLQuantizationType
     shape: tuple[int, ...]
-    quantile: float | None
+    rule: OutlierRule | None
     read: Callable[[], Floats]
     encode_blocks: Callable[[Floats | None], tuple[npt.NDArray[np.uint8], OutlierList | None]]
 
@@ -89,7 +90,7 @@ class CalibrationSettings:
     """How the model reads the calibration text.
 
     Attributes:
-        text: path of the calibration text.
+        texts: paths of the calibration texts, files or folders, in equal shares.
         samples: number of windows of it; None: as many as the widest layer needs.
         length: tokens in each window.
         damping: added to the diagonal of the Hessian, as a fraction of the mean diagonal.
@@ -98,7 +99,7 @@ class CalibrationSettings:
         threads: 0 means all cores.
     """
 
-    text: Path
+    texts: tuple[Path, ...]
     samples: int | None
     length: int
     damping: float
@@ -147,14 +148,15 @@ class Finished:
 
 @dataclass(frozen=True)
 class Encoder:
-    """One way to encode tensors in this project's types.
+    """One way to encode tensors in this project's types, and by calibration in types of llama.cpp.
 
     Attributes:
         name: as --encoder takes it.
         help: what it does, for --help: a clause without a full stop.
         block_encoder: native encoder of tensors that `calibrate` does not encode.
         takes_imatrix: it weights errors by an importance matrix where one is given.
-        kernels: what has to be implemented for a type; None: nothing beyond portable code.
+        kernels: what has to be implemented for a type of this project; None: nothing beyond portable code.
+        stock_types: llama.cpp's own types that `calibrate` encodes, too.
         calibrate: runs the model on a calibration text and returns what it has done with the targets, by name; None
             where the encoder needs no text. Raises UserError.
         recipe: to be raised with every change of its results: interrupted jobs of another recipe are not resumed, and
@@ -166,8 +168,16 @@ class Encoder:
     block_encoder: BlockEncoder
     takes_imatrix: bool = False
     kernels: Kernels | None = None
+    stock_types: frozenset[gguf.GGMLQuantizationType] = frozenset()
     calibrate: Callable[[Calibration], Mapping[str, Finished]] | None = None
     recipe: int | None = None
+
+    def can_encode(self, qtype: gguf.GGMLQuantizationType) -> bool:
+        """Is this a type that it encodes itself?"""
+        fmt = FORMAT_OF_TYPE_ID.get(int(qtype))
+        if fmt is None:
+            return qtype in self.stock_types
+        return self.kernels is None or self.kernels in fmt.kernels
 
     def work_folder(self, output: Path) -> Path:
         """Where finished layers are kept until `output` is complete."""

@@ -1,4 +1,4 @@
-"""Files that were converted back, in an unpatched llama.cpp: the same perplexity as in the patched one.
+"""Files for an unpatched llama.cpp, converted back or of its own types: the same perplexity as in the patched one.
 
 It needs llama-perplexity built from the pinned, unpatched tree: BOF4_STOCK_BIN names its folder.
 """
@@ -49,3 +49,18 @@ def test_perplexity(smol_listed: Path, evaluation: Path, tmp_path: Path) -> None
         [stock / "llama-perplexity", "-m", smol_listed, "-f", evaluation], capture_output=True, text=True, check=False
     )
     assert refused.returncode != 0
+
+
+def test_types_of_llama_cpp_by_gptq(smol: Path, evaluation: Path, tmp_path: Path) -> None:
+    """Three layers are enough: Q4_K and its fallback Q5_0 with compensated errors, Q6_K and Q3_K by a pattern."""
+    assert STOCK is not None
+    patterns = (r"blk\.([3-9]|[12]\d)\.=f16", "attn_v=q8_0", "blk.1.ffn_down=q6_k", "blk.2.ffn_down=q3_k")
+    report = convert(
+        smol, tmp_path / "q4_k.gguf", type="Q4_K", tensor_types=patterns, encoder="gptq",
+        calibration=str(evaluation), samples=2, sample_length=128,
+    )  # fmt: skip
+    assert report.not_compensated == ()
+    assert {"Q3_K", "Q4_K", "Q5_0", "Q6_K", "Q8_0"} < set(report.types)
+    after = perplexity(Path(STOCK), report.outputs[0], evaluation)
+    assert after == perplexity(installed_bin(), report.outputs[0], evaluation)
+    assert after == pytest.approx(perplexity(installed_bin(), smol, evaluation), rel=0.1)

@@ -20,7 +20,7 @@ SIZES: dict[str, Any] = {
 
 NARROW: dict[str, Any] = {"n_embd": 128, "n_layer": 2, "n_head": 4, "n_positions": 96}
 
-BPE = ("smollm", "wide", "qwen3", "phi", "qwen3moe", "gpt2", "starcoder", "bloom", "gptoss", "glm4moe")
+BPE = ("smollm", "wide", "uneven", "qwen3", "phi", "qwen3moe", "gpt2", "starcoder", "bloom", "gptoss", "glm4moe")
 """Families whose tokenizer is byte-level BPE; upstream's converter wants a tokenizer.model of the others."""
 
 DENSE = ("llama", "smollm", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi", "phi3")
@@ -38,6 +38,7 @@ def config(family: str) -> Any:
         "llama": lambda: transformers.LlamaConfig(**SIZES, bos_token_id=1, eos_token_id=2),
         "smollm": lambda: transformers.LlamaConfig(**SIZES),
         "wide": lambda: transformers.LlamaConfig(**SIZES | {"hidden_size": 256, "num_key_value_heads": 4}),
+        "uneven": lambda: transformers.LlamaConfig(**SIZES | {"intermediate_size": 224}),
         "mistral": lambda: transformers.MistralConfig(**SIZES, sliding_window=None),
         "qwen2": lambda: transformers.Qwen2Config(**SIZES),
         "qwen3": lambda: transformers.Qwen3Config(**SIZES, **heads),

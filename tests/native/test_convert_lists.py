@@ -24,6 +24,7 @@ from gguf_bof4.convert.output_lists import list_room
 from gguf_bof4.errors import UserError
 from gguf_bof4.gguf_files.model import open_model
 from gguf_bof4.lists import SUFFIX, select, without
+from gguf_bof4.outlier_choice import Budget, Quantile
 from gguf_bof4.verify import verify
 
 Q = ("0.95",)
@@ -198,7 +199,7 @@ def test_the_room_for_lists_is_enough_for_trained_weights(smol: Path) -> None:
         if t.name.startswith(("blk.0.", "blk.9.")) and len(t.shape) == 2:
             x = t.read_rows().view(np.float32)
             for quantile in (0.9, 0.99):
-                assert native.select_outliers(x, quantile).packed().nbytes < list_room(t.shape, quantile)
+                assert native.select_outliers(x, quantile).packed().nbytes < list_room(t.shape, Quantile(quantile))
 
 
 def test_a_second_conversion_copies_lists(tmp_path: Path) -> None:
@@ -254,11 +255,14 @@ def test_the_command_line(tmp_path: Path) -> None:
 
 def test_rules() -> None:
     rules = parse_rules(("ffn=off", "ffn_up=0.5", "0.9"), "off")
-    assert rules == ListRules(0.9, (("ffn", None), ("ffn_up", 0.5)))
-    assert rules.quantile("blk.0.ffn_up.weight") is None
-    assert rules.quantile("blk.0.attn_q.weight") == 0.9
-    assert parse_rules((), "0.95") == ListRules(0.95)
+    assert rules == ListRules(Quantile(0.9), (("ffn", None), ("ffn_up", Quantile(0.5))))
+    assert rules.of("blk.0.ffn_up.weight") is None
+    assert rules.of("blk.0.attn_q.weight") == Quantile(0.9)
+    assert parse_rules((), "0.95") == ListRules(Quantile(0.95))
     assert parse_rules(("off",), "0.95") == ListRules(None)
+    assert parse_rules(("ffn=off", "attn=0.9"), "0.95", 0.05) == ListRules(
+        Budget(0.05), (("ffn", None), ("attn", Quantile(0.9)))
+    )
 
 
 @pytest.mark.parametrize(
@@ -272,6 +276,11 @@ def test_rules() -> None:
         ({"opq": ("=0.9",)}, "give PATTERN=Q"),
         ({"opq": ("attn[=0.9",)}, "no regular expression"),
         ({"opq": ("0.9", "0.95")}, "--opq 0.9 and --opq 0.95"),
+        ({"opq": ("0.9",), "opq_bits": 0.05}, "--opq 0.9 and --opq-bits 0.05 are two rules"),
+        ({"opq": ("off",), "opq_bits": 0.05}, "--opq off and --opq-bits 0.05 are two rules"),
+        ({"opq_bits": 0.0}, "--opq-bits 0: give bits per weight above 0"),
+        ({"opq_bits": 1.5}, "--opq-bits 1.5: give bits per weight above 0 and up to 1"),
+        ({"opq_bits": float("nan")}, "--opq-bits nan: give bits"),
         ({"encoder": "best"}, "no encoder 'best'.*absmax or search"),
     ],
 )

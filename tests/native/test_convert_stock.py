@@ -195,6 +195,31 @@ def test_an_outlier_that_the_type_cannot_hold(tmp_path: Path) -> None:
         np.full((1, 1), 1e6, np.float32), T.BF16), T.BF16)[0, 0])  # fmt: skip
 
 
+PLAIN_TYPES = {
+    "Q4_0": 2, "Q4_1": 3, "Q5_0": 8, "Q5_1": 9, "Q2_K": 21, "Q3_K": 11, "Q4_K": 14, "Q5_K": 16, "Q6_K": 18,
+    "IQ4_NL": 25, "IQ4_XS": 30,
+}  # fmt: skip
+"""llama_ftype of the file type that has no mixture, of llama.h."""
+
+
+@pytest.mark.parametrize("name", PLAIN_TYPES)
+def test_types_of_llama_cpp(tmp_path: Path, mixed: Path, name: str) -> None:
+    """As llama-quantize encodes them, from floats and from a BOF4 file; nothing of this project is left."""
+    plain = write_gguf(tmp_path / "plain.gguf")
+    out = convert(plain, tmp_path / "{ftype}.gguf", type=name.lower()).outputs[0]
+    assert out.name == f"{name.lower()}.gguf"
+    read = read_by_stock(out)
+    assert read["keys"]["general.file_type"] == str(PLAIN_TYPES[name])
+    assert [key for key in read["keys"] if "bof4" in key] == []
+    assert read["types"]["blk.0.ffn_up.weight"] == name and read["types"]["token_embd.weight"] == "Q6_K"
+    source = next(t for t in open_model(plain).tensors if t.name == "blk.0.ffn_up.weight")
+    floats = open_model(plain).read_weights(source, native.dequantize).reshape(source.shape)
+    assert tensors(out)["blk.0.ffn_up.weight"][2] == native.quantize(floats, T[name]).tobytes()
+    requantized = read_by_stock(convert(mixed, tmp_path / "again.gguf", type=name).outputs[0])
+    assert [key for key in (*requantized["keys"], *requantized["types"]) if "bof4" in key or ".opq" in key] == []
+    assert not {"BOF4_S", "BOF4_K"} & set(requantized["types"].values())
+
+
 def test_encoders_that_run_the_model_are_refused(tmp_path: Path, mixed: Path) -> None:
     with pytest.raises(UserError, match="gptq is not implemented for F16"):
         convert(mixed, tmp_path / "out.gguf", type="F16", encoder="gptq", calibration=str(mixed))

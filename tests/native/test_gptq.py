@@ -11,6 +11,7 @@ from gguf import GGMLQuantizationType as T
 
 from gguf_bof4 import native
 from gguf_bof4.encoders.gptq.factor import Factor, factor, in_panels, processing_order
+from gguf_bof4.encoders.gptq.layouts import STOCK_TYPES
 from gguf_bof4.encoders.gptq.matching import find_rows
 from gguf_bof4.formats import FORMATS
 from gguf_bof4.lists import OutlierList
@@ -188,10 +189,101 @@ def test_an_order_that_tears_blocks_apart_is_refused(weights: Floats, moments: t
         native.gptq(weights, T.BOF4_S, order, made.feedback, made.curvature)
 
 
-def test_other_types_are_refused(weights: Floats, moments: torch.Tensor) -> None:
+@pytest.mark.parametrize("qtype", [T.IQ3_S, T.MXFP4, T.TQ1_0, T.F16, T.Q8_K])
+def test_other_types_are_refused(weights: Floats, moments: torch.Tensor, qtype: T) -> None:
     made = factor(moments, T.BOF4_S, 0.01, False)
     with pytest.raises(native.NativeError, match="does not encode"):
-        native.gptq(weights, T.Q4_0, made.order, made.feedback, made.curvature)
+        native.gptq(weights, qtype, made.order, made.feedback, made.curvature)
+
+
+STOCK = sorted(STOCK_TYPES, key=int)
+BLOCK_SCALES = {T.Q4_0: (-8, 7), T.Q5_0: (-16, 15), T.Q8_0: (-127, 127), T.Q4_1: (0, 15), T.Q5_1: (0, 31)}
+"""Levels of the types with one scale, or a scale and a minimum, for 32 weights."""
+
+
+def scales_and_minimums(
+    encoded: npt.NDArray[np.uint8], qtype: T
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Of each sub-block what a level of 1 is worth, what is subtracted, float64 [rows, sub-blocks], and the levels."""
+    rows = len(encoded)
+    blocks = encoded.reshape(rows, -1, gguf.GGML_QUANT_SIZES[qtype][1])
+    halves = blocks[..., :4].copy().view(np.float16).astype(np.float64)
+    if qtype in BLOCK_SCALES:
+        low, high = BLOCK_SCALES[qtype]
+        minimums = -halves[..., 1] if low == 0 else np.zeros(blocks.shape[:2])
+        return halves[..., 0], minimums, np.arange(low, high + 1)
+    packed = gguf.quants.Q4_K.get_scale_min(blocks[..., 4:16].reshape(-1, 12).copy())
+    scales, minimums = (halves[..., i : i + 1] * packed[i].reshape(rows, -1, 8) for i in (0, 1))
+    return scales.reshape(rows, -1), minimums.reshape(rows, -1), np.arange(16 if qtype == T.Q4_K else 32)
+
+
+@pytest.mark.parametrize("qtype", STOCK)
+def test_stock_types_are_packed_as_ggml_and_gguf_read_them(weights: Floats, moments: torch.Tensor, qtype: T) -> None:
+    encoded, decoded, _, _ = encode(weights, qtype, factor(moments, qtype, 0.01, True), 2)
+    native.validate(encoded, qtype)
+    assert np.array_equal(native.dequantize(encoded, qtype), decoded)
+    assert np.array_equal(gguf.quants.dequantize(encoded, qtype), decoded)
+
+
+@pytest.mark.parametrize("qtype", [*BLOCK_SCALES, T.Q4_K, T.Q5_K])
+def test_codes_of_stock_types_are_those_of_the_column_loop(weights: Floats, moments: torch.Tensor, qtype: T) -> None:
+    made = factor(moments, qtype, 0.01, True)
+    encoded, decoded, _, _ = encode(weights, qtype, made)
+    worth, minimums, levels = scales_and_minimums(encoded, qtype)
+    m, q, errors = dense(made.feedback), np.zeros(weights.shape), np.zeros(weights.shape)
+    for k, column in enumerate(made.order):
+        target = weights[:, column] + errors[:, :k] @ m[:k, k]
+        u, v = worth[:, column // 32, None], minimums[:, column // 32, None]
+        choices = u * levels - v
+        q[:, column] = np.take_along_axis(choices, np.abs(target[:, None] - choices).argmin(axis=1)[:, None], 1)[:, 0]
+        errors[:, k] = weights[:, column] - q[:, column]
+    # a target beside a midpoint may fall either way, and then the rest of its row differs; Q8_0 has the most midpoints
+    assert (np.abs(decoded - q) < 1e-6).all(axis=1).mean() > (0.7 if qtype == T.Q8_0 else 0.9)
+
+
+@pytest.mark.parametrize("qtype", STOCK)
+def test_stock_types_lose_less_than_by_ggml(weights: Floats, moments: torch.Tensor, qtype: T) -> None:
+    made = factor(moments, qtype, 0.01, True)
+    h, diagonal = moments.double().numpy(), moments.diagonal().numpy().copy()
+    best = min(
+        loss(weights - native.dequantize(native.quantize(weights, qtype, imatrix, 1), qtype), h)
+        for imatrix in (None, diagonal)
+    )
+    _, columns, _, (reported, _) = encode(weights, qtype, made)
+    assert reported == pytest.approx(loss((weights - columns)[:, made.order], dense(made.hessian)), rel=1e-4)
+    assert loss(weights - columns, h) < 0.5 * best
+    _, swept, _, (_, reported) = encode(weights, qtype, made, 2)
+    assert reported == pytest.approx(loss((weights - swept)[:, made.order], dense(made.hessian)), rel=1e-4)
+    assert loss(weights - swept, h) < loss(weights - columns, h)
+
+
+@pytest.mark.parametrize("qtype", STOCK)
+def test_threads_do_not_change_bytes_of_stock_types(weights: Floats, moments: torch.Tensor, qtype: T) -> None:
+    made = factor(moments, qtype, 0.01, True)
+    encoded, _, _, losses = encode(weights, qtype, made, 1, threads=1)
+    again, _, _, other = encode(weights, qtype, made, 1, threads=5)
+    assert np.array_equal(again, encoded) and other == losses
+
+
+@pytest.mark.parametrize("qtype", STOCK)
+def test_constant_and_zero_blocks_of_stock_types(moments: torch.Tensor, qtype: T) -> None:
+    constant = np.zeros((4, COLUMNS), dtype=np.float32)
+    constant[1], constant[2], constant[3, 5] = 0.25, -0.25, 1.0
+    made = factor(moments, qtype, 0.5, True)
+    _, decoded, _, _ = encode(constant, qtype, made, 2)
+    assert np.isfinite(decoded).all() and (decoded[0] == 0).all()
+    assert np.abs(decoded - constant)[1:3].max() < 0.15  # errors are compensated, not absent
+    assert decoded[3, 5] == pytest.approx(1.0, rel=0.2)
+
+
+def test_what_stock_types_cannot_have_is_refused(weights: Floats, moments: torch.Tensor) -> None:
+    made = factor(moments, T.Q4_K, 0.01, False)
+    with pytest.raises(native.NativeError, match="q4_K have no outlier lists"):
+        encode(weights, T.Q4_K, made, 0, native.select_outliers(weights, 0.95))
+    order = made.order.copy()
+    order[[0, 40]] = order[[40, 0]]  # of one superblock, but of two sub-blocks
+    with pytest.raises(native.NativeError, match="tears blocks"):
+        native.gptq(weights, T.Q4_K, order, made.feedback, made.curvature)
 
 
 @pytest.mark.parametrize("qtype", TYPES)

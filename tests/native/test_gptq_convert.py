@@ -20,6 +20,7 @@ from gguf_bof4.encoders.gptq.checkpoint import Checkpoint
 from gguf_bof4.encoders.gptq.layer import Layer, Workers
 from gguf_bof4.encoders.gptq.model import Skeleton, first_inputs, make_skeleton, release
 from gguf_bof4.encoders.gptq.samples import enough_samples, make_samples
+from gguf_bof4.encoders.gptq.sources import read_source
 from gguf_bof4.encoders.gptq.weights import FolderWeights, GgufWeights
 from gguf_bof4.errors import UserError
 from gguf_bof4.gguf_files.model import open_model
@@ -96,6 +97,35 @@ def test_superblocks(folders: dict[str, Path], tmp_path: Path) -> None:
     convert(folders["wide"], tmp_path / "search.gguf", type="BOF4_K", encoder="search", opq=("0.9",))
     compensated, searched = tensors(tmp_path / "gptq.gguf"), tensors(tmp_path / "search.gguf")
     assert all(compensated[t.name] != searched[t.name] for t in report.tensors if t.qtype == "BOF4_K")
+
+
+def test_types_of_llama_cpp(folders: dict[str, Path], tmp_path: Path) -> None:
+    """A file that any llama.cpp runs: all matrices of the layers compensated, and nothing of this project left."""
+    report = gptq(folders["wide"], tmp_path / "gptq.gguf", type="Q4_K", tensor_types=("attn_v=q6_k", "ffn_down=q3_k"))
+    assert report.not_compensated == () and report.needs_patch == {} and report.listed == ()
+    inside = {t.name: t.qtype for t in report.tensors if t.name.startswith("blk.") and len(t.shape) > 1}
+    assert set(inside.values()) == {"Q4_K", "Q6_K", "Q3_K"} and len(inside) == 2 * 7
+    model = open_model(tmp_path / "gptq.gguf")
+    assert model.value("general.file_type") == 14  # MOSTLY_Q4_K_S
+    assert [key for key in model.fields if "bof4" in key] == []
+    convert(folders["wide"], tmp_path / "search.gguf", type="Q4_K", tensor_types=("attn_v=q6_k", "ffn_down=q3_k"))
+    compensated, searched = tensors(tmp_path / "gptq.gguf"), tensors(tmp_path / "search.gguf")
+    assert compensated.keys() == searched.keys()
+    assert {name for name in inside if compensated[name] == searched[name]} == set()
+    assert all(compensated[name] == searched[name] for name in compensated.keys() - inside)
+
+
+def test_fallbacks_are_compensated_and_rows_of_half_panels_say_why_not(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    report = gptq(folders["llama"], tmp_path / "narrow.gguf", type="Q4_K")  # rows of 128 and 256
+    assert {t.qtype for t in report.fallbacks if t.name.startswith("blk.")} == {"Q5_0"}
+    assert report.not_compensated == ()
+    report = gptq(folders["uneven"], tmp_path / "uneven.gguf")  # rows of 128 and 224: BOF4_S and Q8_0
+    assert {t.name for t in report.not_compensated} == {f"blk.{i}.ffn_down.weight" for i in range(2)}
+    assert {t.not_compensated for t in report.not_compensated} == {
+        "its rows of 224 are no multiple of 64: encoder search, weighted by the mean squares of its inputs"
+    }
 
 
 @pytest.mark.parametrize("family", [f for f in DENSE if f not in {"phi", "mistral"}])
@@ -289,7 +319,7 @@ def test_outputs_are_nearer_to_the_unquantized_model_than_with_search(folders: d
     convert(source, tmp_path / "search.gguf", type="BOF4_S", encoder="search", opq=("off",))
     tokenizer = transformers.AutoTokenizer.from_pretrained(source)
     other = Path(__file__).with_name("test_patch.py")
-    tokens = make_samples(tokenizer, other.read_text(), other, 4, 100).tokens
+    tokens = make_samples(tokenizer, [(other, read_source(other, tokenizer))], 4, 100).tokens
     outputs = []
     for path in (source, tmp_path / "gptq.gguf", tmp_path / "search.gguf"):
         skeleton, weights = skeleton_of(path)
@@ -317,13 +347,13 @@ def test_samples_are_spread_over_the_text() -> None:
             ids = [int(word) if word.isdigit() else 1 for word in text.split()]
             return type("Encoding", (), {"input_ids": [7, *ids] if add_special_tokens else ids})
 
-    text = " ".join(str(i) for i in range(100, 200))
-    made = make_samples(Words(), text, Path("text"), 3, 21)
+    text = [(Path("text"), range(100, 200))]
+    made = make_samples(Words(), text, 3, 21)
     assert [row[:2].tolist() for row in made.tokens] == [[7, 100], [7, 140], [7, 180]]
     assert made.tokens[2, -1] == 199
-    assert make_samples(Words(), text, Path("text"), 50, 21).count == 5
+    assert make_samples(Words(), text, 50, 21).count == 5
     with pytest.raises(UserError, match="100 tokens, less than one sample of 200"):
-        make_samples(Words(), text, Path("text"), 1, 200)
+        make_samples(Words(), text, 1, 200)
 
 
 @pytest.mark.parametrize(

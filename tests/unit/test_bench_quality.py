@@ -77,6 +77,7 @@ def test_the_plan_holds_every_type_encoder_and_list_once() -> None:
     by_type = {name: [v for v in ALL if v.type == name] for name in TYPES}
     for name in PEERS:
         expected = ["none"] if name == "MXFP4" else ["none", "imatrix"]
+        expected += ["gptq"] if name == "Q4_K" else []
         assert [(v.encoder, v.opq) for v in by_type[name]] == [(e, "off") for e in expected]
     assert by_type["NF4"] == [Variant("NF4", "none")]
     for name in OUR_TYPES:
@@ -242,7 +243,7 @@ def test_every_goal_compares_rows_that_a_whole_run_measures() -> None:
     assert len(QUALITY_GOALS) >= 11
     for goal in QUALITY_GOALS:
         assert {goal.ours, goal.theirs} <= set(by_default), goal.title
-        assert goal.ours.ours and set(goal.models) <= set(REFERENCE_MODELS)
+        assert goal.ours.converted and set(goal.models) <= set(REFERENCE_MODELS)
 
 
 def test_goals_are_shown_only_on_request(tmp_path: Path) -> None:
@@ -250,7 +251,7 @@ def test_goals_are_shown_only_on_request(tmp_path: Path) -> None:
     for variant in (Variant("BOF4_S", "gptq", "0.95"), Variant("IQ4_NL", "imatrix")):
         for model in ("smol", "gemma"):
             for text in ("test", "held-out"):
-                add_row(output, row(model, variant, 0.1 if variant.ours else 0.2, text))
+                add_row(output, row(model, variant, 0.1 if variant.converted else 0.2, text))
     plain = bof4("bench", "quality", "--plot-only", "--output", str(output))
     assert plain.returncode == 0, plain.stderr
     assert "distance from the unquantized model" in plain.stdout

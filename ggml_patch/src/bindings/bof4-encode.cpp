@@ -162,6 +162,13 @@ int bof4_gptq(int type_, const float * weights, int64_t nrow, int64_t n_per_row,
         if (!bof4_gptq_can_encode(type)) {
             throw std::runtime_error(std::string("gptq does not encode the type ") + ggml_type_name(type));
         }
+        if (n_per_row % bof4_gptq_panel != 0) {
+            throw std::runtime_error(
+                "rows of " + std::to_string(n_per_row) + " are no multiple of " + std::to_string(bof4_gptq_panel));
+        }
+        if (row_pointers != nullptr && !ggml_is_bof4(type)) {
+            throw std::runtime_error(std::string("tensors of ") + ggml_type_name(type) + " have no outlier lists");
+        }
         if (!bof4_gptq_is_block_order(type, order, n_per_row)) {
             throw std::runtime_error(
                 std::string("the order of columns tears blocks of ") + ggml_type_name(type) + " apart");

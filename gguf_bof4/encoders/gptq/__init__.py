@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from gguf_bof4.encoders.encoder import Calibration, Encoder, Finished
+from gguf_bof4.encoders.gptq.layouts import STOCK_TYPES
 from gguf_bof4.errors import require
 from gguf_bof4.formats import Kernels
 from gguf_bof4.native import BlockEncoder
 
-RECIPE = 4
+RECIPE = 5
 
 
 def _calibrate(job: Calibration) -> Mapping[str, Finished]:
@@ -27,6 +28,7 @@ ENCODER = Encoder(
     block_encoder=BlockEncoder.SEARCH,
     takes_imatrix=True,
     kernels=Kernels.GPTQ,
+    stock_types=STOCK_TYPES,
     calibrate=_calibrate,
     recipe=RECIPE,
 )

@@ -48,9 +48,11 @@ from gguf_bof4.encoders.gptq.model import (
     make_skeleton,
     release,
 )
-from gguf_bof4.encoders.gptq.samples import enough_samples, make_samples, read_text
+from gguf_bof4.encoders.gptq.samples import enough_samples, make_samples
+from gguf_bof4.encoders.gptq.sources import digest, read_source
 from gguf_bof4.encoders.gptq.weights import Weights, tensor_names
 from gguf_bof4.errors import TooLargeWeightError, UserError
+from gguf_bof4.outlier_choice import Quantile, choose
 
 Floats = npt.NDArray[np.float32]
 
@@ -81,12 +83,12 @@ def _fingerprint(job: Calibration, count: int, recipe: int) -> dict[str, Any]:
 
     settings = job.settings
     stats = [(path.name, path.stat()) for path in job.files]
-    tensors = repr([(t.name, t.qtype.name, t.shape, t.quantile) for t in job.targets])
+    tensors = repr([(t.name, t.qtype.name, t.shape, t.rule) for t in job.targets])
     return {
         "recipe": recipe,
         "source": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
         "types and lists": hashlib.sha256(tensors.encode()).hexdigest(),
-        "calibration text": hashlib.sha256(settings.text.read_bytes()).hexdigest(),
+        "calibration text": digest(settings.texts),
         "--calibration-samples": count,
         "--calibration-length": settings.length,
         "--damping": settings.damping,
@@ -143,8 +145,11 @@ class _Encoder:
         """
         outliers = None
         try:
-            if target.quantile is not None:
-                outliers = native.select_outliers(rows, target.quantile, self.settings.threads)
+            if isinstance(target.rule, Quantile):
+                outliers = native.select_outliers(rows, target.rule.value, self.settings.threads)
+            elif target.rule is not None:
+                count, threads = target.rule.count(rows.size), self.settings.threads
+                outliers = choose(rows, target.qtype, count, factored.importance, threads=threads)
             data, decoded, outliers, _ = native.gptq(
                 wanted, target.qtype, factored.order, factored.feedback, factored.curvature, factored.hessian,
                 SWEEPS, outliers, self.settings.threads,
@@ -168,6 +173,12 @@ class _Encoder:
         for name in names:
             target, module = targets[name], layer.module.get_submodule(name)
             rows = target.read()
+            if rows.shape[1] % native.PANEL:
+                diagonal = hessian.diagonal().cpu().numpy().copy()
+                why_not = f"its rows of {rows.shape[1]} are no multiple of {native.PANEL}"
+                found[target.name] = _block_encoded(target, diagonal, why_not)
+                self.done("", target)
+                continue
             places = find_rows(rows, np.ascontiguousarray(linear_weight(module).cpu().numpy()))
             if places is None:
                 importance = hessian.diagonal().cpu().numpy().copy() if rows.shape[1] == len(hessian) else None
@@ -271,13 +282,14 @@ def calibrate(job: Calibration, weights: Weights, recipe: int) -> dict[str, Fini
     """
     settings = job.settings
     device = parse_device(settings.device)
-    text = read_text(settings.text)
     job.progress("reading the calibration text", 0, 0)
     widest = max((t.shape[-1] for t in job.targets if t.layer is not None), default=1)
     wanted = settings.samples or enough_samples(widest, settings.length)
     config = weights.config()
     check_length(config, settings.length, job.source)
-    samples = make_samples(weights.tokenizer(), text, settings.text, wanted, settings.length)
+    tokenizer = weights.tokenizer()
+    sources = [(source, read_source(source, tokenizer)) for source in settings.texts]
+    samples = make_samples(tokenizer, sources, wanted, settings.length)
     skeleton = make_skeleton(config, job.source)
     checkpoint = Checkpoint(job.folder, _fingerprint(job, samples.count, recipe), job.restart)
     by_layer, outside = _in_layers(job.targets, len(skeleton.layers))

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from gguf_bof4.encoders.gptq.layer import Workers
-from gguf_bof4.formats import FORMAT_OF_TYPE_ID
+from gguf_bof4.encoders.gptq.layouts import SUB_BLOCKS, block_size
 from gguf_bof4.native import PANEL
 
 Floats = npt.NDArray[np.float32]
@@ -33,6 +33,7 @@ class Factor:
         feedback: M, float32 [n / 64, n, 64].
         curvature: D, float32 [n].
         hessian: H, damped, float32 [n / 64, n, 64].
+        importance: the diagonal of H without damping, in the order of the columns, float32 [n].
         damping: that was applied; more than the argument where H was not positive definite with it.
     """
 
@@ -40,6 +41,7 @@ class Factor:
     feedback: Floats
     curvature: Floats
     hessian: Floats
+    importance: Floats
     damping: float
 
 
@@ -59,8 +61,7 @@ def processing_order(diagonal: Floats, qtype: gguf.GGMLQuantizationType, act_ord
     n = diagonal.size
     if not act_order:
         return np.arange(n, dtype=np.int32)
-    fmt = FORMAT_OF_TYPE_ID[int(qtype)]
-    sizes = [fmt.block_size, fmt.sub_block_size, 1]
+    sizes = [block_size(qtype), SUB_BLOCKS[qtype], 1]
     keys = [np.repeat(-diagonal.reshape(-1, size).sum(axis=1, dtype=np.float64), size) for size in sizes]
     places = [np.arange(n) // size for size in sizes]
     # the last key of lexsort is the primary one; places keep blocks of equal sums apart
@@ -80,7 +81,7 @@ def factor(hessian: torch.Tensor, qtype: gguf.GGMLQuantizationType, damping: flo
 
     Args:
         hessian: float32 [n, n], symmetric, on any device.
-        qtype: one of this project's types.
+        qtype: one of those that gptq encodes.
         damping: added to the diagonal, as a fraction of its mean.
         act_order: process the columns with the largest inputs first.
     """
@@ -108,6 +109,7 @@ def factor(hessian: torch.Tensor, qtype: gguf.GGMLQuantizationType, damping: flo
         feedback=in_panels(upper),
         curvature=root.square().float().cpu().numpy(),
         hessian=in_panels(damped),
+        importance=diagonal.float().cpu().numpy().copy(),
         damping=damping,
     )
 

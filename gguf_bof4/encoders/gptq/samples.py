@@ -1,8 +1,9 @@
-"""Samples: windows of a calibration text, tokenized by the tokenizer of the model."""
+"""Samples: windows of calibration texts, tokenized by the tokenizer of the model."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,20 +36,6 @@ class Samples:
         return self.tokens.shape[0]
 
 
-def read_text(path: Path) -> str:
-    """Read a calibration text.
-
-    Raises:
-        UserError: it cannot be read, or is no UTF-8 text.
-    """
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"the calibration text {path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"the calibration text {path} is not UTF-8: {error}. Give a plain text file") from error
-
-
 def _beginning(tokenizer: Any) -> list[int]:
     """The tokens that the tokenizer puts before every text: BOS, or none."""
     bare, whole = tokenizer("a", add_special_tokens=False).input_ids, tokenizer("a").input_ids
@@ -68,27 +55,47 @@ def enough_samples(inputs: int, length: int) -> int:
     return STEP * max(1, math.ceil(TOKENS_PER_INPUT * inputs / (STEP * length)))
 
 
-def make_samples(tokenizer: Any, text: str, path: Path, count: int, length: int) -> Samples:
-    """Windows spread evenly over the text, without overlap.
+def shares(available: Sequence[int], count: int) -> list[int]:
+    """How many of `count` samples each source gives: equal shares; what one does not have, the others give.
+
+    Args:
+        available: samples that each source has.
+    """
+    taken = [0] * len(available)
+    while (left := count - sum(taken)) and (open_ := [i for i, had in enumerate(available) if taken[i] < had]):
+        share, rest = divmod(left, len(open_))
+        for place, i in enumerate(open_):
+            taken[i] = min(available[i], taken[i] + share + (place < rest))
+    return taken
+
+
+def make_samples(tokenizer: Any, sources: Sequence[tuple[Path, Sequence[int]]], count: int, length: int) -> Samples:
+    """Windows spread evenly over each source, without overlap, in equal shares.
 
     Args:
         tokenizer: of transformers.
-        path: of the text, for messages.
+        sources: each with its tokens.
         count: of samples.
         length: tokens in each, BOS included where the tokenizer adds one.
 
     Raises:
-        UserError: the text has less than one sample.
+        UserError: a source has less than one sample, or there are more sources than samples.
     """
     first = _beginning(tokenizer)
     body = length - len(first)
-    tokens = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
-    had = min(count, len(tokens) // body)
-    if had == 0:
+    if len(sources) > count:
         raise UserError(
-            f"the calibration text {path} has {len(tokens)} tokens, less than one sample of {length}: give a longer "
-            "text, or a smaller --calibration-length"
+            f"{len(sources)} calibration texts have no equal shares of {count} samples: give more "
+            "--calibration-samples, or fewer texts"
         )
-    starts = [i * (len(tokens) - body) // max(1, had - 1) for i in range(had)]
-    rows = [first + tokens[start : start + body] for start in starts]
+    for path, tokens in sources:
+        if len(tokens) < body:
+            raise UserError(
+                f"the calibration text {path} has {len(tokens)} tokens, less than one sample of {length}: give a "
+                "longer text, or a smaller --calibration-length"
+            )
+    rows: list[list[int]] = []
+    for (_, tokens), had in zip(sources, shares([len(t) // body for _, t in sources], count), strict=True):
+        starts = [i * (len(tokens) - body) // max(1, had - 1) for i in range(had)]
+        rows += [first + list(tokens[start : start + body]) for start in starts]
     return Samples(torch.tensor(rows, dtype=torch.int64), count)

@@ -1,0 +1,130 @@
+"""What --calibration names: text files, folders of them, and JSON Lines of chats or texts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from gguf_bof4.errors import UserError
+
+JSON_LINES = (".jsonl", ".ndjson")
+
+_ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
+"""Of chats that name the speaker "from" and what is said "value"."""
+
+_CHAT_KEYS = ("messages", "conversations")
+
+
+def _unreadable(path: Path, error: OSError) -> UserError:
+    return UserError(f"the calibration text {path} cannot be read: {error.strerror}")
+
+
+def files_of(source: Path) -> list[Path]:
+    """The files of a source: itself, or all files below a folder but hidden ones, in the order of their names.
+
+    Raises:
+        UserError: it cannot be read, or is a folder without files.
+    """
+    if not source.is_dir():
+        return [source]
+    try:
+        below = sorted(p.relative_to(source) for p in source.rglob("*") if p.is_file())
+    except OSError as error:
+        raise _unreadable(source, error) from error
+    found = [source / p for p in below if not any(part.startswith(".") for part in p.parts)]
+    if not found:
+        raise UserError(f"the calibration folder {source} has no files")
+    return found
+
+
+def digest(sources: Sequence[Path]) -> str:
+    """A hash of the contents of all files.
+
+    Raises:
+        UserError: a source cannot be read.
+    """
+    made = hashlib.sha256()
+    for path in (path for source in sources for path in files_of(source)):
+        try:
+            made.update(hashlib.sha256(path.read_bytes()).digest())
+        except OSError as error:
+            raise _unreadable(path, error) from error
+    return made.hexdigest()
+
+
+def _messages(value: Any) -> list[dict[str, str]] | None:
+    """A chat as transformers takes it: {"role": ..., "content": ...}; None where it is none."""
+    if not isinstance(value, list) or not value:
+        return None
+    made = []
+    for message in value:
+        if not isinstance(message, dict):
+            return None
+        role = message.get("role", _ROLES.get(str(message.get("from"))))
+        content = message.get("content", message.get("value"))
+        if not isinstance(role, str) or not isinstance(content, str):
+            return None
+        made.append({"role": role, "content": content})
+    return made
+
+
+def _text_of(value: Any, tokenizer: Any, where: str) -> str:
+    """One line of JSON as the text that the model reads."""
+    if isinstance(value, str):
+        return value
+    keys = _CHAT_KEYS if isinstance(value, dict) else ()
+    chat = next((value[key] for key in keys if key in value), value)
+    if (messages := _messages(chat)) is None:
+        if isinstance(value, dict) and isinstance(value.get("text"), str):
+            return str(value["text"])
+        raise UserError(
+            f'{where} is neither a chat nor a text: give {{"messages": [{{"role": "user", "content": "..."}}, ...]}}, '
+            'or {"text": "..."}'
+        )
+    if not getattr(tokenizer, "chat_template", None):
+        raise UserError(f"{where} is a chat, and the tokenizer of the model has no chat template: give plain text")
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False))
+    except Exception as error:  # a template may raise anything, in its own words
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{where}: the chat template of the model refuses this chat: {reason}") from error
+
+
+def _documents(path: Path, text: str, tokenizer: Any) -> Iterable[str]:
+    """The texts of a file."""
+    if path.suffix.lower() not in JSON_LINES:
+        yield text
+        return
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            try:
+                value = json.loads(line)
+            except ValueError as error:
+                raise UserError(f"{path}, line {number} is no JSON: {error}") from error
+            yield _text_of(value, tokenizer, f"{path}, line {number}")
+
+
+def read_source(source: Path, tokenizer: Any) -> list[int]:
+    """The tokens of a source, without those that the tokenizer puts before every text.
+
+    Args:
+        source: a UTF-8 text, a file of JSON Lines (.jsonl), or a folder of both.
+        tokenizer: of transformers; its chat template is applied to chats.
+
+    Raises:
+        UserError: a file cannot be read or is no UTF-8 text, a line is no JSON or no chat, or chats have no template.
+    """
+    tokens: list[int] = []
+    for path in files_of(source):
+        try:
+            text = path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        except UnicodeDecodeError as error:
+            raise UserError(f"the calibration text {path} is not UTF-8: {error}. Give a plain text file") from error
+        for document in _documents(path, text, tokenizer):
+            tokens += tokenizer(document, add_special_tokens=False, verbose=False).input_ids
+    return tokens
