@@ -148,11 +148,11 @@ def error(
     from gguf_bof4.study import error as errors
     from gguf_bof4.study import plots
     from gguf_bof4.study.models import load
-    from gguf_bof4.study.quality import used_threads
     from gguf_bof4.study.tables import ErrorRow, Results
+    from gguf_bof4.study.workers import set_threads
 
     check_available()
-    used_threads(threads)
+    set_threads(threads)
     sizes = split_numbers("--blocks", list(split_names(blocks) or BLOCKS))
     chosen = tuple(dict.fromkeys(f for fmt in _parsed(formats, ERROR_FORMATS) for f in errors.with_blocks(fmt, sizes)))
     results: Results[ErrorRow] = Results(output, ErrorRow, "bof4 study error")
@@ -258,9 +258,10 @@ def quality(
     """
     _require()
     from gguf_bof4.study.error import with_blocks
-    from gguf_bof4.study.quality import Case, used_threads
+    from gguf_bof4.study.quality import Case
+    from gguf_bof4.study.workers import set_threads
 
-    used_threads(threads)
+    set_threads(threads)
     chosen = _parsed(formats, QUALITY_FORMATS)
     if blocks:
         sizes = split_numbers("--blocks", blocks)
@@ -312,9 +313,10 @@ def activations(
     output, as variances.csv and variances.png.
     """
     _require()
-    from gguf_bof4.study.quality import Case, used_threads
+    from gguf_bof4.study.quality import Case
+    from gguf_bof4.study.workers import set_threads
 
-    used_threads(threads)
+    set_threads(threads)
     sizes = split_numbers("--by-variance", by_variance) if by_variance else ()
     cases = [Case(w, None if a.name == "F32" else a, blocks=sizes) for w, a in map(parse_pair, pairs or PAIRS)]
     _measure_cases(
@@ -369,9 +371,10 @@ def capture(
     from gguf_bof4.progress import progress_bar
     from gguf_bof4.study.capture import read_tasks
     from gguf_bof4.study.models import load, model_name
-    from gguf_bof4.study.quality import Case, used_threads
+    from gguf_bof4.study.quality import Case
     from gguf_bof4.study.tables import Results, TaskRow
     from gguf_bof4.study.tasks import check_tasks, run_tasks
+    from gguf_bof4.study.workers import set_threads
 
     given: dict[str, Any] = {
         "hellaswag": hellaswag, "winogrande": winogrande, "multiple-choice": multiple_choice, "text": from_text
@@ -379,7 +382,7 @@ def capture(
     sets = [read_tasks(kind, path, tasks) for kind, paths in given.items() for path in paths or ()]
     if not sets:
         raise UserError("give a set of tasks: --hellaswag, --winogrande, --multiple-choice or --from-text FILE")
-    used_threads(threads)
+    set_threads(threads)
     chosen = pairs or ["F32", "NF4,F32", "BOF4-S,F32", "LO-BCQ", "MXFP4"]
     cases = [Case(w, None if a.name == "F32" else a) for w, a in map(parse_pair, chosen)]
     results: Results[TaskRow] = Results(output, TaskRow, "bof4 study capture")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ from gguf_bof4.errors import UserError
 from gguf_bof4.study.models import Loaded, kind_of
 from gguf_bof4.study.record import Format, Tensor
 from gguf_bof4.study.tables import ErrorRow, Results, Say
+from gguf_bof4.study.workers import in_parallel
 
 ALL = "all"
 ROW = 4096
@@ -59,27 +60,34 @@ def block_of(fmt: Format) -> int:
     return int(getattr(fmt, "I", 0))
 
 
-def _rows_of(source: str, fmt: Format, matrices: Iterator[tuple[str, Tensor]]) -> list[ErrorRow]:
-    """A row for each kind of matrix, and one for all; matrices are flattened, rests shorter than a block left out."""
+def _sums(fmt: Format, matrix: Tensor, what: str) -> list[float]:
+    """Squared errors, squares, absolute errors, magnitudes, bits, and numbers of a matrix, summed up.
+
+    The matrix is flattened where the block does not divide its rows, and a rest shorter than a block left out.
+    """
+    n = matrix.numel() - matrix.numel() % fmt.multiple
+    if n == 0:
+        return [0.0] * 6
+    x = matrix.reshape(1, -1)[:, :n] if matrix.shape[1] % fmt.multiple else matrix
+    found = fmt.quantize(x, None, what)
+    error = found.values - x
+    sums = [error.square(), x.square(), error.abs(), x.abs()]
+    return [*(float(part.sum(dtype=torch.float64)) for part in sums), float(found.bits), float(n)]
+
+
+def _rows_of(source: str, fmt: Format, matrices: Sequence[tuple[str, Tensor]]) -> list[ErrorRow]:
+    """A row for each kind of matrix, and one for all."""
     started = time.monotonic()
     sums: dict[str, list[float]] = {}
-    for kind, matrix in matrices:
-        n = matrix.numel() - matrix.numel() % fmt.multiple
-        if n == 0:
-            continue
-        x = matrix.reshape(1, -1)[:, :n] if matrix.shape[1] % fmt.multiple else matrix
-        found = fmt.quantize(x, None, f"{source}: {kind}")
-        error = (found.values - x).to(torch.float64)
-        measured = [
-            float(error.square().sum()), float(x.to(torch.float64).square().sum()), float(error.abs().sum()),
-            float(x.to(torch.float64).abs().sum()), float(found.bits), float(n),
-        ]  # fmt: skip
+    found = in_parallel(lambda item: _sums(fmt, item[1], f"{source}: {item[0]}"), matrices)
+    for (kind, _), measured in zip(matrices, found, strict=True):
         for group in dict.fromkeys((kind, ALL)):
             sums[group] = [a + b for a, b in zip(sums.get(group, [0.0] * 6), measured, strict=True)]
     seconds = time.monotonic() - started
     return [
         ErrorRow(source, kind, fmt.name, block_of(fmt), bits / n, se / max(s2, 1e-300), ae / max(s1, 1e-300), seconds)
         for kind, (se, s2, ae, s1, bits, n) in sums.items()
+        if n
     ]
 
 
@@ -109,7 +117,7 @@ def measure_errors(
             if force or ErrorRow(source, ALL, fmt.name, 0, 0, 0, 0, 0).key not in results
         ]  # fmt: skip
         for i, fmt in enumerate(missing):
-            rows = _rows_of(source, fmt, iter(matrices))
+            rows = _rows_of(source, fmt, matrices)
             results.add(*rows)
             whole = next((row for row in rows if row.kind == ALL), None)
             if whole is not None:

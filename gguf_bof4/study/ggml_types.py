@@ -61,7 +61,7 @@ class UpstreamType(_Ggml):
 
     def decoded(self, x: Tensor, importance: Tensor | None) -> Quantized:
         imatrix = None if importance is None else importance.numpy().astype(np.float32)
-        data = native.quantize(x, self.qtype, imatrix)
+        data = native.quantize(x, self.qtype, imatrix, threads=1)
         return Quantized(torch.from_numpy(native.dequantize(data, self.qtype)), self.stored_bits(tuple(x.shape)))
 
 
@@ -86,8 +86,10 @@ class OwnType(_Ggml):
         imatrix = None if importance is None else importance.numpy().astype(np.float32)
         bits = self.stored_bits(tuple(x.shape))
         try:
-            kept = native.select_outliers(rows, self.opq) if self.opq else None
-            data = native.quantize(rows, self.qtype, imatrix, encoder=BlockEncoder[self.encoder.upper()], outliers=kept)
+            kept = native.select_outliers(rows, self.opq, threads=1) if self.opq else None
+            data = native.quantize(
+                rows, self.qtype, imatrix, threads=1, encoder=BlockEncoder[self.encoder.upper()], outliers=kept
+            )
         except TooLargeWeightError as error:
             raise UserError(f"{self.name}: {error} for the type, at {list(error.position)}") from error
         values = native.dequantize(data, self.qtype)

@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from gguf_bof4.errors import UserError
 from gguf_bof4.progress import Progress, no_progress
 from gguf_bof4.study.distance import Judge
@@ -239,9 +237,3 @@ def run(
             f"{i + 1} of {len(cases)}  {names}: {row.weight_bits:.3f} bits, KLD {row.mean_kld:.4g}, "
             f"PPL {row.ppl:.2f}  ({left:.0f} s left)"
         )
-
-
-def used_threads(threads: int) -> None:
-    """Use this many threads; 0: the default of PyTorch."""
-    if threads:
-        torch.set_num_threads(threads)
