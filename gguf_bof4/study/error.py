@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from gguf_bof4.errors import UserError
-from gguf_bof4.study.models import Loaded, kind_of
+from gguf_bof4.study.models import kind_of
 from gguf_bof4.study.record import Format, Tensor
+from gguf_bof4.study.subject import Subject
 from gguf_bof4.study.tables import ErrorRow, Results, Say
 from gguf_bof4.study.workers import in_parallel
 
@@ -21,7 +23,11 @@ ROW = 4096
 """Numbers in a row of drawn weights: every block size of the study divides it."""
 
 SEED = 0
-LAWS = ("norm", "laplace", "uniform", "t:5")
+
+
+def drawn_numbers(count: int) -> int:
+    """How many numbers are drawn where this many are asked for: whole rows."""
+    return max(1, count // ROW) * ROW
 
 
 def draw(law: str, count: int) -> Tensor:
@@ -34,7 +40,7 @@ def draw(law: str, count: int) -> Tensor:
         UserError: no such law.
     """
     generator = np.random.default_rng(SEED)
-    shape = (max(1, count // ROW), ROW)
+    shape = (drawn_numbers(count) // ROW, ROW)
     name, _, parameter = law.partition(":")
     drawings: dict[str, Callable[[], npt.NDArray[np.float64]]] = {
         "norm": lambda: generator.standard_normal(shape),
@@ -48,16 +54,48 @@ def draw(law: str, count: int) -> Tensor:
     return torch.from_numpy(drawn.astype(np.float32))
 
 
-def with_blocks(fmt: Format, blocks: Sequence[int]) -> tuple[Format, ...]:
-    """The format with each block size, or itself where it has no parameter I."""
-    if "I" not in {f.name for f in dataclasses.fields(fmt)}:
-        return (fmt,)
-    return tuple(dataclasses.replace(fmt, **{"I": block}) for block in blocks)
+def with_blocks(formats: Sequence[Format], blocks: Sequence[int]) -> tuple[Format, ...]:
+    """The formats with each block size, those that have no parameter I once."""
+    found = (
+        fmt.replaced(I=block) if "I" in {f.name for f in dataclasses.fields(fmt)} else fmt
+        for fmt in formats
+        for block in blocks
+    )
+    return tuple(dict.fromkeys(found))
 
 
 def block_of(fmt: Format) -> int:
     """The parameter I, or 0."""
     return int(getattr(fmt, "I", 0))
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Matrices to measure.
+
+    Attributes:
+        drawn: weights that are drawn from a law, 0 for a model.
+        matrices: makes or loads them, each with its kind.
+    """
+
+    name: str
+    drawn: int
+    matrices: Callable[[], list[tuple[str, Tensor]]]
+
+
+def _law(law: str, count: int) -> _Source:
+    return _Source(law, drawn_numbers(count), lambda: [(ALL, draw(law, count))])
+
+
+def _model(subject: Subject) -> _Source:
+    return _Source(
+        subject.name, 0, lambda: [(kind_of(name), weight) for name, weight in subject.loaded().originals.items()]
+    )
+
+
+def _is_measured(source: _Source, fmt: Format, results: Results[ErrorRow]) -> bool:
+    row = results.get(ErrorRow(source.name, ALL, fmt.name, 0, 0, 0, 0, 0, 0).key)
+    return row is not None and row.drawn == source.drawn
 
 
 def _sums(fmt: Format, matrix: Tensor, what: str) -> list[float]:
@@ -75,25 +113,28 @@ def _sums(fmt: Format, matrix: Tensor, what: str) -> list[float]:
     return [*(float(part.sum(dtype=torch.float64)) for part in sums), float(found.bits), float(n)]
 
 
-def _rows_of(source: str, fmt: Format, matrices: Sequence[tuple[str, Tensor]]) -> list[ErrorRow]:
+def _rows_of(source: _Source, fmt: Format, matrices: Sequence[tuple[str, Tensor]]) -> list[ErrorRow]:
     """A row for each kind of matrix, and one for all."""
     started = time.monotonic()
     sums: dict[str, list[float]] = {}
-    found = in_parallel(lambda item: _sums(fmt, item[1], f"{source}: {item[0]}"), matrices)
+    found = in_parallel(lambda item: _sums(fmt, item[1], f"{source.name}: {item[0]}"), matrices)
     for (kind, _), measured in zip(matrices, found, strict=True):
         for group in dict.fromkeys((kind, ALL)):
             sums[group] = [a + b for a, b in zip(sums.get(group, [0.0] * 6), measured, strict=True)]
     seconds = time.monotonic() - started
     return [
-        ErrorRow(source, kind, fmt.name, block_of(fmt), bits / n, se / max(s2, 1e-300), ae / max(s1, 1e-300), seconds)
-        for kind, (se, s2, ae, s1, bits, n) in sums.items()
+        ErrorRow(
+            source.name, kind, fmt.name, block_of(fmt), source.drawn, bits / n, squared / max(squares, 1e-300),
+            absolute / max(magnitudes, 1e-300), seconds,
+        )
+        for kind, (squared, squares, absolute, magnitudes, bits, n) in sums.items()
         if n
-    ]
+    ]  # fmt: skip
 
 
 def measure_errors(
     laws: Sequence[str],
-    loaded: Loaded | None,
+    subject: Subject | None,
     formats: Sequence[Format],
     count: int,
     results: Results[ErrorRow],
@@ -104,22 +145,23 @@ def measure_errors(
 
     Args:
         laws: to draw weights from.
-        loaded: a model whose matrices are measured, too.
+        subject: a model whose matrices are measured, too.
         count: weights that are drawn.
         force: measure again what is in the results.
+
+    Raises:
+        UserError: there is no such law, or a weight of the model is NaN or infinite.
     """
-    sources: list[tuple[str, list[tuple[str, Tensor]]]] = [(law, [(ALL, draw(law, count))]) for law in laws]
-    if loaded is not None:
-        sources.append((loaded.name, [(kind_of(name), weight) for name, weight in loaded.originals.items()]))
-    for source, matrices in sources:
-        missing = [
-            fmt for fmt in formats
-            if force or ErrorRow(source, ALL, fmt.name, 0, 0, 0, 0, 0).key not in results
-        ]  # fmt: skip
+    for law in laws:
+        draw(law, ROW)  # refuses a wrong one before anything is measured
+    sources = [_law(law, count) for law in laws] + ([] if subject is None else [_model(subject)])
+    for source in sources:
+        missing = [fmt for fmt in formats if force or not _is_measured(source, fmt, results)]
+        matrices = source.matrices() if missing else []
         for i, fmt in enumerate(missing):
             rows = _rows_of(source, fmt, matrices)
             results.add(*rows)
             whole = next((row for row in rows if row.kind == ALL), None)
             if whole is not None:
                 figures = f"{whole.bits:.3f} bits, error {whole.squared:.5f}"
-                say(f"{source}: {i + 1} of {len(missing)}  {fmt.name}: {figures}")
+                say(f"{source.name}: {i + 1} of {len(missing)}  {fmt.name}: {figures}")

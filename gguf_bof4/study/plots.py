@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from gguf_bof4.bench.plot import check_available
 from gguf_bof4.errors import UserError
-from gguf_bof4.study.error import ALL
+from gguf_bof4.study.error import ALL, block_of
+from gguf_bof4.study.registry import parse_format
 from gguf_bof4.study.tables import ErrorRow, ModelRow, VarianceRow
 
 if TYPE_CHECKING:
@@ -81,6 +82,24 @@ def plot_models(rows: Sequence[ModelRow], target: Path) -> None:
     axes.set_yscale("log")
     axes.set_xlabel("bits of a number (weights, and activations where they are quantized)")
     axes.set_ylabel("mean KL divergence from the unquantized model")
+    _save(figure, target)
+
+
+def plot_blocks(rows: Sequence[ModelRow], target: Path) -> None:
+    """Mean KL divergence and perplexity against the block size of the weights, a line for each format."""
+    figure, (left, right) = _figure(2)
+    for i, name in enumerate(dict.fromkeys(without_block(row.weights) for row in rows)):
+        own = [row for row in rows if without_block(row.weights) == name]
+        line = sorted((block_of(parse_format(row.weights)), row.mean_kld, row.ppl) for row in own)
+        sizes, klds, ppls = zip(*line, strict=True)
+        for axes, values in ((left, klds), (right, ppls)):
+            axes.plot(sizes, values, marker=_MARKERS[i % len(_MARKERS)], ms=4, lw=1, label=name)
+    for axes, title in ((left, "mean KL divergence"), (right, "perplexity")):
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.set_title(title, fontsize=10, loc="left")
+        axes.set_xlabel("weights in a block, I")
+        axes.legend(fontsize=6, frameon=False)
     _save(figure, target)
 
 

@@ -203,6 +203,16 @@ def case_key(case: Case, model: str, text: str, chunks: int) -> object:
     return ModelRow(model, text, chunks, *case.names, *case.options, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0).key
 
 
+def _formats_of(case: Case) -> list[tuple[Format, bool]]:
+    """The formats of a case with all their block sizes, and whether their blocks run over whole matrices."""
+    both = [(case.weights, case.flat), *([] if case.activations is None else [(case.activations, False)])]
+    return [
+        (fmt if block is None else dataclasses.replace(fmt, **{"I": block}), flat)
+        for fmt, flat in both
+        for block in case.blocks or (None,)
+    ]
+
+
 def check_case(case: Case, loaded: Loaded) -> None:
     """Raise UserError for a case that cannot be measured, before others are.
 
@@ -212,10 +222,24 @@ def check_case(case: Case, loaded: Loaded) -> None:
     parse_blocks(case)
     if case.activations is not None and not case.activations.for_activations:
         raise UserError(f"{case.activations.name} is a format for weights: it is fitted to a tensor, or native")
-    for fmt in (case.weights, *(() if case.activations is None else (case.activations,))):
-        for block in case.blocks or (None,):
-            sized = fmt if block is None else dataclasses.replace(fmt, **{"I": block})
-            check_rows(loaded, same_for_all(sized), case.flat and fmt is case.weights)
+    for fmt, flat in _formats_of(case):
+        check_rows(loaded, same_for_all(fmt), flat)
+
+
+def flattened(case: Case) -> Case:
+    """The same case with blocks of weights that run over whole matrices."""
+    return dataclasses.replace(case, flat=True)
+
+
+def possible(case: Case, loaded: Loaded) -> Case | None:
+    """The case, or flattened where blocks do not divide a model's rows; None where those of activations do not."""
+    for form in (case, flattened(case)):
+        try:
+            check_case(form, loaded)
+            return form
+        except UserError:
+            continue
+    return None
 
 
 def run(

@@ -22,6 +22,7 @@ class ErrorRow:
         kind: of matrices, like "q_proj"; "all" for the whole source.
         format: its name.
         block: numbers under one scale, 0 where the format has no parameter I.
+        drawn: weights that were drawn from the law, 0 for a model.
         bits: of a number.
         squared: sum of squared errors over the sum of squares.
         absolute: sum of absolute errors over the sum of magnitudes.
@@ -33,6 +34,7 @@ class ErrorRow:
     kind: str
     format: str
     block: int
+    drawn: int
     bits: float
     squared: float
     absolute: float
@@ -158,6 +160,10 @@ class Results(Generic[_Row]):
     @property
     def rows(self) -> list[_Row]:
         return list(self._rows.values())
+
+    def get(self, key: Hashable) -> _Row | None:
+        """The row of a key, where there is one."""
+        return self._rows.get(key)
 
     def __contains__(self, key: Hashable) -> bool:
         return key in self._rows
