@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from gguf_bof4.study.quality import Case
     from gguf_bof4.study.record import Format
     from gguf_bof4.study.subject import Subject
-    from gguf_bof4.study.tables import ModelRow
+    from gguf_bof4.study.tables import ErrorRow, ModelRow
 
 Model = Annotated[str, typer.Argument(help="A Hugging Face folder, a GGUF file, or smol, gemma, qwen.")]
 Formats = Annotated[
@@ -84,29 +84,26 @@ def formats() -> None:
 
 def _errors(
     subject: Subject | None,
-    laws: list[str],
+    laws: Sequence[str],
     chosen: tuple[Format, ...],
     count: int,
     output: Path,
-    png: Path | None,
     force: bool,
-) -> None:
-    from gguf_bof4.bench.plot import check_available
-    from gguf_bof4.study import plots
+    weighted: bool = False,
+) -> list[ErrorRow]:
+    """Measure what is missing, print tables, and return the rows of these sources and formats."""
     from gguf_bof4.study.error import measure_errors
-    from gguf_bof4.study.tables import ErrorRow, Results
+    from gguf_bof4.study.tables import ErrorRow, Results, importance_name
 
-    check_available()
     results: Results[ErrorRow] = Results(output, ErrorRow, "bof4 study error")
     with interruptible(f"what was measured is in {output}"):
-        measure_errors(laws, subject, chosen, count, results, force, _say)
-    sources = {*laws, *(() if subject is None else (subject.name,))}
-    wanted = {fmt.name for fmt in chosen}
-    rows = [row for row in results.rows if row.source in sources and row.format in wanted]
+        measure_errors(laws, subject, chosen, count, results, force, _say, weighted)
+    wanted = {(law, "none", fmt.name) for law in laws for fmt in chosen}
+    if subject is not None:
+        wanted |= {(subject.name, importance_name(weighted), fmt.name) for fmt in chosen}
+    rows = [row for row in results.rows if (row.source, row.importance, row.format) in wanted]
     print_errors(rows)
-    picture = png or output.with_suffix(".png")
-    plots.plot_errors(rows, picture)
-    table_console().print(f"{len(rows)} rows in {output}, the picture in {picture}", soft_wrap=True)
+    return rows
 
 
 def _standard_errors() -> tuple[Format, ...]:
@@ -126,6 +123,11 @@ def error(
     ] = None,
     formats: Formats = None,
     blocks: Blocks = None,
+    importance: Annotated[
+        bool,
+        typer.Option("--importance", help="Weigh errors of the model's weights by their inputs' mean squares."),
+    ] = False,
+    calibration: Calibration = None,
     count: Annotated[int, typer.Option("--count", min=4096, help="Weights to draw from a law.")] = 2**20,
     output: Output = FOLDER / "error.csv",
     png: Png = None,
@@ -138,18 +140,30 @@ def error(
     rows, else flattened, as the paper has it.
     """
     _require()
-    from gguf_bof4.study import standard
+    from gguf_bof4.bench.plot import check_available
+    from gguf_bof4.study import plots, standard
     from gguf_bof4.study.error import with_blocks
     from gguf_bof4.study.subject import Subject
     from gguf_bof4.study.workers import set_threads
 
+    check_available()
+    if importance and model is None:
+        raise UserError("--importance needs a model, whose inputs weigh the errors")
     set_threads(threads)
     chosen = _standard_errors()
     if formats or blocks:
         sizes = split_numbers("--blocks", blocks) if blocks else standard.BLOCKS
         chosen = with_blocks(_parsed(formats, standard.CODEBOOK_FORMATS), sizes)
-    names = split_names(laws) or list(standard.LAWS)
-    _errors(None if model is None else Subject(model), names, chosen, count, output, png, force)
+    names = split_names(laws) or (() if importance else standard.LAWS)
+    subject = None if model is None else Subject(model, calibration=calibration)
+    rows = _errors(subject, names, chosen, count, output, force, importance)
+    picture = png or output.with_suffix(".png")
+    plots.plot_errors(rows, picture)
+    _say_where(rows, output, picture)
+
+
+def _say_where(rows: Sequence[object], output: Path, picture: Path) -> None:
+    table_console().print(f"{len(rows)} rows in {output}, the picture in {picture}", soft_wrap=True)
 
 
 def _measure_cases(
@@ -205,11 +219,6 @@ def _measure_cases(
     return rows
 
 
-def _draw(draw: Callable[[Sequence[ModelRow], Path], None], rows: list[ModelRow], output: Path, picture: Path) -> None:
-    draw(rows, picture)
-    table_console().print(f"{len(rows)} rows in {output}, the picture in {picture}", soft_wrap=True)
-
-
 def _qualities(
     subject: Subject,
     formats: list[str] | None,
@@ -231,10 +240,9 @@ def _qualities(
         chosen = with_blocks(chosen, sizes)
     cases = [Case(fmt, flat=flat, weighted=importance and fmt.uses_importance) for fmt in chosen]
     rows = _measure_cases(subject, cases, output, force, "bof4 study quality", is_standard=not formats)
-    if sizes:
-        _draw(plots.plot_blocks, rows, output, png or output.with_name(f"{output.stem}-blocks.png"))
-    else:
-        _draw(plots.plot_models, rows, output, png or output.with_suffix(".png"))
+    picture = png or output.with_name(f"{output.stem}-blocks.png" if sizes else f"{output.stem}.png")
+    (plots.plot_blocks if sizes else plots.plot_models)(rows, picture)
+    _say_where(rows, output, picture)
 
 
 def quality(
@@ -301,7 +309,9 @@ def _activations(
     variances = output.with_name("variances.csv")
     command = "bof4 study activations"
     rows = _measure_cases(subject, cases, output, force, command, is_standard=is_standard, variances=variances)
-    _draw(plots.plot_models, rows, output, png or output.with_suffix(".png"))
+    picture = png or output.with_suffix(".png")
+    plots.plot_models(rows, picture)
+    _say_where(rows, output, picture)
 
 
 def activations(
@@ -358,13 +368,19 @@ def everything(
     by variance. What their CSV files have is not measured again.
     """
     _require()
-    from gguf_bof4.study import standard
+    from gguf_bof4.bench.plot import check_available
+    from gguf_bof4.study import plots, standard
     from gguf_bof4.study.subject import Subject
     from gguf_bof4.study.workers import set_threads
 
     set_threads(threads)
     subject = Subject(model, text, calibration, chunks)
-    _errors(subject, list(standard.LAWS), _standard_errors(), standard.COUNT, folder / "error.csv", None, force)
+    check_available()
+    errors = folder / "error.csv"
+    codebooks = _parsed(None, standard.CODEBOOK_FORMATS)
+    rows = _errors(subject, standard.LAWS, _standard_errors(), standard.COUNT, errors, force)
+    plots.plot_errors(rows, errors.with_suffix(".png"))
+    _errors(subject, (), codebooks, standard.COUNT, errors, force, weighted=True)
     for sizes in ((), standard.SWEPT_BLOCKS):
         _qualities(subject, None, sizes, bool(sizes), False, folder / "quality.csv", None, force)
     cases = [*_cases(standard.PAIRS), *_cases(standard.VARIANCE_PAIRS, standard.VARIANCE_BLOCKS)]

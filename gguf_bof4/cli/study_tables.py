@@ -19,23 +19,27 @@ def print_errors(rows: list[ErrorRow]) -> None:
     console = table_console()
     baseline = {(r.source, r.kind): r.squared for r in rows if r.format == "NF4"}
     for source in dict.fromkeys(row.source for row in rows):
-        table = Table(title=f"{source}: error of all weights", title_justify="left")
+        own = [row for row in rows if row.source == source]
+        weighted = ", weighted by inputs" if any(row.importance != "none" for row in own) else ""
+        table = Table(title=f"{source}: error of all weights{weighted}", title_justify="left")
         table.add_column("format")
         for heading in ("I", "bits", "squared", "absolute", "squared / NF4, I = 64"):
             table.add_column(heading, justify="right")
-        for row in rows:
-            if row.source == source and row.kind == ALL:
+        for row in own:
+            if row.kind == ALL:
                 nf4 = baseline.get((source, ALL))
                 table.add_row(
                     row.format, str(row.block or ""), f"{row.bits:.4f}", f"{row.squared:.6f}", f"{row.absolute:.5f}",
                     f"{row.squared / nf4:.3f}" if nf4 else "",
                 )  # fmt: skip
         console.print(table)
-        kinds = list(dict.fromkeys(r.kind for r in rows if r.source == source and r.kind != ALL))
+        kinds = list(dict.fromkeys(row.kind for row in own if row.kind != ALL))
         if kinds and (source, ALL) in baseline:
-            table = Table("format", *kinds, title=f"{source}: squared error / NF4, I = 64", title_justify="left")
-            for name in dict.fromkeys(r.format for r in rows if r.source == source and r.block in {0, 64}):
-                found = {r.kind: r.squared for r in rows if r.source == source and r.format == name}
+            table = Table(
+                "format", *kinds, title=f"{source}: squared error / NF4, I = 64{weighted}", title_justify="left"
+            )
+            for name in dict.fromkeys(r.format for r in own if r.block in {0, 64}):
+                found = {r.kind: r.squared for r in own if r.format == name}
                 ratios = [f"{found[k] / baseline[source, k]:.3f}" if k in found else "" for k in kinds]
                 table.add_row(name, *ratios)
             console.print(table)

@@ -15,7 +15,7 @@ from gguf_bof4.errors import UserError
 from gguf_bof4.study.models import kind_of
 from gguf_bof4.study.record import Format, Tensor
 from gguf_bof4.study.subject import Subject
-from gguf_bof4.study.tables import ErrorRow, Results, Say
+from gguf_bof4.study.tables import ErrorRow, Results, Say, importance_name
 from gguf_bof4.study.workers import in_parallel
 
 ALL = "all"
@@ -70,62 +70,83 @@ def block_of(fmt: Format) -> int:
 
 
 @dataclass(frozen=True)
+class Matrix:
+    """Weights to measure.
+
+    Attributes:
+        kind: of the matrix.
+        weights: float32 [outputs, inputs].
+        importance: float32 [inputs], by which squared errors and squares are weighted; their roots weigh the absolute
+            ones. None: all alike.
+    """
+
+    kind: str
+    weights: Tensor
+    importance: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class _Source:
     """Matrices to measure.
 
     Attributes:
         drawn: weights that are drawn from a law, 0 for a model.
-        matrices: makes or loads them, each with its kind.
+        matrices: makes or loads them.
     """
 
     name: str
     drawn: int
-    matrices: Callable[[], list[tuple[str, Tensor]]]
+    matrices: Callable[[], list[Matrix]]
 
 
 def _law(law: str, count: int) -> _Source:
-    return _Source(law, drawn_numbers(count), lambda: [(ALL, draw(law, count))])
+    return _Source(law, drawn_numbers(count), lambda: [Matrix(ALL, draw(law, count))])
 
 
-def _model(subject: Subject) -> _Source:
-    return _Source(
-        subject.name, 0, lambda: [(kind_of(name), weight) for name, weight in subject.loaded().originals.items()]
-    )
+def _model(subject: Subject, weighted: bool) -> _Source:
+    def matrices() -> list[Matrix]:
+        originals = subject.loaded().originals
+        importance = subject.calibrated().squares if weighted else {}
+        return [Matrix(kind_of(name), weight, importance.get(name)) for name, weight in originals.items()]
+
+    return _Source(subject.name, 0, matrices)
 
 
-def _is_measured(source: _Source, fmt: Format, results: Results[ErrorRow]) -> bool:
-    row = results.get(ErrorRow(source.name, ALL, fmt.name, 0, 0, 0, 0, 0, 0).key)
-    return row is not None and row.drawn == source.drawn
-
-
-def _sums(fmt: Format, matrix: Tensor, what: str) -> list[float]:
+def _sums(fmt: Format, matrix: Matrix, source: str) -> list[float]:
     """Squared errors, squares, absolute errors, magnitudes, bits, and numbers of a matrix, summed up.
 
     The matrix is flattened where the block does not divide its rows, and a rest shorter than a block left out.
     """
-    n = matrix.numel() - matrix.numel() % fmt.multiple
+    weights = matrix.weights
+    n = weights.numel() - weights.numel() % fmt.multiple
     if n == 0:
         return [0.0] * 6
-    x = matrix.reshape(1, -1)[:, :n] if matrix.shape[1] % fmt.multiple else matrix
-    found = fmt.quantize(x, None, what)
-    error = found.values - x
-    sums = [error.square(), x.square(), error.abs(), x.abs()]
+
+    def laid_out(numbers: Tensor) -> Tensor:
+        return numbers.reshape(1, -1)[:, :n] if weights.shape[1] % fmt.multiple else numbers
+
+    x = laid_out(weights)
+    found = fmt.quantize(x, None, f"{source}: {matrix.kind}")
+    root = 1.0 if matrix.importance is None else laid_out(matrix.importance.sqrt().expand(weights.shape))
+    error, magnitude = (found.values - x).abs() * root, x.abs() * root
+    sums = [error.square(), magnitude.square(), error, magnitude]
     return [*(float(part.sum(dtype=torch.float64)) for part in sums), float(found.bits), float(n)]
 
 
-def _rows_of(source: _Source, fmt: Format, matrices: Sequence[tuple[str, Tensor]]) -> list[ErrorRow]:
+def _rows_of(source: _Source, fmt: Format, matrices: Sequence[Matrix]) -> list[ErrorRow]:
     """A row for each kind of matrix, and one for all."""
     started = time.monotonic()
     sums: dict[str, list[float]] = {}
-    found = in_parallel(lambda item: _sums(fmt, item[1], f"{source.name}: {item[0]}"), matrices)
-    for (kind, _), measured in zip(matrices, found, strict=True):
-        for group in dict.fromkeys((kind, ALL)):
+    found = in_parallel(lambda matrix: _sums(fmt, matrix, source.name), matrices)
+    for matrix, measured in zip(matrices, found, strict=True):
+        for group in dict.fromkeys((matrix.kind, ALL)):
             sums[group] = [a + b for a, b in zip(sums.get(group, [0.0] * 6), measured, strict=True)]
     seconds = time.monotonic() - started
+    importance = importance_name(any(matrix.importance is not None for matrix in matrices))
     return [
         ErrorRow(
-            source.name, kind, fmt.name, block_of(fmt), source.drawn, bits / n, squared / max(squares, 1e-300),
-            absolute / max(magnitudes, 1e-300), seconds,
+            source.name, kind, fmt.name, block_of(fmt), source.drawn, importance, bits / n,
+            squared / max(squares, 1e-300), absolute / max(magnitudes, 1e-300), seconds,
         )
         for kind, (squared, squares, absolute, magnitudes, bits, n) in sums.items()
         if n
@@ -140,6 +161,7 @@ def measure_errors(
     results: Results[ErrorRow],
     force: bool,
     say: Say,
+    weighted: bool = False,
 ) -> None:
     """Measure what is not in the results yet.
 
@@ -148,15 +170,19 @@ def measure_errors(
         subject: a model whose matrices are measured, too.
         count: weights that are drawn.
         force: measure again what is in the results.
+        weighted: errors of the model's weights are weighted by the mean squares of their inputs.
 
     Raises:
         UserError: there is no such law, or a weight of the model is NaN or infinite.
     """
     for law in laws:
         draw(law, ROW)  # refuses a wrong one before anything is measured
-    sources = [_law(law, count) for law in laws] + ([] if subject is None else [_model(subject)])
+    sources = [_law(law, count) for law in laws] + ([] if subject is None else [_model(subject, weighted)])
     for source in sources:
-        missing = [fmt for fmt in formats if force or not _is_measured(source, fmt, results)]
+        importance = importance_name(weighted and source.drawn == 0)
+        keys = {fmt: ErrorRow(source.name, ALL, fmt.name, 0, 0, importance, 0, 0, 0, 0).key for fmt in formats}
+        rows_before = {fmt: results.get(key) for fmt, key in keys.items()}
+        missing = [fmt for fmt, row in rows_before.items() if force or row is None or row.drawn != source.drawn]
         matrices = source.matrices() if missing else []
         for i, fmt in enumerate(missing):
             rows = _rows_of(source, fmt, matrices)

@@ -29,7 +29,7 @@ from gguf_bof4.study.models import (
     weight_samples,
 )
 from gguf_bof4.study.record import Format, Tensor
-from gguf_bof4.study.tables import ModelRow, Results, Say, VarianceRow
+from gguf_bof4.study.tables import ModelRow, Results, Say, VarianceRow, importance_name
 
 UNQUANTIZED = "F32"
 SAMPLED_CHUNKS = 8
@@ -63,7 +63,7 @@ class Case:
     @property
     def options(self) -> tuple[str, str]:
         """Where blocks run, and the importance, as in a table."""
-        return "flat" if self.flat else "rows", "calibration" if self.weighted else "none"
+        return "flat" if self.flat else "rows", importance_name(self.weighted)
 
 
 def parse_blocks(case: Case) -> Case:
@@ -168,16 +168,14 @@ def by_variance(fmt: Format, spread: dict[str, float], blocks: tuple[int, ...]) 
 class Bench:
     """A calibrated model, and the chunks that it is judged on."""
 
-    def __init__(
-        self, loaded: Loaded, text: Path, calibration: Path, chunks: int, progress: Progress = no_progress
-    ) -> None:
+    def __init__(self, calibrated: Calibrated, text: Path, chunks: int, progress: Progress = no_progress) -> None:
         """Args:
-        text: to judge on.
-        calibration: another text.
+        calibrated: the model, unquantized.
+        text: to judge on, another one than that of the calibration.
         chunks: of 512 tokens.
         """
-        self.calibrated = Calibrated(loaded, calibration)
-        self.judge = Judge(loaded, chunks_of(loaded, text, chunks), progress)
+        self.calibrated = calibrated
+        self.judge = Judge(calibrated.loaded, chunks_of(calibrated.loaded, text, chunks), progress)
 
     def measure(self, case: Case, text: str, progress: Progress = no_progress) -> ModelRow:
         """Quantize, judge, and put the weights back.

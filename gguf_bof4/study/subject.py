@@ -7,7 +7,7 @@ from pathlib import Path
 from gguf_bof4.progress import Progress, no_progress
 from gguf_bof4.reference_texts import calibration_text, evaluation_text
 from gguf_bof4.study.models import Loaded, load, model_name
-from gguf_bof4.study.quality import Bench
+from gguf_bof4.study.quality import Bench, Calibrated
 
 
 class Subject:
@@ -34,6 +34,7 @@ class Subject:
         self.text, self.calibration = text, calibration
         self._source = source
         self._loaded: Loaded | None = None
+        self._calibrated: Calibrated | None = None
         self._bench: Bench | None = None
 
     def loaded(self) -> Loaded:
@@ -46,6 +47,17 @@ class Subject:
             self._loaded = load(self._source)
         return self._loaded
 
+    def calibrated(self) -> Calibrated:
+        """The model with what is measured on the calibration text.
+
+        Raises:
+            UserError: the model cannot be loaded.
+        """
+        if self._calibrated is None:
+            calibration = calibration_text() if self.calibration is None else self.calibration
+            self._calibrated = Calibrated(self.loaded(), calibration)
+        return self._calibrated
+
     def bench(self, progress: Progress = no_progress) -> Bench:
         """The model with its distributions on the text.
 
@@ -54,6 +66,5 @@ class Subject:
         """
         if self._bench is None:
             text = evaluation_text() if self.text is None else self.text
-            calibration = calibration_text() if self.calibration is None else self.calibration
-            self._bench = Bench(self.loaded(), text, calibration, self.chunks, progress)
+            self._bench = Bench(self.calibrated(), text, self.chunks, progress)
         return self._bench

@@ -13,6 +13,11 @@ RECIPE = 1
 """To be raised with every change of how rows are measured: rows of another recipe are measured again."""
 
 
+def importance_name(weighted: bool) -> str:
+    """What tables have where errors are weighted by the mean squares of the inputs, or are not."""
+    return "calibration" if weighted else "none"
+
+
 @dataclass(frozen=True)
 class ErrorRow:
     """The error of a format on weights.
@@ -23,6 +28,7 @@ class ErrorRow:
         format: its name.
         block: numbers under one scale, 0 where the format has no parameter I.
         drawn: weights that were drawn from the law, 0 for a model.
+        importance: "none", or "calibration" where errors and weights are weighted by the mean squares of the inputs.
         bits: of a number.
         squared: sum of squared errors over the sum of squares.
         absolute: sum of absolute errors over the sum of magnitudes.
@@ -35,6 +41,7 @@ class ErrorRow:
     format: str
     block: int
     drawn: int
+    importance: str
     bits: float
     squared: float
     absolute: float
@@ -43,7 +50,7 @@ class ErrorRow:
 
     @property
     def key(self) -> Hashable:
-        return (self.source, self.kind, self.format, self.recipe)
+        return (self.source, self.kind, self.format, self.importance, self.recipe)
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bench(folder: Path, text: Path) -> Bench:
-    return Bench(load(str(folder)), text, text, 2)
+    return Bench(Calibrated(load(str(folder)), text), text, 2)
 
 
 def measure(bench: Bench, weights: str, activations: str | None = None, **options: bool) -> ModelRow:
@@ -138,12 +138,12 @@ def test_weights_with_nan_are_refused_by_name(folder: Path, text: Path) -> None:
     name = "model.layers.1.mlp.down_proj"
     loaded.originals[name][3, 4] = float("nan")
     with pytest.raises(UserError, match=rf"{name}\.weight has NaN"):
-        Bench(loaded, text, text, 1).measure(Case(parse_format("BFP")), "text")
+        Bench(Calibrated(loaded, text), text, 1).measure(Case(parse_format("BFP")), "text")
 
 
 @pytest.mark.parametrize("family", ["phi3", "gemma2", "gpt2", "qwen3moe"])
 def test_other_decoders(tmp_path: Path, text: Path, family: str) -> None:
-    bench = Bench(load(str(family_folder(tmp_path, family))), text, text, 1)
+    bench = Bench(Calibrated(load(str(family_folder(tmp_path, family))), text), text, 1)
     assert measure(bench, "F32", "F32").mean_kld == 0
     assert measure(bench, "BFP:w=8:I=32", "BFP:w=8:I=32").mean_kld > 0
 
@@ -362,7 +362,7 @@ def test_nothing_is_lost_where_the_disk_is_full(folder: Path, text: Path, tmp_pa
 def test_a_gguf_file(tmp_path: Path, text: Path) -> None:
     """Its layers are those of the file, quantized like those of a folder."""
     path = tiny_models.write_llama(tmp_path / "tiny.gguf")
-    bench = Bench(load(str(path)), text, text, 1)
+    bench = Bench(Calibrated(load(str(path)), text), text, 1)
     weights = bench.calibrated.loaded.originals["model.layers.1.mlp.down_proj"]
     stored = next(t for t in open_model(path).tensors if t.name == "blk.1.ffn_down.weight")
     assert np.array_equal(weights.numpy(), stored.read_rows().view(np.float32))
