@@ -122,7 +122,7 @@ def load(source: str) -> Loaded:
     logging.disable_progress_bar()
     where: dict[str, Any] = {"pretrained_model_name_or_path": path}
     if path.is_file():
-        require("dev", f"loading the GGUF file {path}", "accelerate")
+        require("hf", f"loading the GGUF file {path}", "accelerate")
         where = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
     try:
         tokenizer = AutoTokenizer.from_pretrained(**where, local_files_only=True)
