@@ -293,7 +293,8 @@ def test_rows_of_another_model_stay(folder: Path, text: Path, tmp_path: Path) ->
     common = ("--formats", "BFP", "--text", str(text), "--calibration", str(text), "--chunks", "1", "-o", str(output))
     assert bof4("study", "quality", str(folder), *common).returncode == 0
     (first,) = rows_of(output)
-    other = family_folder(tmp_path / "llama", "smollm")
+    (tmp_path / "other").mkdir()
+    other = family_folder(tmp_path / "other", "smollm")
     assert bof4("study", "quality", str(other), *common).returncode == 0
     before, after = rows_of(output)
     assert before == first
