@@ -12,6 +12,7 @@ import torch
 from gguf_bof4 import native
 from gguf_bof4.errors import TooLargeWeightError, UserError
 from gguf_bof4.formats import FORMATS
+from gguf_bof4.lists import LONGEST_ROW
 from gguf_bof4.native import BlockEncoder
 from gguf_bof4.study.blockwise import ENTRY_BITS, POINTER_BITS
 from gguf_bof4.study.record import Format, Quantized, Tensor, choice, fraction, numbers
@@ -80,6 +81,11 @@ class OwnType(_Ggml):
     type: str = choice(*OWN_TYPES)
     encoder: str = choice("search", "absmax")
     opq: float = fraction(0.0, 0.0, 1.0)
+
+    def check_row(self, n: int, what: str) -> None:
+        super().check_row(n, what)
+        if self.opq and n > LONGEST_ROW:
+            raise UserError(f"{what}: rows of {n} are too long for the outlier lists of {self.name}: {LONGEST_ROW}")
 
     def decoded(self, x: Tensor, importance: Tensor | None) -> Quantized:
         rows = x.reshape(-1, x.shape[-1]).numpy()

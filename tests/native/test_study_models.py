@@ -25,7 +25,7 @@ from gguf_bof4.native import BlockEncoder
 from gguf_bof4.study import capture, standard
 from gguf_bof4.study.ggml_types import OWN_TYPES, TYPES
 from gguf_bof4.study.models import ActivationQuantizer, Loaded, load, same_for_all
-from gguf_bof4.study.quality import Bench, Calibrated, Case, by_variance
+from gguf_bof4.study.quality import Bench, Calibrated, Case, by_variance, check_case
 from gguf_bof4.study.registry import parse_format
 from gguf_bof4.study.tables import ModelRow, TaskRow
 
@@ -105,6 +105,17 @@ def test_flat_blocks(bench: Bench) -> None:
     row = measure(bench, "NF4:I=512", flat=True)
     assert row.blocks == "flat"
     assert row.weight_bits == pytest.approx(4 + 16 / 512)
+
+
+def test_lists_of_flat_matrices(bench: Bench) -> None:
+    """Their columns have 16 bits: refused before anything is measured, and left out of a standard list."""
+    case = Case(parse_format("BOF4_S:opq=0.95"), flat=True)
+    loaded = bench.calibrated.loaded
+    n = next(iter(loaded.originals.values())).numel()
+    assert n <= 65536
+    check_case(case, loaded)
+    with pytest.raises(UserError, match="x: rows of 65600 are too long for the outlier lists of BOF4_S:opq=0.95"):
+        case.weights.check_row(65600, "x")
 
 
 def test_importance_of_inputs(bench: Bench, text: Path) -> None:
