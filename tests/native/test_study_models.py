@@ -114,7 +114,7 @@ def test_lists_of_flat_matrices(bench: Bench) -> None:
     n = next(iter(loaded.originals.values())).numel()
     assert n <= 65536
     check_case(case, loaded)
-    with pytest.raises(UserError, match="x: rows of 65600 are too long for the outlier lists of BOF4_S:opq=0.95"):
+    with pytest.raises(UserError, match=r"x: rows of 65600 are too long for the outlier lists of BOF4_S:opq=0\.95"):
         case.weights.check_row(65600, "x")
 
 
