@@ -406,6 +406,7 @@ def capture(
     tasks: Annotated[int, typer.Option("--tasks", min=0, help="The first tasks of each file; 0: all.")] = 0,
     calibration: Calibration = None,
     output: Output = FOLDER / "capture.csv",
+    png: Png = None,
     threads: Threads = 0,
     force: Force = False,
 ) -> None:
@@ -415,14 +416,16 @@ def capture(
     of (accuracy - chance) / (1 - chance).
     """
     _require()
+    from gguf_bof4.bench.plot import check_available
     from gguf_bof4.progress import progress_bar
-    from gguf_bof4.study import standard
+    from gguf_bof4.study import plots, standard
     from gguf_bof4.study.capture import read_tasks
     from gguf_bof4.study.models import load, model_name
     from gguf_bof4.study.tables import Results, TaskRow
     from gguf_bof4.study.tasks import check_tasks, run_tasks
     from gguf_bof4.study.workers import set_threads
 
+    check_available()
     given: dict[str, Any] = {
         "hellaswag": hellaswag, "winogrande": winogrande, "multiple-choice": multiple_choice, "text": from_text
     }  # fmt: skip
@@ -444,7 +447,9 @@ def capture(
         if r.model == name and (r.weights, r.activations) in names and (r.tasks, r.count) in wanted
     ]  # fmt: skip
     print_tasks(rows)
-    table_console().print(f"{len(rows)} rows in {output}", soft_wrap=True)
+    picture = png or output.with_suffix(".png")
+    plots.plot_tasks(rows, picture)
+    _say_where(rows, output, picture)
 
 
 def register(app: typer.Typer) -> None:

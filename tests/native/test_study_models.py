@@ -395,6 +395,7 @@ def test_capture_command(folder: Path, tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert len(rows_of(output)) == 4
     assert "NAV ACC" in result.stdout
+    assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
 BAD_COMMANDS = {
