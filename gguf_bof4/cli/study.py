@@ -207,12 +207,13 @@ def _measure_cases(
                 missing = [form for case in missing if (form := possible(case, loaded)) is not None]
             for case in missing:
                 check_case(case, loaded)
-            bench = subject.bench(progress)
-            if spread is not None:
-                spread.add(*bench.calibrated.variances())
-                own = [row for row in spread.rows if row.model == subject.name]
-                plots.plot_variances(own, spread.path.with_suffix(".png"))
-            run(bench, missing, subject.text_name, results, _say, progress)
+            if missing or spread is not None:
+                bench = subject.bench(progress)
+                if spread is not None:
+                    spread.add(*bench.calibrated.variances())
+                    own = [row for row in spread.rows if row.model == subject.name]
+                    plots.plot_variances(own, spread.path.with_suffix(".png"))
+                run(bench, missing, subject.text_name, results, _say, progress)
     found = (next((row for key in keys_of(case) if (row := results.get(key))), None) for case in dict.fromkeys(cases))
     rows = [row for row in found if row is not None]
     print_models(rows)
