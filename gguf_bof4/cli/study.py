@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
+from gguf_bof4.cli.study_tables import print_errors, print_models, print_tasks
 from gguf_bof4.cli.terminal import interruptible, split_names, split_numbers, table_console
 from gguf_bof4.errors import UserError, require
 
 if TYPE_CHECKING:
     from gguf_bof4.study.quality import Case
     from gguf_bof4.study.record import Format
-    from gguf_bof4.study.tables import ErrorRow, ModelRow, TaskRow, VarianceRow
+    from gguf_bof4.study.subject import Subject
+    from gguf_bof4.study.tables import ErrorRow, ModelRow
 
 Model = Annotated[str, typer.Argument(help="A Hugging Face folder, a GGUF file, or smol, gemma, qwen.")]
 Formats = Annotated[
@@ -36,24 +39,16 @@ Force = Annotated[bool, typer.Option("--force", "-f", help="Measure again what i
 Png = Annotated[
     Path | None, typer.Option("--png", dir_okay=False, metavar="FILE", help="The picture (default: beside the CSV).")
 ]
+Blocks = Annotated[
+    list[str] | None, typer.Option("--blocks", metavar="I", help="Block sizes for all formats that have I.")
+]
+Pairs = Annotated[
+    list[str] | None,
+    typer.Option("--pair", metavar="WEIGHTS,ACTIVATIONS", help="Formats; one alone is for both. Can be repeated."),
+]
 
-ERROR_FORMATS = (
-    "NF4", "AF4", "BOF4:metric=mae", "BOF4", "BOF4-S:metric=mae", "BOF4-S", "BOF4-S:opq=0.95", "INT", "MXFP4", "NVFP4",
-    "MX4", "MX4:m=3", "VSQ", "BFP:w=4", "BFP:w=5", "BFP", "LO-BCQ", "LO-BCQ:LA=128:Nc=16",
-)  # fmt: skip
-BLOCKS = ("16", "32", "64", "128", "256", "512", "1024", "2048", "4096")
-QUALITY_FORMATS = (
-    "NF4", "AF4", "BOF4:metric=mae", "BOF4", "BOF4-S:metric=mae", "BOF4-S:metric=mae:opq=0.95", "BOF4-S",
-    "BOF4-S:opq=0.9", "BOF4-S:opq=0.95", "BOF4-S:opq=0.99", "BOF4:fixed=none", "BOF4:fixed=0", "BOF4:fixed=-1/1",
-    "BOF4_S", "BOF4_S:opq=0.95", "Q4_0", "IQ4_NL", "MXFP4", "NVFP4", "VSQ", "MX4", "LO-BCQ", "LO-BCQ:books=model",
-    "AAAC", "ANY4:I=64",
-)  # fmt: skip
-PAIRS = (
-    "F32,F32",
-    "BFP:w=4,BFP:w=4", "BFP,BFP", "BFP:w=8,BFP:w=8", "BFP:w=4,BFP", "BM,BM", "BL,BL", "MINIFLOAT,MINIFLOAT", "DMF,DMF",
-    "FIXED,FIXED", "MXFP4,MXFP4", "MXFP6,MXFP6", "MXFP8,MXFP8", "NVFP4,NVFP4", "MX4,MX4", "VSQ,VSQ",
-    "LO-BCQ:books=model,LO-BCQ:books=model", "BOF4-S,BOF4-S", "BOF4-S,INT:w=8:I=32", "BOF4_S,INT:w=8:I=32",
-)  # fmt: skip
+FOLDER = Path("bench/study")
+"""Of the results."""
 
 
 def _say(line: str) -> None:
@@ -69,16 +64,6 @@ def _parsed(values: list[str] | None, default: tuple[str, ...]) -> tuple[Format,
     from gguf_bof4.study.registry import parse_format
 
     return tuple(dict.fromkeys(map(parse_format, split_names(values) or default)))
-
-
-def _texts(text: Path | None, calibration: Path | None) -> tuple[Path, Path, str]:
-    """Both texts, and the name of the first in tables."""
-    from gguf_bof4.reference_texts import calibration_text, evaluation_text
-    from gguf_bof4.study.models import model_name
-
-    chosen = evaluation_text() if text is None else text
-    name = "test" if text is None else model_name(str(text))
-    return chosen, calibration_text() if calibration is None else calibration, name
 
 
 def formats() -> None:
@@ -97,32 +82,38 @@ def formats() -> None:
     table_console().print(table)
 
 
-def _print_errors(rows: list[ErrorRow]) -> None:
-    from gguf_bof4.study.error import ALL
+def _errors(
+    subject: Subject | None,
+    laws: Sequence[str],
+    chosen: tuple[Format, ...],
+    count: int,
+    output: Path,
+    force: bool,
+    weighted: bool = False,
+) -> list[ErrorRow]:
+    """Measure what is missing, print tables, and return the rows of these sources and formats."""
+    from gguf_bof4.study.error import measure_errors
+    from gguf_bof4.study.tables import ErrorRow, Results, importance_name
 
-    console = table_console()
-    baseline = {(r.source, r.kind): r.squared for r in rows if r.format == "NF4"}
-    for source in dict.fromkeys(row.source for row in rows):
-        table = Table(title=f"{source}: error of all weights", title_justify="left")
-        table.add_column("format")
-        for heading in ("I", "bits", "squared", "absolute", "squared / NF4, I = 64"):
-            table.add_column(heading, justify="right")
-        for row in rows:
-            if row.source == source and row.kind == ALL:
-                nf4 = baseline.get((source, ALL))
-                table.add_row(
-                    row.format, str(row.block or ""), f"{row.bits:.4f}", f"{row.squared:.6f}", f"{row.absolute:.5f}",
-                    f"{row.squared / nf4:.3f}" if nf4 else "",
-                )  # fmt: skip
-        console.print(table)
-        kinds = list(dict.fromkeys(r.kind for r in rows if r.source == source and r.kind != ALL))
-        if kinds and (source, ALL) in baseline:
-            table = Table("format", *kinds, title=f"{source}: squared error / NF4, I = 64", title_justify="left")
-            for name in dict.fromkeys(r.format for r in rows if r.source == source and r.block in {0, 64}):
-                found = {r.kind: r.squared for r in rows if r.source == source and r.format == name}
-                ratios = [f"{found[k] / baseline[source, k]:.3f}" if k in found else "" for k in kinds]
-                table.add_row(name, *ratios)
-            console.print(table)
+    results: Results[ErrorRow] = Results(output, ErrorRow, "bof4 study error")
+    with interruptible(f"what was measured is in {output}"):
+        measure_errors(laws, subject, chosen, count, results, force, _say, weighted)
+    wanted = {(law, "none", fmt.name) for law in laws for fmt in chosen}
+    if subject is not None:
+        wanted |= {(subject.name, importance_name(weighted), fmt.name) for fmt in chosen}
+    rows = [row for row in results.rows if (row.source, row.importance, row.format) in wanted]
+    print_errors(rows)
+    return rows
+
+
+def _standard_errors() -> tuple[Format, ...]:
+    from gguf_bof4.study import standard
+    from gguf_bof4.study.error import with_blocks
+
+    return (
+        *with_blocks(_parsed(None, standard.CODEBOOK_FORMATS), standard.BLOCKS),
+        *_parsed(None, standard.OTHER_FORMATS),
+    )
 
 
 def error(
@@ -131,9 +122,14 @@ def error(
         list[str] | None, typer.Option("--laws", metavar="NAME", help="norm, laplace, uniform, t:DEGREES.")
     ] = None,
     formats: Formats = None,
-    blocks: Annotated[list[str] | None, typer.Option("--blocks", metavar="I", help="Block sizes.")] = None,
-    count: Annotated[int, typer.Option("--count", min=4096, help="Weights to draw from a law.")] = 2**22,
-    output: Output = Path("bench/study/error.csv"),
+    blocks: Blocks = None,
+    importance: Annotated[
+        bool,
+        typer.Option("--importance", help="Weigh errors of the model's weights by their inputs' mean squares."),
+    ] = False,
+    calibration: Calibration = None,
+    count: Annotated[int, typer.Option("--count", min=4096, help="Weights to draw from a law.")] = 2**20,
+    output: Output = FOLDER / "error.csv",
     png: Png = None,
     threads: Threads = 0,
     force: Force = False,
@@ -145,98 +141,115 @@ def error(
     """
     _require()
     from gguf_bof4.bench.plot import check_available
-    from gguf_bof4.study import error as errors
-    from gguf_bof4.study import plots
-    from gguf_bof4.study.models import load
-    from gguf_bof4.study.quality import used_threads
-    from gguf_bof4.study.tables import ErrorRow, Results
+    from gguf_bof4.study import plots, standard
+    from gguf_bof4.study.error import with_blocks
+    from gguf_bof4.study.subject import Subject
+    from gguf_bof4.study.workers import set_threads
 
     check_available()
-    used_threads(threads)
-    sizes = split_numbers("--blocks", list(split_names(blocks) or BLOCKS))
-    chosen = tuple(dict.fromkeys(f for fmt in _parsed(formats, ERROR_FORMATS) for f in errors.with_blocks(fmt, sizes)))
-    results: Results[ErrorRow] = Results(output, ErrorRow, "bof4 study error")
-    names = split_names(laws) or ["norm", "laplace", "t:5"]
-    loaded = None if model is None else load(model)
-    with interruptible(f"what was measured is in {output}"):
-        errors.measure_errors(names, loaded, chosen, count, results, force, _say)
-    sources = {*names, *(() if loaded is None else (loaded.name,))}
-    wanted = {fmt.name for fmt in chosen}
-    rows = [row for row in results.rows if row.source in sources and row.format in wanted]
-    _print_errors(rows)
+    if importance and model is None:
+        raise UserError("--importance needs a model, whose inputs weigh the errors")
+    set_threads(threads)
+    chosen = _standard_errors()
+    if formats or blocks:
+        sizes = split_numbers("--blocks", blocks) if blocks else standard.BLOCKS
+        chosen = with_blocks(_parsed(formats, standard.CODEBOOK_FORMATS), sizes)
+    names = split_names(laws) or (() if importance else standard.LAWS)
+    subject = None if model is None else Subject(model, calibration=calibration)
+    rows = _errors(subject, names, chosen, count, output, force, importance)
     picture = png or output.with_suffix(".png")
     plots.plot_errors(rows, picture)
+    _say_where(rows, output, picture)
+
+
+def _say_where(rows: Sequence[object], output: Path, picture: Path) -> None:
     table_console().print(f"{len(rows)} rows in {output}, the picture in {picture}", soft_wrap=True)
-
-
-def _print_models(rows: list[ModelRow]) -> None:
-    table = Table(title_justify="left")
-    for heading in ("weights", "activations", "blocks", "importance"):
-        table.add_column(heading, overflow="fold")
-    for heading in ("bits", "bits", "density", "mean KLD", "99.9 % KLD", "same top", "PPL", "PPL ratio", "s"):
-        table.add_column(heading, justify="right")
-    for row in rows:
-        table.add_row(
-            row.weights, row.activations, row.blocks, row.importance, f"{row.weight_bits:.3f}",
-            f"{row.activation_bits:.3f}", f"{row.density:.2f}", f"{row.mean_kld:.4f} ± {row.mean_kld_error:.4f}",
-            f"{row.kld_99_9:.3f}", f"{row.same_top:.1f} %", f"{row.ppl:.3f}", f"{row.ppl_ratio:.4f}",
-            f"{row.seconds:.0f}",
-        )  # fmt: skip
-    table_console().print(table)
 
 
 def _measure_cases(
-    model: str,
+    subject: Subject,
     cases: list[Case],
-    chunks: int,
-    texts: tuple[Path, Path, str],
     output: Path,
-    png: Path | None,
     force: bool,
     command: str,
+    *,
+    is_standard: bool = False,
     variances: Path | None = None,
-) -> None:
-    from gguf_bof4.bench.plot import check_available
+) -> list[ModelRow]:
+    """Measure what is missing, print a table of all cases, and return their rows.
+
+    Args:
+        is_standard: the cases are those of a list for all models: where rows of this one do not divide, weights are
+            measured flat, and activations left out. Otherwise that is an error.
+        variances: the file of variances by layer, where they are wanted, too.
+    """
     from gguf_bof4.progress import progress_bar
     from gguf_bof4.study import plots
-    from gguf_bof4.study.models import load, model_name
-    from gguf_bof4.study.quality import Bench, case_key, check_case, run
+    from gguf_bof4.study.quality import case_key, check_case, flattened, possible, run
     from gguf_bof4.study.tables import ModelRow, Results, VarianceRow
 
-    check_available()
-    text, calibration, text_name = texts
     results: Results[ModelRow] = Results(output, ModelRow, command)
-    name = model_name(model)
-    keys = {case_key(case, name, text_name, chunks): case for case in cases}
-    missing = [case for key, case in keys.items() if force or key not in results]
+
+    def keys_of(case: Case) -> list[Hashable]:
+        forms = (case, flattened(case)) if is_standard else (case,)
+        return [case_key(form, subject.name, subject.text_name, subject.chunks) for form in forms]
+
+    missing = [case for case in dict.fromkeys(cases) if force or not any(key in results for key in keys_of(case))]
     spread: Results[VarianceRow] | None = None
     if variances is not None:
         spread = Results(variances, VarianceRow, command)
-        if not force and any(row.model == name for row in spread.rows):
+        if not force and any(row.model == subject.name for row in spread.rows):
             spread = None
     if missing or spread is not None:
         with interruptible(f"what was measured is in {output}"), progress_bar("loading the model") as progress:
-            loaded = load(model)
+            loaded = subject.loaded()
+            if is_standard:
+                missing = [form for case in missing if (form := possible(case, loaded)) is not None]
             for case in missing:
                 check_case(case, loaded)
-            bench = Bench(loaded, text, calibration, chunks, progress)
-            if spread is not None:
-                spread.add(*bench.calibrated.variances())
-                plots.plot_variances([r for r in spread.rows if r.model == name], spread.path.with_suffix(".png"))
-            run(bench, missing, text_name, results, _say, progress)
-    rows = [row for row in results.rows if row.key in keys]
-    _print_models(rows)
-    picture = png or output.with_suffix(".png")
-    plots.plot_models(rows, picture)
-    table_console().print(f"{len(rows)} rows in {output}, the picture in {picture}", soft_wrap=True)
+            if missing or spread is not None:
+                bench = subject.bench(progress)
+                if spread is not None:
+                    spread.add(*bench.calibrated.variances())
+                    own = [row for row in spread.rows if row.model == subject.name]
+                    plots.plot_variances(own, spread.path.with_suffix(".png"))
+                run(bench, missing, subject.text_name, results, _say, progress)
+    found = (next((row for key in keys_of(case) if (row := results.get(key))), None) for case in dict.fromkeys(cases))
+    rows = [row for row in found if row is not None]
+    print_models(rows)
+    return rows
+
+
+def _qualities(
+    subject: Subject,
+    formats: list[str] | None,
+    sizes: tuple[int, ...],
+    flat: bool,
+    importance: bool,
+    output: Path,
+    png: Path | None,
+    force: bool,
+) -> None:
+    from gguf_bof4.bench.plot import check_available
+    from gguf_bof4.study import plots, standard
+    from gguf_bof4.study.error import with_blocks
+    from gguf_bof4.study.quality import Case
+
+    check_available()
+    chosen = _parsed(formats, standard.SWEPT_FORMATS if sizes else standard.QUALITY_FORMATS)
+    if sizes:
+        chosen = with_blocks(chosen, sizes)
+    cases = [Case(fmt, flat=flat, weighted=importance and fmt.uses_importance) for fmt in chosen]
+    rows = _measure_cases(subject, cases, output, force, "bof4 study quality", is_standard=not formats)
+    picture = png or output.with_name(f"{output.stem}-blocks.png" if sizes else f"{output.stem}.png")
+    (plots.plot_blocks if sizes else plots.plot_models)(rows, picture)
+    _say_where(rows, output, picture)
 
 
 def quality(
     model: Model,
     formats: Formats = None,
-    blocks: Annotated[
-        list[str] | None, typer.Option("--blocks", metavar="I", help="Block sizes for all formats that have I.")
-    ] = None,
+    blocks: Blocks = None,
     flat: Annotated[
         bool, typer.Option("--flat", help="Blocks run over whole matrices, not rows, as in the paper.")
     ] = False,
@@ -246,7 +259,7 @@ def quality(
     chunks: Chunks = 4,
     text: Text = None,
     calibration: Calibration = None,
-    output: Output = Path("bench/study/quality.csv"),
+    output: Output = FOLDER / "quality.csv",
     png: Png = None,
     threads: Threads = 0,
     force: Force = False,
@@ -254,19 +267,17 @@ def quality(
     """KL divergence and perplexity of a model whose weights are quantized, in every linear layer of its decoder.
 
     Every row goes into the CSV file as soon as it is measured, and rows
-    that are in it are not measured again.
+    that are in it are not measured again. With --blocks the picture shows
+    them against the block size.
     """
     _require()
-    from gguf_bof4.study.error import with_blocks
-    from gguf_bof4.study.quality import Case, used_threads
+    from gguf_bof4.study.subject import Subject
+    from gguf_bof4.study.workers import set_threads
 
-    used_threads(threads)
-    chosen = _parsed(formats, QUALITY_FORMATS)
-    if blocks:
-        sizes = split_numbers("--blocks", blocks)
-        chosen = tuple(dict.fromkeys(f for fmt in chosen for f in with_blocks(fmt, sizes)))
-    cases = [Case(fmt, flat=flat, weighted=importance and fmt.uses_importance) for fmt in chosen]
-    _measure_cases(model, cases, chunks, _texts(text, calibration), output, png, force, "bof4 study quality")
+    set_threads(threads)
+    sizes = split_numbers("--blocks", blocks) if blocks else ()
+    subject = Subject(model, text, calibration, chunks)
+    _qualities(subject, formats, sizes, flat, importance, output, png, force)
 
 
 def parse_pair(text: str) -> tuple[Format, Format]:
@@ -283,12 +294,30 @@ def parse_pair(text: str) -> tuple[Format, Format]:
     return parse_format(parts[0]), parse_format(parts[-1])
 
 
+def _cases(pairs: Sequence[str], blocks: tuple[int, ...] = ()) -> list[Case]:
+    from gguf_bof4.study.quality import Case
+
+    return [Case(w, None if a.name == "F32" else a, blocks=blocks) for w, a in map(parse_pair, pairs)]
+
+
+def _activations(
+    subject: Subject, cases: list[Case], is_standard: bool, output: Path, png: Path | None, force: bool
+) -> None:
+    from gguf_bof4.bench.plot import check_available
+    from gguf_bof4.study import plots
+
+    check_available()
+    variances = output.with_name("variances.csv")
+    command = "bof4 study activations"
+    rows = _measure_cases(subject, cases, output, force, command, is_standard=is_standard, variances=variances)
+    picture = png or output.with_suffix(".png")
+    plots.plot_models(rows, picture)
+    _say_where(rows, output, picture)
+
+
 def activations(
     model: Model,
-    pairs: Annotated[
-        list[str] | None,
-        typer.Option("--pair", metavar="WEIGHTS,ACTIVATIONS", help="Formats; one alone is for both. Can be repeated."),
-    ] = None,
+    pairs: Pairs = None,
     by_variance: Annotated[
         list[str] | None,
         typer.Option(
@@ -301,7 +330,7 @@ def activations(
     chunks: Chunks = 4,
     text: Text = None,
     calibration: Calibration = None,
-    output: Output = Path("bench/study/activations.csv"),
+    output: Output = FOLDER / "activations.csv",
     png: Png = None,
     threads: Threads = 0,
     force: Force = False,
@@ -312,28 +341,51 @@ def activations(
     output, as variances.csv and variances.png.
     """
     _require()
-    from gguf_bof4.study.quality import Case, used_threads
+    from gguf_bof4.study import standard
+    from gguf_bof4.study.subject import Subject
+    from gguf_bof4.study.workers import set_threads
 
-    used_threads(threads)
+    set_threads(threads)
     sizes = split_numbers("--by-variance", by_variance) if by_variance else ()
-    cases = [Case(w, None if a.name == "F32" else a, blocks=sizes) for w, a in map(parse_pair, pairs or PAIRS)]
-    _measure_cases(
-        model, cases, chunks, _texts(text, calibration), output, png, force, "bof4 study activations",
-        output.with_name("variances.csv"),
-    )  # fmt: skip
+    cases = _cases(pairs or (standard.VARIANCE_PAIRS if sizes else standard.PAIRS), sizes)
+    _activations(Subject(model, text, calibration, chunks), cases, not pairs, output, png, force)
 
 
-def _print_tasks(rows: list[TaskRow]) -> None:
-    from gguf_bof4.study.capture import nav_accuracy
+def everything(
+    model: Model,
+    chunks: Chunks = 4,
+    text: Text = None,
+    calibration: Calibration = None,
+    folder: Annotated[
+        Path, typer.Option("--output", "-o", file_okay=False, metavar="FOLDER", help="Of the CSV files and pictures.")
+    ] = FOLDER,
+    threads: Threads = 0,
+    force: Force = False,
+) -> None:
+    """The whole study of a model: errors of weights, quality, block sizes, activations, and variances by layer.
 
-    sets = list(dict.fromkeys(row.tasks for row in rows))
-    table = Table("weights", "activations", *sets, "NAV ACC", title_justify="left")
-    for names in dict.fromkeys((row.weights, row.activations) for row in rows):
-        own = [row for row in rows if (row.weights, row.activations) == names]
-        found = {row.tasks: f"{100 * row.accuracy:.1f} %" for row in own}
-        complete = f"{100 * nav_accuracy(own):.1f} %" if len(own) == len(sets) else ""
-        table.add_row(*names, *(found.get(name, "") for name in sets), complete)
-    table_console().print(table)
+    These are the commands error, quality and activations with their default
+    lists, with the block sizes of the paper's figure 3, and with block sizes
+    by variance. What their CSV files have is not measured again.
+    """
+    _require()
+    from gguf_bof4.bench.plot import check_available
+    from gguf_bof4.study import plots, standard
+    from gguf_bof4.study.subject import Subject
+    from gguf_bof4.study.workers import set_threads
+
+    set_threads(threads)
+    subject = Subject(model, text, calibration, chunks)
+    check_available()
+    errors = folder / "error.csv"
+    codebooks = _parsed(None, standard.CODEBOOK_FORMATS)
+    rows = _errors(subject, standard.LAWS, _standard_errors(), standard.COUNT, errors, force)
+    plots.plot_errors(rows, errors.with_suffix(".png"))
+    _errors(subject, (), codebooks, standard.COUNT, errors, force, weighted=True)
+    for sizes in ((), standard.SWEPT_BLOCKS):
+        _qualities(subject, None, sizes, bool(sizes), False, folder / "quality.csv", None, force)
+    cases = [*_cases(standard.PAIRS), *_cases(standard.VARIANCE_PAIRS, standard.VARIANCE_BLOCKS)]
+    _activations(subject, cases, True, folder / "activations.csv", None, force)
 
 
 def capture(
@@ -351,12 +403,11 @@ def capture(
         list[Path] | None,
         typer.Option("--from-text", metavar="FILE", help="Make tasks from a text: which sentence follows?"),
     ] = None,
-    pairs: Annotated[
-        list[str] | None, typer.Option("--pair", metavar="WEIGHTS,ACTIVATIONS", help="As for bof4 study activations.")
-    ] = None,
+    pairs: Pairs = None,
     tasks: Annotated[int, typer.Option("--tasks", min=0, help="The first tasks of each file; 0: all.")] = 0,
     calibration: Calibration = None,
-    output: Output = Path("bench/study/capture.csv"),
+    output: Output = FOLDER / "capture.csv",
+    png: Png = None,
     threads: Threads = 0,
     force: Force = False,
 ) -> None:
@@ -366,22 +417,24 @@ def capture(
     of (accuracy - chance) / (1 - chance).
     """
     _require()
+    from gguf_bof4.bench.plot import check_available
     from gguf_bof4.progress import progress_bar
+    from gguf_bof4.study import plots, standard
     from gguf_bof4.study.capture import read_tasks
     from gguf_bof4.study.models import load, model_name
-    from gguf_bof4.study.quality import Case, used_threads
     from gguf_bof4.study.tables import Results, TaskRow
     from gguf_bof4.study.tasks import check_tasks, run_tasks
+    from gguf_bof4.study.workers import set_threads
 
+    check_available()
     given: dict[str, Any] = {
         "hellaswag": hellaswag, "winogrande": winogrande, "multiple-choice": multiple_choice, "text": from_text
     }  # fmt: skip
     sets = [read_tasks(kind, path, tasks) for kind, paths in given.items() for path in paths or ()]
     if not sets:
         raise UserError("give a set of tasks: --hellaswag, --winogrande, --multiple-choice or --from-text FILE")
-    used_threads(threads)
-    chosen = pairs or ["F32", "NF4,F32", "BOF4-S,F32", "LO-BCQ", "MXFP4"]
-    cases = [Case(w, None if a.name == "F32" else a) for w, a in map(parse_pair, chosen)]
+    set_threads(threads)
+    cases = _cases(pairs or standard.TASK_PAIRS)
     results: Results[TaskRow] = Results(output, TaskRow, "bof4 study capture")
     name = model_name(model)
     missing = check_tasks(name, cases, sets, results, force)
@@ -394,8 +447,10 @@ def capture(
         r for r in results.rows
         if r.model == name and (r.weights, r.activations) in names and (r.tasks, r.count) in wanted
     ]  # fmt: skip
-    _print_tasks(rows)
-    table_console().print(f"{len(rows)} rows in {output}", soft_wrap=True)
+    print_tasks(rows)
+    picture = png or output.with_suffix(".png")
+    plots.plot_tasks(rows, picture)
+    _say_where(rows, output, picture)
 
 
 def register(app: typer.Typer) -> None:
@@ -403,4 +458,5 @@ def register(app: typer.Typer) -> None:
     study = typer.Typer(no_args_is_help=True, help="Measure the formats around BOF4 side by side.")
     for command in (formats, error, quality, activations, capture):
         study.command(command.__name__)(command)
+    study.command("all")(everything)
     app.add_typer(study, name="study")

@@ -9,7 +9,7 @@ import torch
 
 from gguf_bof4.bench.nf4 import levels as nf4_levels
 from gguf_bof4.study.record import Format, Quantized, Tensor, in_blocks, numbers, whole
-from gguf_bof4.study.rounding import round_bf16, round_fp16
+from gguf_bof4.study.rounding import nearest, nearest_codes, round_bf16, round_fp16
 
 LEVELS = 16
 ENTRY_BITS = 16
@@ -32,20 +32,16 @@ def _normalized(groups: Tensor, scales: Tensor) -> Tensor:
     return torch.where(scales == 0, 0.0, groups / torch.where(scales == 0, 1.0, scales))
 
 
-def _codes(u: Tensor, book: Tensor) -> Tensor:
-    return torch.bucketize(u, (book[1:] + book[:-1]) / 2)
-
-
 def _refitted(u: Tensor, weight: Tensor, book: Tensor) -> Tensor:
     """Every level to the weighted mean of its numbers; one without weight stays."""
-    codes = _codes(u, book).reshape(-1)
+    codes = nearest_codes(u, book).reshape(-1)
     mass = torch.bincount(codes, weight.reshape(-1).to(torch.float64), minlength=LEVELS)
     total = torch.bincount(codes, (weight * u).reshape(-1).to(torch.float64), minlength=LEVELS)
     return torch.where(mass > 0, total / torch.where(mass > 0, mass, 1.0), book.to(torch.float64)).to(torch.float32)
 
 
 def _group_errors(u: Tensor, weight: Tensor, book: Tensor) -> Tensor:
-    return (weight * torch.square(u - book[_codes(u, book)])).sum(dim=1)
+    return (weight * torch.square(u - nearest(u, book))).sum(dim=1)
 
 
 def fit_two_books(u: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,7 +94,7 @@ class AAAC(Format):
         step = max(1, u.numel() // FITTED_NUMBERS)
         first, second = fit_two_books(u[::step], weight[::step])
         is_second = _group_errors(u, weight, second) < _group_errors(u, weight, first)
-        values = torch.where(is_second[:, None], second[_codes(u, second)], first[_codes(u, first)]) * scales
+        values = torch.where(is_second[:, None], nearest(u, second), nearest(u, first)) * scales
         return Quantized(values.reshape(x.shape), self.stored_bits(tuple(x.shape)))
 
 
@@ -130,11 +126,11 @@ class Any4(Format):
         weight = h * torch.square(scales.expand(groups.shape).reshape(-1, n))
         books = torch.from_numpy(nf4_levels()).repeat(len(u), 1)
         for _ in range(ROUNDS):
-            codes = torch.searchsorted((books[:, 1:] + books[:, :-1]) / 2, u)
+            codes = nearest_codes(u, books).to(torch.int64)
             mass = torch.zeros_like(books).scatter_add_(1, codes, weight)
             total = torch.zeros_like(books).scatter_add_(1, codes, weight * u)
             books = torch.where(mass > 0, total / torch.where(mass > 0, mass, 1.0), books)
         books = round_bf16(books).sort(dim=1).values
-        codes = torch.searchsorted((books[:, 1:] + books[:, :-1]) / 2, u)
+        codes = nearest_codes(u, books).to(torch.int64)
         values = books.gather(1, codes).reshape(groups.shape) * scales
         return Quantized(values.reshape(x.shape), self.stored_bits(tuple(x.shape)))

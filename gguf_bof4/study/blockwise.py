@@ -14,19 +14,13 @@ from gguf_bof4.errors import UserError
 from gguf_bof4.normal import normal_quantile
 from gguf_bof4.study.levels import Levels, af4_levels, solved
 from gguf_bof4.study.record import Format, Quantized, Tensor, choice, fraction, in_blocks, numbers, whole
-from gguf_bof4.study.rounding import round_bf16, round_fp16
+from gguf_bof4.study.rounding import nearest, round_bf16, round_fp16
 
 ENTRY_BITS = 32
 """Of an outlier: 16 for its column, 16 for its value in BF16, as in this project's lists."""
 
 POINTER_BITS = 32
 """Of a row pointer; a list has one more than the tensor has rows."""
-
-
-def nearest(normalized: Tensor, levels: Levels) -> Tensor:
-    """The nearest level of each number; between two levels at the same distance the lower one."""
-    table = torch.from_numpy(levels)
-    return table[torch.bucketize(normalized, (table[1:] + table[:-1]) / 2)]
 
 
 def outlier_threshold(block: int, quantile: float) -> float:
@@ -96,7 +90,7 @@ class LevelFormat(Format):
         inverse = torch.where(scales == 0, 0.0, 1 / scales)
         # 1/scale overflows for subnormal scales: divide there
         normalized = torch.where(inverse.isinf(), blocks / scales, blocks * inverse)
-        return scales * nearest(normalized, self.levels)
+        return scales * nearest(normalized, torch.from_numpy(self.levels))
 
     def _scales(self, blocks: Tensor) -> Tensor:
         """The stored scale of each block, float32 [n, 1]."""

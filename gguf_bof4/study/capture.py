@@ -24,6 +24,7 @@ from gguf_bof4.errors import UserError
 from gguf_bof4.progress import Progress, no_progress
 from gguf_bof4.study.models import Loaded, logits_of
 from gguf_bof4.study.tables import TaskRow
+from gguf_bof4.study.workers import in_parallel
 
 SEED = 1
 _HELLASWAG_LINES = 6
@@ -199,23 +200,31 @@ def _score(loaded: Loaded, tokens: list[int], shared: int) -> float:
     return float(logits.gather(1, torch.tensor(tokens[shared:])[:, None]).mean())
 
 
-def solves(loaded: Loaded, task: Task) -> bool:
-    """Does the model find the right choice most probable?"""
-    rows = [loaded.tokenizer(choice).input_ids for choice in task.choices]
+def _tokens(loaded: Loaded, task: Task) -> list[list[int]]:
+    return [loaded.tokenizer(choice).input_ids for choice in task.choices]
+
+
+def _most_probable(loaded: Loaded, rows: list[list[int]]) -> int:
+    """The index of the choice, given in tokens, that the model finds most probable."""
     shortest = min(map(len, rows))
     shared = next((i for i in range(shortest) if len({row[i] for row in rows}) > 1), shortest - 1)
     shared = max(shared, 1)
     scores = [_score(loaded, row, shared) for row in rows]
-    return scores.index(max(scores)) == task.answer
+    return scores.index(max(scores))
+
+
+def solves(loaded: Loaded, task: Task) -> bool:
+    """Does the model find the right choice most probable?"""
+    return _most_probable(loaded, _tokens(loaded, task)) == task.answer
 
 
 def accuracy(loaded: Loaded, tasks: Sequence[Task], progress: Progress = no_progress) -> float:
     """The share of tasks that the model solves."""
-    right = 0
-    for i, task in enumerate(tasks):
-        right += solves(loaded, task)
-        progress("tasks", i + 1, len(tasks))
-    return right / len(tasks)
+    rows = [_tokens(loaded, task) for task in tasks]
+    chosen = in_parallel(
+        lambda choices: _most_probable(loaded, choices), rows, lambda n: progress("tasks", n, len(tasks))
+    )
+    return fmean(choice == task.answer for choice, task in zip(chosen, tasks, strict=True))
 
 
 def nav_accuracy(rows: Iterable[TaskRow]) -> float:

@@ -10,6 +10,7 @@ import torch
 from gguf_bof4.progress import Progress, no_progress
 from gguf_bof4.study.models import Loaded, logits_of
 from gguf_bof4.study.record import Tensor
+from gguf_bof4.study.workers import in_parallel
 
 
 @dataclass(frozen=True)
@@ -42,32 +43,39 @@ class Judge:
         """
         self.chunks = chunks
         self._judged = chunks.shape[1] - chunks.shape[1] // 2
-        self._expected: list[Tensor] = []
-        for i, row in enumerate(chunks):
-            self._expected.append(self._log_probabilities(loaded, row))
-            progress("the unquantized model", i + 1, len(chunks))
+        self._expected = in_parallel(
+            lambda row: self._log_probabilities(loaded, row),
+            chunks,
+            lambda n: progress("the unquantized model", n, len(chunks)),
+        )
 
     def _log_probabilities(self, loaded: Loaded, row: Tensor) -> Tensor:
         return torch.log_softmax(logits_of(loaded, row, self._judged)[:-1], dim=1)
 
     def distance(self, loaded: Loaded, progress: Progress = no_progress) -> Distance:
         """Of the model as it is now."""
-        klds, same, gains, losses = [], [], [], []
-        for i, (row, expected) in enumerate(zip(self.chunks, self._expected, strict=True)):
+
+        def of_chunk(i: int) -> Tensor:
+            """Divergence, whether the most probable tokens agree, loss, loss of the unquantized model: [4, tokens]."""
+            row, expected = self.chunks[i], self._expected[i]
             found = self._log_probabilities(loaded, row)
-            klds.append((expected.exp() * (expected - found)).sum(dim=1).to(torch.float64))
-            same.append(expected.argmax(dim=1) == found.argmax(dim=1))
             target = row[-len(found) :, None]
-            losses.append(-found.gather(1, target)[:, 0].to(torch.float64))
-            gains.append(-expected.gather(1, target)[:, 0].to(torch.float64))
-            progress("chunks", i + 1, len(self.chunks))
-        kld, loss = torch.cat(klds).clamp(min=0), torch.cat(losses)
-        mean_loss, mean_base = float(loss.mean()), float(torch.cat(gains).mean())
+            measured = (
+                (expected.exp() * (expected - found)).sum(dim=1), expected.argmax(dim=1) == found.argmax(dim=1),
+                -found.gather(1, target)[:, 0], -expected.gather(1, target)[:, 0],
+            )  # fmt: skip
+            return torch.stack([part.to(torch.float64) for part in measured])
+
+        count = len(self.chunks)
+        by_chunk = in_parallel(of_chunk, range(count), lambda n: progress("chunks", n, count))
+        kld, same, loss, base = torch.cat(by_chunk, dim=1)
+        kld = kld.clamp(min=0)
+        mean_loss, mean_base = float(loss.mean()), float(base.mean())
         return Distance(
             mean_kld=float(kld.mean()),
             mean_kld_error=float(kld.std() / math.sqrt(len(kld))),
             kld_99_9=float(torch.quantile(kld, 0.999)),
-            same_top=100 * float(torch.cat(same).to(torch.float64).mean()),
+            same_top=100 * float(same.mean()),
             ppl=math.exp(min(mean_loss, 700.0)),
             ppl_ratio=math.exp(min(mean_loss - mean_base, 700.0)),
         )

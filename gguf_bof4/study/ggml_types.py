@@ -12,6 +12,7 @@ import torch
 from gguf_bof4 import native
 from gguf_bof4.errors import TooLargeWeightError, UserError
 from gguf_bof4.formats import FORMATS
+from gguf_bof4.lists import LONGEST_ROW
 from gguf_bof4.native import BlockEncoder
 from gguf_bof4.study.blockwise import ENTRY_BITS, POINTER_BITS
 from gguf_bof4.study.record import Format, Quantized, Tensor, choice, fraction, numbers
@@ -61,7 +62,7 @@ class UpstreamType(_Ggml):
 
     def decoded(self, x: Tensor, importance: Tensor | None) -> Quantized:
         imatrix = None if importance is None else importance.numpy().astype(np.float32)
-        data = native.quantize(x, self.qtype, imatrix)
+        data = native.quantize(x, self.qtype, imatrix, threads=1)
         return Quantized(torch.from_numpy(native.dequantize(data, self.qtype)), self.stored_bits(tuple(x.shape)))
 
 
@@ -81,13 +82,20 @@ class OwnType(_Ggml):
     encoder: str = choice("search", "absmax")
     opq: float = fraction(0.0, 0.0, 1.0)
 
+    def check_row(self, n: int, what: str) -> None:
+        super().check_row(n, what)
+        if self.opq and n > LONGEST_ROW:
+            raise UserError(f"{what}: rows of {n} are too long for the outlier lists of {self.name}: {LONGEST_ROW}")
+
     def decoded(self, x: Tensor, importance: Tensor | None) -> Quantized:
         rows = x.reshape(-1, x.shape[-1]).numpy()
         imatrix = None if importance is None else importance.numpy().astype(np.float32)
         bits = self.stored_bits(tuple(x.shape))
         try:
-            kept = native.select_outliers(rows, self.opq) if self.opq else None
-            data = native.quantize(rows, self.qtype, imatrix, encoder=BlockEncoder[self.encoder.upper()], outliers=kept)
+            kept = native.select_outliers(rows, self.opq, threads=1) if self.opq else None
+            data = native.quantize(
+                rows, self.qtype, imatrix, threads=1, encoder=BlockEncoder[self.encoder.upper()], outliers=kept
+            )
         except TooLargeWeightError as error:
             raise UserError(f"{self.name}: {error} for the type, at {list(error.position)}") from error
         values = native.dequantize(data, self.qtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from gguf_bof4.errors import UserError, require
 from gguf_bof4.progress import Progress, no_progress
 from gguf_bof4.reference_models import REFERENCE_MODELS, reference_folder, reference_model
 from gguf_bof4.study.record import Format, Tensor
+from gguf_bof4.study.workers import in_parallel
 
 CONTEXT = 512
 """Tokens of a chunk; the second half of them is judged, as llama-perplexity does."""
@@ -120,7 +122,7 @@ def load(source: str) -> Loaded:
     logging.disable_progress_bar()
     where: dict[str, Any] = {"pretrained_model_name_or_path": path}
     if path.is_file():
-        require("dev", f"loading the GGUF file {path}", "accelerate")
+        require("hf", f"loading the GGUF file {path}", "accelerate")
         where = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
     try:
         tokenizer = AutoTokenizer.from_pretrained(**where, local_files_only=True)
@@ -202,15 +204,16 @@ def quantize_weights(
     Raises:
         UserError: rows do not divide, or a weight is NaN or infinite.
     """
-    bits = 0
-    for i, (name, weight) in enumerate(loaded.originals.items()):
-        fmt = format_of(name)
+
+    def quantize(name: str) -> int:
+        weight = loaded.originals[name]
         x = weight.reshape(1, -1) if flat else weight
-        found = fmt.quantize(x, None if importance is None else importance[name], f"{loaded.path}: {name}.weight")
+        of_inputs = None if importance is None else importance[name]
+        found = format_of(name).quantize(x, of_inputs, f"{loaded.path}: {name}.weight")
         _assign(loaded.linears[name], found.values.reshape(weight.shape))
-        bits += found.bits
-        progress("weights", i + 1, len(loaded.originals))
-    return bits
+        return found.bits
+
+    return sum(in_parallel(quantize, loaded.originals, lambda n: progress("weights", n, len(loaded.originals))))
 
 
 def restore(loaded: Loaded) -> None:
@@ -247,7 +250,8 @@ def hooked(loaded: Loaded, see: Callable[[str, Tensor], Tensor | None]) -> Itera
 class ActivationQuantizer:
     """Quantizes the inputs of linear layers, and counts their bits.
 
-    Layers that read the same tensor, such as those of queries, keys and values, get it quantized once.
+    Layers that read the same tensor, such as those of queries, keys and values, get it quantized once. Several threads
+    may call it, each with a chunk of its own.
 
     Attributes:
         bits, numbers: of all activations that were seen.
@@ -255,36 +259,44 @@ class ActivationQuantizer:
 
     def __init__(self, format_of: FormatOf) -> None:
         self._format_of = format_of
-        self._last: tuple[Tensor | None, Format | None, Tensor | None] = (None, None, None)
+        self._of_thread = threading.local()
+        self._counting = threading.Lock()
         self.bits = self.numbers = 0
 
     def __call__(self, name: str, x: Tensor) -> Tensor:
         fmt = self._format_of(name)
-        seen, by, result = self._last
-        if result is not None and seen is x and by == fmt:
+        seen, by, result = getattr(self._of_thread, "last", (None, None, x))
+        if seen is x and by == fmt:
             return result
         found = fmt.quantize(x.reshape(-1, x.shape[-1]), None, f"the input of {name}")
-        self.bits += found.bits
-        self.numbers += x.numel()
+        with self._counting:
+            self.bits += found.bits
+            self.numbers += x.numel()
         result = found.values.reshape(x.shape)
-        self._last = (x, fmt, result)
+        self._of_thread.last = (x, fmt, result)
         return result
 
 
 def mean_squares(loaded: Loaded, tokens: Tensor) -> dict[str, Tensor]:
     """The mean square of each input of each linear layer over chunks of tokens: importance, float32 [inputs]."""
-    sums: dict[str, Tensor] = {}
-    counted: dict[str, int] = {}
+    of_thread = threading.local()
 
     def see(name: str, x: Tensor) -> None:
-        flat = x.reshape(-1, x.shape[-1])
-        sums[name] = sums.get(name, torch.zeros(x.shape[-1])) + torch.square(flat).sum(dim=0)
-        counted[name] = counted.get(name, 0) + len(flat)
+        of_thread.squares[name] = torch.square(x.reshape(-1, x.shape[-1]))
+
+    def of_chunk(row: Tensor) -> dict[str, tuple[Tensor, int]]:
+        of_thread.squares = {}
+        logits_of(loaded, row, 1)
+        return {name: (squares.sum(dim=0), len(squares)) for name, squares in of_thread.squares.items()}
 
     with hooked(loaded, see):
-        for row in tokens:
-            logits_of(loaded, row, 1)
-    return {name: total / counted[name] for name, total in sums.items()}
+        by_chunk = in_parallel(of_chunk, tokens)
+    names = dict.fromkeys(name for found in by_chunk for name in found)  # an expert may be idle in a chunk
+    seen = {name: [found[name] for found in by_chunk if name in found] for name in names}
+    return {
+        name: torch.stack([total for total, _ in parts]).sum(dim=0) / sum(count for _, count in parts)
+        for name, parts in seen.items()
+    }
 
 
 def weight_samples(loaded: Loaded, multiple: int) -> Tensor:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from gguf_bof4.bench.plot import check_available
 from gguf_bof4.errors import UserError
-from gguf_bof4.study.error import ALL
-from gguf_bof4.study.tables import ErrorRow, ModelRow, VarianceRow
+from gguf_bof4.study.error import ALL, block_of
+from gguf_bof4.study.registry import parse_format
+from gguf_bof4.study.tables import ErrorRow, ModelRow, TaskRow, VarianceRow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -84,6 +85,24 @@ def plot_models(rows: Sequence[ModelRow], target: Path) -> None:
     _save(figure, target)
 
 
+def plot_blocks(rows: Sequence[ModelRow], target: Path) -> None:
+    """Mean KL divergence and perplexity against the block size of the weights, a line for each format."""
+    figure, (left, right) = _figure(2)
+    for i, name in enumerate(dict.fromkeys(without_block(row.weights) for row in rows)):
+        own = [row for row in rows if without_block(row.weights) == name]
+        line = sorted((block_of(parse_format(row.weights)), row.mean_kld, row.ppl) for row in own)
+        sizes, klds, ppls = zip(*line, strict=True)
+        for axes, values in ((left, klds), (right, ppls)):
+            axes.plot(sizes, values, marker=_MARKERS[i % len(_MARKERS)], ms=4, lw=1, label=name)
+    for axes, title in ((left, "mean KL divergence"), (right, "perplexity")):
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.set_title(title, fontsize=10, loc="left")
+        axes.set_xlabel("weights in a block, I")
+        axes.legend(fontsize=6, frameon=False)
+    _save(figure, target)
+
+
 def plot_variances(rows: Sequence[VarianceRow], target: Path) -> None:
     """Variances of weights and of activations against depth."""
     figure, (left, right) = _figure(2)
@@ -98,4 +117,23 @@ def plot_variances(rows: Sequence[VarianceRow], target: Path) -> None:
         axes.set_xlabel("decoder layer")
         axes.legend(fontsize=6, frameon=False)
     left.set_ylabel("mean square")
+    _save(figure, target)
+
+
+def plot_tasks(rows: Sequence[TaskRow], target: Path) -> None:
+    """Accuracy of each pair of formats, with its standard error, a marker for each set; dashed: chance."""
+    figure, (axes,) = _figure(1)
+    names = list(dict.fromkeys((row.weights, row.activations) for row in rows))
+    for i, tasks in enumerate(dict.fromkeys(row.tasks for row in rows)):
+        own = [row for row in rows if row.tasks == tasks]
+        axes.errorbar(
+            [row.accuracy for row in own], [names.index((row.weights, row.activations)) for row in own],
+            xerr=[(row.accuracy * (1 - row.accuracy) / row.count) ** 0.5 for row in own],
+            fmt=_MARKERS[i % len(_MARKERS)], color=f"C{i}", ms=5, lw=1, label=f"{tasks}, {own[0].count} tasks",
+        )  # fmt: skip
+        axes.axvline(own[0].chance, color=f"C{i}", ls="--", lw=0.7)
+    axes.set_yticks(range(len(names)), [w if w == a else f"{w} × {a}" for w, a in names], fontsize=7)
+    axes.invert_yaxis()
+    axes.set_xlabel("share of tasks that are solved")
+    axes.legend(fontsize=6, frameon=False)
     _save(figure, target)

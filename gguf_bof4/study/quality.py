@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from gguf_bof4.errors import UserError
 from gguf_bof4.progress import Progress, no_progress
 from gguf_bof4.study.distance import Judge
@@ -31,7 +29,7 @@ from gguf_bof4.study.models import (
     weight_samples,
 )
 from gguf_bof4.study.record import Format, Tensor
-from gguf_bof4.study.tables import ModelRow, Results, Say, VarianceRow
+from gguf_bof4.study.tables import ModelRow, Results, Say, VarianceRow, importance_name
 
 UNQUANTIZED = "F32"
 SAMPLED_CHUNKS = 8
@@ -65,7 +63,7 @@ class Case:
     @property
     def options(self) -> tuple[str, str]:
         """Where blocks run, and the importance, as in a table."""
-        return "flat" if self.flat else "rows", "calibration" if self.weighted else "none"
+        return "flat" if self.flat else "rows", importance_name(self.weighted)
 
 
 def parse_blocks(case: Case) -> Case:
@@ -170,16 +168,14 @@ def by_variance(fmt: Format, spread: dict[str, float], blocks: tuple[int, ...]) 
 class Bench:
     """A calibrated model, and the chunks that it is judged on."""
 
-    def __init__(
-        self, loaded: Loaded, text: Path, calibration: Path, chunks: int, progress: Progress = no_progress
-    ) -> None:
+    def __init__(self, calibrated: Calibrated, text: Path, chunks: int, progress: Progress = no_progress) -> None:
         """Args:
-        text: to judge on.
-        calibration: another text.
+        calibrated: the model, unquantized.
+        text: to judge on, another one than that of the calibration.
         chunks: of 512 tokens.
         """
-        self.calibrated = Calibrated(loaded, calibration)
-        self.judge = Judge(loaded, chunks_of(loaded, text, chunks), progress)
+        self.calibrated = calibrated
+        self.judge = Judge(calibrated.loaded, chunks_of(calibrated.loaded, text, chunks), progress)
 
     def measure(self, case: Case, text: str, progress: Progress = no_progress) -> ModelRow:
         """Quantize, judge, and put the weights back.
@@ -205,6 +201,16 @@ def case_key(case: Case, model: str, text: str, chunks: int) -> object:
     return ModelRow(model, text, chunks, *case.names, *case.options, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0).key
 
 
+def _formats_of(case: Case) -> list[tuple[Format, bool]]:
+    """The formats of a case with all their block sizes, and whether their blocks run over whole matrices."""
+    both = [(case.weights, case.flat), *([] if case.activations is None else [(case.activations, False)])]
+    return [
+        (fmt if block is None else dataclasses.replace(fmt, **{"I": block}), flat)
+        for fmt, flat in both
+        for block in case.blocks or (None,)
+    ]
+
+
 def check_case(case: Case, loaded: Loaded) -> None:
     """Raise UserError for a case that cannot be measured, before others are.
 
@@ -214,10 +220,24 @@ def check_case(case: Case, loaded: Loaded) -> None:
     parse_blocks(case)
     if case.activations is not None and not case.activations.for_activations:
         raise UserError(f"{case.activations.name} is a format for weights: it is fitted to a tensor, or native")
-    for fmt in (case.weights, *(() if case.activations is None else (case.activations,))):
-        for block in case.blocks or (None,):
-            sized = fmt if block is None else dataclasses.replace(fmt, **{"I": block})
-            check_rows(loaded, same_for_all(sized), case.flat and fmt is case.weights)
+    for fmt, flat in _formats_of(case):
+        check_rows(loaded, same_for_all(fmt), flat)
+
+
+def flattened(case: Case) -> Case:
+    """The same case with blocks of weights that run over whole matrices."""
+    return dataclasses.replace(case, flat=True)
+
+
+def possible(case: Case, loaded: Loaded) -> Case | None:
+    """The case, or flattened where blocks do not divide a model's rows; None where those of activations do not."""
+    for form in (case, flattened(case)):
+        try:
+            check_case(form, loaded)
+            return form
+        except UserError:
+            continue
+    return None
 
 
 def run(
@@ -239,9 +259,3 @@ def run(
             f"{i + 1} of {len(cases)}  {names}: {row.weight_bits:.3f} bits, KLD {row.mean_kld:.4g}, "
             f"PPL {row.ppl:.2f}  ({left:.0f} s left)"
         )
-
-
-def used_threads(threads: int) -> None:
-    """Use this many threads; 0: the default of PyTorch."""
-    if threads:
-        torch.set_num_threads(threads)

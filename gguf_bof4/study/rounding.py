@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 Tensor = torch.Tensor
@@ -50,6 +51,25 @@ def round_float(x: Tensor, mantissa: int, smallest: Tensor | float, largest: Ten
     found = torch.round(x / step) * step
     largest = torch.as_tensor(largest, dtype=torch.float64)
     return torch.minimum(torch.maximum(found, -largest), largest)
+
+
+def nearest_codes(x: Tensor, levels: Tensor) -> Tensor:
+    """The index of the nearest of some ascending levels, the lower of two at the same distance; uint8, shape of x.
+
+    Args:
+        x: float32 [rows, n].
+        levels: float32 [count] for all rows, or [rows, count]; at most 256.
+    """
+    numbers, middles = x.numpy(), ((levels[..., 1:] + levels[..., :-1]) / 2).numpy()
+    found = np.zeros(numbers.shape, np.uint8)
+    for k in range(middles.shape[-1]):  # for 16 levels a fifth of the time of torch.bucketize
+        found += numbers > middles[..., k, None]
+    return torch.from_numpy(found)
+
+
+def nearest(x: Tensor, levels: Tensor) -> Tensor:
+    """The nearest of some ascending levels, float32 [count], for each number; as nearest_codes()."""
+    return torch.from_numpy(np.take(levels.numpy(), nearest_codes(x, levels).numpy()))
 
 
 def round_fp16(x: Tensor) -> Tensor:

@@ -13,6 +13,11 @@ RECIPE = 1
 """To be raised with every change of how rows are measured: rows of another recipe are measured again."""
 
 
+def importance_name(weighted: bool) -> str:
+    """What tables have where errors are weighted by the mean squares of the inputs, or are not."""
+    return "calibration" if weighted else "none"
+
+
 @dataclass(frozen=True)
 class ErrorRow:
     """The error of a format on weights.
@@ -22,6 +27,8 @@ class ErrorRow:
         kind: of matrices, like "q_proj"; "all" for the whole source.
         format: its name.
         block: numbers under one scale, 0 where the format has no parameter I.
+        drawn: weights that were drawn from the law, 0 for a model.
+        importance: "none", or "calibration" where errors and weights are weighted by the mean squares of the inputs.
         bits: of a number.
         squared: sum of squared errors over the sum of squares.
         absolute: sum of absolute errors over the sum of magnitudes.
@@ -33,6 +40,8 @@ class ErrorRow:
     kind: str
     format: str
     block: int
+    drawn: int
+    importance: str
     bits: float
     squared: float
     absolute: float
@@ -41,7 +50,7 @@ class ErrorRow:
 
     @property
     def key(self) -> Hashable:
-        return (self.source, self.kind, self.format, self.recipe)
+        return (self.source, self.kind, self.format, self.importance, self.recipe)
 
 
 @dataclass(frozen=True)
@@ -158,6 +167,10 @@ class Results(Generic[_Row]):
     @property
     def rows(self) -> list[_Row]:
         return list(self._rows.values())
+
+    def get(self, key: Hashable) -> _Row | None:
+        """The row of a key, where there is one."""
+        return self._rows.get(key)
 
     def __contains__(self, key: Hashable) -> bool:
         return key in self._rows

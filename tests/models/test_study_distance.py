@@ -8,7 +8,7 @@ import pytest
 
 from gguf_bof4.bench.measure import distance, write_logits
 from gguf_bof4.study.models import load
-from gguf_bof4.study.quality import Bench, Case
+from gguf_bof4.study.quality import Bench, Calibrated, Case
 from gguf_bof4.study.registry import parse_format
 
 
@@ -23,7 +23,7 @@ def test_divergence_is_that_of_llama_perplexity(
     """
     write_logits(smol, evaluation, 1, tmp_path / "logits", 1)
     native = distance(smol_bof4, tmp_path / "logits", 1, 1)
-    bench = Bench(load(str(smol_folder)), evaluation, evaluation, 1)
+    bench = Bench(Calibrated(load(str(smol_folder)), evaluation), evaluation, 1)
     row = bench.measure(Case(parse_format("BOF4_S:encoder=absmax")), "test")
     assert row.mean_kld == pytest.approx(native.mean_kld, rel=0.1)
     assert row.same_top == pytest.approx(native.same_top, abs=3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 import struct
 import subprocess
 import sys
@@ -14,16 +15,17 @@ import tiny_models
 import torch
 from calibration_models import family_folder
 from command_line import bof4
+from safetensors.torch import load_file, save_file
 
 from gguf_bof4 import lists, native
 from gguf_bof4.errors import UserError
 from gguf_bof4.formats import FORMATS
 from gguf_bof4.gguf_files.model import open_model
 from gguf_bof4.native import BlockEncoder
-from gguf_bof4.study import capture
+from gguf_bof4.study import capture, standard
 from gguf_bof4.study.ggml_types import OWN_TYPES, TYPES
 from gguf_bof4.study.models import ActivationQuantizer, Loaded, load, same_for_all
-from gguf_bof4.study.quality import Bench, Calibrated, Case, by_variance
+from gguf_bof4.study.quality import Bench, Calibrated, Case, by_variance, check_case
 from gguf_bof4.study.registry import parse_format
 from gguf_bof4.study.tables import ModelRow, TaskRow
 
@@ -44,7 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bench(folder: Path, text: Path) -> Bench:
-    return Bench(load(str(folder)), text, text, 2)
+    return Bench(Calibrated(load(str(folder)), text), text, 2)
 
 
 def measure(bench: Bench, weights: str, activations: str | None = None, **options: bool) -> ModelRow:
@@ -105,6 +107,17 @@ def test_flat_blocks(bench: Bench) -> None:
     assert row.weight_bits == pytest.approx(4 + 16 / 512)
 
 
+def test_lists_of_flat_matrices(bench: Bench) -> None:
+    """Their columns have 16 bits: refused before anything is measured, and left out of a standard list."""
+    case = Case(parse_format("BOF4_S:opq=0.95"), flat=True)
+    loaded = bench.calibrated.loaded
+    n = next(iter(loaded.originals.values())).numel()
+    assert n <= 65536
+    check_case(case, loaded)
+    with pytest.raises(UserError, match=r"x: rows of 65600 are too long for the outlier lists of BOF4_S:opq=0\.95"):
+        case.weights.check_row(65600, "x")
+
+
 def test_importance_of_inputs(bench: Bench, text: Path) -> None:
     """Mean squares are those of inputs that hooks of this test see."""
     loaded = bench.calibrated.loaded
@@ -138,12 +151,12 @@ def test_weights_with_nan_are_refused_by_name(folder: Path, text: Path) -> None:
     name = "model.layers.1.mlp.down_proj"
     loaded.originals[name][3, 4] = float("nan")
     with pytest.raises(UserError, match=rf"{name}\.weight has NaN"):
-        Bench(loaded, text, text, 1).measure(Case(parse_format("BFP")), "text")
+        Bench(Calibrated(loaded, text), text, 1).measure(Case(parse_format("BFP")), "text")
 
 
-@pytest.mark.parametrize("family", ["phi3", "gemma2", "gpt2", "qwen3moe"])
+@pytest.mark.parametrize("family", ["phi3", "gemma2", "gpt2", "qwen3moe", "bloom", "gptoss"])
 def test_other_decoders(tmp_path: Path, text: Path, family: str) -> None:
-    bench = Bench(load(str(family_folder(tmp_path, family))), text, text, 1)
+    bench = Bench(Calibrated(load(str(family_folder(tmp_path, family))), text), text, 1)
     assert measure(bench, "F32", "F32").mean_kld == 0
     assert measure(bench, "BFP:w=8:I=32", "BFP:w=8:I=32").mean_kld > 0
 
@@ -286,6 +299,75 @@ def test_commands_resume(folder: Path, text: Path, tmp_path: Path) -> None:
     assert len(variances) == 14
 
 
+def test_rows_of_another_model_stay(folder: Path, text: Path, tmp_path: Path) -> None:
+    output = tmp_path / "quality.csv"
+    common = ("--formats", "BFP", "--text", str(text), "--calibration", str(text), "--chunks", "1", "-o", str(output))
+    assert bof4("study", "quality", str(folder), *common).returncode == 0
+    (first,) = rows_of(output)
+    (tmp_path / "other").mkdir()
+    other = family_folder(tmp_path / "other", "smollm")
+    assert bof4("study", "quality", str(other), *common).returncode == 0
+    before, after = rows_of(output)
+    assert before == first
+    assert after["model"] != first["model"]
+    assert after["ppl"] != first["ppl"]
+
+
+def test_block_sizes_are_drawn(folder: Path, text: Path, tmp_path: Path) -> None:
+    output = tmp_path / "quality.csv"
+    common = ("--text", str(text), "--calibration", str(text), "--chunks", "1", "-o", str(output))
+    result = bof4("study", "quality", str(folder), "--formats", "NF4,MX4", "--blocks", "32,256", "--flat", *common)
+    assert result.returncode == 0, result.stderr
+    assert [(row["weights"], row["blocks"]) for row in rows_of(output)] == [
+        ("NF4:I=32", "flat"), ("NF4:I=256", "flat"), ("MX4", "flat"),
+    ]  # fmt: skip
+    assert output.with_name("quality-blocks.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_whole_study(folder: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With few drawn weights and block sizes: every list is measured, what does not divide flat or not at all."""
+    monkeypatch.setattr(standard, "COUNT", 4096)
+    monkeypatch.setattr(standard, "BLOCKS", (64, 256))
+    monkeypatch.setattr(standard, "SWEPT_BLOCKS", (64, 256))
+    monkeypatch.setattr(standard, "QUALITY_FORMATS", ("NF4", "Q4_K"))
+    monkeypatch.setattr(standard, "PAIRS", ("F32", "BFP", "BFP:I=256", "NF4,BFP:I=256"))
+    command = ("study", "all", str(folder), "--chunks", "1", "--text", str(text), "--calibration", str(text))
+    result = bof4(*command, "-o", str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    errors = rows_of(tmp_path / "error.csv")
+    assert {row["source"] for row in errors if row["drawn"] == "4096"} == set(standard.LAWS)
+    weighted = {row["format"] for row in errors if row["importance"] == "calibration"}
+    assert weighted == {parse_format(name).name for name in standard.CODEBOOK_FORMATS}
+    quality = [(row["weights"], row["blocks"]) for row in rows_of(tmp_path / "quality.csv")]
+    assert quality[:2] == [("NF4", "rows"), ("Q4_K", "flat")]
+    assert len(quality) == 2 + 2 * len(standard.SWEPT_FORMATS)
+    pairs = [(row["weights"], row["activations"]) for row in rows_of(tmp_path / "activations.csv")]
+    assert pairs == [("F32", "F32"), ("BFP", "BFP"), *[(f"{n}:I=by-variance/8/16/32",) * 2 for n in ("BFP:w=4", "BFP")]]
+    names = ("error", "quality", "quality-blocks", "activations", "variances")
+    assert all((tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG") for name in names)
+    again = bof4(*command, "-o", str(tmp_path))
+    assert again.returncode == 0, again.stderr
+    assert " of " not in again.stderr  # nothing is measured again
+
+
+def test_errors_weighted_by_inputs(folder: Path, text: Path, tmp_path: Path) -> None:
+    """Against a sum by hand, flattened where the block does not divide the rows."""
+    output = tmp_path / "error.csv"
+    options = ("--importance", "--calibration", str(text), "--formats", "NF4", "--blocks", "64,256")
+    result = bof4("study", "error", str(folder), *options, "-o", str(output))
+    assert result.returncode == 0, result.stderr
+    found = {(row["kind"], row["block"]): float(row["squared"]) for row in rows_of(output)}
+    loaded = load(str(folder))
+    squares = Calibrated(loaded, text).squares
+    for block in (64, 256):
+        sums = np.zeros(2)
+        for name in (name for name in loaded.originals if name.endswith("q_proj")):
+            x = loaded.originals[name]
+            got = parse_format(f"NF4:I={block}").quantize(x.reshape(1, -1)).values.reshape(x.shape)
+            sums += [float((squares[name] * part.square()).sum()) for part in (got - x, x)]
+        assert found["q_proj", str(block)] == pytest.approx(sums[0] / sums[1], rel=1e-4)
+
+
 def test_error_command(folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "error.csv"
     result = bof4(
@@ -296,6 +378,10 @@ def test_error_command(folder: Path, tmp_path: Path) -> None:
     found = {(row["source"], row["kind"], row["format"]): float(row["squared"]) for row in rows_of(output)}
     assert found["norm", "all", "AF4"] / found["norm", "all", "NF4"] == pytest.approx(1.08, abs=0.02)
     assert found["norm", "all", "NF4:I=256"] > found["norm", "all", "NF4"]
+    less = ("--laws", "norm", "--formats", "NF4", "--blocks", "64", "--count", "8192", "-o", str(output))
+    more = bof4("study", "error", *less)
+    assert "1 of 1  NF4" in more.stderr  # of fewer weights: measured again
+    assert [row["drawn"] for row in rows_of(output) if (row["source"], row["format"]) == ("norm", "NF4")] == ["8192"]
     kinds = {kind for source, kind, _ in found if source not in {"norm", "t:5"}}
     assert kinds == {"all", "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
@@ -309,6 +395,7 @@ def test_capture_command(folder: Path, tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert len(rows_of(output)) == 4
     assert "NAV ACC" in result.stdout
+    assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
 BAD_COMMANDS = {
@@ -321,14 +408,35 @@ BAD_COMMANDS = {
     ("activations", "FOLDER", "--pair", "BFP,AAAC"): "AAAC is a format for weights",
     ("activations", "FOLDER", "--pair", "VSQ", "--by-variance", "16,32"): "VSQ has no block size",
     ("activations", "FOLDER", "--pair", "BFP,BFP,BFP"): "give a format of weights and one of activations",
-    ("error", "--laws", "cauchy"): "there is no law 'cauchy'",
+    ("quality", "NANS", "--formats", "BFP"): "down_proj.weight has NaN or infinite numbers",
+    ("error", "NANS", "--laws", "norm", "--formats", "NF4", "--count", "4096"): "down_proj has NaN",
+    ("error", "--laws", "norm", "-o", "OLD"): "line 2: not a row of `bof4 study error`",
+    ("error", "--laws", "norm,cauchy"): "there is no law 'cauchy'",
+    ("error", "--laws", "t:-1"): "there is no law 't:-1'",
+    ("error", "--importance"): "--importance needs a model",
+    ("error", "--blocks", "12x"): "--blocks 12x: give whole numbers",
     ("capture", "FOLDER"): "give a set of tasks",
 }
 
 
+@pytest.fixture(scope="module")
+def nans(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model with a weight that is NaN."""
+    target = tmp_path_factory.mktemp("damaged") / "nans"
+    shutil.copytree(folder, target)
+    tensors = load_file(target / "model.safetensors")
+    tensors["model.layers.1.mlp.down_proj.weight"][3, 4] = float("nan")
+    save_file(tensors, target / "model.safetensors", {"format": "pt"})
+    return target
+
+
 @pytest.mark.parametrize("arguments", BAD_COMMANDS)
-def test_bad_input_is_one_line(folder: Path, text: Path, tmp_path: Path, arguments: tuple[str, ...]) -> None:
-    places = {"FOLDER": str(folder), "TEXT": str(text)}
+def test_bad_input_is_one_line(
+    folder: Path, nans: Path, text: Path, tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    old = tmp_path / "old.csv"
+    old.write_text("source,kind,format,block,bits,squared,absolute,seconds,recipe\nnorm,all,NF4,64,4.25,0.1,0.1,1,1\n")
+    places = {"FOLDER": str(folder), "NANS": str(nans), "TEXT": str(text), "OLD": str(old)}
     line = [places.get(a, a) for a in arguments]
     if "-o" not in line:
         line += ["-o", str(tmp_path / "rows.csv")]
@@ -355,6 +463,9 @@ def test_nothing_is_lost_where_the_disk_is_full(folder: Path, text: Path, tmp_pa
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert result.returncode == 1
+    messages = [line for line in result.stderr.splitlines() if line.startswith("bof4: ")]
+    assert len(messages) == 1
+    assert f"{output} cannot be written: " in messages[0]
     assert "Traceback" not in result.stderr
     assert output.read_bytes() == before
 
@@ -362,7 +473,7 @@ def test_nothing_is_lost_where_the_disk_is_full(folder: Path, text: Path, tmp_pa
 def test_a_gguf_file(tmp_path: Path, text: Path) -> None:
     """Its layers are those of the file, quantized like those of a folder."""
     path = tiny_models.write_llama(tmp_path / "tiny.gguf")
-    bench = Bench(load(str(path)), text, text, 1)
+    bench = Bench(Calibrated(load(str(path)), text), text, 1)
     weights = bench.calibrated.loaded.originals["model.layers.1.mlp.down_proj"]
     stored = next(t for t in open_model(path).tensors if t.name == "blk.1.ffn_down.weight")
     assert np.array_equal(weights.numpy(), stored.read_rows().view(np.float32))

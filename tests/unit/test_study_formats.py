@@ -22,6 +22,7 @@ from gguf_bof4.study.clustered import LOBCQ
 from gguf_bof4.study.levels import af4_levels
 from gguf_bof4.study.record import Format
 from gguf_bof4.study.registry import FAMILIES, default_of, parse_format
+from gguf_bof4.study.rounding import nearest_codes
 
 AF4_64 = (
     -1.0, -0.69441008, -0.51243739, -0.3736951, -0.25607552, -0.14982478, -0.04934812, 0.0,
@@ -271,6 +272,15 @@ def test_levels_under_a_scale(name: str) -> None:
     assert n_outliers > 0 or not fmt.opq
 
 
+def test_nearest_codes() -> None:
+    """Ties go to the lower level; levels for all rows, or for each."""
+    levels = torch.tensor([-1.0, -0.5, 0.0, 0.25, 1.0])
+    x = torch.tensor([[-9.0, -0.75, -0.7499999, -0.25, 0.125, 0.12500001], [0.625, 0.63, 9.0, -0.0, 0.0, 1e-45]])
+    wanted = [[min(range(5), key=lambda k: abs(float(v) - float(levels[k]))) for v in row] for row in x]
+    assert nearest_codes(x, levels).tolist() == wanted
+    assert nearest_codes(x, torch.stack([levels, 2 * levels])).tolist() == [wanted[0], [3, 3, 4, 2, 2, 2]]
+
+
 def test_af4_is_the_published_one() -> None:
     assert af4_levels(64) == pytest.approx(np.array(AF4_64), abs=2e-6)
 
@@ -384,6 +394,71 @@ def test_any4_finds_the_codebook_of_a_row() -> None:
         rows.append(row)
     weights = torch.from_numpy(np.array(rows, np.float32))
     assert error_of(Any4(), weights) < 1e-4
+
+
+def slow_lloyd(values: list[float], weights: list[float], book: list[float], rounds: int) -> list[float]:
+    """Lloyd's iteration, a loop over numbers and levels; a level without numbers stays."""
+    for _ in range(rounds):
+        sums = [[0.0, 0.0] for _ in book]
+        for v, w in zip(values, weights, strict=True):
+            k = min(range(len(book)), key=lambda i: abs(v - book[i]))
+            sums[k][0] += w * v
+            sums[k][1] += w
+        book = [total / mass if mass else level for (total, mass), level in zip(sums, book, strict=True)]
+    return book
+
+
+def slow_errors(values: list[float], weights: list[float], book: list[float]) -> float:
+    return sum(w * min((v - k) ** 2 for k in book) for v, w in zip(values, weights, strict=True))
+
+
+def slow_groups(x: torch.Tensor, size: int, importance: Sequence[float]) -> list[tuple[list[float], list[float]]]:
+    """Normalized numbers of each group and the weights of their squared errors."""
+    groups = []
+    for i, values in enumerate(blocks_of(x, size)):
+        scale = fp16(max(map(abs, values)))
+        start = i * size % x.shape[1]
+        weights = [h * scale**2 for h in importance[start : start + size]]
+        groups.append(([v / scale if scale else 0.0 for v in values], weights))
+    return groups
+
+
+def weighted_error(fmt: Format, x: torch.Tensor, importance: Sequence[float]) -> float:
+    h = torch.tensor(importance)
+    return float((h * (fmt.quantize(x, h).values - x).square()).sum(dtype=torch.float64))
+
+
+def test_any4_by_loops() -> None:
+    """Against an iteration for each row by loops; rounding levels to bfloat16 changes the error by a thousandth."""
+    x = adversarial()[[7, 8, 9, 10, 12, 13, 14, 15]].reshape(4, 128)
+    importance = [1.0 + (i % 5) for i in range(128)]
+    error = 0.0
+    for row in x:
+        groups = slow_groups(row[None], 64, importance)
+        values, weights = ([v for group in groups for v in group[k]] for k in (0, 1))
+        book = slow_lloyd(values, weights, [float(level) for level in nf4_levels()], 12)
+        error += slow_errors(values, weights, [float(torch.tensor(k).to(torch.bfloat16)) for k in book])
+    assert weighted_error(Any4(I=64), x, importance) == pytest.approx(error, rel=1e-3)
+
+
+def test_aaac_by_loops() -> None:
+    """Against k-means with two codebooks by loops."""
+    x = adversarial()[3:]
+    importance = [1.0 + (i % 5) for i in range(WIDTH)]
+    groups = slow_groups(x, WIDTH, [h / statistics.fmean(importance) for h in importance])
+
+    def fitted(book: list[float], chosen: list[tuple[list[float], list[float]]], rounds: int) -> list[float]:
+        return slow_lloyd([v for g in chosen for v in g[0]], [w for g in chosen for w in g[1]], book, rounds)
+
+    start = fitted([float(level) for level in nf4_levels()], groups, 12)
+    books = [[0.95 * level for level in start], [1.05 * level for level in start]]
+    for _ in range(12):
+        is_second = [slow_errors(*group, books[1]) < slow_errors(*group, books[0]) for group in groups]
+        for k in (0, 1):
+            books[k] = fitted(books[k], [g for g, second in zip(groups, is_second, strict=True) if second == k], 1)
+    rounded = [sorted(float(torch.tensor(level).to(torch.bfloat16)) for level in book) for book in books]
+    error = sum(min(slow_errors(*group, book) for book in rounded) for group in groups)
+    assert weighted_error(AAAC(), x, importance) == pytest.approx(error * statistics.fmean(importance), rel=0.01)
 
 
 @pytest.mark.parametrize("fmt", [AAAC(), Any4(I=64)], ids=str)
