@@ -48,8 +48,8 @@ _LINKED_TESTS = {"test-quantize-fns"}
 
 CMAKE_OPTIONS = (
     "-DCMAKE_BUILD_TYPE=Release",
-    # libraries are beside the programs, or where they were linked; a RUNPATH as CMake makes it for build folders ends with
-    # an empty entry, which is the folder that the user happens to be in
+    # libraries are beside the programs, or where they were linked; a RUNPATH as CMake makes it for build folders ends
+    # with an empty entry, which is the folder that the user happens to be in
     "-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON",
     f"-DCMAKE_INSTALL_RPATH={'@loader_path' if sys.platform == 'darwin' else '$ORIGIN'}",
     "-DCMAKE_INSTALL_RPATH_USE_LINK_PATH=ON",
