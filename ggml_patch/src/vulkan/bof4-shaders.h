@@ -1,5 +1,6 @@
 // Shaders of the BOF4 types, for upstream's vulkan-shaders-gen: included in its function process_shaders, whose
-// string_to_spv compiles a variant of a source or, in another run, lists its name. Names are those of upstream's types. Needs bof4-format.h.
+// string_to_spv compiles a variant of a source or, in another run, lists its name. Names are those of upstream's types.
+// Needs bof4-format.h.
 {
     using defines = std::map<std::string, std::string>;
 #define BOF4_SHADER_TYPE(NAME, name) { "DATA_A_" #NAME, #name },
