@@ -115,7 +115,7 @@ def test_products(runs: dict[tuple[str, bool], Future[Run]], operation: str, int
     assert ("int dot: 1" in run.output) == integers
     for fmt in VULKAN_FORMATS:
         for listed in (False, True):
-            assert run.passed[fmt.c_name, listed] >= (20 if operation == "MUL_MAT" else 4), (fmt.name, listed)
+            assert run.passed[fmt.c_name, listed] >= (14 if operation == "MUL_MAT" else 6), (fmt.name, listed)
     # left out, as with upstream's types: permuted weights, broadcasts over dimension 3, and half-precision activations,
     # which the CPU does not compute
     left_out = re.findall(rf"^ *{operation}\((.*)\): (?!OK)(.*)$", run.output, re.MULTILINE)
