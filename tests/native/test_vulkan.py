@@ -115,11 +115,13 @@ def test_products(runs: dict[tuple[str, bool], Future[Run]], operation: str, int
     assert ("int dot: 1" in run.output) == integers
     for fmt in VULKAN_FORMATS:
         for listed in (False, True):
-            assert run.passed[fmt.c_name, listed] >= (20 if operation == "MUL_MAT" else 4), (fmt.name, listed)
-    # only permuted weights, and half-precision activations that the CPU does not compute, are left out
+            assert run.passed[fmt.c_name, listed] >= (14 if operation == "MUL_MAT" else 6), (fmt.name, listed)
+    # left out, as with upstream's types: permuted weights, broadcasts over dimension 3, and half-precision activations,
+    # which the CPU does not compute
     left_out = re.findall(rf"^ *{operation}\((.*)\): (?!OK)(.*)$", run.output, re.MULTILINE)
     assert all("not supported" in result for _, result in left_out), left_out
-    assert all("type_b=f16" in case or "per=[0,1,2,3]" not in case for case, _ in left_out), left_out
+    for case, _ in left_out:
+        assert "type_b=f16" in case or "per=[0,1,2,3]" not in case or re.search(r"nr=\[.,2\]", case), case
 
 
 def test_rows(runs: dict[tuple[str, bool], Future[Run]]) -> None:
@@ -148,10 +150,19 @@ def test_validation_layers_find_no_error(machine: Machine, built: Path, with_int
     if machine.layers is None:
         pytest.skip("the validation layers are not here: `apt install vulkan-validationlayers`")
     layers = {"VK_LAYER_PATH": str(machine.layers), "VK_INSTANCE_LAYERS": "VK_LAYER_KHRONOS_validation"}
-    for operation, pattern in (("MUL_MAT", r"bof4_\w,type_b=f32,m=16,n=1,k=256,bs=\[3,2\]"), ("GET_ROWS", r"=bof4_")):
+
+    def errors(operation: str, pattern: str) -> set[str]:
         run = operations(built, {**with_integers, **layers}, operation, pattern)
-        assert sum(run.passed.values()) > 4
-        assert not re.search(r"Validation Error|VUID-", run.output), run.output[-3000:]
+        assert run.output.count(": OK") > 2, run.output[-2000:]
+        return set(re.findall(r"VUID-[\w-]+|UNASSIGNED-[\w-]+", run.output))
+
+    products = r"type_b=f32,m=16,n=1,k=256,bs=\[3,2\]"
+    # what upstream's own types cause, such as structures that are newer than the layers
+    upstreams = errors("MUL_MAT", f"type_a=f16,{products}") | errors("GET_ROWS", "type=f16")
+    ours = errors("MUL_MAT", rf"type_a=bof4_\w,{products}") | errors("GET_ROWS", "=bof4_")
+    ours |= errors("CPY", COPIES["CPY"]) | errors("SET_ROWS", COPIES["SET_ROWS"])
+    print(f"upstream's: {sorted(upstreams)}; ours: {sorted(ours)}")
+    assert ours <= upstreams
 
 
 def test_a_model_with_lists_predicts_as_on_the_cpu(

@@ -8,7 +8,7 @@ import pytest
 from command_line import bof4
 
 from gguf_bof4.ggml_patch import build as building
-from gguf_bof4.ggml_patch import cuda
+from gguf_bof4.ggml_patch import cuda, vulkan
 from gguf_bof4.ggml_patch.apply import SOURCES_IN_TREE
 from gguf_bof4.ggml_patch.build import PROGRAMS, Build, NotBuiltError, build, build_of, installed_bin
 from gguf_bof4.ggml_patch.toolchain import BuildError
@@ -222,5 +222,89 @@ def test_architectures_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) ->
 )
 def test_known_failures_come_with_a_remedy(output: str, helps: str) -> None:
     found = cuda.remedy(cuda.Toolkit("nvcc", "13.0.88", Path("/")), output)
+    assert helps in found
+    assert bool(found) == bool(helps)
+
+
+def write_headers(folder: Path, number: str, more: str = "") -> Path:
+    """A folder of Vulkan headers of version 1.3.`number`, as far as they are read."""
+    (folder / "vulkan").mkdir(parents=True)
+    (folder / "vulkan/vulkan.hpp").write_text("")
+    (folder / "vulkan/vulkan_core.h").write_text(
+        f"#define VK_HEADER_VERSION {number}\n"
+        "#define VK_HEADER_VERSION_COMPLETE VK_MAKE_API_VERSION(0, 1, 3, VK_HEADER_VERSION)\n" + more
+    )
+    return folder
+
+
+def write_glslc(folder: Path, text: str = "echo shaderc v2024.0") -> Path:
+    folder.mkdir(parents=True)
+    program = folder / "glslc"
+    program.write_text(f"#!/bin/sh\n{text}\n")
+    program.chmod(0o755)
+    return program
+
+
+def test_headers_that_are_too_old_for_vulkan_are_named_with_the_remedy(tmp_path: Path) -> None:
+    old = write_headers(tmp_path / "old", "239")
+    refused = bof4("build", "--vulkan", "--vulkan-headers", str(old), "--glslc", str(write_glslc(tmp_path / "bin")))
+    assert refused.returncode == 1
+    assert f"the Vulkan headers in {old} are 1.3.239" in refused.stderr
+    assert "1.3.272 or newer" in refused.stderr
+    assert "--vulkan-headers" in refused.stderr
+
+
+def test_what_vulkan_lacks_is_named_with_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    headers = write_headers(tmp_path / "new", "280", vulkan.NEEDED_EXTENSION)
+    for options, lacks in (
+        (("--vulkan-headers", str(tmp_path)), "has no vulkan/vulkan.hpp"),
+        (("--vulkan-headers", str(headers), "--glslc", str(tmp_path / "none")), "is no program"),
+    ):
+        refused = bof4("build", "--vulkan", *options)
+        assert refused.returncode == 1
+        assert lacks in refused.stderr
+        assert "apt install libvulkan-dev glslc spirv-headers" in refused.stderr
+    broken = write_glslc(tmp_path / "broken", "exit 3")
+    refused = bof4("build", "--vulkan", "--vulkan-headers", str(headers), "--glslc", str(broken))
+    assert refused.returncode == 1
+    assert "does not print a version" in refused.stderr
+
+
+def test_the_vulkan_sdk_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    headers = write_headers(tmp_path / "sdk/include", "280", vulkan.NEEDED_EXTENSION)
+    program = write_glslc(tmp_path / "sdk/bin")
+    monkeypatch.setenv("VULKAN_SDK", str(tmp_path / "sdk"))
+    assert vulkan.find_toolkit() == vulkan.Toolkit(program, "shaderc v2024.0", headers, "1.3.280")
+    before = build_of(vulkan.cmake_arguments())
+    assert before != build_of()
+    program.write_text("#!/bin/sh\necho shaderc v2025.2\n")
+    assert build_of(vulkan.cmake_arguments()) != before  # the build keeps what the compiler wrote
+
+
+@pytest.mark.parametrize("options", [("--glslc", "glslc"), ("--vulkan-headers", "include")])
+def test_options_of_vulkan_need_it(options: tuple[str, str]) -> None:
+    refused = bof4("build", *options)
+    assert refused.returncode != 0
+    assert "need --vulkan" in refused.stderr
+
+
+def test_kinds_of_builds_exclude_each_other() -> None:
+    refused = bof4("build", "--vulkan", "--cuda")
+    assert refused.returncode != 0
+    assert "exclude each other" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("output", "helps"),
+    [
+        ("CMake Error: Could NOT find Vulkan (missing: Vulkan_LIBRARY glslc)", "libvulkan-dev"),
+        ('Could not find a package configuration file provided by "SPIRV-Headers" with', "spirv-headers"),
+        ("error: 'LayerSettingEXT' is not a member of 'vk'", "--vulkan-headers"),
+        ("cannot compile matmul_f16 (exit code 1)", "--glslc"),
+        ("-DSPIRV-Headers_DIR=/x\nundefined reference to main", ""),
+    ],
+)
+def test_known_failures_of_vulkan_come_with_a_remedy(output: str, helps: str) -> None:
+    found = vulkan.remedy(output)
     assert helps in found
     assert bool(found) == bool(helps)

@@ -66,7 +66,8 @@ void main() {
         const uint i2 = z % p.ne2, i3 = z / p.ne2;
         if (OPERATION == GET_ROWS) {
             if (i0 < p.ne1) {
-                const uint id = uint(data_ids[p.offset_ids + i0 * p.stride_ids0 + i2 * p.stride_ids1 + i3 * p.stride_ids2]);
+                const uint at = i0 * p.stride_ids0 + i2 * p.stride_ids1 + i3 * p.stride_ids2;
+                const uint id = uint(data_ids[p.offset_ids + at]);
                 const uint element = p.first + id * p.stride_a1 + i2 * p.stride_a2 + i3 * p.stride_a3;
                 apply(element, 0, p.offset_d + i0 * p.stride_d1 + i2 * p.stride_d2 + i3 * p.stride_d3);
             }

@@ -1,5 +1,5 @@
-// The encoder absmax (bof4-quants.c) for copies of floats to BOF4 tensors: one thread encodes a block. Needs data_s, the
-// source, and data_q, the destination.
+// The encoder absmax (bof4-quants.c) for copies of floats to BOF4 tensors: one thread encodes a block. Needs data_s,
+// the source, and data_q, the destination.
 
 #define BOF4_NOT_FINITE 0x7f800000u
 
@@ -94,7 +94,8 @@ void bof4_encode(const uint ib, const uint first) {
     for (uint i = 0; i < QK_BOF4_K / 2; ++i) {
         const uint e = i / BOF4_RUN * 2 * BOF4_RUN + i % BOF4_RUN, other = e + BOF4_RUN;
         const uint low = bof4_nearest_code(float(data_s[first + e]), unit * float(scale[e / BOF4_K_SUB_BLOCK]));
-        const uint high = bof4_nearest_code(float(data_s[first + other]), unit * float(scale[other / BOF4_K_SUB_BLOCK]));
+        const uint high =
+            bof4_nearest_code(float(data_s[first + other]), unit * float(scale[other / BOF4_K_SUB_BLOCK]));
         data_q[ib].qs[i] = uint8_t(low | high << 4);
     }
 }

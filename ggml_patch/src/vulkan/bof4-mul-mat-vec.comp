@@ -1,8 +1,8 @@
 #version 450
 
-// Products of weights with up to eight columns of activations: float ones, or q8_1 with integer dot products (BOF4_Q8_1).
-// A thread takes 8 bytes of codes at a time: 8 weights in low nibbles, and 8 in high ones. Codes are decoded once for all
-// columns, activations are loaded once for all rows.
+// Products of weights with up to eight columns of activations: float ones, or q8_1 ones with integer dot products
+// (BOF4_Q8_1). A thread takes 8 bytes of codes at a time: 8 weights in low nibbles, and 8 in high ones. Codes are
+// decoded once for all columns, activations are loaded once for all rows.
 #extension GL_EXT_shader_explicit_arithmetic_types_int32 : require
 
 #if defined(BOF4_Q8_1)
@@ -76,7 +76,8 @@ float multiply(const decoded a, const activations b) {
 
 #endif
 
-void add_products(inout FLOAT_TYPE temp[NUM_COLS][NUM_ROWS], const uint first_row, const uint num_rows, const uint group) {
+void add_products(
+    inout FLOAT_TYPE temp[NUM_COLS][NUM_ROWS], const uint first_row, const uint num_rows, const uint group) {
     const uint blocks = p.ncols / QUANT_K;
     const uint word = group % GROUPS * 2;
     const uint e = bof4_first_weight(word);

@@ -169,13 +169,14 @@
 
 #if defined(GGML_VULKAN_INTEGER_DOT_GLSLC_SUPPORT)
         if (device->integer_dot_product) {
-            // two scales for 32 weights take more registers: the tiles of upstream's K-quants
+            // two scales for 32 weights take more registers: the tiles of upstream's K-quants, but not for experts, where
+            // the small one computes half of its rows on devices with subgroups of 8
             const spec_fn_t constants = [](const std::vector<uint32_t> & tile, bool) { return tile; };
             const std::vector<vk_tile_config> all_tiles = tiles(
                 s_warptile_mmq_int_k, m_warptile_mmq_int_k, l_warptile_mmq_int_k);
             const std::vector<vk_tile_config> id_tiles = tiles(
-                s_warptile_mmqid_int_k, m_warptile_mmqid_int_k, l_warptile_mmqid_int_k);
-            const uint32_t id_subgroup = ballot ? mul_mat_subgroup_size_16 : 0;
+                s_warptile_mmqid_int, m_warptile_mmqid_int, l_warptile_mmqid_int);
+            const uint32_t id_subgroup = ballot ? mul_mat_subgroup_size : 0;
 #define BOF4_MM_INT(TYPE, type, suffix) \
     BOF4_MM_PAIR(TYPE, type, GGML_TYPE_Q8_1, false, false, all_tiles, suffix) \
     BOF4_MM_PAIR(TYPE, type, GGML_TYPE_Q8_1, false, true, id_tiles, suffix)

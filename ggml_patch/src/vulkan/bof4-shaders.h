@@ -1,6 +1,6 @@
 // Shaders of the BOF4 types, for upstream's vulkan-shaders-gen: included in its function process_shaders, whose
 // string_to_spv compiles a variant of a source or, in another run, lists its name. Names are those of upstream's types.
-#include "../include/bof4-format.h"
+// Needs bof4-format.h.
 {
     using defines = std::map<std::string, std::string>;
 #define BOF4_SHADER_TYPE(NAME, name) { "DATA_A_" #NAME, #name },
@@ -18,8 +18,9 @@
         return all;
     };
 
-    for (const auto & [define, type] : bof4_types) {
-        const defines a = { { define, "1" } };
+    for (const auto & bof4_type : bof4_types) {
+        const std::string type = bof4_type.second;
+        const defines a = { { bof4_type.first, "1" } };
         const defines to_float = { { "D_TYPE", "float" } }, to_half = { { "D_TYPE", "float16_t" } };
         const defines rows = { { "B_TYPE", "int" } };
         string_to_spv("dequant_" + type, "bof4-dequantize.comp", merge({ a, to_half }));

@@ -2,7 +2,7 @@
 // Formats byte by byte: docs/formats.md. Numbers come from bof4-format.h, which is generated.
 
 #if defined(DATA_A_BOF4_S) || defined(DATA_A_BOF4_K)
-#include "../include/bof4-format.h"
+#include "../include/bof4-format.h" // in a patched tree: below ggml, found by -I ggml/src
 
 #define DATA_A_BOF4
 

@@ -14,13 +14,13 @@ static void * loader_function(const char * name) {
 
 VKAPI_ATTR void VKAPI_CALL vkGetPhysicalDeviceProperties2(
     VkPhysicalDevice device, VkPhysicalDeviceProperties2 * properties) {
-    const PFN_vkGetPhysicalDeviceProperties2 read =
-        (PFN_vkGetPhysicalDeviceProperties2) loader_function("vkGetPhysicalDeviceProperties2");
+    const PFN_vkGetPhysicalDeviceProperties2 read = (PFN_vkGetPhysicalDeviceProperties2) loader_function(
+        "vkGetPhysicalDeviceProperties2");
     read(device, properties);
     for (VkBaseOutStructure * s = properties->pNext; s != NULL; s = s->pNext) {
         if (s->sType == VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SHADER_INTEGER_DOT_PRODUCT_PROPERTIES) {
-            ((VkPhysicalDeviceShaderIntegerDotProductProperties *) s)
-                ->integerDotProduct4x8BitPackedSignedAccelerated = VK_TRUE;
+            ((VkPhysicalDeviceShaderIntegerDotProductProperties *) s)->integerDotProduct4x8BitPackedSignedAccelerated =
+                VK_TRUE;
         }
     }
 }
