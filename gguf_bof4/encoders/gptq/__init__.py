@@ -10,7 +10,7 @@ from gguf_bof4.errors import require
 from gguf_bof4.formats import Kernels
 from gguf_bof4.native import BlockEncoder
 
-RECIPE = 5
+RECIPE = 4
 
 
 def _calibrate(job: Calibration) -> Mapping[str, Finished]:

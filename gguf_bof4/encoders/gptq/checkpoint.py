@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,6 +27,7 @@ from gguf_bof4.lists import OutlierList, list_name
 from gguf_bof4.paths import atomic_path, write_text
 
 _JOB = "job.json"
+_NOTHING = "nothing"
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,8 @@ class Checkpoint:
         for name, t in tensors.items():
             if t.outliers is not None:
                 arrays[list_name(name)] = t.outliers.packed()
+        if not arrays:  # all of its tensors have other types; safetensors cannot read a file without tensors
+            arrays[_NOTHING] = np.zeros(1, dtype=np.uint8)
         try:
             if hidden is not None:  # first, so that a layer which counts as finished has its activations
                 with atomic_path(self._activations(layer)) as partial:
@@ -136,4 +140,4 @@ class Checkpoint:
     def why_not(self, layer: int) -> dict[str, str | None]:
         """The tensors of a finished layer, and why errors were not compensated in them."""
         with safe_open(self._layer(layer), framework="numpy") as file:
-            return {name: json.loads(text)["why_not"] for name, text in file.metadata().items()}
+            return {name: json.loads(text)["why_not"] for name, text in (file.metadata() or {}).items()}
