@@ -96,7 +96,6 @@ def plot_blocks(rows: Sequence[ModelRow], target: Path) -> None:
             axes.plot(sizes, values, marker=_MARKERS[i % len(_MARKERS)], ms=4, lw=1, label=name)
     for axes, title in ((left, "mean KL divergence"), (right, "perplexity")):
         axes.set_xscale("log", base=2)
-        axes.set_yscale("log")
         axes.set_title(title, fontsize=10, loc="left")
         axes.set_xlabel("weights in a block, I")
         axes.legend(fontsize=6, frameon=False)
