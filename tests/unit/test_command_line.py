@@ -18,7 +18,7 @@ COMMANDS = {
 """What users know; scripts call them by these names."""
 
 BENCHES = {"quality", "speed", "kernels"}
-STUDIES = {"all", "formats", "error", "quality", "activations", "capture"}
+STUDIES = {"formats", "error", "quality", "activations", "capture", "all"}
 
 
 def leaves(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
