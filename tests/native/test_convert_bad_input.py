@@ -194,7 +194,7 @@ def test_llama_quantize_refuses_weights_that_are_too_large(type_name: str, built
     ("options", "expected"),
     [
         (("--type", "BOF5"), ("'BOF5'", "BOF4_S")),
-        (("--type", "Q4_K"), ("'Q4_K'", "BOF4_S")),
+        (("--type", "IQ2_XXS"), ("'IQ2_XXS'", "BOF4_S")),
         (("--token-embedding-type", "q9_0"), ("'q9_0'", "Q8_0")),
         (("--output-tensor-type", "iq1_s"), ("importance matrix",)),
         (("--tensor-type", "attn_v"), ("PATTERN=TYPE",)),
