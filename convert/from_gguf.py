@@ -9,14 +9,12 @@ import gguf
 from gguf_bof4.convert.model_kinds import why_no_model
 from gguf_bof4.convert.opened import OpenedModel
 from gguf_bof4.convert.options import Options
-from gguf_bof4.convert.output import RawValue, Writer
+from gguf_bof4.convert.output import HOW_MADE, RawValue, Writer
 from gguf_bof4.errors import UserError
 from gguf_bof4.gguf_files.model import Model, open_model
 
 _REPLACED = ("split.", "bof4.")
 _REPLACED_KEYS = ("general.architecture", "general.file_type", "general.quantization_version")
-_OF_COPIES = ("bof4.encoder", "bof4.opq.quantile", "bof4.opq.bits")
-"""How tensors of this project's types were encoded: kept, as it is still true where all of them are copied."""
 
 
 def open_source(path: Path, options: Options) -> OpenedModel:
@@ -58,7 +56,7 @@ def _make_writer(model: Model, architecture: str, options: Options) -> Writer:
     """A writer with the model's metadata, without keys that describe the source file."""
     writer = Writer(path=None, arch=architecture)
     for key, value in _metadata(model).items():
-        if key in _OF_COPIES or not (key.startswith(_REPLACED) or key in _REPLACED_KEYS):
+        if key in HOW_MADE or not (key.startswith(_REPLACED) or key in _REPLACED_KEYS):
             # the type given here is not used: it is part of the raw value
             writer.add_key_value(key, value, gguf.GGUFValueType.ARRAY)
     if (alignment := model.integer("general.alignment")) is not None:

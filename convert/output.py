@@ -144,6 +144,10 @@ class Writer(gguf.GGUFWriter):
         return bytes(super()._pack_val(val, *args, **kwargs))
 
 
+HOW_MADE = ("bof4.encoder", "bof4.opq.quantile", "bof4.opq.bits")
+"""Keys that say how tensors of this project's types were encoded: still true where all of them are copied."""
+
+
 def add_format_metadata(
     writer: gguf.GGUFWriter, options: Options, tensors: Sequence[PlannedTensor], imatrix: Imatrix | None = None
 ) -> None:
@@ -155,8 +159,7 @@ def add_format_metadata(
     metadata = writer.kv_data[0]
     for key in ("general.file_type", "general.quantization_version"):
         metadata.pop(key, None)  # gguf warns where a key is set twice
-    how_made = ("bof4.encoder", "bof4.opq.quantile", "bof4.opq.bits")
-    old: dict[str, Any] = {key: metadata.pop(key) for key in how_made if key in metadata}
+    old: dict[str, Any] = {key: metadata.pop(key) for key in HOW_MADE if key in metadata}
     writer.add_file_type(options.output_type.file_type)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     ours = [t for t in tensors if any(t.decision.qtype == f.type_id for f in FORMATS)]

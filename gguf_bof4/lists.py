@@ -24,7 +24,10 @@ SUFFIX = ".opq"
 """Of the name of a list; the name of its weight precedes it."""
 
 ENTRY_BITS = 32
-"""Bits of an outlier in its list."""
+"""Of an outlier: 16 for its column, 16 for its value in BF16."""
+
+POINTER_BITS = 32
+"""Of a row pointer; a list has one more than the tensor has rows."""
 
 LONGEST_ROW = 1 << 16
 """An entry has 16 bits for the column."""

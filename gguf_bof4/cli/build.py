@@ -180,6 +180,18 @@ def _vulkan_arguments(console: Console, headers: Path | None, glslc: Path | None
     return vulkan_build.cmake_arguments(headers, glslc)
 
 
+def _bin_of(cmake_args: tuple[str, ...], not_built: str) -> Path:
+    """The folder of programs of the build with these arguments.
+
+    Raises:
+        NotBuiltError: it is not built, with this message.
+    """
+    build = building.build_of(cmake_args)
+    if not build.targets() >= set(_programs(cmake_args)):
+        raise building.NotBuiltError(not_built)
+    return build.bin
+
+
 def _cuda_bin(architectures: str, flash_attention: bool | None) -> Path:
     """The folder of programs of the CUDA build with these options; without options of the one made last.
 
@@ -192,10 +204,7 @@ def _cuda_bin(architectures: str, flash_attention: bool | None) -> Path:
         arguments = gpu.cmake_arguments(
             chosen or gpu.default_architectures(gpu.find_toolkit()), flash_attention is not False
         )
-    build = building.build_of(arguments)
-    if not build.targets() >= set(_programs(arguments)):
-        raise building.NotBuiltError("there is no CUDA build with these options yet: run `bof4 build --cuda` with them")
-    return build.bin
+    return _bin_of(arguments, "there is no CUDA build with these options yet: run `bof4 build --cuda` with them")
 
 
 def _vulkan_bin(headers: Path | None, glslc: Path | None) -> Path:
@@ -207,12 +216,7 @@ def _vulkan_bin(headers: Path | None, glslc: Path | None) -> Path:
     arguments = building.chosen_arguments()
     if headers or glslc or not vulkan_build.wanted(arguments):
         arguments = vulkan_build.cmake_arguments(headers, glslc)
-    build = building.build_of(arguments)
-    if not build.targets() >= set(_programs(arguments)):
-        raise building.NotBuiltError(
-            "there is no Vulkan build with these options yet: run `bof4 build --vulkan` with them"
-        )
-    return build.bin
+    return _bin_of(arguments, "there is no Vulkan build with these options yet: run `bof4 build --vulkan` with them")
 
 
 def _portable_bin() -> Path:
@@ -221,10 +225,8 @@ def _portable_bin() -> Path:
     Raises:
         NotBuiltError: it is not built.
     """
-    build = building.build_of(portable_build.cmake_arguments())
-    if not build.targets() >= set(building.PROGRAMS):
-        raise building.NotBuiltError("there is no portable build yet: run `bof4 build --portable`")
-    return build.bin
+    arguments = portable_build.cmake_arguments()
+    return _bin_of(arguments, "there is no portable build yet: run `bof4 build --portable`")
 
 
 def register(app: typer.Typer) -> None:

@@ -11,16 +11,11 @@ import torch
 from gguf_bof4.bench.nf4 import levels as nf4_levels
 from gguf_bof4.codebook.law import Metric, Normalization
 from gguf_bof4.errors import UserError
+from gguf_bof4.lists import ENTRY_BITS, POINTER_BITS
 from gguf_bof4.normal import normal_quantile
 from gguf_bof4.study.levels import Levels, af4_levels, solved
 from gguf_bof4.study.record import Format, Quantized, Tensor, choice, fraction, in_blocks, numbers, whole
 from gguf_bof4.study.rounding import nearest, round_bf16, round_fp16
-
-ENTRY_BITS = 32
-"""Of an outlier: 16 for its column, 16 for its value in BF16, as in this project's lists."""
-
-POINTER_BITS = 32
-"""Of a row pointer; a list has one more than the tensor has rows."""
 
 
 def outlier_threshold(block: int, quantile: float) -> float:

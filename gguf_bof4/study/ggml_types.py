@@ -12,9 +12,8 @@ import torch
 from gguf_bof4 import native
 from gguf_bof4.errors import TooLargeWeightError, UserError
 from gguf_bof4.formats import FORMATS
-from gguf_bof4.lists import LONGEST_ROW
+from gguf_bof4.lists import ENTRY_BITS, LONGEST_ROW, POINTER_BITS
 from gguf_bof4.native import BlockEncoder
-from gguf_bof4.study.blockwise import ENTRY_BITS, POINTER_BITS
 from gguf_bof4.study.record import Format, Quantized, Tensor, choice, fraction, numbers
 
 TYPES = (

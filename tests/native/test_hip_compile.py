@@ -15,8 +15,7 @@ import pytest
 from c_programs import PROGRAMS
 
 from gguf_bof4.ggml_patch import SOURCES
-from gguf_bof4.ggml_patch.apply import SOURCES_IN_TREE, patch_tree
-from gguf_bof4.ggml_patch.source import fetch_archive, unpack_tree
+from gguf_bof4.ggml_patch.apply import SOURCES_IN_TREE
 
 ROOT = Path(os.environ.get("BOF4_HIP_ROOT", "/"))
 CLANG = ROOT / "usr/lib/llvm-15/bin/clang++"
@@ -29,26 +28,18 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="module")
-def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tree") / "llama.cpp"
-    unpack_tree(fetch_archive(), folder)
-    patch_tree(folder)
-    return folder
-
-
 @pytest.mark.parametrize("name", FILES)
-def test_cuda_files_compile_as_hip(tree: Path, name: str) -> None:
+def test_cuda_files_compile_as_hip(patched_tree: Path, name: str) -> None:
     (wrappers,) = (ROOT / "usr/lib/llvm-15/lib/clang").glob("15*/include/cuda_wrappers")
     libraries = f"{ROOT / 'usr/lib/x86_64-linux-gnu'}:{ROOT / 'usr/lib/llvm-15/lib'}"
-    ggml = tree / "ggml"
+    ggml = patched_tree / "ggml"
     done = subprocess.run(
         [CLANG, "-x", "hip", "--offload-arch=gfx1100", "-nogpulib", "-nogpuinc", "-fsyntax-only", "-std=c++17",
          "-Wno-everything", "-DGGML_USE_HIP", "-D__HIP_PLATFORM_AMD__", "-D__HIP_PLATFORM_HCC__", "-DGGML_SHARED",
          "-DGGML_BACKEND_SHARED", "-isystem", wrappers, "-isystem", PROGRAMS / "hip_headers",
          "-isystem", ROOT / "usr/include", "-include", "hip/hip_runtime.h",
          f"-I{ggml / 'src'}", f"-I{ggml / 'include'}", f"-I{ggml / 'src/ggml-cuda'}",
-         tree / SOURCES_IN_TREE / "cuda" / name],
+         patched_tree / SOURCES_IN_TREE / "cuda" / name],
         capture_output=True, text=True, check=False, env={**os.environ, "LD_LIBRARY_PATH": libraries},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]

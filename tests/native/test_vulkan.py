@@ -21,8 +21,6 @@ from tiny_models import write_llama
 from vulkan_machine import Machine, build_backend, integer_dot_library, vulkan_machine
 
 from gguf_bof4.formats import FORMATS, Format, Kernels
-from gguf_bof4.ggml_patch.apply import patch_tree
-from gguf_bof4.ggml_patch.source import fetch_archive, unpack_tree
 
 VULKAN_FORMATS = tuple(fmt for fmt in FORMATS if Kernels.VULKAN in fmt.kernels)
 
@@ -199,24 +197,16 @@ def tile_defines(variant: str, define: str) -> list[str]:
     return [f"-D{name}={value}" for name, value in values.items()]
 
 
-@pytest.fixture(scope="module")
-def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tree") / "llama.cpp"
-    unpack_tree(fetch_archive(), folder)
-    patch_tree(folder)
-    return folder
-
-
 @pytest.mark.parametrize("fmt", VULKAN_FORMATS, ids=lambda fmt: fmt.name)
 @pytest.mark.parametrize("variant", ["cm1", "cm2"])
 def test_shaders_with_cooperative_matrices_compile(
-    machine: Machine, tree: Path, tmp_path: Path, variant: str, fmt: Format
+    machine: Machine, patched_tree: Path, tmp_path: Path, variant: str, fmt: Format
 ) -> None:
     """lavapipe has no cooperative matrices: these are never run here."""
     source = "mul_mm_cm2.comp" if variant == "cm2" else "mul_mm.comp"
     done = subprocess.run(
-        [*machine.glslc, "-fshader-stage=compute", "--target-env=vulkan1.3", f"-I{tree}/ggml/src",
-         *tile_defines(variant, f"DATA_A_{fmt.name}"), tree / "ggml/src/ggml-vulkan/vulkan-shaders" / source,
+        [*machine.glslc, "-fshader-stage=compute", "--target-env=vulkan1.3", f"-I{patched_tree}/ggml/src",
+         *tile_defines(variant, f"DATA_A_{fmt.name}"), patched_tree / "ggml/src/ggml-vulkan/vulkan-shaders" / source,
          "-o", tmp_path / "tiles.spv"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
