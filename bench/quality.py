@@ -31,6 +31,7 @@ from gguf_bof4.convert import convert, random_tokens
 from gguf_bof4.errors import UserError
 from gguf_bof4.ggml_patch.programs import make_imatrix
 from gguf_bof4.gguf_files.model import Model, open_model
+from gguf_bof4.progress import duration_text
 from gguf_bof4.reference_models import REFERENCE_MODELS, reference_model
 from gguf_bof4.reference_texts import calibration_text, evaluation_text, held_out_text
 
@@ -208,13 +209,6 @@ class ModelBench:
         path.unlink()
 
 
-def time_text(seconds: float) -> str:
-    """A duration for people."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
 def run(plan: Plan, output: Path, threads: int, say: Say) -> None:
     """Run the plan, one step at a time; each row is in `output` as soon as it is measured.
 
@@ -250,5 +244,5 @@ def run(plan: Plan, output: Path, threads: int, say: Say) -> None:
                 divergences = ", ".join(f"{row.mean_kld:.4g} on {row.text}" for row in measured)
                 say(
                     f"{n_done} of {n_rows} rows  {model} {step.variant}: {measured[0].bits_per_weight:.3f} bits, "
-                    f"KLD {divergences}  ({time_text(left)} left)"
+                    f"KLD {divergences}  ({duration_text(left)} left)"
                 )

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from gguf_bof4.cli import bench_kernels, bench_speed
 from gguf_bof4.cli.terminal import interruptible, split_names, table_console
+from gguf_bof4.progress import duration_text
 
 if TYPE_CHECKING:
     from gguf_bof4.bench.quality import Plan
@@ -21,18 +22,16 @@ LARGE_MODEL = "qwen"
 
 
 def _print_plan(plan: Plan, console: Console) -> None:
-    from gguf_bof4.bench.quality import time_text
-
     table = Table("model", "type", "encoder", "lists", "texts", title="to measure", title_justify="left")
     table.add_column("estimate", justify="right")
     for step in plan.steps:
         v = step.variant
-        table.add_row(step.model, v.type, v.encoder, v.opq, ", ".join(step.texts), time_text(step.seconds(plan.chunks)))
+        table.add_row(step.model, v.type, v.encoder, v.opq, ", ".join(step.texts), duration_text(step.seconds(plan.chunks)))
     console.print(table)
     for model in plan.models:
         console.print(
             f"{model}: {sum(len(step.texts) for step in plan.of_model(model))} rows, about "
-            f"{time_text(plan.seconds(model))} on two cores ({time_text(plan.shared_seconds(model))} of them for the "
+            f"{duration_text(plan.seconds(model))} on two cores ({duration_text(plan.shared_seconds(model))} of them for the "
             f"unquantized model and its importance matrix), {plan.disk_bytes(model) / 1e9:.1f} GB of disk meanwhile"
         )
     n_missing = sum(len(step.texts) for step in plan.steps)

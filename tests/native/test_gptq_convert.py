@@ -19,7 +19,8 @@ from gguf_bof4.encoders.encoder import Encoded
 from gguf_bof4.encoders.gptq.checkpoint import Checkpoint
 from gguf_bof4.encoders.gptq.layer import Layer, Workers
 from gguf_bof4.encoders.gptq.model import Skeleton, first_inputs, make_skeleton, release
-from gguf_bof4.encoders.gptq.samples import enough_samples, make_samples
+from gguf_bof4.encoders.gptq.samples import make_samples
+from gguf_bof4.encoders.gptq.shares import enough_samples
 from gguf_bof4.encoders.gptq.sources import read_source
 from gguf_bof4.encoders.gptq.weights import FolderWeights, GgufWeights
 from gguf_bof4.errors import UserError

@@ -11,7 +11,8 @@ import tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from gguf_bof4.convert.options import Options
-from gguf_bof4.encoders.gptq.samples import make_samples, shares
+from gguf_bof4.encoders.gptq.samples import make_samples
+from gguf_bof4.encoders.gptq.shares import shares
 from gguf_bof4.encoders.gptq.sources import digest, files_of, read_source
 from gguf_bof4.errors import UserError
 

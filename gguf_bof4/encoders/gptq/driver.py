@@ -48,7 +48,8 @@ from gguf_bof4.encoders.gptq.model import (
     make_skeleton,
     release,
 )
-from gguf_bof4.encoders.gptq.samples import enough_samples, make_samples
+from gguf_bof4.encoders.gptq.samples import make_samples
+from gguf_bof4.encoders.gptq.shares import enough_samples
 from gguf_bof4.encoders.gptq.sources import digest, read_source
 from gguf_bof4.encoders.gptq.weights import Weights, tensor_names
 from gguf_bof4.errors import TooLargeWeightError, UserError
