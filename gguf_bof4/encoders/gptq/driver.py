@@ -34,6 +34,7 @@ from gguf_bof4.encoders.encoder import (
     too_large_message,
 )
 from gguf_bof4.encoders.gptq.checkpoint import Checkpoint
+from gguf_bof4.encoders.gptq.estimate import layer_seconds
 from gguf_bof4.encoders.gptq.factor import Drift, Factor, drift, factor
 from gguf_bof4.encoders.gptq.layer import Layer, Workers, to_device
 from gguf_bof4.encoders.gptq.matching import find_rows
@@ -54,8 +55,12 @@ from gguf_bof4.encoders.gptq.sources import digest, read_source
 from gguf_bof4.encoders.gptq.weights import Weights, tensor_names
 from gguf_bof4.errors import TooLargeWeightError, UserError
 from gguf_bof4.outlier_choice import Quantile, choose
+from gguf_bof4.progress import NOTE, duration_text
 
 Floats = npt.NDArray[np.float32]
+
+_WAITING_BYTES = 4 << 30
+"""Most memory of forward passes that wait for a group of modules to be quantized, in both models together."""
 
 SWEEPS = 2
 """Rounds of coordinate descent over codes and scales, after all columns are quantized."""
@@ -98,6 +103,18 @@ def _fingerprint(job: Calibration, count: int, recipe: int) -> dict[str, Any]:
         "sweeps": SWEEPS,
         "versions of torch and transformers": [torch.__version__, transformers.__version__],
     }
+
+
+def _waiting_samples(width: int, widest: int, length: int) -> int:
+    """Samples whose forward passes may wait in memory: hidden states and the inputs of a module, in two models.
+
+    Args:
+        width: of hidden states.
+        widest: inputs of the widest module.
+        length: tokens of a sample.
+    """
+    floats = max(6 * width, 2 * width + widest)  # within attention also queries, keys, values and their product
+    return _WAITING_BYTES // (2 * 4 * length * floats)
 
 
 def _drift_damping(inputs: int, tokens: int) -> float:
@@ -209,8 +226,7 @@ class _Encoder:
         Returns:
             The encoded tensors, by name.
         """
-        by_name = {t.name: t for t in targets}
-        reached = {module: by_name[tensor] for module, tensor in modules.items() if tensor in by_name}
+        reached = _reached(modules, targets)
         found: dict[str, Encoded] = {}
         for names in layer.groups(reached, hidden[:1]):
             found.update(self._group(layer, names, reached, hidden))
@@ -222,6 +238,12 @@ class _Encoder:
             found[target.name] = _block_encoded(target, importance if fits else None, why_not)
             self.done("", target)
         return found
+
+
+def _reached(modules: Mapping[str, str], targets: Sequence[Target]) -> dict[str, Target]:
+    """Those of the targets that should be the weights of linear modules, by the modules' names."""
+    by_name = {t.name: t for t in targets}
+    return {module: by_name[tensor] for module, tensor in modules.items() if tensor in by_name}
 
 
 def _block_encoded(target: Target, importance: Floats | None, why_not: str) -> Encoded:
@@ -311,18 +333,32 @@ def calibrate(job: Calibration, weights: Weights, recipe: int) -> dict[str, Fini
             unquantized = inputs.hidden.clone()
             if 0 < first < len(skeleton.layers):
                 inputs.hidden, unquantized = checkpoint.activations(first - 1)
+            waiting = _waiting_samples(inputs.hidden.shape[-1], widest, settings.length)
             done = sum(t.n_weights for i in range(first) for t in by_layer[i])
             for i in range(first, len(skeleton.layers)):
                 report(i, "reading weights", None)
                 layer = _load_layer(skeleton, weights, i, inputs, workers)
+                if i == first:
+                    reached = _reached(tensor_names(skeleton, i, job.architecture), by_layer[i])
+                    seconds = layer_seconds(layer, reached, inputs.hidden, waiting) * (len(skeleton.layers) - first)
+                    left = f"{len(skeleton.layers) - first} layers, {samples.count} samples of {settings.length} tokens"
+                    job.progress(f"about {duration_text(seconds)}: {left}", 0, NOTE)
                 original = Unquantized(replace(layer, module=copy.deepcopy(layer.module)), unquantized)
                 encoder = _Encoder(job.source, settings, partial(report, i), original)
-                found = encoder.layer(layer, tensor_names(skeleton, i, job.architecture), by_layer[i], inputs.hidden)
                 last = i + 1 == len(skeleton.layers)
-                if not last:
-                    report(i, "activations", None)
-                    layer.advance(inputs.hidden)
-                    original.layer.advance(unquantized)
+                try:
+                    if device.type == "cpu":
+                        layer.begin(inputs.hidden, waiting)
+                        original.layer.begin(unquantized, waiting)
+                    modules = tensor_names(skeleton, i, job.architecture)
+                    found = encoder.layer(layer, modules, by_layer[i], inputs.hidden)
+                    if not last:
+                        report(i, "activations", None)
+                        layer.advance(inputs.hidden)
+                        original.layer.advance(unquantized)
+                finally:
+                    layer.abandon()
+                    original.layer.abandon()
                 release(layer.module)
                 checkpoint.save(i, found, None if last else (inputs.hidden, unquantized))
     finally:
