@@ -48,6 +48,7 @@ class Options:
         sample_length: tokens in each.
         damping: Hessian damping, as a fraction of the mean diagonal.
         act_order: columns with the largest inputs are quantized first.
+        token_weights: tokens count by how much the model's loss depends on the outputs of a matrix for them.
         device: that runs the model, as torch names it.
         pure: embeddings and output get `type`, too.
         leave_output_tensor: output.weight keeps its type.
@@ -72,6 +73,7 @@ class Options:
     sample_length: int = 512
     damping: float = 0.5
     act_order: bool = True
+    token_weights: bool = False
     device: str = "cpu"
     pure: bool = False
     leave_output_tensor: bool = False

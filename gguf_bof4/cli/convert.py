@@ -266,6 +266,13 @@ def convert(
     act_order: Annotated[
         bool, typer.Option(help=f"{_CALIBRATED}: quantize the columns with the largest inputs first.")
     ] = Options.act_order,
+    token_weights: Annotated[
+        bool,
+        typer.Option(
+            help=f"{_CALIBRATED}: weigh each token by how much the model's loss depends on it, which takes a backward "
+            "pass of the model first."
+        ),
+    ] = Options.token_weights,
     device: Annotated[
         str, typer.Option(metavar="DEVICE", help=f"{_CALIBRATED}: device that runs the model: cpu, cuda, cuda:1.")
     ] = Options.device,
@@ -328,6 +335,7 @@ def convert(
                 sample_length=sample_length,
                 damping=damping,
                 act_order=act_order,
+                token_weights=token_weights,
                 device=device,
                 pure=pure,
                 leave_output_tensor=leave_output_tensor,

@@ -21,7 +21,7 @@ from gguf_bof4.encoders.gptq.layer import Layer, Workers
 from gguf_bof4.encoders.gptq.model import Skeleton, first_inputs, make_skeleton, release
 from gguf_bof4.encoders.gptq.samples import make_samples
 from gguf_bof4.encoders.gptq.shares import enough_samples
-from gguf_bof4.encoders.gptq.sources import read_source
+from gguf_bof4.encoders.gptq.sources import read_files, tokens_of
 from gguf_bof4.encoders.gptq.weights import FolderWeights, GgufWeights
 from gguf_bof4.errors import UserError
 from gguf_bof4.gguf_files.model import open_model
@@ -187,7 +187,8 @@ def test_hessian_and_drift_are_those_of_the_inputs(folders: dict[str, Path]) -> 
             names = ["mlp.up_proj", "self_attn.k_proj", "self_attn.q_proj", "mlp.gate_proj"]
             called = [["self_attn.q_proj", "self_attn.k_proj"], ["mlp.gate_proj", "mlp.up_proj"]]
             assert layer.groups(names, inputs.hidden[:1]) == called
-            seen += layer.hessian_and_drift("mlp.down_proj", inputs.hidden, layer, 1.5 * inputs.hidden)
+            (moments,) = layer.moments("mlp.down_proj", inputs.hidden, layer, 1.5 * inputs.hidden)
+            seen += (moments.hessian, moments.drift)
             assert torch.equal(layer.hessian("mlp.down_proj", inputs.hidden), seen[-2])
             workers.close()
         given: list[torch.Tensor] = []
@@ -327,7 +328,7 @@ def test_outputs_are_nearer_to_the_unquantized_model_than_with_search(folders: d
     convert(source, tmp_path / "search.gguf", type="BOF4_S", encoder="search", opq=("off",))
     tokenizer = transformers.AutoTokenizer.from_pretrained(source)
     other = Path(__file__).with_name("test_patch.py")
-    tokens = make_samples(tokenizer, [(other, read_source(other, tokenizer))], 4, 100).tokens
+    tokens = make_samples(tokenizer, [(other, tokens_of(read_files(other), tokenizer))], 4, 100).tokens
     outputs = []
     for path in (source, tmp_path / "gptq.gguf", tmp_path / "search.gguf"):
         skeleton, weights = skeleton_of(path)

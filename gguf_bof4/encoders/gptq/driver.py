@@ -35,7 +35,7 @@ from gguf_bof4.encoders.encoder import (
 )
 from gguf_bof4.encoders.gptq.checkpoint import Checkpoint
 from gguf_bof4.encoders.gptq.estimate import layer_seconds
-from gguf_bof4.encoders.gptq.factor import Drift, Factor, drift, factor
+from gguf_bof4.encoders.gptq.factor import Factor, drift, factor
 from gguf_bof4.encoders.gptq.layer import Layer, Workers, to_device
 from gguf_bof4.encoders.gptq.matching import find_rows
 from gguf_bof4.encoders.gptq.model import (
@@ -51,7 +51,8 @@ from gguf_bof4.encoders.gptq.model import (
 )
 from gguf_bof4.encoders.gptq.samples import make_samples
 from gguf_bof4.encoders.gptq.shares import enough_samples
-from gguf_bof4.encoders.gptq.sources import digest, read_source
+from gguf_bof4.encoders.gptq.sources import digest, read_files, tokens_of
+from gguf_bof4.encoders.gptq import token_weights
 from gguf_bof4.encoders.gptq.weights import Weights, tensor_names
 from gguf_bof4.errors import TooLargeWeightError, UserError
 from gguf_bof4.outlier_choice import Quantile, choose
@@ -83,8 +84,13 @@ def parse_device(name: str) -> torch.device:
     return device
 
 
-def _fingerprint(job: Calibration, count: int, recipe: int) -> dict[str, Any]:
-    """Everything that the result depends on, as JSON."""
+def _fingerprint(job: Calibration, texts: str, count: int, recipe: int) -> dict[str, Any]:
+    """Everything that the result depends on, as JSON.
+
+    Args:
+        texts: a hash of the calibration texts.
+        count: of samples.
+    """
     import transformers
 
     settings = job.settings
@@ -94,11 +100,12 @@ def _fingerprint(job: Calibration, count: int, recipe: int) -> dict[str, Any]:
         "recipe": recipe,
         "source": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
         "types and lists": hashlib.sha256(tensors.encode()).hexdigest(),
-        "calibration text": digest(settings.texts),
+        "calibration text": texts,
         "--calibration-samples": count,
         "--calibration-length": settings.length,
         "--damping": settings.damping,
         "--act-order": settings.act_order,
+        "--token-weights": settings.token_weights,
         "--device": settings.device,
         "sweeps": SWEEPS,
         "versions of torch and transformers": [torch.__version__, transformers.__version__],
@@ -141,12 +148,17 @@ class Unquantized:
 
 @dataclass(frozen=True)
 class _Encoder:
-    """Encodes the tensors of one layer."""
+    """Encodes the tensors of one layer.
+
+    Attributes:
+        token_weights: of each module, float32 [samples, tokens]; None: all tokens count the same.
+    """
 
     source: Path
     settings: CalibrationSettings
     done: Callable[[str, Target | None], None]
     original: Unquantized
+    token_weights: Mapping[str, torch.Tensor] | None
 
     def _compensated(self, target: Target, rows: Floats, wanted: Floats, factored: Factor) -> tuple[Encoded, Floats]:
         """Encode weights with compensation of errors.
@@ -181,15 +193,18 @@ class _Encoder:
     ) -> dict[str, Encoded]:
         """Encode the tensors of linear modules that share an input."""
         self.done(", ".join(targets[name].name.split(".")[2] for name in names), None)
-        hessian, moved = layer.hessian_and_drift(names[0], hidden, self.original.layer, self.original.hidden)
-        _check_finite(hessian, targets[names[0]])
+        weights = [None] if self.token_weights is None else [self.token_weights.get(name) for name in names]
+        moments = layer.moments(names[0], hidden, self.original.layer, self.original.hidden, weights)
+        _check_finite(moments[0].hessian, targets[names[0]])
         factors: dict[Any, Factor] = {}
+        tokens = hidden.shape[0] * hidden.shape[1]
         # on a worker, which has one thread: sums depend on the number of threads, and this thread has any
-        make_drift = partial(drift, hessian, damping=_drift_damping(len(hessian), hidden.shape[0] * hidden.shape[1]))
-        drifted: Drift = layer.workers.map(make_drift, [moved])[0]
+        drifts = layer.workers.map(lambda m: drift(m.hessian, m.drift, _drift_damping(len(m.hessian), tokens)), moments)
         found = {}
-        for name in names:
+        for i, name in enumerate(names):
             target, module = targets[name], layer.module.get_submodule(name)
+            own = i if len(moments) > 1 else 0
+            hessian = moments[own].hessian
             rows = target.read()
             if rows.shape[1] % native.PANEL:
                 diagonal = hessian.diagonal().cpu().numpy().copy()
@@ -203,11 +218,11 @@ class _Encoder:
                 why_not = f"its rows are not those of {name} in transformers"
                 found[target.name] = _block_encoded(target, importance, why_not)
             else:
-                if target.qtype not in factors:
+                if (key := (own, target.qtype)) not in factors:
                     make = partial(factor, hessian, damping=self.settings.damping, act_order=self.settings.act_order)
-                    factors[target.qtype] = layer.workers.map(make, [target.qtype])[0]
-                wanted = rows + drifted.correction(rows, layer.workers)
-                found[target.name], decoded = self._compensated(target, rows, wanted, factors[target.qtype])
+                    factors[key] = layer.workers.map(make, [target.qtype])[0]
+                wanted = rows + drifts[own].correction(rows, layer.workers)
+                found[target.name], decoded = self._compensated(target, rows, wanted, factors[key])
                 back = np.empty_like(decoded)
                 back[places] = decoded
                 assign_linear(layer.module, name, torch.from_numpy(back).to(layer.workers.device))
@@ -311,10 +326,12 @@ def calibrate(job: Calibration, weights: Weights, recipe: int) -> dict[str, Fini
     config = weights.config()
     check_length(config, settings.length, job.source)
     tokenizer = weights.tokenizer()
-    sources = [(source, read_source(source, tokenizer)) for source in settings.texts]
+    files = {source: read_files(source) for source in settings.texts}
+    texts = digest(file for source in settings.texts for file in files[source])
+    sources = [(source, tokens_of(files.pop(source), tokenizer)) for source in dict.fromkeys(settings.texts)]
     samples = make_samples(tokenizer, sources, wanted, settings.length)
     skeleton = make_skeleton(config, job.source)
-    checkpoint = Checkpoint(job.folder, _fingerprint(job, samples.count, recipe), job.restart)
+    checkpoint = Checkpoint(job.folder, _fingerprint(job, texts, samples.count, recipe), job.restart)
     by_layer, outside = _in_layers(job.targets, len(skeleton.layers))
     workers = Workers(settings.threads or os.cpu_count() or 1, device)
     total = sum(t.n_weights for group in by_layer.values() for t in group)
@@ -331,6 +348,14 @@ def calibrate(job: Calibration, weights: Weights, recipe: int) -> dict[str, Fini
             inputs = first_inputs(skeleton, lambda names: weights.fill(skeleton, names), samples.tokens)
             first = checkpoint.finished()
             unquantized = inputs.hidden.clone()
+            weighted = None
+            if settings.token_weights and first < len(skeleton.layers):
+                weighted = token_weights.compute(
+                    job.folder, skeleton, lambda names: weights.fill(skeleton, names),
+                    lambda i: _load_layer(skeleton, weights, i, inputs, workers),
+                    lambda i: _reached(tensor_names(skeleton, i, job.architecture), by_layer[i]),
+                    inputs.hidden, samples.tokens, lambda step: job.progress(step, 0, 0),
+                )  # fmt: skip
             if 0 < first < len(skeleton.layers):
                 inputs.hidden, unquantized = checkpoint.activations(first - 1)
             waiting = _waiting_samples(inputs.hidden.shape[-1], widest, settings.length)
@@ -344,7 +369,8 @@ def calibrate(job: Calibration, weights: Weights, recipe: int) -> dict[str, Fini
                     left = f"{len(skeleton.layers) - first} layers, {samples.count} samples of {settings.length} tokens"
                     job.progress(f"about {duration_text(seconds)}: {left}", 0, NOTE)
                 original = Unquantized(replace(layer, module=copy.deepcopy(layer.module)), unquantized)
-                encoder = _Encoder(job.source, settings, partial(report, i), original)
+                own = None if weighted is None else token_weights.read(weighted, i)
+                encoder = _Encoder(job.source, settings, partial(report, i), original, own)
                 last = i + 1 == len(skeleton.layers)
                 try:
                     if device.type == "cpu":

@@ -10,7 +10,7 @@ summed by one worker over the samples in order.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -241,22 +241,28 @@ class Layer:
     def hessian(self, name: str, hidden: torch.Tensor) -> torch.Tensor:
         """Mean over all tokens of x x^T, x the input of a module, without passes: float32 [n, n], on the device."""
         with self.watched([name]):
-            batches = ((x, None) for x in self._batches(lambda i: self.input_of(name, hidden[i : i + 1]), hidden))
-            total, _ = self._summed(hidden, batches)
-        return total
+            batches = self._batches(lambda i: self.input_of(name, hidden[i : i + 1]), hidden)
+            moments = self._summed(hidden, ((inputs, None) for inputs in batches), [None])
+        return moments[0].hessian
 
-    def hessian_and_drift(
-        self, name: str, hidden: torch.Tensor, original: Layer, unquantized: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def moments(
+        self,
+        name: str,
+        hidden: torch.Tensor,
+        original: Layer,
+        unquantized: torch.Tensor,
+        weights: Sequence[torch.Tensor | None] = (None,),
+    ) -> list[Moments]:
         """Means over all tokens of x x^T and of (y - x) x^T, x the input of a module, y that in the unquantized model.
 
         Args:
             hidden: inputs of the layer in the quantized model, float32 [samples, tokens, width].
             original: the layer with unquantized weights.
             unquantized: its inputs in the unquantized model, float32 [samples, tokens, width].
+            weights: of the tokens, each float32 [samples, tokens] of mean 1; None: all count the same.
 
         Returns:
-            Two float32 [n, n], on the device.
+            The moments with each of the weights.
         """
         with self.watched([name]), original.watched([name]):
             batches = zip(
@@ -266,13 +272,9 @@ class Layer:
             )
             # not in place: the input of a module may be that of the layer, which is needed again
             moved = ((inputs, [y - x for x, y in zip(inputs, own, strict=True)]) for inputs, own in batches)
-            total, drift = self._summed(hidden, moved)
-        assert drift is not None
-        return total, drift
+            return self._summed(hidden, moved, weights)
 
-    def _batches(
-        self, input_of: Callable[[int], torch.Tensor], hidden: torch.Tensor
-    ) -> Iterator[list[torch.Tensor]]:
+    def _batches(self, input_of: Callable[[int], torch.Tensor], hidden: torch.Tensor) -> Iterator[list[torch.Tensor]]:
         """Inputs of a module, for as many samples as are in memory at a time.
 
         Args:
@@ -283,34 +285,59 @@ class Layer:
             yield self.workers.map(input_of, range(start, min(start + at_once, len(hidden))))
 
     def _summed(
-        self, hidden: torch.Tensor, batches: Iterable[tuple[list[torch.Tensor], list[torch.Tensor] | None]]
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        self,
+        hidden: torch.Tensor,
+        batches: Iterable[tuple[list[torch.Tensor], list[torch.Tensor] | None]],
+        weights: Sequence[torch.Tensor | None],
+    ) -> list[Moments]:
         """Means over all tokens of x x^T and, where there are differences d, of d x^T."""
-        totals: list[torch.Tensor] = []
+        totals: list[Moments] = []
+        first = 0
         for inputs, differences in batches:
             n = inputs[0].shape[1]
             if not totals:
-                totals = [torch.zeros(n, n, device=self.workers.device) for _ in range(1 if differences is None else 2)]
-            tile = partial(_add_tile, totals, inputs, differences)
-            # the largest first, so that none of them is the last to start
-            self.workers.map(tile, reversed(range(0, n, _TILE)))
+                empty = [torch.zeros(n, n, device=self.workers.device) for _ in range(2 * len(weights))]
+                totals = [Moments(one, other) for one, other in zip(empty[::2], empty[1::2], strict=True)]
+            for total, own in zip(totals, weights, strict=True):
+                x, d = inputs, differences
+                if own is not None:
+                    roots = own[first : first + len(inputs)].sqrt().to(self.workers.device)
+                    x = [i * root[:, None] for i, root in zip(inputs, roots, strict=True)]
+                    d = d and [i * root[:, None] for i, root in zip(d, roots, strict=True)]
+                # the largest first, so that none of them is the last to start
+                self.workers.map(partial(_add_tile, total, x, d), reversed(range(0, n, _TILE)))
+            first += len(inputs)
         for total in totals:
-            total.div_(hidden.shape[0] * hidden.shape[1])
-        # only tiles on and above the diagonal were summed
-        hessian = totals[0].triu_()
-        hessian += hessian.triu(1).T
-        return hessian, totals[1] if len(totals) > 1 else None
+            for part in (total.hessian, total.drift):
+                part.div_(hidden.shape[0] * hidden.shape[1])
+            # only tiles on and above the diagonal were summed
+            total.hessian.triu_()
+            total.hessian += total.hessian.triu(1).T
+        return totals
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Means over tokens, on the device.
+
+    Attributes:
+        hessian: of x x^T, x the input of a module, float32 [n, n].
+        drift: of (y - x) x^T, y the input in the unquantized model, float32 [n, n].
+    """
+
+    hessian: torch.Tensor
+    drift: torch.Tensor
 
 
 def _add_tile(
-    totals: list[torch.Tensor], inputs: list[torch.Tensor], differences: list[torch.Tensor] | None, first: int
+    total: Moments, inputs: list[torch.Tensor], differences: list[torch.Tensor] | None, first: int
 ) -> None:
     """Add a tile of columns; of the Hessian only its part above the diagonal."""
-    last = min(first + _TILE, len(totals[0]))
+    last = min(first + _TILE, len(total.hessian))
     for x in inputs:
-        totals[0][:last, first:last].addmm_(x[:, :last].T, x[:, first:last])
+        total.hessian[:last, first:last].addmm_(x[:, :last].T, x[:, first:last])
     for x, off in zip(inputs, differences or (), strict=differences is not None):
-        totals[1][:, first:last].addmm_(off.T, x[:, first:last])
+        total.drift[:, first:last].addmm_(off.T, x[:, first:last])
 
 
 class _Inputs(threading.local):
