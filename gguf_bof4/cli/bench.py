@@ -76,7 +76,8 @@ def quality(
             "--encoders",
             metavar="NAME",
             help="absmax, search, random and imatrix (search with an importance matrix of random tokens or of a text), "
-            "gptq; for types of llama.cpp: none, imatrix (default: all).",
+            "gptq; for types of llama.cpp: none, imatrix (default: all). Also gptq:self, gptq:kinds, gptq:self+text: "
+            "calibrated on the model's own text, on texts of several kinds, and on a mixture.",
         ),
     ] = None,
     opq: Annotated[
@@ -85,7 +86,7 @@ def quality(
     ] = None,
     chunks: Annotated[int, typer.Option("--chunks", min=1, help="Chunks of 512 tokens from each text.")] = 16,
     texts: Annotated[
-        list[str] | None, typer.Option("--texts", metavar="NAME", help="test, held-out (default: both).")
+        list[str] | None, typer.Option("--texts", metavar="NAME", help="test, held-out (default: both), code, dialogue, german.")
     ] = None,
     output: Annotated[
         Path, typer.Option("--output", "-o", dir_okay=False, metavar="FILE", help="The CSV file.")
@@ -114,17 +115,17 @@ def quality(
     Options that take names can be repeated, or take several with commas.
     """
     from gguf_bof4.bench import plot, variants
-    from gguf_bof4.bench.quality import SMALL_MODELS, TEXTS, make_plan, run
+    from gguf_bof4.bench.quality import DEFAULT_TEXTS, SMALL_MODELS, TEXTS, make_plan, run
     from gguf_bof4.bench.results import read_rows
     from gguf_bof4.ggml_patch.build import installed_bin
     from gguf_bof4.reference_models import REFERENCE_MODELS
 
     asked = [*(split_names(models) or SMALL_MODELS), *([LARGE_MODEL] if large else [])]
     chosen_models = variants.choose("model", asked, tuple(REFERENCE_MODELS))
-    chosen_texts = variants.choose("text", split_names(texts) or tuple(TEXTS), tuple(TEXTS))
+    chosen_texts = variants.choose("text", split_names(texts) or DEFAULT_TEXTS, tuple(TEXTS))
     chosen = variants.variants(
         variants.choose("type", split_names(types) or variants.TYPES, variants.TYPES),
-        variants.choose("encoder", split_names(encoders) or variants.ENCODERS, variants.ENCODERS),
+        variants.choose("encoder", split_names(encoders) or variants.ENCODERS, (*variants.ENCODERS, *variants.CALIBRATIONS)),
         tuple(dict.fromkeys(map(variants.parse_quantile, split_names(opq) or variants.DEFAULT_QUANTILES))),
     )
     console = table_console()

@@ -60,6 +60,20 @@ llama_token sample(const float * logits, int n, std::mt19937 & random) {
     return (llama_token) std::min<int64_t>(std::upper_bound(sums.begin(), sums.end(), place) - sums.begin(), n - 1);
 }
 
+bool has_metadata(const llama_model * model, const char * key) {
+    return llama_model_meta_val_str(model, key, nullptr, 0) >= 0;
+}
+
+// The token that texts begin with, or behind which they begin. Where the file names none, llama.cpp has a constant, which
+// is right for the vocabularies of SentencePiece only. Negative: there is none.
+llama_token start_token(const llama_model * model) {
+    const llama_vocab * vocab = llama_model_get_vocab(model);
+    if (llama_vocab_type(vocab) == LLAMA_VOCAB_TYPE_SPM || has_metadata(model, "tokenizer.ggml.bos_token_id")) {
+        return llama_vocab_bos(vocab);
+    }
+    return has_metadata(model, "tokenizer.ggml.eos_token_id") ? llama_vocab_eos(vocab) : LLAMA_TOKEN_NULL;
+}
+
 } // namespace
 
 struct bof4_writer {
@@ -144,7 +158,7 @@ static bof4_writer * make_writer(const char * path, int sequences, int length, u
         throw std::runtime_error("the model does not write text from left to right");
     }
     writer->vocab = llama_model_get_vocab(writer->model.get());
-    writer->start = llama_vocab_bos(writer->vocab);
+    writer->start = start_token(writer->model.get());
     if (writer->start < 0 || writer->start >= llama_vocab_n_tokens(writer->vocab)) {
         throw std::runtime_error("the model has no start token (tokenizer.ggml.bos_token_id)");
     }
