@@ -15,6 +15,7 @@ from gguf_bof4.convert.own_text import needed_sequences, own_text, read_texts
 from gguf_bof4.convert.pipeline import Converted
 from gguf_bof4.convert.random_tokens import random_imatrix
 from gguf_bof4.encoders.gptq.shares import enough_samples
+from gguf_bof4.encoders.gptq.sources import check_readable
 from gguf_bof4.ggml_patch.programs import make_imatrix
 from gguf_bof4.gguf_files.model import open_model, part_files
 from gguf_bof4.progress import Progress
@@ -76,6 +77,9 @@ class _Preparation:
     def calibration(self) -> tuple[str, ...]:
         """The calibration texts, the model's own among them."""
         options, texts = self.options, self.options.calibration_sources
+        for text in texts:
+            if text != SELF:
+                check_readable(Path(text))  # now rather than after some minutes of writing
         samples = options.samples or enough_samples(self._widest(), options.sample_length)
         path = self.text(-(-samples // len(texts)) * texts.count(SELF), options.sample_length)
         return tuple(str(path) if text == SELF else text for text in texts)

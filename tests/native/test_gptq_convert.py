@@ -368,7 +368,6 @@ def test_samples_are_spread_over_the_text() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"calibration": None}, "--calibration FILE"),
         ({"encoder": "search"}, "--encoder search runs no model"),
         ({"damping": 1.0}, "--damping 1.0"),
         ({"samples": 0}, "--calibration-samples"),

@@ -83,12 +83,13 @@ def test_first_tokens_have_the_probabilities_of_the_model(tmp_path: Path) -> Non
     )  # fmt: skip
     torch.manual_seed(0)
     model = transformers.LlamaForCausalLM(config)
+    start = torch.tensor([[START]])
     with torch.no_grad():
-        model.lm_head.weight[40:] = -100 * model.lm_head.weight[40:].abs()  # forty tokens count
-        state = model.model(torch.tensor([[1]])).last_hidden_state[0, 0]
-        model.lm_head.weight[:40] += torch.randn(40, 1) * state / state.square().sum()
-        model.lm_head.weight[40:] = -20 * state / state.square().sum()
-        expected = model(torch.tensor([[1]])).logits[0, 0].softmax(0).numpy()[:40]
+        state = model.model(start).last_hidden_state[0, 0]
+        logits = torch.full((49152, 1), -20.0)  # forty tokens count
+        logits[:40] = torch.randn(40, 1)
+        model.lm_head.weight[:] = logits * state / state.square().sum()
+        expected = model(start).logits[0, 0].softmax(0).numpy()[:40]
     model.save_pretrained(tmp_path)
     convert(tmp_path, tmp_path / "model.gguf", type="F32")
     tokens, _ = written(tmp_path / "model.gguf", 50, sequences=200, length=2)

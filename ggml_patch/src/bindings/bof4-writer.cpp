@@ -157,6 +157,10 @@ static bof4_writer * make_writer(const char * path, int sequences, int length, u
     if (llama_model_has_encoder(writer->model.get()) || llama_model_is_diffusion(writer->model.get())) {
         throw std::runtime_error("the model does not write text from left to right");
     }
+    if (const int longest = llama_model_n_ctx_train(writer->model.get()); longest > 0 && length > longest) {
+        throw std::runtime_error("it reads at most " + std::to_string(longest) + " tokens, and samples have " +
+            std::to_string(length) + " (--calibration-length)");
+    }
     writer->vocab = llama_model_get_vocab(writer->model.get());
     writer->start = start_token(writer->model.get());
     if (writer->start < 0 || writer->start >= llama_vocab_n_tokens(writer->vocab)) {

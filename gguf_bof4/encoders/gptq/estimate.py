@@ -36,6 +36,7 @@ def _seconds(call: Callable[[], Any]) -> float:
 
 def _multiply(x: torch.Tensor, total: torch.Tensor) -> None:
     total.addmm_(x.T, x)
+    total[0, 0].item()  # waits for a GPU
 
 
 def _row_seconds(qtype: gguf.GGMLQuantizationType, n: int, threads: int) -> float:
@@ -79,19 +80,18 @@ def layer_seconds(layer: Layer, targets: Mapping[str, Target], hidden: torch.Ten
     groups = [targets[names[0]].shape[-1] for names in layer.groups(targets, hidden[:1])]
     # of the groups, on average half of the layer is in front of them
     runs = min(samples, waiting) + max(0, samples - waiting) * (1 + len(groups) / 2)
-    x, totals = torch.randn(_TOKENS, _WIDTH), [torch.zeros(_WIDTH, _WIDTH) for _ in range(at_once)]
+    x = torch.randn(_TOKENS, _WIDTH, device=workers.device)
+    totals = [torch.zeros(_WIDTH, _WIDTH, device=workers.device) for _ in range(at_once)]
     product = _seconds(lambda: workers.map(partial(_multiply, x), totals)) / at_once
     per_operation = product / (2 * _TOKENS * _WIDTH**2)
-    definite = torch.eye(_WIDTH, dtype=torch.float64)
+    definite = torch.eye(_WIDTH, dtype=torch.float64, device=workers.device)
     cholesky = _seconds(lambda: workers.map(torch.linalg.cholesky_ex, [definite])) / _WIDTH**3
-    operations = 0.0
-    for n in groups:
-        operations += 3 * samples * length * n * n  # half a Hessian and the drift
-    for t in targets.values():
-        operations += 6 * t.n_weights * t.shape[-1]  # the fit: a product, and a solution in double precision
+    moments = sum(3 * samples * length * n * n for n in groups)  # half a Hessian, and the drift
+    # the fit: a product, and a solution in double precision
+    fits = sum(6 * t.n_weights * t.shape[-1] for t in targets.values())
     return (
         2 * runs * forward
-        + operations * per_operation
+        + (moments + fits) * per_operation
         + sum(2 * cholesky * n**3 for n in groups)
         + _encoding_seconds(list(targets.values()), at_once)
     )

@@ -64,6 +64,19 @@ def read_files(source: Path) -> list[TextFile]:
     return found
 
 
+def check_readable(source: Path) -> None:
+    """Check that all files of a source can be opened.
+
+    Raises:
+        UserError: one cannot be.
+    """
+    for path in files_of(source):
+        try:
+            path.open("rb").close()
+        except OSError as error:
+            raise _unreadable(path, error) from error
+
+
 def digest(files: Iterable[TextFile]) -> str:
     """A hash of the contents of all files."""
     made = hashlib.sha256()
