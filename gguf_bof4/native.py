@@ -446,7 +446,7 @@ class Writer(AbstractContextManager["Writer"]):
         self._ended = np.empty(sequences, dtype=np.int32)
 
     def __exit__(self, *_: object) -> None:
-        _, lib = library()
+        lib = library()[1]
         lib.bof4_writer_free(self._writer)
 
     def visible_start(self) -> int | None:

@@ -26,13 +26,15 @@ def _print_plan(plan: Plan, console: Console) -> None:
     table.add_column("estimate", justify="right")
     for step in plan.steps:
         v = step.variant
-        table.add_row(step.model, v.type, v.encoder, v.opq, ", ".join(step.texts), duration_text(step.seconds(plan.chunks)))
+        estimate = duration_text(step.seconds(plan.chunks))
+        table.add_row(step.model, v.type, v.encoder, v.opq, ", ".join(step.texts), estimate)
     console.print(table)
     for model in plan.models:
         console.print(
             f"{model}: {sum(len(step.texts) for step in plan.of_model(model))} rows, about "
-            f"{duration_text(plan.seconds(model))} on two cores ({duration_text(plan.shared_seconds(model))} of them for the "
-            f"unquantized model and its importance matrix), {plan.disk_bytes(model) / 1e9:.1f} GB of disk meanwhile"
+            f"{duration_text(plan.seconds(model))} on two cores ({duration_text(plan.shared_seconds(model))} of them "
+            f"for the unquantized model and its importance matrix), "
+            f"{plan.disk_bytes(model) / 1e9:.1f} GB of disk meanwhile"
         )
     n_missing = sum(len(step.texts) for step in plan.steps)
     console.print(f"{len(plan.rows) - n_missing} of {len(plan.rows)} rows are there, {n_missing} to measure")
@@ -86,7 +88,8 @@ def quality(
     ] = None,
     chunks: Annotated[int, typer.Option("--chunks", min=1, help="Chunks of 512 tokens from each text.")] = 16,
     texts: Annotated[
-        list[str] | None, typer.Option("--texts", metavar="NAME", help="test, held-out (default: both), code, dialogue, german.")
+        list[str] | None,
+        typer.Option("--texts", metavar="NAME", help="test, held-out (default: both), code, dialogue, german."),
     ] = None,
     output: Annotated[
         Path, typer.Option("--output", "-o", dir_okay=False, metavar="FILE", help="The CSV file.")
@@ -123,9 +126,10 @@ def quality(
     asked = [*(split_names(models) or SMALL_MODELS), *([LARGE_MODEL] if large else [])]
     chosen_models = variants.choose("model", asked, tuple(REFERENCE_MODELS))
     chosen_texts = variants.choose("text", split_names(texts) or DEFAULT_TEXTS, tuple(TEXTS))
+    all_encoders = (*variants.ENCODERS, *variants.CALIBRATIONS)
     chosen = variants.variants(
         variants.choose("type", split_names(types) or variants.TYPES, variants.TYPES),
-        variants.choose("encoder", split_names(encoders) or variants.ENCODERS, (*variants.ENCODERS, *variants.CALIBRATIONS)),
+        variants.choose("encoder", split_names(encoders) or variants.ENCODERS, all_encoders),
         tuple(dict.fromkeys(map(variants.parse_quantile, split_names(opq) or variants.DEFAULT_QUANTILES))),
     )
     console = table_console()

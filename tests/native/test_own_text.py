@@ -198,7 +198,7 @@ def test_a_model_that_ends_at_once_is_named(tiny: Path, tmp_path: Path, cache: P
                 values[END] = 1
             stream.seek(tensor.offset)
             stream.write(values.tobytes())
-    with pytest.raises(UserError, match=r"silent\.gguf cannot write .*: it ends its texts after 1\.\d tokens on average"):
+    with pytest.raises(UserError, match=r"silent\.gguf cannot write .*: it ends its texts after 1\.\d tokens on avera"):
         convert(path, tmp_path / "x.gguf", **SHORT)
     assert not list((cache / "own-texts").glob("self-*"))
 

@@ -33,6 +33,7 @@ from gguf_bof4.encoders.encoder import (
     Target,
     too_large_message,
 )
+from gguf_bof4.encoders.gptq import token_weights
 from gguf_bof4.encoders.gptq.checkpoint import Checkpoint
 from gguf_bof4.encoders.gptq.estimate import layer_seconds
 from gguf_bof4.encoders.gptq.factor import Factor, drift, factor
@@ -49,10 +50,9 @@ from gguf_bof4.encoders.gptq.model import (
     make_skeleton,
     release,
 )
-from gguf_bof4.encoders.gptq.samples import make_samples
+from gguf_bof4.encoders.gptq.samples import Samples, make_samples
 from gguf_bof4.encoders.gptq.shares import enough_samples
 from gguf_bof4.encoders.gptq.sources import digest, read_files, tokens_of
-from gguf_bof4.encoders.gptq import token_weights
 from gguf_bof4.encoders.gptq.weights import Weights, tensor_names
 from gguf_bof4.errors import TooLargeWeightError, UserError
 from gguf_bof4.outlier_choice import Quantile, choose
@@ -305,6 +305,20 @@ def _in_layers(targets: Sequence[Target], depth: int) -> tuple[defaultdict[int, 
     return by_layer, outside
 
 
+def _read_samples(settings: CalibrationSettings, tokenizer: Any, widest: int) -> tuple[Samples, str]:
+    """The samples, and a hash of the calibration texts, each of which is read once.
+
+    Args:
+        tokenizer: of transformers.
+        widest: inputs of the widest layer.
+    """
+    wanted = settings.samples or enough_samples(widest, settings.length)
+    files = {source: read_files(source) for source in settings.texts}
+    texts = digest(file for source in settings.texts for file in files[source])
+    sources = [(source, tokens_of(files.pop(source), tokenizer)) for source in dict.fromkeys(settings.texts)]
+    return make_samples(tokenizer, sources, wanted, settings.length), texts
+
+
 def calibrate(job: Calibration, weights: Weights, recipe: int) -> dict[str, Finished]:
     """Encode all targets that belong to decoder layers; layers that are finished in `job.folder` are not repeated.
 
@@ -322,17 +336,13 @@ def calibrate(job: Calibration, weights: Weights, recipe: int) -> dict[str, Fini
     device = parse_device(settings.device)
     job.progress("reading the calibration text", 0, 0)
     widest = max((t.shape[-1] for t in job.targets if t.layer is not None), default=1)
-    wanted = settings.samples or enough_samples(widest, settings.length)
     config = weights.config()
     check_length(config, settings.length, job.source)
-    tokenizer = weights.tokenizer()
-    files = {source: read_files(source) for source in settings.texts}
-    texts = digest(file for source in settings.texts for file in files[source])
-    sources = [(source, tokens_of(files.pop(source), tokenizer)) for source in dict.fromkeys(settings.texts)]
-    samples = make_samples(tokenizer, sources, wanted, settings.length)
+    samples, texts = _read_samples(settings, weights.tokenizer(), widest)
     skeleton = make_skeleton(config, job.source)
     checkpoint = Checkpoint(job.folder, _fingerprint(job, texts, samples.count, recipe), job.restart)
-    by_layer, outside = _in_layers(job.targets, len(skeleton.layers))
+    depth = len(skeleton.layers)
+    by_layer, outside = _in_layers(job.targets, depth)
     workers = Workers(settings.threads or os.cpu_count() or 1, device)
     total = sum(t.n_weights for group in by_layer.values() for t in group)
     done = 0
@@ -341,61 +351,78 @@ def calibrate(job: Calibration, weights: Weights, recipe: int) -> dict[str, Fini
         nonlocal done
         done += target.n_weights if target else 0
         if what:
-            job.progress(f"layer {i + 1} of {len(skeleton.layers)}: {what}", done, total)
+            job.progress(f"layer {i + 1} of {depth}: {what}", done, total)
 
     try:
         with torch.inference_mode():
             inputs = first_inputs(skeleton, lambda names: weights.fill(skeleton, names), samples.tokens)
             first = checkpoint.finished()
             unquantized = inputs.hidden.clone()
-            weighted = None
-            if settings.token_weights and first < len(skeleton.layers):
-                weighted = token_weights.compute(
-                    job.folder, skeleton, lambda names: weights.fill(skeleton, names),
-                    lambda i: _load_layer(skeleton, weights, i, inputs, workers),
-                    lambda i: _reached(tensor_names(skeleton, i, job.architecture), by_layer[i]),
-                    inputs.hidden, samples.tokens, lambda step: job.progress(step, 0, 0),
-                )  # fmt: skip
-            if 0 < first < len(skeleton.layers):
+            weights_of = _token_weights(job, skeleton, weights, inputs, samples, workers, first)
+            if 0 < first < depth:
                 inputs.hidden, unquantized = checkpoint.activations(first - 1)
             waiting = _waiting_samples(inputs.hidden.shape[-1], widest, settings.length)
             done = sum(t.n_weights for i in range(first) for t in by_layer[i])
-            for i in range(first, len(skeleton.layers)):
+            for i in range(first, depth):
                 report(i, "reading weights", None)
                 layer = _load_layer(skeleton, weights, i, inputs, workers)
+                modules = tensor_names(skeleton, i, job.architecture)
                 if i == first:
-                    reached = _reached(tensor_names(skeleton, i, job.architecture), by_layer[i])
-                    seconds = layer_seconds(layer, reached, inputs.hidden, waiting) * (len(skeleton.layers) - first)
-                    left = f"{len(skeleton.layers) - first} layers, {samples.count} samples of {settings.length} tokens"
-                    job.progress(f"about {duration_text(seconds)}: {left}", 0, NOTE)
+                    left = depth - first
+                    _say_estimate(job, layer, _reached(modules, by_layer[i]), inputs.hidden, waiting, left)
                 original = Unquantized(replace(layer, module=copy.deepcopy(layer.module)), unquantized)
-                own = None if weighted is None else token_weights.read(weighted, i)
-                encoder = _Encoder(job.source, settings, partial(report, i), original, own)
-                last = i + 1 == len(skeleton.layers)
-                try:
-                    if device.type == "cpu":
-                        layer.begin(inputs.hidden, waiting)
-                        original.layer.begin(unquantized, waiting)
-                    modules = tensor_names(skeleton, i, job.architecture)
+                encoder = _Encoder(job.source, settings, partial(report, i), original, weights_of(i))
+                last = i + 1 == depth
+                with layer.passing(inputs.hidden, waiting), original.layer.passing(unquantized, waiting):
                     found = encoder.layer(layer, modules, by_layer[i], inputs.hidden)
                     if not last:
                         report(i, "activations", None)
                         layer.advance(inputs.hidden)
                         original.layer.advance(unquantized)
-                finally:
-                    layer.abandon()
-                    original.layer.abandon()
                 release(layer.module)
                 checkpoint.save(i, found, None if last else (inputs.hidden, unquantized))
     finally:
         workers.close()
-    reasons = {name: why for i in range(len(skeleton.layers)) for name, why in checkpoint.why_not(i).items()}
-    inside = {
+    return _inside(checkpoint, by_layer, depth) | outside
+
+
+def _inside(checkpoint: Checkpoint, by_layer: Mapping[int, Sequence[Target]], depth: int) -> dict[str, Finished]:
+    """The targets of finished layers."""
+    reasons = {name: why for i in range(depth) for name, why in checkpoint.why_not(i).items()}
+    return {
         t.name: Finished(partial(checkpoint.read, i, t.name), reasons.get(t.name))
         for i, group in by_layer.items()
         for t in group
     }
-    return inside | outside
+
+
+def _say_estimate(
+    job: Calibration, layer: Layer, targets: Mapping[str, Target], hidden: torch.Tensor, waiting: int, left: int
+) -> None:
+    """Say how long `left` layers like this one take."""
+    seconds = duration_text(left * layer_seconds(layer, targets, hidden, waiting))
+    samples, length, _ = hidden.shape
+    job.progress(f"about {seconds}: {left} layers, {samples} samples of {length} tokens", 0, NOTE)
+
+
+def _token_weights(
+    job: Calibration, skeleton: Skeleton, weights: Weights, inputs: LayerInputs, samples: Samples, workers: Workers,
+    first: int,
+) -> Callable[[int], Mapping[str, torch.Tensor] | None]:  # fmt: skip
+    """Gives the weights of all tokens for the modules of a layer, by their names; None where all count the same.
+
+    Args:
+        first: the first layer that is not finished.
+    """
+    if not job.settings.token_weights or first == len(skeleton.layers):
+        return lambda _: None
+    path = token_weights.compute(
+        job.folder, skeleton, lambda names: weights.fill(skeleton, names),
+        lambda i: _load_layer(skeleton, weights, i, inputs, workers),
+        lambda i: _reached(tensor_names(skeleton, i, job.architecture), job.targets),
+        inputs.hidden, samples.tokens, lambda step: job.progress(step, 0, 0),
+    )  # fmt: skip
+    return partial(token_weights.read, path)
 
 
 def _load_layer(skeleton: Skeleton, weights: Weights, i: int, inputs: LayerInputs, workers: Workers) -> Layer:

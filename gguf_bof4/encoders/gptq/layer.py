@@ -116,11 +116,14 @@ class _Pass:
         else:
             self._go.release()
         self._stopped.acquire()
+        found, self._found = self._found, None
+        return self._checked(found)
+
+    def _checked(self, found: torch.Tensor | None) -> torch.Tensor:
         if self._failure is not None:
             raise self._failure
-        if self._found is None:
+        if found is None:
             raise RuntimeError("a module was not called")
-        found, self._found = self._found, None
         return found
 
     def abandon(self) -> None:
@@ -146,20 +149,22 @@ class Layer:
     workers: Workers
     passes: list[_Pass] = field(default_factory=list)
 
-    def begin(self, hidden: torch.Tensor, count: int) -> None:
-        """Prepare passes of the first `count` samples, which end in `advance` or `abandon`.
+    @contextmanager
+    def passing(self, hidden: torch.Tensor, count: int) -> Iterator[None]:
+        """Passes of the first `count` samples go on within the block; on a GPU there are none.
 
         Args:
             hidden: inputs of the layer, float32 [samples, tokens, width].
         """
-        rows = [hidden[i : i + 1] for i in range(min(count, len(hidden)))]
-        self.passes = [_Pass(partial(self.output, row)) for row in rows]
-
-    def abandon(self) -> None:
-        """End all passes."""
-        for each in self.passes:
-            each.abandon()
-        self.passes = []
+        if self.workers.device.type == "cpu":
+            rows = [hidden[i : i + 1] for i in range(min(count, len(hidden)))]
+            self.passes = [_Pass(partial(self.output, row)) for row in rows]
+        try:
+            yield
+        finally:
+            for each in self.passes:
+                each.abandon()
+            self.passes = []
 
     def output(self, hidden: torch.Tensor) -> torch.Tensor:
         """Outputs for one sample: float32 [1, tokens, width] on the CPU, from inputs of the same shape."""
@@ -312,7 +317,7 @@ class Layer:
                 part.div_(hidden.shape[0] * hidden.shape[1])
             # only tiles on and above the diagonal were summed
             total.hessian.triu_()
-            total.hessian += total.hessian.triu(1).T
+            total.hessian.add_(total.hessian.triu(1).T)
         return totals
 
 

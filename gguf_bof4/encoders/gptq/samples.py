@@ -12,6 +12,7 @@ import torch
 from gguf_bof4.encoders.gptq.shares import shares
 from gguf_bof4.errors import UserError
 
+
 @dataclass(frozen=True)
 class Samples:
     """The tokens that the model reads.

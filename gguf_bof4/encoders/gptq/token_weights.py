@@ -98,9 +98,8 @@ def _loss_gradients(
             given = hidden[i : i + 1].clone().requires_grad_()
             layers[-1] = _Ends(originals[-1], given)
             logits = skeleton.model(input_ids=row[None], use_cache=False).logits[0]
-            nn.functional.cross_entropy(logits[:-1].float(), row[1:], reduction="sum").backward()
-            assert given.grad is not None
-            gradients[i : i + 1] = given.grad
+            loss = nn.functional.cross_entropy(logits[:-1].float(), row[1:], reduction="sum")
+            (gradients[i : i + 1],) = torch.autograd.grad(loss, given)
     finally:
         for i, layer in enumerate(originals):
             layers[i] = layer
