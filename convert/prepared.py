@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from gguf_bof4.convert.huggingface_folder import weight_files
 from gguf_bof4.convert.imatrix import OWN_TEXT_FILE
 from gguf_bof4.convert.options import RANDOM_TOKENS, SELF, Options
 from gguf_bof4.convert.own_text import needed_sequences, own_text, read_texts
@@ -27,6 +28,9 @@ IMATRIX_SAMPLES = 32
 """Chunks of 512 tokens of the model's own text that an importance matrix is made from."""
 
 _CHUNK = 512
+
+_DESCRIPTIONS = {".json", ".model", ".txt", ".tiktoken", ".jinja", ".py"}
+"""Suffixes of the files of a folder that describe the model and its tokenizer."""
 
 
 @dataclass
@@ -56,7 +60,8 @@ class _Preparation:
     def _files(self) -> Sequence[Path]:
         if not self.source.is_dir():
             return part_files(self.source)
-        return [p for p in self.source.rglob("*") if p.is_file() and p.suffix != ".gguf"]
+        descriptions = (p for p in self.source.iterdir() if p.is_file() and p.suffix in _DESCRIPTIONS)
+        return [*weight_files(self.source), *descriptions]
 
     def _widest(self) -> int:
         """Inputs of the widest layer."""

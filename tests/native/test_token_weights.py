@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -59,10 +60,11 @@ def test_they_are_the_squared_gradients_of_the_whole_model(folder: Path, tmp_pat
         found = token_weights.read(path, i)
         assert set(found) == set(modules(i))
         seen: dict[str, torch.Tensor] = {}
-        hooks = [
-            layer.get_submodule(name).register_forward_hook(lambda _, __, out, name=name: seen.update({name: out}))
-            for name in found
-        ]
+
+        def note(_: object, __: object, output: torch.Tensor, name: str, seen: dict[str, torch.Tensor] = seen) -> None:
+            seen[name] = output
+
+        hooks = [layer.get_submodule(name).register_forward_hook(partial(note, name=name)) for name in found]
         logits = model(tokens, use_cache=False).logits
         loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten(), reduction="sum")
         gradients = torch.autograd.grad(loss, [seen[name] for name in found])
