@@ -77,7 +77,7 @@ def test_they_are_the_squared_gradients_of_the_whole_model(folder: Path, tmp_pat
 
 
 def test_the_option_changes_the_codes_and_threads_do_not(tmp_path: Path) -> None:
-    source = family_folder(tmp_path, "smollm")
+    source = family_folder(tmp_path, "llama")
     options = {
         "encoder": "gptq", "type": "BOF4_S", "samples": 4, "sample_length": 48, "calibration": str(Path(__file__)),
     }  # fmt: skip

@@ -175,7 +175,7 @@ def compute(
     depth = len(skeleton.layers)
     stored = [folder / f"inputs-{i:05d}.safetensors" for i in range(depth)]
     with _differentiable():
-        hidden = first.clone()
+        hidden, tokens = first.clone(), tokens.clone()
         for i in range(depth):
             report(f"token weights, forward: layer {i + 1} of {depth}")
             save_file({"hidden": hidden}, stored[i])
