@@ -15,7 +15,7 @@ from gguf_bof4.convert.huggingface_folder import check_folder
 from gguf_bof4.convert.options import Options
 from gguf_bof4.convert.output import check_folder_of, output_path, publish, refuse_existing, refuse_source, staging
 from gguf_bof4.convert.pipeline import Converted
-from gguf_bof4.convert.prepared import prepared
+from gguf_bof4.convert.preparation import prepared
 from gguf_bof4.convert.report import ConversionReport, TensorReport
 from gguf_bof4.encoders import ENCODERS
 from gguf_bof4.errors import UserError

@@ -34,8 +34,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small model with SmolLM2's tokenizer."""
-    return family_folder(tmp_path_factory.mktemp("smollm"), "smollm")
+    """A small model with a vocabulary of 400 tokens."""
+    return family_folder(tmp_path_factory.mktemp("llama"), "llama")
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,6 @@ def test_texts_are_kept_in_the_cache_and_are_the_default_of_gptq(
     (kept,) = (cache / "own-texts").iterdir()
     texts = [json.loads(line)["text"] for line in kept.read_text().splitlines()]
     assert len(texts) >= 5
-    assert all(text.startswith("<|im_start|>") for text in texts)
     total = max(total for step, _, total in steps if step.startswith("the model writes"))
     assert ("the model writes its calibration text", total, total) in steps
     notes = [step for step, _, total in steps if total == NOTE]
@@ -144,7 +143,7 @@ def test_mixed_with_other_texts(file: Path, tmp_path: Path, cache: Path) -> None
 
 def test_importance_matrices(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a folder, too, which is converted for it."""
-    monkeypatch.setattr("gguf_bof4.convert.prepared.IMATRIX_SAMPLES", 2)
+    monkeypatch.setattr("gguf_bof4.convert.preparation.IMATRIX_SAMPLES", 2)
     monkeypatch.setattr("gguf_bof4.convert.random_tokens.CHUNKS", 2)
     written = {}
     for kind in (None, "self", "random"):
@@ -167,10 +166,13 @@ def changed(source: Path, target: Path, old: bytes, new: bytes) -> Path:
     return target
 
 
-def test_models_that_cannot_write_are_named(file: Path, tiny: Path, minilm_folder: Path, tmp_path: Path) -> None:
+def test_models_that_cannot_write_are_named(tiny: Path, minilm_folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "bytes.gguf"  # byte-level BPE, for which llama.cpp's own start token is wrong
+    convert(family_folder(tmp_path, "smollm"), file, type="F32")
     no_end = changed(file, tmp_path / "no-end.gguf", b"ggml.eos_token_id", b"ggml.eos_token_xx")
     with Writer(no_end, 1, 8, 0) as writer:
         assert writer.visible_start() == START
+        assert writer.text([START, 9690, START]) == "<|im_start|>system<|im_start|>"
     no_start = changed(no_end, tmp_path / "no-start.gguf", b"ggml.bos_token_id", b"ggml.bos_token_xx")
     message = r"no-start\.gguf cannot write a calibration text of its own: .*start token.*--calibration FILE"
     with pytest.raises(UserError, match=message) as refused:
