@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from gguf_bof4.convert.options import Options
 from gguf_bof4.encoders.gptq.samples import make_samples
 from gguf_bof4.encoders.gptq.shares import shares
-from gguf_bof4.encoders.gptq.sources import digest, files_of, read_files, tokens_of
+from gguf_bof4.encoders.gptq.sources import check_readable, digest, files_of, read_files, tokens_of
 from gguf_bof4.errors import UserError
 
 WORDS = ("<unk>", "<user>", "<assistant>", "hello", "good", "day", "bye")
@@ -114,10 +114,11 @@ def test_a_model_without_a_chat_template(tmp_path: Path, tokenizer: Any) -> None
 def test_what_cannot_be_read_is_named(tmp_path: Path, tokenizer: Any) -> None:
     missing, empty = tmp_path / "missing.txt", tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(UserError, match=r"missing\.txt cannot be read: No such file"):
-        read_files(missing)
-    with pytest.raises(UserError, match=r"the calibration folder .*empty has no files"):
-        read_files(empty)
+    for read in (read_files, check_readable):
+        with pytest.raises(UserError, match=r"missing\.txt cannot be read: No such file"):
+            read(missing)
+        with pytest.raises(UserError, match=r"the calibration folder .*empty has no files"):
+            read(empty)
 
 
 def test_one_tiny_text_among_others_is_named(tokenizer: Any) -> None:
