@@ -50,7 +50,7 @@ def measuring_seconds(model: str, chunks: int) -> float:
 
 def making_seconds(model: str, variant: Variant) -> float:
     """To make the quantized file."""
-    return _ENCODING_SECONDS[variant.encoder] * SIZES[model].weights + 1
+    return _ENCODING_SECONDS[variant.encoder.partition(":")[0]] * SIZES[model].weights + 1
 
 
 def imatrix_seconds(model: str, chunks: int) -> float:

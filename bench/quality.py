@@ -31,11 +31,36 @@ from gguf_bof4.convert import convert, random_tokens
 from gguf_bof4.errors import UserError
 from gguf_bof4.ggml_patch.programs import make_imatrix
 from gguf_bof4.gguf_files.model import Model, open_model
+from gguf_bof4.progress import duration_text
 from gguf_bof4.reference_models import REFERENCE_MODELS, reference_model
-from gguf_bof4.reference_texts import calibration_text, evaluation_text, held_out_text
+from gguf_bof4.reference_texts import (
+    calibration_text,
+    code_text,
+    dialogue_text,
+    evaluation_text,
+    german_text,
+    held_out_text,
+    licences_text,
+    quotations_text,
+)
 
-TEXTS: Mapping[str, Callable[[], Path]] = {"test": evaluation_text, "held-out": held_out_text}
-"""Nothing is tuned on the second; calibration uses a third text."""
+TEXTS: Mapping[str, Callable[[], Path]] = {
+    "test": evaluation_text,
+    "held-out": held_out_text,
+    "code": code_text,
+    "dialogue": dialogue_text,
+    "german": german_text,
+}
+"""Nothing is tuned on any but the first; calibration uses other texts."""
+
+DEFAULT_TEXTS = ("test", "held-out")
+
+CALIBRATION_TEXTS: Mapping[str, Callable[[], Path]] = {
+    "calibration": calibration_text,
+    "quotations": quotations_text,
+    "licences": licences_text,
+}
+"""Texts to calibrate with, by the names that `variants.CALIBRATIONS` has for them."""
 
 ENCODERS = tuple(encoder.name for encoder in encoders.ENCODERS)
 """Of the converter."""
@@ -143,7 +168,9 @@ def our_options(variant: Variant, imatrix: Path) -> dict[str, Any]:
     if variant.encoder in WEIGHTED:
         options["imatrix"] = str(imatrix)
     if encoders.encoder_of(variant.converter_encoder).calibrate is not None:
-        options["calibration"] = str(calibration_text())
+        options["calibration"] = tuple(
+            str(CALIBRATION_TEXTS[name]()) if name in CALIBRATION_TEXTS else name for name in variant.calibration
+        )
     return options
 
 
@@ -208,13 +235,6 @@ class ModelBench:
         path.unlink()
 
 
-def time_text(seconds: float) -> str:
-    """A duration for people."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
 def run(plan: Plan, output: Path, threads: int, say: Say) -> None:
     """Run the plan, one step at a time; each row is in `output` as soon as it is measured.
 
@@ -250,5 +270,5 @@ def run(plan: Plan, output: Path, threads: int, say: Say) -> None:
                 divergences = ", ".join(f"{row.mean_kld:.4g} on {row.text}" for row in measured)
                 say(
                     f"{n_done} of {n_rows} rows  {model} {step.variant}: {measured[0].bits_per_weight:.3f} bits, "
-                    f"KLD {divergences}  ({time_text(left)} left)"
+                    f"KLD {divergences}  ({duration_text(left)} left)"
                 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from gguf_bof4.bench.nf4 import NF4
@@ -24,6 +24,13 @@ WEIGHTED = ("random", "imatrix")
 OUR_ENCODERS = tuple(
     name for encoder in CONVERTER_ENCODERS for name in (encoder.name, *(WEIGHTED if encoder is DEFAULT else ()))
 )
+
+CALIBRATIONS: Mapping[str, tuple[str, ...]] = {
+    "gptq:self": ("self",),
+    "gptq:kinds": ("calibration", "quotations", "licences"),
+    "gptq:self+text": ("self", "calibration"),
+}
+"""gptq with other calibration texts than the usual one, which is "calibration": measured where they are named."""
 
 CALIBRATED = tuple(encoder.name for encoder in CONVERTER_ENCODERS if encoder.calibrate is not None)
 PEER_ENCODERS = ("none", "imatrix", *CALIBRATED)
@@ -72,7 +79,12 @@ class Variant:
     @property
     def converter_encoder(self) -> str:
         """The name of the encoder for the converter."""
-        return DEFAULT.name if self.encoder in WEIGHTED else self.encoder
+        return DEFAULT.name if self.encoder in WEIGHTED else self.encoder.partition(":")[0]
+
+    @property
+    def calibration(self) -> tuple[str, ...]:
+        """The calibration texts, by their names in the benches."""
+        return CALIBRATIONS.get(self.encoder, ("calibration",))
 
     def __str__(self) -> str:
         lists = "" if self.opq == NO_LISTS else f", lists {self.opq}"
@@ -123,7 +135,7 @@ def variants(types: Sequence[str], encoders: Sequence[str], quantiles: Sequence[
     found = []
     for name in types:
         if name in OUR_TYPES:
-            found += [Variant(name, e, q) for e in OUR_ENCODERS if e in encoders for q in quantiles]
+            found += [Variant(name, e, q) for e in (*OUR_ENCODERS, *CALIBRATIONS) if e in encoders for q in quantiles]
         else:
             found += [Variant(name, e) for e in PEER_ENCODERS if e in encoders and _is_possible(name, e)]
     return tuple(found)

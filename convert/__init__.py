@@ -15,7 +15,7 @@ from gguf_bof4.convert.huggingface_folder import check_folder
 from gguf_bof4.convert.options import Options
 from gguf_bof4.convert.output import check_folder_of, output_path, publish, refuse_existing, refuse_source, staging
 from gguf_bof4.convert.pipeline import Converted
-from gguf_bof4.convert.random_tokens import with_importance
+from gguf_bof4.convert.preparation import prepared
 from gguf_bof4.convert.report import ConversionReport, TensorReport
 from gguf_bof4.encoders import ENCODERS
 from gguf_bof4.errors import UserError
@@ -95,12 +95,12 @@ def convert(
         refuse_existing([output], chosen.force)
     run = from_huggingface.convert_folder if source.is_dir() else _convert_file
     if chosen.dry_run:
-        with with_importance(chosen, source, progress) as options_of_run:
+        with prepared(chosen, source, run, progress) as options_of_run:
             converted = run(source, output, None, options_of_run, progress)
         outputs = converted.outputs
         after = sum(t.nbytes for t in converted.tensors)
     else:
-        with staging(output) as folder, with_importance(chosen, source, progress) as options_of_run:
+        with staging(output) as folder, prepared(chosen, source, run, progress) as options_of_run:
             converted = run(source, output, folder, options_of_run, progress)
             outputs = publish(folder, output, chosen.force)
         for encoder in ENCODERS:

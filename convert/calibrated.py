@@ -79,6 +79,7 @@ def calibrated(
                 length=options.sample_length,
                 damping=options.damping,
                 act_order=options.act_order,
+                token_weights=options.token_weights,
                 device=options.device,
                 threads=options.threads,
             ),

@@ -15,7 +15,7 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
-from gguf_bof4.convert.options import RANDOM_TOKENS, Options
+from gguf_bof4.convert.options import RANDOM_TOKENS, SELF, Options
 from gguf_bof4.convert.policy import is_embedding
 from gguf_bof4.errors import UserError
 from gguf_bof4.gguf_files.model import Model, Tensor, open_model
@@ -23,8 +23,8 @@ from gguf_bof4.gguf_files.model import Model, Tensor, open_model
 Floats = npt.NDArray[np.float32]
 
 _SUMS, _COUNTS = ".in_sum2", ".counts"
-RANDOM_TOKENS_FILE = "random tokens"
-"""The dataset of a matrix that is made for one conversion in a temporary folder."""
+RANDOM_TOKENS_FILE, OWN_TEXT_FILE = "random tokens", "own text"
+"""The datasets of matrices that are made for one conversion in a temporary folder."""
 
 _REMEDY = "make it again with llama-imatrix"
 
@@ -70,7 +70,7 @@ class Imatrix:
 
     def metadata(self) -> dict[str, str | int]:
         """The metadata that llama-quantize adds to a file made with it."""
-        temporary = self.dataset == RANDOM_TOKENS_FILE
+        temporary = self.dataset in {RANDOM_TOKENS_FILE, OWN_TEXT_FILE}
         found: dict[str, str | int] = {"quantize.imatrix.file": self.path.name if temporary else str(self.path)}
         if self.dataset is not None:
             found["quantize.imatrix.dataset"] = self.dataset
@@ -186,9 +186,9 @@ def chosen(options: Options) -> Imatrix | None:
     Raises:
         UserError: as `load`.
     """
-    if options.imatrix is None or options.imatrix == RANDOM_TOKENS:
+    if options.imatrix in {None, RANDOM_TOKENS, SELF}:
         return None
-    return load(Path(options.imatrix))
+    return load(Path(str(options.imatrix)))
 
 
 def load(path: Path) -> Imatrix:

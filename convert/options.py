@@ -23,6 +23,9 @@ It is the paper's; on the reference models it lowers the KL divergence by 14 % f
 RANDOM_TOKENS = "random"
 """The value of --imatrix that makes an importance matrix by running the model on random tokens."""
 
+SELF = "self"
+"""The value of --calibration and --imatrix for a text that the model itself writes."""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -38,13 +41,14 @@ class Options:
         opq_bits: bits per weight for outliers that are chosen by what they save, in the place of a quantile for all
             tensors.
         encoder: name of one of the encoders.
-        imatrix: path of an importance matrix of llama-imatrix; RANDOM_TOKENS makes one.
+        imatrix: path of an importance matrix of llama-imatrix; RANDOM_TOKENS and SELF make one.
         calibration: path of the calibration text of an encoder that runs the model, or several: files, folders, JSON
-            Lines of chats.
+            Lines of chats, or SELF, which None means, too.
         samples: number of windows of that text; None: as many as the widest layer needs.
         sample_length: tokens in each.
         damping: Hessian damping, as a fraction of the mean diagonal.
         act_order: columns with the largest inputs are quantized first.
+        token_weights: tokens count by how much the model's loss depends on the outputs of a matrix for them.
         device: that runs the model, as torch names it.
         pure: embeddings and output get `type`, too.
         leave_output_tensor: output.weight keeps its type.
@@ -69,6 +73,7 @@ class Options:
     sample_length: int = 512
     damping: float = 0.5
     act_order: bool = True
+    token_weights: bool = False
     device: str = "cpu"
     pure: bool = False
     leave_output_tensor: bool = False
@@ -125,10 +130,17 @@ class Options:
         return parse_rules(self.opq, DEFAULT_OPQ, self.opq_bits)
 
     @property
+    def calibration_sources(self) -> tuple[str, ...]:
+        """The calibration texts that an encoder which runs the model reads: paths, or SELF."""
+        if self.chosen_encoder.calibrate is None:
+            return ()
+        given = self.calibration or SELF
+        return (given,) if isinstance(given, str) else given
+
+    @property
     def calibration_texts(self) -> tuple[Path, ...]:
-        """The calibration texts."""
-        given = self.calibration or ()
-        return tuple(Path(text) for text in ((given,) if isinstance(given, str) else given))
+        """The same as paths, where SELF has been replaced by one."""
+        return tuple(Path(text) for text in self.calibration_sources)
 
     @property
     def split_bytes(self) -> int:
@@ -160,11 +172,9 @@ class Options:
 
     def _check_calibration(self, encoder: Encoder) -> None:
         if encoder.calibrate is None:
-            if self.calibration_texts:
+            if self.calibration:
                 raise UserError(f"--encoder {encoder.name} runs no model, so it takes no --calibration")
             return
-        if not self.calibration_texts:
-            raise UserError(f"--encoder {encoder.name} runs the model on a text: give one with --calibration FILE")
         if (self.samples is not None and self.samples < 1) or self.sample_length < 2:
             raise UserError("--calibration-samples must be 1 or more, --calibration-length 2 or more")
         if not 0.0 <= self.damping < 1.0:

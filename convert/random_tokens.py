@@ -6,19 +6,14 @@ give most of what a text gives (bench/NOTES.md). No text has to be chosen, and n
 
 from __future__ import annotations
 
-import contextlib
 import random
-import tempfile
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 from gguf_bof4.convert.imatrix import RANDOM_TOKENS_FILE
-from gguf_bof4.convert.options import RANDOM_TOKENS, Options
 from gguf_bof4.errors import UserError
 from gguf_bof4.ggml_patch.programs import make_imatrix
 from gguf_bof4.gguf_files.model import Model, open_model
-from gguf_bof4.progress import Progress
+from gguf_bof4.progress import Progress, no_progress
 
 CHUNKS = 8
 """Chunks of 512 tokens: the mean square of an input is then known to a few percent."""
@@ -65,7 +60,7 @@ def words(model: Model) -> list[str]:
     return found
 
 
-def random_imatrix(source: Path, folder: Path, threads: int) -> Path:
+def random_imatrix(source: Path, folder: Path, threads: int, progress: Progress = no_progress) -> Path:
     """The importance matrix of a GGUF file on random tokens, in `folder`.
 
     Raises:
@@ -79,29 +74,6 @@ def random_imatrix(source: Path, folder: Path, threads: int) -> Path:
     make_imatrix(
         source, Path(text.name), Path(target.name), CHUNKS, threads,
         remedy="Convert without --imatrix, or give it a file that was made elsewhere.", folder=folder,
+        progress=progress,
     )  # fmt: skip
     return target
-
-
-@contextlib.contextmanager
-def with_importance(options: Options, source: Path, progress: Progress) -> Iterator[Options]:
-    """The options, with the path of an importance matrix instead of "random".
-
-    Raises:
-        UserError: the source is a folder, which llama-imatrix cannot run, or the run failed.
-    """
-    if options.imatrix != RANDOM_TOKENS:
-        yield options
-        return
-    if source.is_dir():
-        raise UserError(
-            f"--imatrix {RANDOM_TOKENS} runs a GGUF file, and {source} is a folder: make a GGUF file of it with "
-            "convert_hf_to_gguf.py --outtype bf16 and convert that"
-        )
-    if options.dry_run:
-        yield options
-        return
-    progress("running the model on random tokens", 0, 0)
-    with tempfile.TemporaryDirectory() as folder:
-        # not resolved: the target of a symbolic link, such as a blob of a cache, may lack the name of a part
-        yield replace(options, imatrix=str(random_imatrix(source.absolute(), Path(folder), options.threads)))

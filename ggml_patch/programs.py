@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 from gguf_bof4.errors import UserError
 from gguf_bof4.ggml_patch.build import program_path
+from gguf_bof4.progress import NOTE, Progress, duration_text, no_progress
+
+_ESTIMATE = re.compile(r"seconds per pass - ETA (?:(\d+) hours )?([\d.]+) minutes")
+"""What llama-imatrix prints after the first chunk."""
 
 
 def thread_options(threads: int) -> list[str]:
@@ -57,14 +62,37 @@ def run_program(
 
 
 def make_imatrix(
-    source: Path, text: Path, target: Path, chunks: int, threads: int, remedy: str, folder: Path | None = None
+    source: Path,
+    text: Path,
+    target: Path,
+    chunks: int,
+    threads: int,
+    remedy: str,
+    folder: Path | None = None,
+    special: bool = False,
+    progress: Progress = no_progress,
 ) -> None:
     """llama-imatrix on the first `chunks` chunks of 512 tokens of a text.
+
+    Args:
+        special: names of special tokens in the text are these tokens.
+        progress: called with an estimate of the time after the first chunk.
 
     Raises:
         UserError: as `run_program`.
     """
+    noted = False
+
+    def on_output(output: str) -> None:
+        nonlocal noted
+        if not noted and (found := _ESTIMATE.search(output)):
+            noted = True
+            seconds = duration_text(3600 * int(found[1] or 0) + 60 * float(found[2]))
+            progress(f"about {seconds}: importance matrix, {chunks} chunks of 512 tokens", 0, NOTE)
+
+    progress("making an importance matrix", 0, 0)
     run_program(
-        "llama-imatrix", "-m", source, "-f", text, "-o", target, "-c", "512", "--chunks", str(chunks), "--no-ppl",
-        *thread_options(threads), remedy=remedy, folder=folder,
+        "llama-imatrix", "-m", source, "-f", text, "-o", target, "-c", "512", "--chunks", str(chunks),
+        "--no-ppl", *(["--parse-special"] if special else []), *thread_options(threads), remedy=remedy, folder=folder,
+        on_output=on_output,
     )  # fmt: skip

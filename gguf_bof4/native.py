@@ -10,7 +10,9 @@ import functools
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from enum import IntEnum
+from pathlib import Path
 from typing import Any
 
 import cffi
@@ -29,7 +31,7 @@ Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 TensorType = gguf.GGMLQuantizationType
 
-_HEADERS = ("bof4-bindings.h", "bof4-timing.h")
+_HEADERS = ("bof4-bindings.h", "bof4-timing.h", "bof4-writer.h")
 _LIBRARY_NAMES = {"darwin": "libbof4.dylib", "win32": "bof4.dll"}
 _BF16 = gguf.GGMLQuantizationType.BF16
 
@@ -419,3 +421,57 @@ def allows_quantization(architecture: str, name: str, shape: Sequence[int]) -> b
     ffi, lib = library()
     ne = ffi.new("int64_t[]", list(reversed([int(n) for n in shape])))
     return bool(_checked(lib.bof4_allows_quantization(architecture.encode(), name.encode(), len(shape), ne)))
+
+
+class Writer(AbstractContextManager["Writer"]):
+    """A model that writes text by llama.cpp on the CPU: samples of its own distribution, many sequences at once.
+
+    Args:
+        path: a GGUF file, the first of its parts.
+        sequences: written at once.
+        length: tokens of a text at most, the start token included.
+        seed: the same seed gives the same text, with any number of threads.
+        threads: 0 for all cores.
+
+    Raises:
+        NativeError: llama.cpp cannot load the model, it has no start token, or it cannot write text.
+    """
+
+    def __init__(self, path: Path, sequences: int, length: int, seed: int, threads: int = 0) -> None:
+        ffi, lib = library()
+        self._writer = lib.bof4_writer_new(str(path).encode(), sequences, length, seed, threads)
+        if self._writer == ffi.NULL:
+            raise NativeError(_string(lib.bof4_last_error()))
+        self._tokens = np.empty(sequences, dtype=np.int32)
+        self._ended = np.empty(sequences, dtype=np.int32)
+
+    def __exit__(self, *_: object) -> None:
+        lib = library()[1]
+        lib.bof4_writer_free(self._writer)
+
+    def visible_start(self) -> int | None:
+        """The start token; None where the tokenizer puts it in front of every text anyway."""
+        _, lib = library()
+        token = int(lib.bof4_writer_visible_start(self._writer))
+        return None if token < 0 else token
+
+    def next(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
+        """The next token of each sequence, int32 [sequences], and whether its text ends with it, bool [sequences].
+
+        Raises:
+            NativeError: the model gives no numbers.
+        """
+        _, lib = library()
+        _checked(int(lib.bof4_writer_next(self._writer, _ints(self._tokens), _ints(self._ended))))
+        return self._tokens.copy(), self._ended != 0
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """Tokens as text, special ones by their names; bytes that are no UTF-8 are replaced."""
+        ffi, lib = library()
+        array = np.array(tokens, dtype=np.int32)
+        needed = -int(lib.bof4_writer_text(self._writer, _ints(array), array.size, ffi.NULL, 0))
+        if needed <= 0:
+            return ""
+        buffer = ffi.new("char[]", needed)
+        lib.bof4_writer_text(self._writer, _ints(array), array.size, buffer, needed)
+        return bytes(ffi.buffer(buffer)).decode(errors="replace")

@@ -6,7 +6,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 Progress = Callable[[str, int, int], None]
-"""Called with the current step, the units done, and the units in all (0: unknown). The unit is the caller's."""
+"""Called with the current step, the units done, and the units in all (0: unknown). The unit is the caller's.
+
+With NOTE for the units in all the step is a line that stays, such as an estimate of the time.
+"""
+
+NOTE = -1
+
+
+def duration_text(seconds: float) -> str:
+    """A duration for people."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def no_progress(step: str, done: int, total: int) -> None:
@@ -15,7 +27,7 @@ def no_progress(step: str, done: int, total: int) -> None:
 
 @contextmanager
 def progress_bar(first_step: str, *, steps_of: str | None = None) -> Iterator[Progress]:
-    """A progress bar on standard error, where that is a terminal.
+    """A progress bar on standard error, where that is a terminal; notes are printed there in any case.
 
     Args:
         first_step: shown until the first report.
@@ -46,6 +58,9 @@ def progress_bar(first_step: str, *, steps_of: str | None = None) -> Iterator[Pr
 
         def report(step: str, done: int, total: int) -> None:
             nonlocal printed
+            if total == NOTE:
+                console.print(step, markup=False, highlight=False, soft_wrap=True)
+                return
             bar.update(task, description=step, completed=done, total=total or None)
             if steps_of and step != printed:
                 printed = step

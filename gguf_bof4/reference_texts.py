@@ -1,7 +1,7 @@
-"""The two texts that quality is measured on, from Debian's packages: one to calibrate with, one to test on.
+"""The texts that quality is measured on, from Debian's packages: some to calibrate with, some to test on.
 
-Both are English technical prose and share no author: The Debian Administrator's Handbook and The Rust
-Programming Language.
+Two of them are English technical prose and share no author: The Debian Administrator's Handbook, to calibrate with, and
+The Rust Programming Language, to test on. The others are of other kinds.
 """
 
 from __future__ import annotations
@@ -24,7 +24,18 @@ from gguf_bof4.paths import atomic_path, models_folder
 CALIBRATION_SHA256 = "0596d4ade4dd41c85403719c45161b12e42eacb2989e60130ced98a468624d47"
 HELD_OUT_SHA256 = "06819d1abf9b9908edd3a7ea8fe55c7e903d4df7395acc1960c5820296ff2a22"
 EVALUATION_SHA256 = "d5c04519daac5c47e8e77d912bbcda8eda99e1f98f877c69c4e2ad0314b86b95"
+CODE_SHA256 = "ea360c9da1339d3c0666bd650326ec44ce4da3fc8511d1a389a948a7ad3b62f5"
+DIALOGUE_SHA256 = "4b18a711e9eaaeeb46f17acf07e6a91fc167d631f562a0229b4d35ebb41020ac"
+GERMAN_SHA256 = "21493c35e733f71e83c32b247eb5992372729e65420afef83fa4edb0e10560c9"
+QUOTATIONS_SHA256 = "c802e28eb5b9b23ea1f738774f83e051a4d34427830ccc4121a2d022ec0010dd"
+LICENCES_SHA256 = "c5de23251ddf3a30e715d0b3c609039fae08a76ea05e39e190b96400b66c61e2"
 
+_SAID = re.compile(
+    r'\[message\]\s*speaker=([\w ]+)\n(?:(?!\[/message\]).)*?message=\s*_\s*"([^"]+)"', re.DOTALL
+)
+"""Speaker and words of a message of Battle for Wesnoth."""
+
+_SHORT_PARAGRAPH = 80  # characters; shorter ones of the Debian Reference are headings and tables of contents
 _SHORT_PAGE = 1500  # characters; shorter pages of the handbook are covers and licences
 
 
@@ -141,6 +152,81 @@ def held_out_text() -> Path:
         return "\n\n".join(" ".join(paragraph.split()) for paragraph in essays.split("\n\n"))
 
     return _cached_text("heldout.txt", HELD_OUT_SHA256, make)
+
+
+def _read_all(folder: Path, pattern: str) -> str:
+    return "\n\n".join(path.read_text("utf-8", errors="ignore").strip() for path in sorted(folder.glob(pattern)))
+
+
+def code_text() -> Path:
+    """code.txt, 1.9 MB: Python modules of Mercurial. Nothing is calibrated on code.
+
+    Raises:
+        UserError: there is no apt-get, or it could not fetch the package.
+    """
+
+    def make(work: Path) -> str:
+        return _read_all(_unpack_debian_package("mercurial-common", work), "**/mercurial/[a-h]*.py")
+
+    return _cached_text("code.txt", CODE_SHA256, make)
+
+
+def dialogue_text() -> Path:
+    """dialogue.txt, 57 kB: what the figures of a campaign of Battle for Wesnoth say to each other.
+
+    Raises:
+        UserError: there is no apt-get, or it could not fetch the package.
+    """
+
+    def make(work: Path) -> str:
+        scenarios = _read_all(_unpack_debian_package("wesnoth-1.16-did", work), "**/scenarios/*.cfg")
+        said = _SAID.findall(scenarios)
+        return "\n".join(f"{speaker.strip()}: {' '.join(words.split())}" for speaker, words in said)
+
+    return _cached_text("dialogue.txt", DIALOGUE_SHA256, make)
+
+
+def german_text() -> Path:
+    """german.txt, 0.5 MB: the Debian Reference in German.
+
+    Raises:
+        UserError: there is no apt-get, or it could not fetch the package.
+    """
+
+    def make(work: Path) -> str:
+        pages = sorted(_unpack_debian_package("debian-reference-de", work).glob("**/ch*.de.html"))
+        paragraphs = "\n\n".join(map(_read_prose, pages)).split("\n\n")
+        return "\n\n".join(text for text in paragraphs if len(text) > _SHORT_PARAGRAPH)
+
+    return _cached_text("german.txt", GERMAN_SHA256, make)
+
+
+def quotations_text() -> Path:
+    """quotations.txt, 2.5 MB: the quotations of fortune, to calibrate with.
+
+    Raises:
+        UserError: there is no apt-get, or it could not fetch the package.
+    """
+
+    def make(work: Path) -> str:
+        folder = _unpack_debian_package("fortunes", work) / "usr/share/games/fortunes"
+        files = sorted(path for path in folder.iterdir() if path.is_file() and not path.suffix)
+        return "\n".join(path.read_text("utf-8", errors="ignore") for path in files)
+
+    return _cached_text("quotations.txt", QUOTATIONS_SHA256, make)
+
+
+def licences_text() -> Path:
+    """licences.txt, 0.2 MB: the licences that all Debian systems have, to calibrate with.
+
+    Raises:
+        UserError: there is no apt-get, or it could not fetch the package.
+    """
+
+    def make(work: Path) -> str:
+        return _read_all(_unpack_debian_package("base-files", work) / "usr/share/common-licenses", "*-*")
+
+    return _cached_text("licences.txt", LICENCES_SHA256, make)
 
 
 def evaluation_text() -> Path:

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from gguf_bof4.cli import bench_kernels, bench_speed
 from gguf_bof4.cli.terminal import interruptible, split_names, table_console
+from gguf_bof4.progress import duration_text
 
 if TYPE_CHECKING:
     from gguf_bof4.bench.quality import Plan
@@ -21,19 +22,19 @@ LARGE_MODEL = "qwen"
 
 
 def _print_plan(plan: Plan, console: Console) -> None:
-    from gguf_bof4.bench.quality import time_text
-
     table = Table("model", "type", "encoder", "lists", "texts", title="to measure", title_justify="left")
     table.add_column("estimate", justify="right")
     for step in plan.steps:
         v = step.variant
-        table.add_row(step.model, v.type, v.encoder, v.opq, ", ".join(step.texts), time_text(step.seconds(plan.chunks)))
+        estimate = duration_text(step.seconds(plan.chunks))
+        table.add_row(step.model, v.type, v.encoder, v.opq, ", ".join(step.texts), estimate)
     console.print(table)
     for model in plan.models:
         console.print(
             f"{model}: {sum(len(step.texts) for step in plan.of_model(model))} rows, about "
-            f"{time_text(plan.seconds(model))} on two cores ({time_text(plan.shared_seconds(model))} of them for the "
-            f"unquantized model and its importance matrix), {plan.disk_bytes(model) / 1e9:.1f} GB of disk meanwhile"
+            f"{duration_text(plan.seconds(model))} on two cores ({duration_text(plan.shared_seconds(model))} of them "
+            f"for the unquantized model and its importance matrix), "
+            f"{plan.disk_bytes(model) / 1e9:.1f} GB of disk meanwhile"
         )
     n_missing = sum(len(step.texts) for step in plan.steps)
     console.print(f"{len(plan.rows) - n_missing} of {len(plan.rows)} rows are there, {n_missing} to measure")
@@ -77,7 +78,8 @@ def quality(
             "--encoders",
             metavar="NAME",
             help="absmax, search, random and imatrix (search with an importance matrix of random tokens or of a text), "
-            "gptq; for types of llama.cpp: none, imatrix (default: all).",
+            "gptq; for types of llama.cpp: none, imatrix (default: all). Also gptq:self, gptq:kinds, gptq:self+text: "
+            "calibrated on the model's own text, on texts of several kinds, and on a mixture.",
         ),
     ] = None,
     opq: Annotated[
@@ -86,7 +88,8 @@ def quality(
     ] = None,
     chunks: Annotated[int, typer.Option("--chunks", min=1, help="Chunks of 512 tokens from each text.")] = 16,
     texts: Annotated[
-        list[str] | None, typer.Option("--texts", metavar="NAME", help="test, held-out (default: both).")
+        list[str] | None,
+        typer.Option("--texts", metavar="NAME", help="test, held-out (default: both), code, dialogue, german."),
     ] = None,
     output: Annotated[
         Path, typer.Option("--output", "-o", dir_okay=False, metavar="FILE", help="The CSV file.")
@@ -115,17 +118,18 @@ def quality(
     Options that take names can be repeated, or take several with commas.
     """
     from gguf_bof4.bench import plot, variants
-    from gguf_bof4.bench.quality import SMALL_MODELS, TEXTS, make_plan, run
+    from gguf_bof4.bench.quality import DEFAULT_TEXTS, SMALL_MODELS, TEXTS, make_plan, run
     from gguf_bof4.bench.results import read_rows
     from gguf_bof4.ggml_patch.build import installed_bin
     from gguf_bof4.reference_models import REFERENCE_MODELS
 
     asked = [*(split_names(models) or SMALL_MODELS), *([LARGE_MODEL] if large else [])]
     chosen_models = variants.choose("model", asked, tuple(REFERENCE_MODELS))
-    chosen_texts = variants.choose("text", split_names(texts) or tuple(TEXTS), tuple(TEXTS))
+    chosen_texts = variants.choose("text", split_names(texts) or DEFAULT_TEXTS, tuple(TEXTS))
+    all_encoders = (*variants.ENCODERS, *variants.CALIBRATIONS)
     chosen = variants.variants(
         variants.choose("type", split_names(types) or variants.TYPES, variants.TYPES),
-        variants.choose("encoder", split_names(encoders) or variants.ENCODERS, variants.ENCODERS),
+        variants.choose("encoder", split_names(encoders) or variants.ENCODERS, all_encoders),
         tuple(dict.fromkeys(map(variants.parse_quantile, split_names(opq) or variants.DEFAULT_QUANTILES))),
     )
     console = table_console()

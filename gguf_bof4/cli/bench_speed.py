@@ -13,6 +13,7 @@ from rich.table import Table
 
 from gguf_bof4.cli.terminal import interruptible, split_names, split_numbers, table_console
 from gguf_bof4.cores import physical_cores
+from gguf_bof4.progress import duration_text
 
 if TYPE_CHECKING:
     from gguf_bof4.bench.speed.results import Row, Setup
@@ -41,7 +42,6 @@ def _setup(rows: list[Row], model: str, threads: int, repack: bool, gpu_layers: 
 
 
 def _print_plan(plan: Plan, source: Path | None, size: str, folder: Path | None, console: Console) -> None:
-    from gguf_bof4.bench.quality import time_text
     from gguf_bof4.bench.speed.files import open_source
     from gguf_bof4.bench.speed.synthetic import SHAPES
 
@@ -53,9 +53,9 @@ def _print_plan(plan: Plan, source: Path | None, size: str, folder: Path | None,
     n_weights = SHAPES[size].n_weights if source is None else sum(t.n_weights for t in open_source(source).tensors)
     console.print(
         f"{plan.there} of {plan.n_rounds} rounds are there, {len(plan.numbers)} to measure, about "
-        f"{time_text(plan.round_seconds(n_weights))} each on two cores; before, the files: "
+        f"{duration_text(plan.round_seconds(n_weights))} each on two cores; before, the files: "
         f"{n_weights * 1e-9 * ((2 if source is None else 0) + 0.66 * len(plan.variants)):.1f} GB, about "
-        f"{time_text(plan.making_seconds(n_weights))}" + (f", unless they are in {folder}" if folder else "")
+        f"{duration_text(plan.making_seconds(n_weights))}" + (f", unless they are in {folder}" if folder else "")
     )
 
 

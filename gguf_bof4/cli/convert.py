@@ -232,17 +232,20 @@ def convert(
     imatrix: Annotated[
         str | None,
         typer.Option(
-            metavar="FILE|random",
+            metavar="FILE|self|random",
             help="An importance matrix of llama-imatrix, GGUF or .dat, by which errors are weighted. "
-            "random: make one by running the model (a GGUF file) on random tokens; no text is needed.",
+            "self: make one by running the model on text that it writes itself; random: on random tokens, which is "
+            "faster.",
         ),
     ] = None,
     calibration: Annotated[
-        list[Path] | None,
+        list[str] | None,
         typer.Option(
-            metavar="TEXT",
+            metavar="TEXT|self",
             help=f"{_CALIBRATED}: the calibration text, like the texts that the model will read; 100 kB or more: a "
-            "file, a folder, or JSON Lines of chats (.jsonl). May be given several times: all get equal shares.",
+            "file, a folder, or JSON Lines of chats (.jsonl). self: text that the model itself writes, kept in the "
+            "cache. May be given several times: all get equal shares.",
+            show_default="self",
         ),
     ] = None,
     samples: Annotated[
@@ -263,6 +266,13 @@ def convert(
     act_order: Annotated[
         bool, typer.Option(help=f"{_CALIBRATED}: quantize the columns with the largest inputs first.")
     ] = Options.act_order,
+    token_weights: Annotated[
+        bool,
+        typer.Option(
+            help=f"{_CALIBRATED}: weigh each token by how much the model's loss depends on it, which takes a backward "
+            "pass of the model first."
+        ),
+    ] = Options.token_weights,
     device: Annotated[
         str, typer.Option(metavar="DEVICE", help=f"{_CALIBRATED}: device that runs the model: cpu, cuda, cuda:1.")
     ] = Options.device,
@@ -300,7 +310,8 @@ def convert(
 
     OUT appears when it is complete. An error or Ctrl-C leaves nothing
     behind, except that --encoder gptq keeps finished layers in a hidden
-    folder beside OUT: the same command resumes from them.
+    folder beside OUT: the same command resumes from them. A file that is
+    named self or random is given as ./self.
     """
     from gguf_bof4.convert import convert as run
 
@@ -319,11 +330,12 @@ def convert(
                 opq_bits=opq_bits,
                 encoder=encoder,
                 imatrix=imatrix,
-                calibration=tuple(str(text) for text in calibration or ()) or None,
+                calibration=tuple(calibration or ()) or None,
                 samples=samples,
                 sample_length=sample_length,
                 damping=damping,
                 act_order=act_order,
+                token_weights=token_weights,
                 device=device,
                 pure=pure,
                 leave_output_tensor=leave_output_tensor,

@@ -95,6 +95,7 @@ class CalibrationSettings:
         length: tokens in each window.
         damping: added to the diagonal of the Hessian, as a fraction of the mean diagonal.
         act_order: blocks of columns with large inputs are quantized first.
+        token_weights: tokens count by how much the model's loss depends on them.
         device: as torch names it.
         threads: 0 means all cores.
     """
@@ -104,6 +105,7 @@ class CalibrationSettings:
     length: int
     damping: float
     act_order: bool
+    token_weights: bool
     device: str
     threads: int = 0
 

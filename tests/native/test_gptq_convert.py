@@ -16,11 +16,13 @@ from gguf_bof4 import native
 from gguf_bof4.convert import ConversionReport, convert
 from gguf_bof4.encoders import gptq as gptq_encoder
 from gguf_bof4.encoders.encoder import Encoded
+from gguf_bof4.encoders.gptq import driver
 from gguf_bof4.encoders.gptq.checkpoint import Checkpoint
 from gguf_bof4.encoders.gptq.layer import Layer, Workers
 from gguf_bof4.encoders.gptq.model import Skeleton, first_inputs, make_skeleton, release
-from gguf_bof4.encoders.gptq.samples import enough_samples, make_samples
-from gguf_bof4.encoders.gptq.sources import read_source
+from gguf_bof4.encoders.gptq.samples import make_samples
+from gguf_bof4.encoders.gptq.shares import enough_samples
+from gguf_bof4.encoders.gptq.sources import read_files, tokens_of
 from gguf_bof4.encoders.gptq.weights import FolderWeights, GgufWeights
 from gguf_bof4.errors import UserError
 from gguf_bof4.gguf_files.model import open_model
@@ -186,7 +188,8 @@ def test_hessian_and_drift_are_those_of_the_inputs(folders: dict[str, Path]) -> 
             names = ["mlp.up_proj", "self_attn.k_proj", "self_attn.q_proj", "mlp.gate_proj"]
             called = [["self_attn.q_proj", "self_attn.k_proj"], ["mlp.gate_proj", "mlp.up_proj"]]
             assert layer.groups(names, inputs.hidden[:1]) == called
-            seen += layer.hessian_and_drift("mlp.down_proj", inputs.hidden, layer, 1.5 * inputs.hidden)
+            (moments,) = layer.moments("mlp.down_proj", inputs.hidden, layer, 1.5 * inputs.hidden)
+            seen += (moments.hessian, moments.drift)
             assert torch.equal(layer.hessian("mlp.down_proj", inputs.hidden), seen[-2])
             workers.close()
         given: list[torch.Tensor] = []
@@ -326,7 +329,7 @@ def test_outputs_are_nearer_to_the_unquantized_model_than_with_search(folders: d
     convert(source, tmp_path / "search.gguf", type="BOF4_S", encoder="search", opq=("off",))
     tokenizer = transformers.AutoTokenizer.from_pretrained(source)
     other = Path(__file__).with_name("test_patch.py")
-    tokens = make_samples(tokenizer, [(other, read_source(other, tokenizer))], 4, 100).tokens
+    tokens = make_samples(tokenizer, [(other, tokens_of(read_files(other), tokenizer))], 4, 100).tokens
     outputs = []
     for path in (source, tmp_path / "gptq.gguf", tmp_path / "search.gguf"):
         skeleton, weights = skeleton_of(path)
@@ -339,6 +342,36 @@ def test_outputs_are_nearer_to_the_unquantized_model_than_with_search(folders: d
             outputs.append(skeleton.layers[0](inputs.hidden, **inputs.arguments[0]))
     errors = [float((found - outputs[0]).square().mean()) for found in outputs[1:]]
     assert errors[0] < 0.9 * errors[1]
+
+
+def test_passes_that_wait_give_the_bytes_of_those_that_begin_anew(
+    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All samples, two of the four, and none."""
+    contents = []
+    for i, waiting in enumerate((driver._WAITING_BYTES, 2 * 4 * 48 * 6 * 128 * 2, 0)):
+        monkeypatch.setattr(driver, "_WAITING_BYTES", waiting)
+        gptq(files["llama"], tmp_path / f"{i}.gguf")
+        contents.append((tmp_path / f"{i}.gguf").read_bytes())
+    assert contents[0] == contents[1] == contents[2]
+
+
+def test_a_module_that_is_not_called_is_no_deadlock(folders: dict[str, Path]) -> None:
+    skeleton, weights = skeleton_of(folders["llama"])
+    with torch.inference_mode():
+        inputs = first_inputs(skeleton, lambda names: weights.fill(skeleton, names), torch.arange(80).reshape(2, 40))
+        prefix = f"{skeleton.layers_name}.0."
+        weights.fill(skeleton, [prefix + name for name, _ in skeleton.layers[0].named_parameters()])
+        workers = Workers(2, torch.device("cpu"))
+        layer = Layer(skeleton.layers[0], inputs.arguments[0], workers)
+        hidden, other = inputs.hidden, Layer(layer.module, layer.arguments, workers)
+        with layer.passing(hidden, 2), pytest.raises(RuntimeError, match="was not called"):
+            layer.moments("mlp.down_proj", hidden, other, hidden)
+            layer.moments("self_attn.q_proj", hidden, other, hidden)  # the passes are behind it
+        assert layer.passes == []
+        with layer.passing(hidden, 2):  # ends while they wait
+            layer.moments("self_attn.q_proj", hidden, other, hidden)
+        workers.close()
 
 
 def test_wide_layers_have_three_tokens_for_each_input() -> None:
@@ -366,7 +399,6 @@ def test_samples_are_spread_over_the_text() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"calibration": None}, "--calibration FILE"),
         ({"encoder": "search"}, "--encoder search runs no model"),
         ({"damping": 1.0}, "--damping 1.0"),
         ({"samples": 0}, "--calibration-samples"),

@@ -11,8 +11,9 @@ import tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from gguf_bof4.convert.options import Options
-from gguf_bof4.encoders.gptq.samples import make_samples, shares
-from gguf_bof4.encoders.gptq.sources import digest, files_of, read_source
+from gguf_bof4.encoders.gptq.samples import make_samples
+from gguf_bof4.encoders.gptq.shares import shares
+from gguf_bof4.encoders.gptq.sources import check_readable, digest, files_of, read_files, tokens_of
 from gguf_bof4.errors import UserError
 
 WORDS = ("<unk>", "<user>", "<assistant>", "hello", "good", "day", "bye")
@@ -26,6 +27,10 @@ def tokenizer() -> Any:
     made = tokenizers.Tokenizer(model)
     made.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=made, chat_template=TEMPLATE)
+
+
+def read_source(source: Path, tokenizer: Any) -> list[int]:
+    return tokens_of(read_files(source), tokenizer)
 
 
 def words(tokens: list[int]) -> str:
@@ -58,9 +63,9 @@ def test_a_folder_is_one_source(tmp_path: Path, tokenizer: Any) -> None:
     (tmp_path / ".hidden").write_bytes(b"\xff\xff")
     assert [p.name for p in files_of(tmp_path)] == ["a.md", "c.jsonl", "b.txt"]
     assert words(read_source(tmp_path, tokenizer)) == "hello good day bye"
-    before = digest([tmp_path])
+    before = digest(read_files(tmp_path))
     (tmp_path / "sub" / "b.txt").write_text("day")
-    assert digest([tmp_path]) != before
+    assert digest(read_files(tmp_path)) != before
 
 
 def test_chats_go_through_the_template(tmp_path: Path, tokenizer: Any) -> None:
@@ -109,7 +114,7 @@ def test_a_model_without_a_chat_template(tmp_path: Path, tokenizer: Any) -> None
 def test_what_cannot_be_read_is_named(tmp_path: Path, tokenizer: Any) -> None:
     missing, empty = tmp_path / "missing.txt", tmp_path / "empty"
     empty.mkdir()
-    for read in (lambda p: read_source(p, tokenizer), lambda p: digest([p])):
+    for read in (read_files, check_readable):
         with pytest.raises(UserError, match=r"missing\.txt cannot be read: No such file"):
             read(missing)
         with pytest.raises(UserError, match=r"the calibration folder .*empty has no files"):
@@ -127,9 +132,10 @@ def test_one_tiny_text_among_others_is_named(tokenizer: Any) -> None:
 
 
 def test_options_take_one_or_several() -> None:
-    assert Options(calibration="a").calibration_texts == (Path("a"),)
-    assert Options(calibration=("a", "b")).calibration_texts == (Path("a"), Path("b"))
-    assert Options().calibration_texts == ()
+    assert Options(encoder="gptq", calibration="a").calibration_texts == (Path("a"),)
+    assert Options(encoder="gptq", calibration=("a", "b")).calibration_texts == (Path("a"), Path("b"))
+    assert Options(encoder="gptq").calibration_sources == ("self",)
+    assert Options().calibration_sources == ()
     Options(encoder="gptq", calibration=("a", "b")).check()
     with pytest.raises(UserError, match="--encoder search runs no model"):
         Options(calibration=("a",)).check()

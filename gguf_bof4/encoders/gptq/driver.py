@@ -33,8 +33,10 @@ from gguf_bof4.encoders.encoder import (
     Target,
     too_large_message,
 )
+from gguf_bof4.encoders.gptq import token_weights
 from gguf_bof4.encoders.gptq.checkpoint import Checkpoint
-from gguf_bof4.encoders.gptq.factor import Drift, Factor, drift, factor
+from gguf_bof4.encoders.gptq.estimate import layer_seconds
+from gguf_bof4.encoders.gptq.factor import Factor, drift, factor
 from gguf_bof4.encoders.gptq.layer import Layer, Workers, to_device
 from gguf_bof4.encoders.gptq.matching import find_rows
 from gguf_bof4.encoders.gptq.model import (
@@ -48,13 +50,18 @@ from gguf_bof4.encoders.gptq.model import (
     make_skeleton,
     release,
 )
-from gguf_bof4.encoders.gptq.samples import enough_samples, make_samples
-from gguf_bof4.encoders.gptq.sources import digest, read_source
+from gguf_bof4.encoders.gptq.samples import Samples, make_samples
+from gguf_bof4.encoders.gptq.shares import enough_samples
+from gguf_bof4.encoders.gptq.sources import digest, read_files, tokens_of
 from gguf_bof4.encoders.gptq.weights import Weights, tensor_names
 from gguf_bof4.errors import TooLargeWeightError, UserError
 from gguf_bof4.outlier_choice import Quantile, choose
+from gguf_bof4.progress import NOTE, duration_text
 
 Floats = npt.NDArray[np.float32]
+
+_WAITING_BYTES = 4 << 30
+"""Most memory of forward passes that wait for a group of modules to be quantized, in both models together."""
 
 SWEEPS = 2
 """Rounds of coordinate descent over codes and scales, after all columns are quantized."""
@@ -77,8 +84,13 @@ def parse_device(name: str) -> torch.device:
     return device
 
 
-def _fingerprint(job: Calibration, count: int, recipe: int) -> dict[str, Any]:
-    """Everything that the result depends on, as JSON."""
+def _fingerprint(job: Calibration, texts: str, count: int, recipe: int) -> dict[str, Any]:
+    """Everything that the result depends on, as JSON.
+
+    Args:
+        texts: a hash of the calibration texts.
+        count: of samples.
+    """
     import transformers
 
     settings = job.settings
@@ -88,15 +100,28 @@ def _fingerprint(job: Calibration, count: int, recipe: int) -> dict[str, Any]:
         "recipe": recipe,
         "source": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
         "types and lists": hashlib.sha256(tensors.encode()).hexdigest(),
-        "calibration text": digest(settings.texts),
+        "calibration text": texts,
         "--calibration-samples": count,
         "--calibration-length": settings.length,
         "--damping": settings.damping,
         "--act-order": settings.act_order,
+        "--token-weights": settings.token_weights,
         "--device": settings.device,
         "sweeps": SWEEPS,
         "versions of torch and transformers": [torch.__version__, transformers.__version__],
     }
+
+
+def _waiting_samples(width: int, widest: int, length: int) -> int:
+    """Samples whose forward passes may wait in memory: hidden states and the inputs of a module, in two models.
+
+    Args:
+        width: of hidden states.
+        widest: inputs of the widest module.
+        length: tokens of a sample.
+    """
+    floats = max(6 * width, 2 * width + widest)  # within attention also queries, keys, values and their product
+    return _WAITING_BYTES // (2 * 4 * length * floats)
 
 
 def _drift_damping(inputs: int, tokens: int) -> float:
@@ -123,12 +148,17 @@ class Unquantized:
 
 @dataclass(frozen=True)
 class _Encoder:
-    """Encodes the tensors of one layer."""
+    """Encodes the tensors of one layer.
+
+    Attributes:
+        token_weights: of each module, float32 [samples, tokens]; None: all tokens count the same.
+    """
 
     source: Path
     settings: CalibrationSettings
     done: Callable[[str, Target | None], None]
     original: Unquantized
+    token_weights: Mapping[str, torch.Tensor] | None
 
     def _compensated(self, target: Target, rows: Floats, wanted: Floats, factored: Factor) -> tuple[Encoded, Floats]:
         """Encode weights with compensation of errors.
@@ -163,15 +193,18 @@ class _Encoder:
     ) -> dict[str, Encoded]:
         """Encode the tensors of linear modules that share an input."""
         self.done(", ".join(targets[name].name.split(".")[2] for name in names), None)
-        hessian, moved = layer.hessian_and_drift(names[0], hidden, self.original.layer, self.original.hidden)
-        _check_finite(hessian, targets[names[0]])
+        weights = [None] if self.token_weights is None else [self.token_weights.get(name) for name in names]
+        moments = layer.moments(names[0], hidden, self.original.layer, self.original.hidden, weights)
+        _check_finite(moments[0].hessian, targets[names[0]])
         factors: dict[Any, Factor] = {}
+        tokens = hidden.shape[0] * hidden.shape[1]
         # on a worker, which has one thread: sums depend on the number of threads, and this thread has any
-        make_drift = partial(drift, hessian, damping=_drift_damping(len(hessian), hidden.shape[0] * hidden.shape[1]))
-        drifted: Drift = layer.workers.map(make_drift, [moved])[0]
+        drifts = layer.workers.map(lambda m: drift(m.hessian, m.drift, _drift_damping(len(m.hessian), tokens)), moments)
         found = {}
-        for name in names:
+        for i, name in enumerate(names):
             target, module = targets[name], layer.module.get_submodule(name)
+            own = i if len(moments) > 1 else 0
+            hessian = moments[own].hessian
             rows = target.read()
             if rows.shape[1] % native.PANEL:
                 diagonal = hessian.diagonal().cpu().numpy().copy()
@@ -185,11 +218,11 @@ class _Encoder:
                 why_not = f"its rows are not those of {name} in transformers"
                 found[target.name] = _block_encoded(target, importance, why_not)
             else:
-                if target.qtype not in factors:
+                if (key := (own, target.qtype)) not in factors:
                     make = partial(factor, hessian, damping=self.settings.damping, act_order=self.settings.act_order)
-                    factors[target.qtype] = layer.workers.map(make, [target.qtype])[0]
-                wanted = rows + drifted.correction(rows, layer.workers)
-                found[target.name], decoded = self._compensated(target, rows, wanted, factors[target.qtype])
+                    factors[key] = layer.workers.map(make, [target.qtype])[0]
+                wanted = rows + drifts[own].correction(rows, layer.workers)
+                found[target.name], decoded = self._compensated(target, rows, wanted, factors[key])
                 back = np.empty_like(decoded)
                 back[places] = decoded
                 assign_linear(layer.module, name, torch.from_numpy(back).to(layer.workers.device))
@@ -208,8 +241,7 @@ class _Encoder:
         Returns:
             The encoded tensors, by name.
         """
-        by_name = {t.name: t for t in targets}
-        reached = {module: by_name[tensor] for module, tensor in modules.items() if tensor in by_name}
+        reached = _reached(modules, targets)
         found: dict[str, Encoded] = {}
         for names in layer.groups(reached, hidden[:1]):
             found.update(self._group(layer, names, reached, hidden))
@@ -221,6 +253,12 @@ class _Encoder:
             found[target.name] = _block_encoded(target, importance if fits else None, why_not)
             self.done("", target)
         return found
+
+
+def _reached(modules: Mapping[str, str], targets: Sequence[Target]) -> dict[str, Target]:
+    """Those of the targets that should be the weights of linear modules, by the modules' names."""
+    by_name = {t.name: t for t in targets}
+    return {module: by_name[tensor] for module, tensor in modules.items() if tensor in by_name}
 
 
 def _block_encoded(target: Target, importance: Floats | None, why_not: str) -> Encoded:
@@ -267,6 +305,20 @@ def _in_layers(targets: Sequence[Target], depth: int) -> tuple[defaultdict[int, 
     return by_layer, outside
 
 
+def _read_samples(settings: CalibrationSettings, tokenizer: Any, widest: int) -> tuple[Samples, str]:
+    """The samples, and a hash of the calibration texts, each of which is read once.
+
+    Args:
+        tokenizer: of transformers.
+        widest: inputs of the widest layer.
+    """
+    wanted = settings.samples or enough_samples(widest, settings.length)
+    files = {source: read_files(source) for source in settings.texts}
+    texts = digest(file for source in settings.texts for file in files[source])
+    sources = [(source, tokens_of(files.pop(source), tokenizer)) for source in dict.fromkeys(settings.texts)]
+    return make_samples(tokenizer, sources, wanted, settings.length), texts
+
+
 def calibrate(job: Calibration, weights: Weights, recipe: int) -> dict[str, Finished]:
     """Encode all targets that belong to decoder layers; layers that are finished in `job.folder` are not repeated.
 
@@ -284,15 +336,13 @@ def calibrate(job: Calibration, weights: Weights, recipe: int) -> dict[str, Fini
     device = parse_device(settings.device)
     job.progress("reading the calibration text", 0, 0)
     widest = max((t.shape[-1] for t in job.targets if t.layer is not None), default=1)
-    wanted = settings.samples or enough_samples(widest, settings.length)
     config = weights.config()
     check_length(config, settings.length, job.source)
-    tokenizer = weights.tokenizer()
-    sources = [(source, read_source(source, tokenizer)) for source in settings.texts]
-    samples = make_samples(tokenizer, sources, wanted, settings.length)
+    samples, texts = _read_samples(settings, weights.tokenizer(), widest)
     skeleton = make_skeleton(config, job.source)
-    checkpoint = Checkpoint(job.folder, _fingerprint(job, samples.count, recipe), job.restart)
-    by_layer, outside = _in_layers(job.targets, len(skeleton.layers))
+    checkpoint = Checkpoint(job.folder, _fingerprint(job, texts, samples.count, recipe), job.restart)
+    depth = len(skeleton.layers)
+    by_layer, outside = _in_layers(job.targets, depth)
     workers = Workers(settings.threads or os.cpu_count() or 1, device)
     total = sum(t.n_weights for group in by_layer.values() for t in group)
     done = 0
@@ -301,38 +351,78 @@ def calibrate(job: Calibration, weights: Weights, recipe: int) -> dict[str, Fini
         nonlocal done
         done += target.n_weights if target else 0
         if what:
-            job.progress(f"layer {i + 1} of {len(skeleton.layers)}: {what}", done, total)
+            job.progress(f"layer {i + 1} of {depth}: {what}", done, total)
 
     try:
         with torch.inference_mode():
             inputs = first_inputs(skeleton, lambda names: weights.fill(skeleton, names), samples.tokens)
             first = checkpoint.finished()
             unquantized = inputs.hidden.clone()
-            if 0 < first < len(skeleton.layers):
+            weights_of = _token_weights(job, skeleton, weights, inputs, samples, workers, first)
+            if 0 < first < depth:
                 inputs.hidden, unquantized = checkpoint.activations(first - 1)
+            waiting = _waiting_samples(inputs.hidden.shape[-1], widest, settings.length)
             done = sum(t.n_weights for i in range(first) for t in by_layer[i])
-            for i in range(first, len(skeleton.layers)):
+            for i in range(first, depth):
                 report(i, "reading weights", None)
                 layer = _load_layer(skeleton, weights, i, inputs, workers)
+                modules = tensor_names(skeleton, i, job.architecture)
+                if i == first:
+                    left = depth - first
+                    _say_estimate(job, layer, _reached(modules, by_layer[i]), inputs.hidden, waiting, left)
                 original = Unquantized(replace(layer, module=copy.deepcopy(layer.module)), unquantized)
-                encoder = _Encoder(job.source, settings, partial(report, i), original)
-                found = encoder.layer(layer, tensor_names(skeleton, i, job.architecture), by_layer[i], inputs.hidden)
-                last = i + 1 == len(skeleton.layers)
-                if not last:
-                    report(i, "activations", None)
-                    layer.advance(inputs.hidden)
-                    original.layer.advance(unquantized)
+                encoder = _Encoder(job.source, settings, partial(report, i), original, weights_of(i))
+                last = i + 1 == depth
+                with layer.passing(inputs.hidden, waiting), original.layer.passing(unquantized, waiting):
+                    found = encoder.layer(layer, modules, by_layer[i], inputs.hidden)
+                    if not last:
+                        report(i, "activations", None)
+                        layer.advance(inputs.hidden)
+                        original.layer.advance(unquantized)
                 release(layer.module)
                 checkpoint.save(i, found, None if last else (inputs.hidden, unquantized))
     finally:
         workers.close()
-    reasons = {name: why for i in range(len(skeleton.layers)) for name, why in checkpoint.why_not(i).items()}
-    inside = {
+    return _inside(checkpoint, by_layer, depth) | outside
+
+
+def _inside(checkpoint: Checkpoint, by_layer: Mapping[int, Sequence[Target]], depth: int) -> dict[str, Finished]:
+    """The targets of finished layers."""
+    reasons = {name: why for i in range(depth) for name, why in checkpoint.why_not(i).items()}
+    return {
         t.name: Finished(partial(checkpoint.read, i, t.name), reasons.get(t.name))
         for i, group in by_layer.items()
         for t in group
     }
-    return inside | outside
+
+
+def _say_estimate(
+    job: Calibration, layer: Layer, targets: Mapping[str, Target], hidden: torch.Tensor, waiting: int, left: int
+) -> None:
+    """Say how long `left` layers like this one take."""
+    seconds = duration_text(left * layer_seconds(layer, targets, hidden, waiting))
+    samples, length, _ = hidden.shape
+    job.progress(f"about {seconds}: {left} layers, {samples} samples of {length} tokens", 0, NOTE)
+
+
+def _token_weights(
+    job: Calibration, skeleton: Skeleton, weights: Weights, inputs: LayerInputs, samples: Samples, workers: Workers,
+    first: int,
+) -> Callable[[int], Mapping[str, torch.Tensor] | None]:  # fmt: skip
+    """Gives the weights of all tokens for the modules of a layer, by their names; None where all count the same.
+
+    Args:
+        first: the first layer that is not finished.
+    """
+    if not job.settings.token_weights or first == len(skeleton.layers):
+        return lambda _: None
+    path = token_weights.compute(
+        job.folder, skeleton, lambda names: weights.fill(skeleton, names),
+        lambda i: _load_layer(skeleton, weights, i, inputs, workers),
+        lambda i: _reached(tensor_names(skeleton, i, job.architecture), job.targets),
+        inputs.hidden, samples.tokens, lambda step: job.progress(step, 0, 0),
+    )  # fmt: skip
+    return partial(token_weights.read, path)
 
 
 def _load_layer(skeleton: Skeleton, weights: Weights, i: int, inputs: LayerInputs, workers: Workers) -> Layer:

@@ -1,5 +1,8 @@
 """One decoder layer, run over all samples: which linear modules share an input, and the Hessian of that input.
 
+A forward pass of a sample waits in front of each group of modules until they are quantized, so that it is run once, and
+not from the start for each group.
+
 Results do not depend on the number of workers: every sample is run on one thread, and every tile of the Hessian is
 summed by one worker over the samples in order.
 """
@@ -7,10 +10,10 @@ summed by one worker over the samples in order.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
@@ -27,7 +30,7 @@ T = TypeVar("T")
 
 
 class _Reached(Exception):
-    """Ends the run of a layer once the input of the wanted module is known."""
+    """Ends the run of a layer once the input of the wanted module is known, or is not wanted any more."""
 
 
 class Workers:
@@ -35,8 +38,8 @@ class Workers:
 
     def __init__(self, threads: int, device: torch.device) -> None:
         self.device = device
-        self._count = threads if device.type == "cpu" else 1
-        self._pool = ThreadPoolExecutor(self._count, initializer=torch.set_num_threads, initargs=(1,))
+        self.count = threads if device.type == "cpu" else 1
+        self._pool = ThreadPoolExecutor(self.count, initializer=torch.set_num_threads, initargs=(1,))
 
     def map(self, call: Callable[[Any], T], items: Iterable[Any]) -> list[T]:
         """Results in the order of the items."""
@@ -67,6 +70,70 @@ def to_device(value: Any, device: torch.device) -> Any:
     return value
 
 
+class _Pass:
+    """A forward pass of one sample on a thread of its own, which waits wherever it is told to.
+
+    The thread runs only while another one is in `until`, so that no more of them run than there are workers.
+    """
+
+    def __init__(self, run: Callable[[], torch.Tensor]) -> None:
+        self._run = run
+        self._go, self._stopped = threading.Semaphore(0), threading.Semaphore(0)
+        self._found: torch.Tensor | None = None
+        self._failure: BaseException | None = None
+        self._wanted: nn.Module | None = None
+        self._abandoned = False
+        self._thread = threading.Thread(target=self._body, daemon=True)
+
+    def _body(self) -> None:
+        torch.set_num_threads(1)
+        _inputs.wanted, _inputs.reached = self._wanted, self._wait
+        try:
+            with torch.inference_mode():
+                found = self._run()
+            self._found = found if self._wanted is None else None
+        except BaseException as failure:
+            self._failure = failure
+        self._stopped.release()
+
+    def _wait(self, given: torch.Tensor) -> None:
+        self._found = given
+        self._stopped.release()
+        self._go.acquire()
+        _inputs.wanted = self._wanted
+        if self._abandoned:
+            raise _Reached
+
+    def until(self, module: nn.Module | None) -> torch.Tensor:
+        """Go on to a module, and return its input; to the end with None, and return the output.
+
+        Raises:
+            RuntimeError: the module is not called.
+        """
+        self._wanted, self._found = module, None
+        if self._thread.ident is None:
+            self._thread.start()
+        else:
+            self._go.release()
+        self._stopped.acquire()
+        found, self._found = self._found, None
+        return self._checked(found)
+
+    def _checked(self, found: torch.Tensor | None) -> torch.Tensor:
+        if self._failure is not None:
+            raise self._failure
+        if found is None:
+            raise RuntimeError("a module was not called")
+        return found
+
+    def abandon(self) -> None:
+        """End the pass where it waits."""
+        if self._thread.is_alive():
+            self._abandoned = True
+            self._go.release()
+            self._thread.join()
+
+
 @dataclass
 class Layer:
     """A decoder layer with its weights.
@@ -74,11 +141,30 @@ class Layer:
     Attributes:
         module: of transformers, on the device of the workers.
         arguments: its keyword arguments, which are the same for all samples.
+        passes: forward passes of the first samples, which wait where they are; the others are run anew each time.
     """
 
     module: nn.Module
     arguments: dict[str, Any]
     workers: Workers
+    passes: list[_Pass] = field(default_factory=list)
+
+    @contextmanager
+    def passing(self, hidden: torch.Tensor, count: int) -> Iterator[None]:
+        """Passes of the first `count` samples go on within the block; on a GPU there are none.
+
+        Args:
+            hidden: inputs of the layer, float32 [samples, tokens, width].
+        """
+        if self.workers.device.type == "cpu":
+            rows = [hidden[i : i + 1] for i in range(min(count, len(hidden)))]
+            self.passes = [_Pass(partial(self.output, row)) for row in rows]
+        try:
+            yield
+        finally:
+            for each in self.passes:
+                each.abandon()
+            self.passes = []
 
     def output(self, hidden: torch.Tensor) -> torch.Tensor:
         """Outputs for one sample: float32 [1, tokens, width] on the CPU, from inputs of the same shape."""
@@ -90,28 +176,41 @@ class Layer:
         """Replace inputs of the layer by its outputs, float32 [samples, tokens, width], in place."""
 
         def step(i: int) -> None:
-            hidden[i : i + 1] = self.output(hidden[i : i + 1])
+            made = self.passes[i].until(None) if i < len(self.passes) else self.output(hidden[i : i + 1])
+            hidden[i : i + 1] = made
 
         self.workers.map(step, range(len(hidden)))
+        self.passes = []
 
     def input_of(self, name: str, hidden: torch.Tensor) -> torch.Tensor:
         """Inputs of a module for one sample, float32 [tokens, n]; modules after it are not run. Needs `watched`."""
-        place = _inputs
-        place.wanted, place.seen = self.module.get_submodule(name), None
+        seen: list[torch.Tensor] = []
+
+        def keep(given: torch.Tensor) -> None:
+            seen.append(given)
+            raise _Reached
+
+        _inputs.wanted, _inputs.reached = self.module.get_submodule(name), keep
         try:
             self.module(hidden.to(self.workers.device), **self.arguments)
         except _Reached:
             pass
         finally:
-            place.wanted = None
-        seen: torch.Tensor | None = getattr(place, "seen", None)
-        if seen is None:
+            _inputs.wanted = None
+        if not seen:
             raise RuntimeError(f"module {name} was not called")
+        return seen[0].reshape(-1, seen[0].shape[-1])
+
+    def _input_in_pass(self, name: str, hidden: torch.Tensor, i: int) -> torch.Tensor:
+        """The same for the i-th sample, by its pass where it has one."""
+        if i >= len(self.passes):
+            return self.input_of(name, hidden[i : i + 1])
+        seen = self.passes[i].until(self.module.get_submodule(name))
         return seen.reshape(-1, seen.shape[-1])
 
     @contextmanager
     def watched(self, names: Iterable[str]) -> Iterator[None]:
-        """`input_of` works for these modules."""
+        """`input_of` and passes stop at these modules."""
         hooks = [self.module.get_submodule(name).register_forward_pre_hook(_stop_if_wanted) for name in names]
         try:
             yield
@@ -145,76 +244,112 @@ class Layer:
         return [names for _, names in found]
 
     def hessian(self, name: str, hidden: torch.Tensor) -> torch.Tensor:
-        """Mean over all tokens of x x^T, x the input of a module: float32 [n, n], on the device."""
+        """Mean over all tokens of x x^T, x the input of a module, without passes: float32 [n, n], on the device."""
         with self.watched([name]):
-            batches = ((x, None) for x in self._batches(name, hidden))
-            total, _ = self._summed(hidden, batches)
-        return total
+            batches = self._batches(lambda i: self.input_of(name, hidden[i : i + 1]), hidden)
+            moments = self._summed(hidden, ((inputs, None) for inputs in batches), [None])
+        return moments[0].hessian
 
-    def hessian_and_drift(
-        self, name: str, hidden: torch.Tensor, original: Layer, unquantized: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def moments(
+        self,
+        name: str,
+        hidden: torch.Tensor,
+        original: Layer,
+        unquantized: torch.Tensor,
+        weights: Sequence[torch.Tensor | None] = (None,),
+    ) -> list[Moments]:
         """Means over all tokens of x x^T and of (y - x) x^T, x the input of a module, y that in the unquantized model.
 
         Args:
             hidden: inputs of the layer in the quantized model, float32 [samples, tokens, width].
             original: the layer with unquantized weights.
             unquantized: its inputs in the unquantized model, float32 [samples, tokens, width].
+            weights: of the tokens, each float32 [samples, tokens] of mean 1; None: all count the same.
 
         Returns:
-            Two float32 [n, n], on the device.
+            The moments with each of the weights.
         """
         with self.watched([name]), original.watched([name]):
-            batches = zip(self._batches(name, hidden), original._batches(name, unquantized), strict=True)
+            batches = zip(
+                self._batches(lambda i: self._input_in_pass(name, hidden, i), hidden),
+                original._batches(lambda i: original._input_in_pass(name, unquantized, i), unquantized),
+                strict=True,
+            )
             # not in place: the input of a module may be that of the layer, which is needed again
             moved = ((inputs, [y - x for x, y in zip(inputs, own, strict=True)]) for inputs, own in batches)
-            total, drift = self._summed(hidden, moved)
-        assert drift is not None
-        return total, drift
+            return self._summed(hidden, moved, weights)
 
-    def _batches(self, name: str, hidden: torch.Tensor) -> Iterator[list[torch.Tensor]]:
-        """Inputs of a module, for as many samples as are in memory at a time."""
+    def _batches(self, input_of: Callable[[int], torch.Tensor], hidden: torch.Tensor) -> Iterator[list[torch.Tensor]]:
+        """Inputs of a module, for as many samples as are in memory at a time.
+
+        Args:
+            input_of: gives that of the i-th sample.
+        """
         at_once = max(1, _TOKENS_AT_ONCE // hidden.shape[1])
         for start in range(0, len(hidden), at_once):
-            rows = [h[None] for h in hidden[start : start + at_once]]
-            yield self.workers.map(lambda h: self.input_of(name, h), rows)
+            yield self.workers.map(input_of, range(start, min(start + at_once, len(hidden))))
 
     def _summed(
-        self, hidden: torch.Tensor, batches: Iterable[tuple[list[torch.Tensor], list[torch.Tensor] | None]]
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        self,
+        hidden: torch.Tensor,
+        batches: Iterable[tuple[list[torch.Tensor], list[torch.Tensor] | None]],
+        weights: Sequence[torch.Tensor | None],
+    ) -> list[Moments]:
         """Means over all tokens of x x^T and, where there are differences d, of d x^T."""
-        totals: list[torch.Tensor] = []
+        totals: list[Moments] = []
+        first = 0
         for inputs, differences in batches:
             n = inputs[0].shape[1]
             if not totals:
-                totals = [torch.zeros(n, n, device=self.workers.device) for _ in range(1 if differences is None else 2)]
-            tile = partial(_add_tile, totals, inputs, differences)
-            # the largest first, so that none of them is the last to start
-            self.workers.map(tile, reversed(range(0, n, _TILE)))
+                empty = [torch.zeros(n, n, device=self.workers.device) for _ in range(2 * len(weights))]
+                totals = [Moments(one, other) for one, other in zip(empty[::2], empty[1::2], strict=True)]
+            for total, own in zip(totals, weights, strict=True):
+                x, d = inputs, differences
+                if own is not None:
+                    roots = own[first : first + len(inputs)].sqrt().to(self.workers.device)
+                    x = [i * root[:, None] for i, root in zip(inputs, roots, strict=True)]
+                    d = d and [i * root[:, None] for i, root in zip(d, roots, strict=True)]
+                # the largest first, so that none of them is the last to start
+                self.workers.map(partial(_add_tile, total, x, d), reversed(range(0, n, _TILE)))
+            first += len(inputs)
         for total in totals:
-            total.div_(hidden.shape[0] * hidden.shape[1])
-        # only tiles on and above the diagonal were summed
-        hessian = totals[0].triu_()
-        hessian += hessian.triu(1).T
-        return hessian, totals[1] if len(totals) > 1 else None
+            for part in (total.hessian, total.drift):
+                part.div_(hidden.shape[0] * hidden.shape[1])
+            # only tiles on and above the diagonal were summed
+            total.hessian.triu_()
+            total.hessian.add_(total.hessian.triu(1).T)
+        return totals
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Means over tokens, on the device.
+
+    Attributes:
+        hessian: of x x^T, x the input of a module, float32 [n, n].
+        drift: of (y - x) x^T, y the input in the unquantized model, float32 [n, n].
+    """
+
+    hessian: torch.Tensor
+    drift: torch.Tensor
 
 
 def _add_tile(
-    totals: list[torch.Tensor], inputs: list[torch.Tensor], differences: list[torch.Tensor] | None, first: int
+    total: Moments, inputs: list[torch.Tensor], differences: list[torch.Tensor] | None, first: int
 ) -> None:
     """Add a tile of columns; of the Hessian only its part above the diagonal."""
-    last = min(first + _TILE, len(totals[0]))
+    last = min(first + _TILE, len(total.hessian))
     for x in inputs:
-        totals[0][:last, first:last].addmm_(x[:, :last].T, x[:, first:last])
+        total.hessian[:last, first:last].addmm_(x[:, :last].T, x[:, first:last])
     for x, off in zip(inputs, differences or (), strict=differences is not None):
-        totals[1][:, first:last].addmm_(off.T, x[:, first:last])
+        total.drift[:, first:last].addmm_(off.T, x[:, first:last])
 
 
 class _Inputs(threading.local):
-    """The module whose input is wanted, and that input, for the sample that this thread runs."""
+    """The module whose input is wanted for the sample that this thread runs, and what is called with that input."""
 
     wanted: nn.Module | None = None
-    seen: torch.Tensor | None = None
+    reached: Callable[[torch.Tensor], None]
 
 
 _inputs = _Inputs()
@@ -222,5 +357,5 @@ _inputs = _Inputs()
 
 def _stop_if_wanted(module: nn.Module, arguments: tuple[Any, ...]) -> None:
     if module is _inputs.wanted:
-        _inputs.seen = arguments[0]
-        raise _Reached
+        _inputs.wanted = None  # the first call counts
+        _inputs.reached(arguments[0])

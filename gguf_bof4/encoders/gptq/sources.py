@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,18 +41,47 @@ def files_of(source: Path) -> list[Path]:
     return found
 
 
-def digest(sources: Sequence[Path]) -> str:
-    """A hash of the contents of all files.
+@dataclass(frozen=True)
+class TextFile:
+    """A file of a source, read."""
+
+    path: Path
+    data: bytes
+
+
+def read_files(source: Path) -> list[TextFile]:
+    """The files of a source, read once.
 
     Raises:
-        UserError: a source cannot be read.
+        UserError: one cannot be read.
     """
-    made = hashlib.sha256()
-    for path in (path for source in sources for path in files_of(source)):
+    found = []
+    for path in files_of(source):
         try:
-            made.update(hashlib.sha256(path.read_bytes()).digest())
+            found.append(TextFile(path, path.read_bytes()))
         except OSError as error:
             raise _unreadable(path, error) from error
+    return found
+
+
+def check_readable(source: Path) -> None:
+    """Check that all files of a source can be opened.
+
+    Raises:
+        UserError: one cannot be.
+    """
+    for path in files_of(source):
+        try:
+            path.open("rb").close()
+        except OSError as error:
+            raise _unreadable(path, error) from error
+
+
+def digest(files: Iterable[TextFile]) -> str:
+    """A hash of the contents of all files."""
+    made = hashlib.sha256()
+    for file in files:
+        made.update(hashlib.sha256(file.data).digest())
     return made.hexdigest()
 
 
@@ -107,24 +137,25 @@ def _documents(path: Path, text: str, tokenizer: Any) -> Iterable[str]:
             yield _text_of(value, tokenizer, f"{path}, line {number}")
 
 
-def read_source(source: Path, tokenizer: Any) -> list[int]:
+def tokens_of(files: Iterable[TextFile], tokenizer: Any) -> list[int]:
     """The tokens of a source, without those that the tokenizer puts before every text.
 
     Args:
-        source: a UTF-8 text, a file of JSON Lines (.jsonl), or a folder of both.
+        files: UTF-8 texts and files of JSON Lines (.jsonl).
         tokenizer: of transformers; its chat template is applied to chats.
 
     Raises:
-        UserError: a file cannot be read or is no UTF-8 text, a line is no JSON or no chat, or chats have no template.
+        UserError: a file is no UTF-8 text, a line is no JSON or no chat, or chats have no template.
     """
     tokens: list[int] = []
-    for path in files_of(source):
+    for file in files:
         try:
-            text = path.read_text(encoding="utf-8")
-        except OSError as error:
-            raise _unreadable(path, error) from error
+            text = file.data.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise UserError(f"the calibration text {path} is not UTF-8: {error}. Give a plain text file") from error
-        for document in _documents(path, text, tokenizer):
+            raise UserError(
+                f"the calibration text {file.path} is not UTF-8: {error}. Give a plain text file"
+            ) from error
+        text = text.replace("\r\n", "\n").replace("\r", "\n")  # as Python reads text files
+        for document in _documents(file.path, text, tokenizer):
             tokens += tokenizer(document, add_special_tokens=False, verbose=False).input_ids
     return tokens
