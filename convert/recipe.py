@@ -113,8 +113,8 @@ class Recipe:
             decided: whether an option decides the type of the tensor of this name, so that the recipe does not.
 
         Raises:
-            UserError: a line finds no tensor, or only such as are never quantized, or the rows of one do not divide into
-                blocks of its type.
+            UserError: a line finds no tensor, or only such as are never quantized, or the rows of one do not divide
+                into blocks of its type.
         """
         left = {t.name: t for t in tensors if not decided(t.name)}
         for line in self.lines:
@@ -127,7 +127,8 @@ class Recipe:
             if not any(t.quantized for t in found):
                 raise self._error(line, f"{found[0].name} is never quantized by llama.cpp: remove the line")
             for tensor in found:
-                if left.pop(tensor.name, None) is not None and tensor.quantized and not fits(line.qtype, tensor.columns):
+                is_decided_here = left.pop(tensor.name, None) is not None and tensor.quantized
+                if is_decided_here and not fits(line.qtype, tensor.columns):
                     taken = with_fallback(line.qtype, tensor.columns).qtype.name
                     raise self._error(
                         line, f"{tensor.name} cannot be {line.qtype.name}, because its rows of {tensor.columns} do not "
@@ -178,7 +179,7 @@ def read_recipe(path: Path, importance: bool = False) -> Recipe:
         raise UserError(f"the recipe {path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UserError(
-            f"the recipe {path} is no text: give a file with a line PATTERN=TYPE for each tensor, as bof4 search writes it"
+            f"the recipe {path} is no text: give a file of lines PATTERN=TYPE, as bof4 search writes it"
         ) from error
     lines = []
     for number, line in enumerate(text.splitlines(), 1):
