@@ -13,6 +13,7 @@ import rich.box
 import typer
 from rich.table import Table
 
+from gguf_bof4.cli.model_file import HELP, local_path
 from gguf_bof4.cli.terminal import interruptible, split_names, table_console
 from gguf_bof4.errors import UserError
 from gguf_bof4.progress import progress_bar
@@ -45,7 +46,8 @@ def _print_report(measured: Measured, assignment: Assignment, points: list[Point
     print(f"loss:          {report.loss_text(measured, assignment.loss)}")
     console = table_console()
     box = rich.box.HEAVY_HEAD if console.is_terminal else None
-    for heading, shares in (("matrices", report.by_group(assignment)), ("layers", report.by_layer(assignment)[:_WORST])):
+    worst = report.by_layer(assignment)[:_WORST]
+    for heading, shares in (("matrices", report.by_group(assignment)), ("layers with the largest loss", worst)):
         table = Table(heading, box=box)
         for column in ("bits per weight", "loss", "share"):
             table.add_column(column, justify="right")
@@ -125,7 +127,7 @@ def _tuned(
 
 
 def search(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="An unquantized GGUF file (F32, F16 or BF16).")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=f"Unquantized (F32, F16, BF16): a Hugging Face folder, or: {HELP}")],
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="The file to write: a type for each tensor.")],
     target_bpw: Annotated[
         float | None,
@@ -173,11 +175,13 @@ def search(
     chunks: Annotated[int, typer.Option(min=1, help="Chunks of 512 tokens of the text, for gradients.")] = 16,
     measure: Annotated[
         int,
-        typer.Option(min=0, metavar="N", help="Measure the KL divergence at N sizes and of the recipe (llama-perplexity)."),
+        typer.Option(min=0, metavar="N", help="Measure the KL divergence at N sizes and of the recipe."),
     ] = 0,
     text: Annotated[
         Path | None,
-        typer.Option("--file", "-f", metavar="TEXT", help="The text for --measure and --trials (default: --calibration)."),
+        typer.Option(
+            "--file", metavar="TEXT", help="The text for --measure and --trials (default: that of --calibration)."
+        ),
     ] = None,
     measured_chunks: Annotated[
         int, typer.Option("--measured-chunks", min=1, help="Chunks of 512 tokens of it.")
@@ -217,9 +221,12 @@ def search(
 
     llama-quantize --tensor-type-file takes the recipe, too, without lists.
     """
+    from gguf_bof4.search.targets import parse_target
+
+    target = parse_target(target_bpw, target_size)
     with interruptible("measurements are kept"):
         _search(
-            Path(model), recipe, target_bpw, target_size,
+            local_path(model), recipe, target,
             _settings(
                 calibration, imatrix, sensitivity, types, opq_bits,
                 {"token_embd.weight": token_embedding_type, "output.weight": output_tensor_type}, chunks, threads,
@@ -229,8 +236,8 @@ def search(
 
 
 def _search(
-    path: Path, recipe: Path, target_bpw: float | None, target_size: str | None, settings: Settings, measure: int,
-    text: Path | None, measured_chunks: int, trials: int, study: Path | None, csv: Path | None, plot: Path | None,
+    path: Path, recipe: Path, target: Target, settings: Settings, measure: int, text: Path | None,
+    measured_chunks: int, trials: int, study: Path | None, csv: Path | None, plot: Path | None,
     work_folder: Path | None, force: bool,
 ) -> None:  # fmt: skip
     from gguf_bof4.errors import require
@@ -238,9 +245,7 @@ def _search(
     from gguf_bof4.gguf_files.model import open_model
     from gguf_bof4.search import report, run, sizes, work
     from gguf_bof4.search.measuring import measure_all
-    from gguf_bof4.search.targets import parse_target
 
-    target = parse_target(target_bpw, target_size)
     for output in (recipe, csv, plot):
         if output is not None:
             report.check_output(output, force)
@@ -251,11 +256,12 @@ def _search(
     if (measure or trials) and text is None:
         raise UserError("--measure and --trials judge on a text: give one with --file TEXT")
     installed_bin()
-    model = open_model(path)
-    run.quantizable(model)
-    fingerprint = run.fingerprint(model, settings)
+    fingerprint = run.fingerprint(path, settings)
     folder = work_folder or work.default_folder(path, fingerprint)
+    if path.is_file():
+        run.quantizable(open_model(path))  # says what is wrong before a folder is made
     work.open_folder(folder, path, fingerprint)
+    model = open_model(run.unquantized(path, folder))
     if steps := run.estimated_seconds(model, settings, folder):
         parts = ", ".join(f"{name} {_time_text(seconds)}" for name, seconds in steps.items())
         _say(f"about {_time_text(sum(steps.values()))} ({parts}); kept in {folder}")
@@ -264,11 +270,9 @@ def _search(
     assignment = run.assign(measured, target)
     if trials:
         assert text is not None
-        subject = {"model": fingerprint["model"], "target": f"{target_bpw or target_size}", "text": work.content_key([text])}
-        assignment = _tuned(
-            measured, target, text, measured_chunks, trials, study or folder / f"trials-{target_bpw or target_size}.db",
-            subject,
-        )  # fmt: skip
+        subject = {"model": fingerprint["model"], "target": target.name, "text": work.content_key([text])}
+        database = study or folder / f"trials-{target.name}.db"
+        assignment = _tuned(measured, target, text, measured_chunks, trials, database, subject)
     points = []
     if measure:
         assert text is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def allocate(tensors: Sequence[Sequence[Choice]], budget: int) -> list[int]:
     """
     fronts = [convex_front(choices) for choices in tensors]
     savings = [
-        [_saving(choices, a, b) for a, b in zip(front, front[1:], strict=False)]
+        [_saving(choices, a, b) for a, b in pairwise(front)]
         for choices, front in zip(tensors, fronts, strict=True)
     ]
 

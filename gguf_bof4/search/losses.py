@@ -107,7 +107,9 @@ def measure_tensor(
     tensor = wanted.tensor
     weights = model.read_weights(tensor, native.dequantize)
     if not np.isfinite(weights).all():
-        raise UserError(f"{tensor.path}: tensor {tensor.name} has a weight that is NaN or infinite: get the model again")
+        raise UserError(
+            f"{tensor.path}: tensor {tensor.name} has a weight that is NaN or infinite: get the model again"
+        )
     places = _sampled_rows(tensor)
     alpha = _energy(weights, wanted.terms, np.arange(tensor.n_rows))
     importance = None if imatrix is None else imatrix.of(tensor.name, tensor.shape)

@@ -19,7 +19,8 @@ from gguf_bof4.weight_errors import GROUPS, group_of, layer_of
 
 def loss_text(measured: Measured, loss: float) -> str:
     """A predicted loss with what it is."""
-    return f"predicted KL divergence {loss:.4g}" if measured.settings.gradients else f"weighted squared error {loss:.4g}"
+    what = "predicted KL divergence" if measured.settings.gradients else "weighted squared error"
+    return f"{what} {loss:.4g}"
 
 
 def recipe_of(measured: Measured, assignment: Assignment) -> str:
@@ -176,7 +177,13 @@ Curve = Sequence[tuple[float, float]]
 """Bits per weight and predicted loss."""
 
 
-def plot(path: Path, curve: Curve, chosen: Assignment, points: Sequence[Point], uniform: Mapping[str, tuple[float, float]]) -> None:
+def plot(
+    path: Path,
+    curve: Curve,
+    chosen: Assignment,
+    points: Sequence[Point],
+    uniform: Mapping[str, tuple[float, float]],
+) -> None:
     """Draw size against predicted and measured divergence.
 
     Args:
@@ -192,7 +199,8 @@ def plot(path: Path, curve: Curve, chosen: Assignment, points: Sequence[Point], 
 
     figure = Figure(figsize=(7.5, 4.6), dpi=160, facecolor="white", layout="constrained")
     axes = figure.subplots()
-    axes.plot([b for b, _ in curve], [loss for _, loss in curve], color="#4363d8", lw=1.4, label="best types, predicted")
+    bits, losses = zip(*curve, strict=True)
+    axes.plot(bits, losses, color="#4363d8", lw=1.4, label="best types, predicted")
     for name, (bits, loss) in uniform.items():
         axes.plot(bits, loss, "s", ms=4, color="#9a9a9a")
         axes.annotate(name, (bits, loss), textcoords="offset points", xytext=(4, 3), fontsize=7, color="#555555")

@@ -10,13 +10,15 @@ from pathlib import Path
 from gguf import GGMLQuantizationType as TensorType
 
 from gguf_bof4 import native
+from gguf_bof4.convert import convert
+from gguf_bof4.convert.huggingface_folder import check_folder
 from gguf_bof4.convert.imatrix import Imatrix
 from gguf_bof4.convert.imatrix import load as load_imatrix
 from gguf_bof4.convert.policy import FLOATS, is_embedding, is_output, is_weight, with_fallback
 from gguf_bof4.convert.random_tokens import random_imatrix
 from gguf_bof4.errors import UserError, require
 from gguf_bof4.ggml_patch.programs import make_imatrix
-from gguf_bof4.gguf_files.model import Model, Tensor, bits_per_weight
+from gguf_bof4.gguf_files.model import Model, Tensor, bits_per_weight, open_model
 from gguf_bof4.progress import Progress
 from gguf_bof4.search import losses, sensitivity, work
 from gguf_bof4.search.allocation import Choice, TooSmallBudgetError, allocate
@@ -33,6 +35,9 @@ GRADIENT_CHUNKS = 16
 
 CONTEXT = 512
 """Tokens of a chunk."""
+
+UNQUANTIZED, IMATRIX, SENSITIVITY, LOSSES = "unquantized.gguf", "imatrix.gguf", "sensitivity.npz", "losses.jsonl"
+"""Files of the folder that keeps measurements."""
 
 TABLE_TYPE = TensorType.Q6_K
 """Of embeddings and output matrix where they are not searched: that of bof4 convert."""
@@ -167,11 +172,33 @@ def _is_table(name: str) -> bool:
     return is_embedding(name) or is_output(name)
 
 
-def fingerprint(model: Model, settings: Settings) -> dict[str, object]:
-    """Of what losses are, and how they are measured."""
+def unquantized(path: Path, folder: Path) -> Path:
+    """The GGUF file that is measured: the model itself, or one of BF16 that is made of a Hugging Face folder and kept.
+
+    Raises:
+        UserError: the folder cannot be converted.
+    """
+    if not path.is_dir():
+        return path
+    target = folder / UNQUANTIZED
+    if not target.exists():
+        convert(path, target, type="BF16")
+    return target
+
+
+def fingerprint(path: Path, settings: Settings) -> dict[str, object]:
+    """Of what losses are, and how they are measured.
+
+    Args:
+        path: a GGUF file, or a Hugging Face folder.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    files = check_folder(path) if path.is_dir() else open_model(path).files
     text, imatrix = settings.calibration, settings.imatrix
     return {
-        "model": work.content_key(model.files),
+        "model": work.content_key(files),
         "calibration text": None if text is None else work.content_key([text]),
         "importance matrix": None if imatrix is None else work.content_key([imatrix]),
         "--sensitivity": "gradient" if settings.gradients else "none",
@@ -195,10 +222,6 @@ def estimated_seconds(model: Model, settings: Settings, folder: Path) -> dict[st
     if stored < 1:
         found["losses"] = _SECONDS["losses"] * sampled * kinds * (1 - stored) / cores
     return found
-
-
-IMATRIX, SENSITIVITY, LOSSES = "imatrix.gguf", "sensitivity.npz", "losses.jsonl"
-"""Files of the folder."""
 
 
 def _make_imatrix(model: Model, settings: Settings, folder: Path, progress: Progress) -> Path:

@@ -29,6 +29,11 @@ class Target:
     bits: float | None = None
     nbytes: int | None = None
 
+    @property
+    def name(self) -> str:
+        """For names of files."""
+        return f"{self.bits:g}-bits" if self.bits is not None else f"{self.nbytes}-bytes"
+
 
 def parse_size(text: str) -> int:
     """Bytes of "900M", "3.9G" (powers of 1000, as in llama.cpp), "3.7GiB" (powers of 1024) or a number.
