@@ -6,8 +6,9 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import rich.box
 import typer
@@ -15,7 +16,7 @@ from rich.table import Table
 
 from gguf_bof4.cli.model_file import HELP, local_path
 from gguf_bof4.cli.terminal import interruptible, split_names, table_console
-from gguf_bof4.errors import UserError
+from gguf_bof4.errors import UserError, require
 from gguf_bof4.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -25,6 +26,72 @@ if TYPE_CHECKING:
 
 SENSITIVITIES = ("gradient", "none")
 _WORST = 8
+
+
+@dataclass(frozen=True)
+class _Outputs:
+    """Files to write."""
+
+    recipe: Path
+    csv: Path | None
+    plot: Path | None
+    force: bool
+
+    @property
+    def all(self) -> list[Path]:
+        return [path for path in (self.recipe, self.csv, self.plot) if path is not None]
+
+    def check(self) -> None:
+        """Raise UserError for what cannot be written, before time is spent."""
+        from gguf_bof4.search.report import check_output
+
+        for path in self.all:
+            check_output(path, self.force)
+        if self.plot is not None:
+            require("bench", "--plot", "matplotlib")
+
+    def write(self, measured: Measured, assignment: Assignment, target: Target, points: list[Point]) -> None:
+        from gguf_bof4.search import report, sizes
+
+        report.write(self.recipe, report.recipe_of(measured, assignment), self.force)
+        if self.csv is not None:
+            report.write(self.csv, report.sensitivity_csv(measured, assignment), self.force)
+        if self.plot is not None:
+            curve, uniform = sizes.curve(measured, target), sizes.uniform(measured, assignment)
+            report.plot(self.plot, curve, assignment, points, uniform)
+        print("\nwritten:")
+        for path in self.all:
+            print(f"    {path}")
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """What is measured by llama-perplexity.
+
+    Attributes:
+        sizes: number of sizes.
+        chunks: of the text.
+        trials: of TPE; `study` is their database.
+    """
+
+    text: Path | None
+    sizes: int
+    chunks: int
+    trials: int
+    study: Path | None
+
+    @property
+    def the_text(self) -> Path:
+        if self.text is None:
+            raise UserError("--measure and --trials judge on a text: give one with --file TEXT")
+        return self.text
+
+    def check(self) -> None:
+        """Raise UserError where something is missing, before time is spent."""
+        if self.trials:
+            require("search", "bof4 search --trials", "optuna")
+        if (self.sizes or self.trials) and not self.the_text.is_file():
+            raise UserError(f"the text {self.text} {'is a folder' if self.the_text.is_dir() else 'does not exist'}")
 
 
 def _say(text: str) -> None:
@@ -108,18 +175,24 @@ def _settings(
     )
 
 
-def _tuned(
-    measured: Measured, target: Target, text: Path, chunks: int, trials: int, study: Path, subject: dict[str, Any]
-) -> Assignment:
-    """The best assignment of TPE's trials."""
+def _tuned(measured: Measured, target: Target, judged: _Judged, model: object, folder: Path) -> Assignment:
+    """The best assignment of TPE's trials.
+
+    Args:
+        model: the hash of its contents.
+        folder: of the study's database, where none is named.
+    """
     from gguf_bof4.search.measuring import Judge
     from gguf_bof4.search.run import assign
     from gguf_bof4.search.tuning import tune
+    from gguf_bof4.search.work import content_key
 
-    with tempfile.TemporaryDirectory(prefix="bof4-search-") as folder:
-        judge = Judge(measured, text, chunks, Path(folder))
+    study = judged.study or folder / f"trials-{target.name}.db"
+    subject = {"model": model, "target": target.name, "text": content_key([judged.the_text]), "chunks": judged.chunks}
+    with tempfile.TemporaryDirectory(prefix="bof4-search-") as name:
+        judge = Judge(measured, judged.the_text, judged.chunks, Path(name))
         tuned = tune(
-            measured, study, subject, trials, lambda factors: assign(measured, target, factors),
+            measured, study, subject, judged.trials, lambda factors: assign(measured, target, factors),
             lambda assignment: judge.measure(assignment).measured, _say,
         )  # fmt: skip
     print(f"trials:        {tuned.trials}; KL divergence {tuned.first:.4g} before, {tuned.best:.4g} after ({study})")
@@ -127,7 +200,10 @@ def _tuned(
 
 
 def search(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help=f"Unquantized (F32, F16, BF16): a Hugging Face folder, or: {HELP}")],
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help=f"Unquantized (F32, F16, BF16): a Hugging Face folder, or: {HELP}"),
+    ],
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="The file to write: a type for each tensor.")],
     target_bpw: Annotated[
         float | None,
@@ -226,35 +302,25 @@ def search(
     target = parse_target(target_bpw, target_size)
     with interruptible("measurements are kept"):
         _search(
-            local_path(model), recipe, target,
+            local_path(model), _Outputs(recipe, csv, plot, force), target,
             _settings(
                 calibration, imatrix, sensitivity, types, opq_bits,
                 {"token_embd.weight": token_embedding_type, "output.weight": output_tensor_type}, chunks, threads,
             ),
-            measure, text or calibration, measured_chunks, trials, study, csv, plot, work, force,
+            _Judged(text or calibration, measure, measured_chunks, trials, study), work,
         )  # fmt: skip
 
 
 def _search(
-    path: Path, recipe: Path, target: Target, settings: Settings, measure: int, text: Path | None,
-    measured_chunks: int, trials: int, study: Path | None, csv: Path | None, plot: Path | None,
-    work_folder: Path | None, force: bool,
-) -> None:  # fmt: skip
-    from gguf_bof4.errors import require
+    path: Path, outputs: _Outputs, target: Target, settings: Settings, judged: _Judged, work_folder: Path | None
+) -> None:
     from gguf_bof4.ggml_patch.build import installed_bin
     from gguf_bof4.gguf_files.model import open_model
-    from gguf_bof4.search import report, run, sizes, work
+    from gguf_bof4.search import run, sizes, work
     from gguf_bof4.search.measuring import measure_all
 
-    for output in (recipe, csv, plot):
-        if output is not None:
-            report.check_output(output, force)
-    if plot is not None:
-        require("bench", "--plot", "matplotlib")
-    if trials:
-        require("search", "bof4 search --trials", "optuna")
-    if (measure or trials) and text is None:
-        raise UserError("--measure and --trials judge on a text: give one with --file TEXT")
+    outputs.check()
+    judged.check()
     installed_bin()
     fingerprint = run.fingerprint(path, settings)
     folder = work_folder or work.default_folder(path, fingerprint)
@@ -268,31 +334,17 @@ def _search(
     with progress_bar("reading the model") as progress:
         measured = run.measure(model, settings, target, folder, progress)
     assignment = run.assign(measured, target)
-    if trials:
-        assert text is not None
-        subject = {"model": fingerprint["model"], "target": target.name, "text": work.content_key([text])}
-        database = study or folder / f"trials-{target.name}.db"
-        assignment = _tuned(measured, target, text, measured_chunks, trials, database, subject)
+    if judged.trials:
+        assignment = _tuned(measured, target, judged, fingerprint["model"], folder)
     points = []
-    if measure:
-        assert text is not None
-        others = [run.assign(measured, t) for t in sizes.targets_around(measured, target, measure)]
-        points = measure_all(measured, [*others, assignment], text, measured_chunks)
+    if judged.sizes:
+        others = [run.assign(measured, t) for t in sizes.targets_around(measured, target, judged.sizes)]
+        points = measure_all(measured, [*others, assignment], judged.the_text, judged.chunks)
     _print_report(measured, assignment, points)
-    report.write(recipe, report.recipe_of(measured, assignment), force)
-    if csv is not None:
-        report.write(csv, report.sensitivity_csv(measured, assignment), force)
-    if plot is not None:
-        report.plot(
-            plot, sizes.curve(measured, target), assignment, points, sizes.uniform(measured, assignment)
-        )
-    print("\nwritten:")
-    for output in (recipe, csv, plot):
-        if output is not None:
-            print(f"    {output}")
+    outputs.write(measured, assignment, target, points)
     print("next:")
     print(
-        f"    bof4 convert {shlex.quote(str(path))} OUT --recipe {shlex.quote(str(recipe))} "
+        f"    bof4 convert {shlex.quote(str(path))} OUT --recipe {shlex.quote(str(outputs.recipe))} "
         f"--imatrix {shlex.quote(str(measured.imatrix))}"
     )
 

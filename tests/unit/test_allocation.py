@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import pairwise, product
 
 import pytest
 from hypothesis import given
@@ -28,7 +28,7 @@ def test_the_front_is_the_lower_convex_hull(choices: list[Choice]) -> None:
     front = [choices[i] for i in convex_front(choices)]
     assert front[0].nbytes == min(c.nbytes for c in choices)
     assert front[-1].loss == min(c.loss for c in choices)
-    for a, b in zip(front, front[1:], strict=False):
+    for a, b in pairwise(front):
         assert a.nbytes < b.nbytes and a.loss > b.loss
         # no choice lies below the line between two neighbours
         slope = (b.loss - a.loss) / (b.nbytes - a.nbytes)
@@ -48,7 +48,7 @@ def test_the_assignment_fits_and_is_within_one_step_of_the_best(tensors: list[li
     largest_step = 0.0
     for choices in tensors:
         front = [choices[i].loss for i in convex_front(choices)]
-        largest_step = max([largest_step, *(a - b for a, b in zip(front, front[1:], strict=False))])
+        largest_step = max([largest_step, *(a - b for a, b in pairwise(front))])
     assert min(possible) <= loss <= min(possible) + largest_step
 
 

@@ -98,7 +98,8 @@ def test_a_term_weights_squared_errors_by_rows_and_columns() -> None:
 
 
 def test_sensitivities_survive_the_disk(tmp_path: Path) -> None:
-    two = (Term(np.ones(1, np.float32), np.arange(3, dtype=np.float32)), Term(np.ones(4, np.float32), np.ones(3, np.float32)))
+    ones = Term(np.ones(4, np.float32), np.ones(3, np.float32))
+    two = (Term(np.ones(1, np.float32), np.arange(3, dtype=np.float32)), ones)
     found = {"token_embd.weight": two, "blk.0.attn_q.weight": two[:1]}
     sensitivity.save(tmp_path / "s.npz", found)
     read = sensitivity.load(tmp_path / "s.npz")
@@ -139,7 +140,7 @@ def test_a_folder_belongs_to_one_model_and_one_way_of_measuring(tmp_path: Path) 
     mine = {"model": "a", "calibration text": "t"}
     open_folder(folder, model, mine)
     open_folder(folder, model, mine)
-    with pytest.raises(UserError, match="losses of another model than model.gguf: give --work another folder"):
+    with pytest.raises(UserError, match=r"losses of another model than model\.gguf: give --work another folder"):
         open_folder(folder, model, {**mine, "model": "b"})
     with pytest.raises(UserError, match="with another calibration text"):
         open_folder(folder, model, {**mine, "calibration text": "u"})
@@ -192,7 +193,8 @@ def test_options_are_checked_first(tmp_path: Path, arguments: tuple[str, ...], m
 def test_an_output_that_exists_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "recipe.txt").write_text("mine")
     result = bof4(
-        "search", str(tmp_path / "no.gguf"), str(tmp_path / "recipe.txt"), "--target-bpw", "4.4", "--sensitivity", "none"
+        "search", str(tmp_path / "no.gguf"), str(tmp_path / "recipe.txt"), "--target-bpw", "4.4",
+        "--sensitivity", "none",
     )  # fmt: skip
     assert result.returncode == 1 and "exists already" in result.stderr
     assert (tmp_path / "recipe.txt").read_text() == "mine"
