@@ -61,7 +61,8 @@ def searched(
     result = bof4(
         "search", str(short), str(folder / "recipe.txt"), "--target-bpw", "4.6", "--calibration", str(calibration),
         "--chunks", "4", "--measure", "5", "--measured-chunks", "2", "--file", str(evaluation),
-        "--csv", str(folder / "tensors.csv"), "--plot", str(folder / "sizes.png"), "--work", str(folder / "work"), *FAST,
+        "--csv", str(folder / "tensors.csv"), "--plot", str(folder / "sizes.png"),
+        "--work", str(folder / "work"), *FAST,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     return folder, result.stdout
