@@ -248,7 +248,12 @@ def search(
     output_tensor_type: Annotated[
         str | None, typer.Option(metavar="TYPE", help="Type of output.weight (with --target-bpw Q6_K).")
     ] = None,
-    chunks: Annotated[int, typer.Option(min=1, help="Chunks of 512 tokens of the text, for gradients.")] = 16,
+    chunks: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Chunks of 512 tokens of the text, for gradients; twice as many for the importance matrix."
+        ),
+    ] = 16,
     measure: Annotated[
         int,
         typer.Option(min=0, metavar="N", help="Measure the KL divergence at N sizes and of the recipe."),

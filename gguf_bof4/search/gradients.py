@@ -71,7 +71,7 @@ class _Recorder:
                 sums.add(torch.square(gradient.detach().reshape(-1, weight.shape[0]).T @ x))
 
             if output.requires_grad:
-                output.register_hook(backward)
+                output.register_hook(backward)  # type: ignore[no-untyped-call]
 
         return module.register_forward_hook(forward)
 
@@ -84,7 +84,7 @@ class _Recorder:
 
         def forward(_: torch.nn.Module, __: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
             output = output.detach().requires_grad_()
-            output.register_hook(backward)
+            output.register_hook(backward)  # type: ignore[no-untyped-call]
             return output
 
         return module.register_forward_hook(forward)
@@ -157,7 +157,7 @@ def _backward(skeleton: Skeleton, row: torch.Tensor, judged: int, generator: tor
         log_p = torch.log_softmax(logits, dim=-1)
         probabilities = log_p.detach().exp()
         drawn = torch.multinomial(probabilities, 1, generator=generator)
-        log_p.gather(1, drawn).sum().backward()
+        torch.autograd.backward(log_p.gather(1, drawn).sum())
     return probabilities
 
 

@@ -24,7 +24,7 @@ from gguf_bof4.search.sensitivity import Term, Terms
 
 Floats = npt.NDArray[np.float32]
 
-SAMPLED_WEIGHTS = 1 << 20
+SAMPLED_WEIGHTS = 1 << 18
 """Of a tensor, rows evenly spaced: its relative error is then known to a percent."""
 
 RECIPE = 1

@@ -199,8 +199,7 @@ def plot(
 
     figure = Figure(figsize=(7.5, 4.6), dpi=160, facecolor="white", layout="constrained")
     axes = figure.subplots()
-    bits, losses = zip(*curve, strict=True)
-    axes.plot(bits, losses, color="#4363d8", lw=1.4, label="best types, predicted")
+    axes.plot(*zip(*curve, strict=True), color="#4363d8", lw=1.4, label="best types, predicted")
     for name, (bits, loss) in uniform.items():
         axes.plot(bits, loss, "s", ms=4, color="#9a9a9a")
         axes.annotate(name, (bits, loss), textcoords="offset points", xytext=(4, 3), fontsize=7, color="#555555")

@@ -27,11 +27,11 @@ from gguf_bof4.search.losses import Losses, Store, Wanted
 from gguf_bof4.search.sensitivity import Term, Terms
 from gguf_bof4.search.targets import Target, header_bytes, padded
 
-IMATRIX_CHUNKS = 64
-"""Of 512 tokens, for the importance matrix."""
-
-GRADIENT_CHUNKS = 16
+CHUNKS = 16
 """Of 512 tokens, for sensitivities."""
+
+IMATRIX_SHARE = 2
+"""Chunks for the importance matrix, for each one for sensitivities: it takes less time."""
 
 CONTEXT = 512
 """Tokens of a chunk."""
@@ -58,6 +58,7 @@ class Settings:
         list_bits: bits per weight of outlier lists; None: no candidate has one.
         tables: types of embeddings and output matrix; None: they are searched where the target is a size of the file,
             and get `TABLE_TYPE` otherwise.
+        chunks: of 512 tokens of the text, for gradients; twice as many for the importance matrix.
         threads: 0: all cores.
     """
 
@@ -67,7 +68,7 @@ class Settings:
     types: tuple[TensorType, ...]
     list_bits: float | None
     tables: Mapping[str, TensorType]
-    chunks: int = GRADIENT_CHUNKS
+    chunks: int = CHUNKS
     threads: int = 0
 
 
@@ -202,7 +203,7 @@ def fingerprint(path: Path, settings: Settings) -> dict[str, object]:
         "calibration text": None if text is None else work.content_key([text]),
         "importance matrix": None if imatrix is None else work.content_key([imatrix]),
         "--sensitivity": "gradient" if settings.gradients else "none",
-        "--chunks": settings.chunks if settings.gradients else None,
+        "--chunks": settings.chunks,
         "recipe": losses.RECIPE,
     }
 
@@ -214,7 +215,7 @@ def estimated_seconds(model: Model, settings: Settings, folder: Path) -> dict[st
     sampled = sum(min(t.n_weights, losses.SAMPLED_WEIGHTS) for t in quantizable(model))
     found = {}
     if settings.imatrix is None and not (folder / IMATRIX).exists():
-        found["importance matrix"] = _SECONDS["imatrix"] * weights * CONTEXT * IMATRIX_CHUNKS / cores
+        found["importance matrix"] = _SECONDS["imatrix"] * weights * CONTEXT * IMATRIX_SHARE * settings.chunks / cores
     if settings.gradients and not (folder / SENSITIVITY).exists():
         found["gradients"] = _SECONDS["gradients"] * weights * CONTEXT * settings.chunks / cores
     stored = len(Store(folder / LOSSES).found) / len(quantizable(model))
@@ -236,7 +237,7 @@ def _make_imatrix(model: Model, settings: Settings, folder: Path, progress: Prog
         random_imatrix(model.path.absolute(), folder, settings.threads).replace(partial)
     else:
         make_imatrix(
-            model.path, settings.calibration, partial, IMATRIX_CHUNKS, settings.threads,
+            model.path, settings.calibration, partial, IMATRIX_SHARE * settings.chunks, settings.threads,
             remedy="Give --imatrix a file that was made elsewhere.",
         )  # fmt: skip
     partial.replace(target)
