@@ -61,9 +61,9 @@ def test_predictions_are_the_divergence_of_small_errors(model: Model) -> None:
             mean = type(term)(np.full(1, term.rows.mean(), np.float32), term.columns)
             predicted += mean.loss(squared, np.arange(len(squared)))
             with torch.no_grad():
-                weight += error
+                weight.add_(error)
                 after = log_probabilities(skeleton.model, tokens)
-                weight -= error
+                weight.sub_(error)
             found += float((before.exp() * (before - after)).sum(-1).mean())
         ratios[name] = predicted / found
     assert len(ratios) == 8
