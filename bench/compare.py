@@ -10,7 +10,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from gguf_bof4.bench.disk import check_disk
-from gguf_bof4.bench.measure import CONTEXT, MEASURES, NUMBER, parse_measures
+from gguf_bof4.divergence import CONTEXT, MEASURES, NUMBER, parse_measures
 from gguf_bof4.errors import UserError
 from gguf_bof4.ggml_patch.programs import run_program, thread_options
 from gguf_bof4.gguf_files.header import escaped

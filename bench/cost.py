@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gguf_bof4.bench.measure import CONTEXT
 from gguf_bof4.bench.nf4 import NF4
 from gguf_bof4.bench.variants import Variant
+from gguf_bof4.divergence import CONTEXT
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from gguf_bof4.bench.measure import REMEDY
+from gguf_bof4.divergence import REMEDY
 from gguf_bof4.ggml_patch.programs import run_program
 
 IMATRIX_CHUNKS = 64

@@ -13,21 +13,14 @@ from typing import Any
 from gguf_bof4 import encoders
 from gguf_bof4.bench import cost
 from gguf_bof4.bench.disk import check_disk
-from gguf_bof4.bench.measure import (
-    REMEDY,
-    bits_per_weight,
-    block_matrices,
-    check_rest,
-    distance,
-    fallbacks,
-    write_logits,
-)
+from gguf_bof4.bench.measure import bits_per_weight, block_matrices, check_rest, fallbacks
 from gguf_bof4.bench.nf4 import BITS_PER_WEIGHT as NF4_BITS
 from gguf_bof4.bench.nf4 import NF4, make_nf4
 from gguf_bof4.bench.peers import IMATRIX_CHUNKS, PEERS, make_peer
 from gguf_bof4.bench.results import Key, Row, add_row
 from gguf_bof4.bench.variants import WEIGHTED, Variant
 from gguf_bof4.convert import convert, random_tokens
+from gguf_bof4.divergence import REMEDY, distance, write_logits
 from gguf_bof4.errors import UserError
 from gguf_bof4.ggml_patch.programs import make_imatrix
 from gguf_bof4.gguf_files.model import Model, open_model

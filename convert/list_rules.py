@@ -67,11 +67,32 @@ def parse_rules(texts: Sequence[str], default: str, bits: float | None = None) -
             raise UserError(
                 f"--opq {bare[0]} and --opq-bits {bits:g} are two rules for the same tensors: give one of them"
             )
-        if not 0 < bits <= MOST_BITS:
-            raise UserError(
-                f"--opq-bits {bits:g}: give bits per weight above 0 and up to {MOST_BITS:g}, such as 0.05; --opq off "
-                "writes no lists"
-            )
-        return ListRules(Budget(bits), tuple(patterns))
+        return ListRules(_checked_budget(bits, f"--opq-bits {bits:g}"), tuple(patterns))
     chosen = bare[0] if bare else default
     return ListRules(_parse_quantile(chosen, chosen), tuple(patterns))
+
+
+def parse_rule(text: str) -> OutlierRule | None:
+    """The rule of one tensor, as a recipe has it: opq:0.95, opq:off or opq-bits:0.05; None: no list.
+
+    Raises:
+        UserError: it is none of these, or the number is not possible.
+    """
+    option, _, value = text.partition(":")
+    if option == "opq":
+        return _parse_quantile(value, value)
+    if option == "opq-bits":
+        try:
+            bits = float(value)
+        except ValueError as error:
+            raise UserError(f"opq-bits:{value}: give bits per weight, such as opq-bits:0.05") from error
+        return _checked_budget(bits, f"opq-bits:{value}")
+    raise UserError(f"{text} is no rule for outlier lists: write opq:0.95, opq-bits:0.05 or opq:off")
+
+
+def _checked_budget(bits: float, given: str) -> Budget:
+    if not 0 < bits <= MOST_BITS:
+        raise UserError(
+            f"{given}: give bits per weight above 0 and up to {MOST_BITS:g}, such as 0.05; --opq off writes no lists"
+        )
+    return Budget(bits)

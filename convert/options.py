@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gguf_bof4.convert.list_rules import ListRules, parse_rules
 from gguf_bof4.convert.output_types import OutputType, output_type_of
 from gguf_bof4.convert.policy import Rules, parse_pattern, parse_type
+from gguf_bof4.convert.recipe import Recipe, read_recipe
 from gguf_bof4.encoders import DEFAULT as DEFAULT_ENCODER
 from gguf_bof4.encoders import encoder_of
 from gguf_bof4.encoders.encoder import Encoder
@@ -36,6 +37,7 @@ class Options:
         token_embedding_type: name of a ggml type; None means Q6_K.
         output_tensor_type: the same for output.weight, and for tied token embeddings.
         tensor_types: PATTERN=TYPE, the first match counts.
+        recipe: path of a recipe, which says what `tensor_types` and `opq` with a pattern do not.
         opq: quantiles of outlier lists: "Q" or "off" for all tensors, PATTERN=Q or PATTERN=off for those whose name
             the regular expression is found in; the first match counts.
         opq_bits: bits per weight for outliers that are chosen by what they save, in the place of a quantile for all
@@ -64,6 +66,7 @@ class Options:
     token_embedding_type: str | None = None
     output_tensor_type: str | None = None
     tensor_types: tuple[str, ...] = ()
+    recipe: str | None = None
     opq: tuple[str, ...] = ()
     opq_bits: float | None = None
     encoder: str = DEFAULT_ENCODER.name
@@ -103,8 +106,28 @@ class Options:
         return encoder_of(self.encoder)
 
     @property
+    def chosen_recipe(self) -> Recipe | None:
+        """The recipe that `recipe` names.
+
+        Raises:
+            UserError: it cannot be read, or a line of it is wrong.
+        """
+        return None if self.recipe is None else read_recipe(Path(self.recipe), self.imatrix is not None)
+
+    @property
     def rules(self) -> Rules:
-        """The options that decide types, parsed.
+        """The options that decide types, and the recipe behind them, parsed.
+
+        Raises:
+            UserError: a type does not exist, or a pattern is malformed.
+        """
+        recipe = self.chosen_recipe
+        rules = self.rules_of_options
+        return rules if recipe is None else replace(rules, patterns=rules.patterns + recipe.types)
+
+    @property
+    def rules_of_options(self) -> Rules:
+        """The options that decide types, without the recipe.
 
         Raises:
             UserError: a type does not exist, or a pattern is malformed.
@@ -127,7 +150,8 @@ class Options:
         Raises:
             UserError: a quantile or a number of bits is not possible, or a pattern is malformed.
         """
-        return parse_rules(self.opq, DEFAULT_OPQ, self.opq_bits)
+        rules, recipe = parse_rules(self.opq, DEFAULT_OPQ, self.opq_bits), self.chosen_recipe
+        return rules if recipe is None else replace(rules, patterns=rules.patterns + recipe.list_rules(rules.default))
 
     @property
     def calibration_sources(self) -> tuple[str, ...]:

@@ -171,6 +171,8 @@ def add_format_metadata(
     elif ours:
         writer.add_string("bof4.encoder", options.encoder)
         rule = options.list_rules.default
+        if options.recipe is not None and not any(t.planned_list and t.planned_list.rule == rule for t in ours):
+            rule = None  # the recipe names another rule for each tensor
         if isinstance(rule, Quantile):
             writer.add_float32("bof4.opq.quantile", rule.value)
         elif isinstance(rule, Budget):

@@ -27,7 +27,8 @@ from gguf_bof4.convert.output import (
     write,
 )
 from gguf_bof4.convert.output_lists import PlannedList, list_room
-from gguf_bof4.convert.policy import NEED_IMATRIX, OUTPUT, Decision, decide
+from gguf_bof4.convert.policy import NEED_IMATRIX, OUTPUT, Decision, decide, is_weight
+from gguf_bof4.convert.recipe import Shape
 from gguf_bof4.convert.report import TensorReport
 from gguf_bof4.convert.sources import Source
 from gguf_bof4.errors import UserError
@@ -120,6 +121,27 @@ def _check_shape(source: Source) -> None:
         raise UserError(f"{source.path}: tensor {source.name} of shape {list(source.shape)} has no weights")
 
 
+def _is_quantized(architecture: str, source: Source) -> bool:
+    return is_weight(source.qtype) and native.allows_quantization(architecture, source.name, source.shape)
+
+
+def _unknown_architecture(opened: OpenedModel, error: native.NativeError) -> UserError:
+    return UserError(f"{opened.path}: llama.cpp does not know the architecture {opened.architecture!r} ({error})")
+
+
+def check_recipe(opened: OpenedModel, options: Options) -> None:
+    """Refuse a recipe that does not fit the model.
+
+    Raises:
+        UserError: as `Recipe.check`.
+        native.NativeError: llama.cpp does not know the architecture.
+    """
+    recipe = options.chosen_recipe
+    if recipe is not None:
+        shapes = [Shape(s.name, s.shape[-1], _is_quantized(opened.architecture, s)) for s in opened.sources]
+        recipe.check(shapes, options.rules_of_options.named)
+
+
 def plan(opened: OpenedModel, options: Options, imatrix: Imatrix | None = None) -> list[PlannedTensor]:
     """Decide the type of every tensor, whether it gets an outlier list, and the importance of its columns.
 
@@ -129,18 +151,21 @@ def plan(opened: OpenedModel, options: Options, imatrix: Imatrix | None = None) 
     """
     rules, list_rules, architecture, lists = options.rules, options.list_rules, opened.architecture, opened.lists
     tied = all(source.name != OUTPUT for source in opened.sources)
-    planned = []
     for source in opened.sources:
         _check_shape(source)
+    try:
+        check_recipe(opened, options)
+    except native.NativeError as error:
+        raise _unknown_architecture(opened, error) from error
+    planned = []
+    for source in opened.sources:
         if (qtype := opened.fixed.get(source.name)) is not None:
             decision = Decision(qtype)
         else:
             try:
                 decision = decide(architecture, source.name, source.shape, source.qtype, rules, tied)
             except native.NativeError as error:
-                raise UserError(
-                    f"{source.path}: llama.cpp does not know the architecture {architecture!r} ({error})"
-                ) from error
+                raise _unknown_architecture(opened, error) from error
         planned_list, no_list = _plan_list(
             architecture, source, decision, list_rules.of(source.name), lists.get(source.name)
         )

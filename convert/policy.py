@@ -115,6 +115,15 @@ class Rules:
         """The type of the first pattern found in `name`."""
         return next((qtype for pattern, qtype in self.patterns if re.search(pattern, name)), None)
 
+    def given(self, name: str) -> TensorType | None:
+        """The type that --token-embedding-type or --output-tensor-type gives a table."""
+        return self.token_embedding if is_embedding(name) else self.output_tensor if is_output(name) else None
+
+    def named(self, name: str) -> bool:
+        """Does one of these options name the tensor? Otherwise it gets the type of its kind."""
+        kept = self.leave_output and is_output(name)
+        return kept or self.matched(name) is not None or self.given(name) is not None
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -146,6 +155,11 @@ def kept(source: TensorType) -> TensorType:
     return TensorType.F32 if is_block_type else source
 
 
+def is_weight(source: TensorType) -> bool:
+    """Can a tensor of this type be one of weights? Integers and doubles are tables."""
+    return not (source.name in _NOT_WRITTEN and gguf.GGML_QUANT_SIZES[source][0] == 1)
+
+
 def is_embedding(name: str) -> bool:
     """Are rows of the tensor looked up by tokens? Layers of multi-token prediction may have embeddings of their own."""
     return name in EMBEDDINGS or re.fullmatch(_NEXTN_EMBEDDINGS, name) is not None
@@ -162,9 +176,8 @@ def wanted_type(name: str, rules: Rules, tied: bool) -> TensorType:
     Args:
         tied: the model has no output.weight, so its token embeddings are its output, too.
     """
-    matched = rules.matched(name)
+    matched, given = rules.matched(name), rules.given(name)
     embedding, output = is_embedding(name), is_output(name)
-    given = rules.token_embedding if embedding else rules.output_tensor if output else None
     # as in llama-quantize; the tables of single layers are named by patterns
     if given is not None and (matched is None or name in (EMBEDDINGS[0], OUTPUT)):
         return given
@@ -193,8 +206,6 @@ def decide(
     """
     if rules.leave_output and is_output(name):
         return Decision(source)
-    # integers and doubles are not weights
-    is_table = source.name in _NOT_WRITTEN and gguf.GGML_QUANT_SIZES[source][0] == 1
-    if is_table or not native.allows_quantization(architecture, name, shape):
+    if not is_weight(source) or not native.allows_quantization(architecture, name, shape):
         return Decision(kept(source))
     return with_fallback(wanted_type(name, rules, tied), shape[-1])

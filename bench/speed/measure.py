@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gguf_bof4 import native
-from gguf_bof4.bench.measure import REMEDY
 from gguf_bof4.bench.speed.results import batch_test
+from gguf_bof4.divergence import REMEDY
 from gguf_bof4.errors import UserError
 from gguf_bof4.ggml_patch import cuda
 from gguf_bof4.ggml_patch.build import installed_bin

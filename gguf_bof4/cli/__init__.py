@@ -12,7 +12,8 @@ import typer
 from gguf_bof4.cli import failures
 
 COMMANDS = (
-    "convert", "run", "serve", "compare", "inspect", "verify", "build", "patch", "codebook", "bench", "study", "demo",
+    "convert", "search", "run", "serve", "compare", "inspect", "verify", "build", "patch", "codebook", "bench", "study",
+    "demo",
 )  # fmt: skip
 """Subcommands, in the order of --help; each module has a function `register(app)`."""
 

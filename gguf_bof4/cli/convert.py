@@ -17,6 +17,7 @@ from rich.table import Table
 from gguf_bof4.cli.terminal import table_console
 from gguf_bof4.convert.options import DEFAULT_OPQ, Options
 from gguf_bof4.convert.output_types import OUTPUT_TYPES, output_type_of
+from gguf_bof4.convert.recipe import read_recipe
 from gguf_bof4.convert.report import size_text
 from gguf_bof4.encoders import ENCODERS, encoder_of
 from gguf_bof4.gguf_files.header import escaped
@@ -164,6 +165,12 @@ def _print_summary(report: ConversionReport, stock: bool) -> None:
             print(f"    {command}")
 
 
+def _main_type(recipe: Path | None, importance: bool) -> str:
+    """The type where --type is not given."""
+    named = None if recipe is None else read_recipe(recipe, importance).main_type
+    return named or Options.type
+
+
 def convert(
     source: Annotated[
         str,
@@ -184,8 +191,12 @@ def convert(
         str | None, typer.Option(metavar="NAME", help="Branch, tag or commit of a repository (default: main).")
     ] = None,
     type_: Annotated[
-        str, typer.Option("--type", metavar="TYPE", help=f"Type of the matrices: {_TYPES}.")
-    ] = "BOF4_S",
+        str | None,
+        typer.Option(
+            "--type", metavar="TYPE",
+            help=f"Type of the matrices: {_TYPES} (default: BOF4_S; with --recipe, the type of most of its lines).",
+        ),
+    ] = None,
     token_embedding_type: Annotated[
         str | None, typer.Option(metavar="TYPE", help="Type of the token embeddings; any ggml type (default: Q6_K).")
     ] = None,
@@ -202,6 +213,14 @@ def convert(
             metavar="PATTERN=TYPE",
             help="Type of the tensors whose name the regular expression is found in, such as attn_v=q8_0. "
             "May be given several times; the first that matches counts.",
+        ),
+    ] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Types and outlier lists of tensors, as bof4 search writes them: a file of PATTERN=TYPE, as "
+            "llama-quantize --tensor-type-file reads it. --tensor-type and --opq PATTERN= go first.",
         ),
     ] = None,
     opq: Annotated[
@@ -315,6 +334,7 @@ def convert(
     """
     from gguf_bof4.convert import convert as run
 
+    main_type = type_ or _main_type(recipe, imatrix is not None)
     try:
         with progress_bar("reading the model") as progress:
             report = run(
@@ -322,10 +342,11 @@ def convert(
                 output,
                 revision=revision,
                 progress=progress,
-                type=type_,
+                type=main_type,
                 token_embedding_type=token_embedding_type,
                 output_tensor_type=output_tensor_type,
                 tensor_types=tuple(tensor_type or ()),
+                recipe=None if recipe is None else str(recipe),
                 opq=tuple(opq or ()),
                 opq_bits=opq_bits,
                 encoder=encoder,
@@ -353,7 +374,7 @@ def convert(
         raise typer.Exit(128 + signal.SIGINT) from None
     if verbose or dry_run:
         _print_tensors(report)
-    _print_summary(report, stock=output_type_of(type_).format is None)
+    _print_summary(report, stock=output_type_of(main_type).format is None)
 
 
 def register(app: typer.Typer) -> None:

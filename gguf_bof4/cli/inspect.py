@@ -33,12 +33,25 @@ def _finite(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def mixture(model: Model) -> dict[str, dict[str, Any]]:
+    """Types of the matrices by their place in the model, such as the attention's q of all layers."""
+    from gguf_bof4.weight_errors import GROUPS, group_of
+
+    found = {}
+    for group in GROUPS:
+        tensors = [t for t in model.tensors if len(t.shape) > 1 and group_of(t.name) == group]
+        if tensors:
+            types = Counter(t.qtype.name for t in tensors)
+            found[group] = {"types": dict(types.most_common()), "bits_per_weight": model.bits_per_weight(tensors)}
+    return found
+
+
 def summary(model: Model, errors: Mapping[str, ErrorSums] | None = None) -> dict[str, Any]:
     """The object that --json prints: file, metadata, tensors and totals.
 
     With `errors`, tensors that have one get "relative_squared_error".
 
-    Bytes and bits per weight of a tensor include its outlier list; list_bytes, list_bits_per_weight and outlier_share
+    Bytes and bits per weight include outlier lists; list_bytes, list_bits_per_weight and outlier_share
     are those of the list alone.
     """
     from gguf_bof4.gguf_files.model import bits_per_weight
@@ -73,6 +86,7 @@ def summary(model: Model, errors: Mapping[str, ErrorSums] | None = None) -> dict
             }
             for name, n in by_type.most_common()
         },
+        "matrices": mixture(model),
         "metadata": {key: _finite(value) for key, value in model.metadata().items()},
         "tensors": [
             {
@@ -131,7 +145,12 @@ def _print_tables(found: dict[str, Any], console: Console) -> None:
         types.add_row(
             name, str(t["tensors"]), f"{t['weights']:,}", f"{t['bytes']:,}", f"{t['bits_per_weight']:.4g}"
         )
-    for table in (metadata, tensors, types):
+    matrices = Table("matrices", "types", title="mixture", title_justify="left", box=None)
+    matrices.add_column("bits/weight", justify="right")
+    for group, m in found["matrices"].items():
+        names = " + ".join(f"{count} {name}" for name, count in m["types"].items())
+        matrices.add_row(group, names, f"{m['bits_per_weight']:.4g}")
+    for table in (metadata, tensors, matrices, types):
         console.print(table, "", highlight=False, markup=False)
     listed = f", {found['outliers']:,} outliers in {found['list_bytes']:,} bytes of lists" if lists else ""
     console.print(

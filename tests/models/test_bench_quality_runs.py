@@ -9,9 +9,9 @@ import pytest
 from program import bof4
 
 from gguf_bof4.bench import cost, quality
-from gguf_bof4.bench.measure import Distance, distance
 from gguf_bof4.bench.results import read_rows
 from gguf_bof4.bench.variants import variants
+from gguf_bof4.divergence import Distance, distance
 from gguf_bof4.errors import UserError
 from gguf_bof4.gguf_files.model import open_model
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gguf_bof4.bench.measure import distance, write_logits
+from gguf_bof4.divergence import distance, write_logits
 from gguf_bof4.study.models import load
 from gguf_bof4.study.quality import Bench, Calibrated, Case
 from gguf_bof4.study.registry import parse_format

@@ -17,7 +17,7 @@ from gguf_writing import write_tensors
 
 from gguf_bof4.bench import nf4, plot, quality
 from gguf_bof4.bench.goals import QUALITY_GOALS, QualityGoal, judge_quality
-from gguf_bof4.bench.measure import Distance, bits_per_weight, check_rest, fallbacks, parse_distance
+from gguf_bof4.bench.measure import bits_per_weight, check_rest, fallbacks
 from gguf_bof4.bench.peers import PEERS
 from gguf_bof4.bench.results import Row, add_row, read_rows
 from gguf_bof4.bench.table import means
@@ -32,6 +32,7 @@ from gguf_bof4.bench.variants import (
     parse_quantile,
     variants,
 )
+from gguf_bof4.divergence import Distance, parse_distance
 from gguf_bof4.errors import UserError
 from gguf_bof4.gguf_files.model import open_model
 from gguf_bof4.reference_models import REFERENCE_MODELS

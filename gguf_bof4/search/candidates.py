@@ -1,0 +1,98 @@
+"""The candidates of each tensor: types, with and without outlier lists, and the bytes that each takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+import gguf
+from gguf import GGMLQuantizationType as TensorType
+
+from gguf_bof4.convert.model_kinds import why_no_lists
+from gguf_bof4.convert.policy import parse_type, with_fallback
+from gguf_bof4.errors import UserError
+from gguf_bof4.formats import OPQ_BLOCK
+from gguf_bof4.lists import ENTRY_BITS, LISTED_TYPES, LONGEST_NAME, LONGEST_ROW, POINTER_BITS, list_name
+from gguf_bof4.outlier_choice import Budget
+
+DEFAULT_TYPES = ("Q3_K", "IQ3_S", "BOF4_S", "BOF4_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
+"""Where the rows of a tensor do not divide into the blocks of one, its fallback takes its place."""
+
+DEFAULT_LIST_BITS = 0.05
+"""Bits per weight of outlier lists: those of about half as many outliers as --opq 0.95 has."""
+
+_WITH_LIST = "+list"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A type, and the budget of its outlier list.
+
+    Attributes:
+        rule: None: no list.
+    """
+
+    qtype: TensorType
+    rule: Budget | None = None
+
+    @property
+    def name(self) -> str:
+        """As tables and stored losses have it, such as BOF4_S+list0.05."""
+        return self.qtype.name + ("" if self.rule is None else f"{_WITH_LIST}{self.rule.bits:g}")
+
+    def data_bytes(self, shape: Sequence[int]) -> int:
+        """Bytes of a tensor without its list."""
+        block_size, block_bytes = gguf.GGML_QUANT_SIZES[self.qtype]
+        return prod(shape) // int(block_size) * int(block_bytes)
+
+    def list_bytes(self, shape: Sequence[int]) -> int:
+        """Bytes of its list, at most: fewer outliers are listed where no other saves anything."""
+        if self.rule is None:
+            return 0
+        rows = prod(shape[:-1])
+        return (POINTER_BITS * (rows + 1) + ENTRY_BITS * self.rule.count(prod(shape))) // 8
+
+
+def parse_types(names: Sequence[str], importance: bool) -> tuple[TensorType, ...]:
+    """Candidate types by their names.
+
+    Args:
+        importance: there is an importance matrix.
+
+    Raises:
+        UserError: there is no such type, or it cannot be written.
+    """
+    if not names:
+        raise UserError(f"--types: name some types, such as {','.join(DEFAULT_TYPES)}")
+    return tuple(dict.fromkeys(parse_type(name, importance) for name in names))
+
+
+def can_have_list(architecture: str, name: str, columns: int) -> bool:
+    """Would llama.cpp load an outlier list of this tensor?"""
+    return (
+        columns % OPQ_BLOCK == 0
+        and columns <= LONGEST_ROW
+        and len(list_name(name).encode(errors="surrogateescape")) <= LONGEST_NAME
+        and why_no_lists(architecture, name) is None
+    )
+
+
+def candidates_of(
+    types: Sequence[TensorType], list_bits: float | None, columns: int, may_have_list: bool
+) -> tuple[Candidate, ...]:
+    """The candidates of a tensor, each once.
+
+    Args:
+        types: that are asked for; a fallback takes the place of one that rows do not divide into.
+        list_bits: bits per weight of outlier lists; None: no candidate has one.
+        columns: weights in a row.
+        may_have_list: llama.cpp would load a list of the tensor.
+    """
+    fitting = dict.fromkeys(with_fallback(qtype, columns).qtype for qtype in types)
+    found = []
+    for qtype in fitting:
+        found.append(Candidate(qtype))
+        if list_bits is not None and may_have_list and qtype in LISTED_TYPES:
+            found.append(Candidate(qtype, Budget(list_bits)))
+    return tuple(found)

@@ -1,0 +1,172 @@
+"""bof4 search on a real model: the first layers of SmolLM2, unquantized."""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+
+import gguf
+import pytest
+from command_line import bof4
+from llama import succeed
+
+from gguf_bof4.convert import convert
+from gguf_bof4.gguf_files.model import Model, open_model
+from gguf_bof4.reference_texts import calibration_text
+
+LAYERS = 2
+FAST = ("--types", "BOF4_S,BOF4_K,Q4_K,Q6_K,Q3_K", "--threads", "1")
+
+
+@pytest.fixture(scope="module")
+def short(smol: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first layers of the reference model: a worse language model, with trained weights."""
+    source, target = open_model(smol), tmp_path_factory.mktemp("short") / "short.gguf"
+    writer = gguf.GGUFWriter(target, "llama")
+    for field in source.fields.values():
+        if field.name not in ("general.architecture", "llama.block_count"):
+            is_array = field.types[0] == gguf.GGUFValueType.ARRAY
+            writer.add_key_value(
+                field.name, field.contents(), field.types[0], sub_type=field.types[-1] if is_array else None
+            )
+    writer.add_block_count(LAYERS)
+    for t in source.tensors:
+        match = re.match(r"blk\.(\d+)\.", t.name)
+        if match is None or int(match[1]) < LAYERS:
+            writer.add_tensor(t.name, gguf.dequantize(t.read_rows(), t.qtype).reshape(t.shape))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return target
+
+
+@pytest.fixture(scope="session")
+def calibration() -> Path:
+    """English technical prose, another text than `evaluation`."""
+    return calibration_text()
+
+
+def matrix_bits(model: Model) -> float:
+    return model.bits_per_weight([t for t in model.tensors if t.name.startswith("blk.") and len(t.shape) > 1])
+
+
+@pytest.fixture(scope="module")
+def searched(
+    short: Path, built: Path, calibration: Path, evaluation: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str]:
+    """The folder of a search with everything, and what it printed."""
+    folder = tmp_path_factory.mktemp("search")
+    result = bof4(
+        "search", str(short), str(folder / "recipe.txt"), "--target-bpw", "4.6", "--calibration", str(calibration),
+        "--chunks", "2", "--measure", "5", "--measured-chunks", "1", "--file", str(evaluation),
+        "--csv", str(folder / "tensors.csv"), "--plot", str(folder / "sizes.png"),
+        "--work", str(folder / "work"), *FAST,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    return folder, result.stdout
+
+
+def test_predicted_and_measured_sizes_have_one_order(searched: tuple[Path, str]) -> None:
+    _, printed = searched
+    assert "predicted and measured agree" in printed
+    rows = re.findall(r"^ *([\d.]+) +[\d.]+ MB +([\d.]+) +([\d.]+) ±", printed, re.MULTILINE)
+    assert len(rows) == 6
+    by_size = sorted((float(bits), float(predicted), float(measured)) for bits, predicted, measured in rows)
+    assert [row[2] for row in by_size] == sorted((row[2] for row in by_size), reverse=True)
+    for _, predicted, measured in by_size:
+        assert 1 / 3 < predicted / measured < 3
+
+
+def test_the_file_of_the_recipe_has_the_target(searched: tuple[Path, str], short: Path, tmp_path: Path) -> None:
+    folder, _ = searched
+    made = tmp_path / "made.gguf"
+    report = convert(
+        short, made, recipe=str(folder / "recipe.txt"), imatrix=str(folder / "work" / "imatrix.gguf"), opq=("off",)
+    )  # fmt: skip
+    assert 4.5 < matrix_bits(open_model(made)) <= 4.6
+    assert len({t.qtype for t in report.tensors if t.name.startswith("blk.") and len(t.shape) > 1}) > 1
+    with (folder / "tensors.csv").open(newline="") as file:
+        rows = {row["tensor"]: row for row in csv.DictReader(file)}
+    model = open_model(made)
+    for t in model.tensors:
+        if len(t.shape) > 1:
+            chosen, _, listed = rows[t.name]["type"].partition("+")
+            assert t.qtype.name == chosen
+            assert (model.n_outliers(t) > 0) == bool(listed)
+            assert model.bits_per_weight([t]) == pytest.approx(float(rows[t.name]["bits_per_weight"]), abs=2e-3)
+
+
+def test_llama_quantize_reads_the_recipe(searched: tuple[Path, str], short: Path, tmp_path: Path) -> None:
+    folder, _ = searched
+    made, ours = tmp_path / "upstream.gguf", tmp_path / "ours.gguf"
+    succeed("quantize", "--tensor-type-file", folder / "recipe.txt", short, made, "Q4_K_S")
+    convert(short, ours, recipe=str(folder / "recipe.txt"), opq=("off",), dry_run=False)
+    assert {t.name: t.qtype for t in open_model(made).tensors} == {t.name: t.qtype for t in open_model(ours).tensors}
+
+
+def test_a_size_of_the_file_is_met(searched: tuple[Path, str], short: Path, calibration: Path, tmp_path: Path) -> None:
+    """Measurements are there already, so that this takes a second."""
+    folder, _ = searched
+    work = ("--work", str(folder / "work"), "--calibration", str(calibration), "--chunks", "2", *FAST)
+    target = 30_000_000
+    result = bof4("search", str(short), str(tmp_path / "r.txt"), "--target-size", "30M", *work)
+    assert result.returncode == 0, result.stderr
+    made = tmp_path / "made.gguf"
+    convert(short, made, recipe=str(tmp_path / "r.txt"), imatrix=str(folder / "work" / "imatrix.gguf"))
+    assert 0.985 * target < made.stat().st_size <= target
+    least = bof4("search", str(short), str(tmp_path / "s.txt"), "--target-size", "5M", *work)
+    assert least.returncode == 1 and not (tmp_path / "s.txt").exists()
+    (said,) = least.stderr.strip().splitlines()
+    match = re.search(r"the least is (\d+) ", said)
+    assert match is not None, said
+    again = bof4("search", str(short), str(tmp_path / "s.txt"), "--target-size", match[1], *work)
+    assert again.returncode == 0, again.stderr
+
+
+def test_bits_below_what_is_possible_and_other_models_are_one_line(
+    searched: tuple[Path, str], short: Path, smol: Path, calibration: Path, tmp_path: Path
+) -> None:
+    folder, _ = searched
+    work = ("--work", str(folder / "work"), "--calibration", str(calibration), "--chunks", "2", *FAST)
+    low = bof4("search", str(short), str(tmp_path / "r.txt"), "--target-bpw", "2", *work)
+    (said,) = low.stderr.strip().splitlines()
+    match = re.search(r"the least is ([\d.]+)$", said)
+    assert low.returncode == 1 and match is not None, said
+    assert bof4("search", str(short), str(tmp_path / "r.txt"), "--target-bpw", match[1], *work).returncode == 0
+    other = bof4("search", str(smol), str(tmp_path / "q.txt"), "--target-bpw", "4.5", *work)
+    (said,) = other.stderr.strip().splitlines()
+    assert other.returncode == 1 and "has losses of another model" in said
+
+
+def test_without_a_text_squared_errors_are_weighted(searched: tuple[Path, str], short: Path, tmp_path: Path) -> None:
+    folder, _ = searched
+    result = bof4(
+        "search", str(short), str(tmp_path / "r.txt"), "--target-bpw", "4.5", "--sensitivity", "none",
+        "--imatrix", str(folder / "work" / "imatrix.gguf"), "--work", str(tmp_path / "w"), *FAST,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "weighted squared error" in result.stdout
+    assert "|#opq-bits:0.05=bof4_s" in (tmp_path / "r.txt").read_text()
+
+
+def test_trials_resume_and_belong_to_one_model(
+    searched: tuple[Path, str], short: Path, calibration: Path, evaluation: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("optuna", reason="the extra search is not installed")
+    folder, _ = searched
+    common = (
+        "--target-bpw", "4.6", "--calibration", str(calibration), "--chunks", "2", "--work", str(folder / "work"),
+        "--measured-chunks", "1", "--file", str(evaluation), "--study", str(tmp_path / "study.db"), *FAST,
+    )  # fmt: skip
+    first = bof4("search", str(short), str(tmp_path / "a.txt"), "--trials", "2", *common)
+    assert first.returncode == 0, first.stderr
+    assert [line for line in first.stderr.splitlines() if "trial " in line][-1].count("trial 2 of 2")
+    second = bof4("search", str(short), str(tmp_path / "b.txt"), "--trials", "3", *common)
+    assert second.returncode == 0, second.stderr
+    assert "trial 3 of 3" in second.stderr and "trial 2 of" not in second.stderr
+    before, after = map(float, re.findall(r"divergence ([\d.]+) before, ([\d.]+) after", second.stdout)[0])
+    assert after <= before
+    other = bof4("search", str(short), str(tmp_path / "c.txt"), "--trials", "3", *common[:1], "5.5", *common[2:])
+    assert other.returncode == 1 and "is a study of another target" in other.stderr
