@@ -144,7 +144,7 @@ class Writer(gguf.GGUFWriter):
         return bytes(super()._pack_val(val, *args, **kwargs))
 
 
-HOW_MADE = ("bof4.encoder", "bof4.opq.quantile", "bof4.opq.bits")
+HOW_MADE = ("bof4.encoder", "bof4.refined", "bof4.opq.quantile", "bof4.opq.bits")
 """Keys that say how tensors of this project's types were encoded: still true where all of them are copied."""
 
 
@@ -170,6 +170,8 @@ def add_format_metadata(
         metadata.update(old)
     elif ours:
         writer.add_string("bof4.encoder", options.encoder)
+        if options.refine:
+            writer.add_bool("bof4.refined", True)
         rule = options.list_rules.default
         if isinstance(rule, Quantile):
             writer.add_float32("bof4.opq.quantile", rule.value)
