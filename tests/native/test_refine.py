@@ -168,7 +168,7 @@ def test_training_lowers_the_divergence_of_what_it_has_not_seen(
     for matrix in student.matrices.values():
         matrix.scales_before *= 1.1
     course = training.train(student, training.Budget(1.0, 20), tmp_path / "work", lambda *_: None)
-    assert course.steps == 20 and course.after < 0.6 * course.before
+    assert course.steps == 20 and course.after < 0.8 * course.before
     judged = training.split(16).judged
     assert training.judge(student, judged) == pytest.approx(course.after, rel=1e-3)
 

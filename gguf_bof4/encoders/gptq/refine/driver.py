@@ -96,7 +96,8 @@ def _trained(
             return {}
         budget = Budget(refinement.minutes, refinement.steps)
         job.progress("refine: the first divergence", 0, 0)
-        train(student, budget, job.folder / _WORK, partial(_report, job))
+        with torch.inference_mode(False), torch.enable_grad():  # upstream's converter turns gradients off
+            train(student, budget, job.folder / _WORK, partial(_report, job))
         scales = {name: matrix.stored_scales() for name, matrix in student.matrices.items()}
         return scales | {name: vector.values() for name, vector in student.vectors.items()}
     finally:
