@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import gguf
 import numpy as np
 import numpy.typing as npt
 
@@ -51,6 +52,15 @@ def _is_target(encoder: Encoder, planned: PlannedTensor) -> bool:
     return not planned.copied and encoder.can_encode(qtype) and (in_layer or qtype not in encoder.stock_types)
 
 
+def _vectors(tensors: Sequence[PlannedTensor], options: Options) -> dict[str, Callable[[], Floats]]:
+    """What gives the vectors that the output has in F32, float32 [n], by name."""
+    return {
+        t.source.name: lambda t=t: read_floats(t.source, t.job(options))[0]  # type: ignore[misc]
+        for t in tensors
+        if len(t.source.shape) == 1 and t.decision.qtype == gguf.GGMLQuantizationType.F32
+    }
+
+
 def calibrated(
     tensors: Sequence[PlannedTensor], opened: OpenedModel, options: Options, output: Path, progress: Progress
 ) -> list[PlannedTensor]:
@@ -86,6 +96,8 @@ def calibrated(
             folder=encoder.work_folder(output),
             restart=options.force,
             progress=progress,
+            refinement=options.refinement,
+            vectors=_vectors(tensors, options) if options.refine else {},
         )
     )
     return [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from gguf_bof4.convert.policy import Rules, parse_pattern, parse_type
 from gguf_bof4.convert.recipe import Recipe, read_recipe
 from gguf_bof4.encoders import DEFAULT as DEFAULT_ENCODER
 from gguf_bof4.encoders import encoder_of
-from gguf_bof4.encoders.encoder import Encoder
+from gguf_bof4.encoders.encoder import Encoder, Refinement
 from gguf_bof4.errors import UserError
 
 DEFAULT_OPQ = "0.95"
@@ -52,6 +53,9 @@ class Options:
         act_order: columns with the largest inputs are quantized first.
         token_weights: tokens count by how much the model's loss depends on the outputs of a matrix for them.
         device: that runs the model, as torch names it.
+        refine: train scales after encoding, by an encoder that runs the model.
+        refine_minutes: how long.
+        refine_steps: the same in steps, in the place of minutes.
         pure: embeddings and output get `type`, too.
         leave_output_tensor: output.weight keeps its type.
         split_max_size: bytes of tensor data in a part, "N", "NK", "NM" or "NG"; 0 means one file.
@@ -78,6 +82,9 @@ class Options:
     act_order: bool = True
     token_weights: bool = False
     device: str = "cpu"
+    refine: bool = False
+    refine_minutes: float = 20.0
+    refine_steps: int | None = None
     pure: bool = False
     leave_output_tensor: bool = False
     split_max_size: str = "0"
@@ -192,7 +199,23 @@ class Options:
         if encoder.calibrate is not None and not encoder.can_encode(output_type.qtype):
             name = output_type.name
             raise UserError(f"--encoder {encoder.name} is not implemented for {name}: choose another encoder")
+        self._check_refinement(encoder)
         self._check_calibration(encoder)
+
+    @property
+    def refinement(self) -> Refinement | None:
+        """How scales are trained after encoding; None where they are not."""
+        return Refinement(self.refine_minutes, self.refine_steps) if self.refine else None
+
+    def _check_refinement(self, encoder: Encoder) -> None:
+        if not self.refine:
+            return
+        if encoder.calibrate is None:
+            raise UserError(f"--encoder {encoder.name} runs no model, so it takes no --refine: use --encoder gptq")
+        if not 0 < self.refine_minutes < math.inf:
+            raise UserError(f"--refine-minutes {self.refine_minutes}: give a number above 0")
+        if self.refine_steps is not None and self.refine_steps < 1:
+            raise UserError(f"--refine-steps {self.refine_steps}: give 1 or more")
 
     def _check_calibration(self, encoder: Encoder) -> None:
         if encoder.calibrate is None:

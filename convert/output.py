@@ -144,7 +144,7 @@ class Writer(gguf.GGUFWriter):
         return bytes(super()._pack_val(val, *args, **kwargs))
 
 
-HOW_MADE = ("bof4.encoder", "bof4.opq.quantile", "bof4.opq.bits")
+HOW_MADE = ("bof4.encoder", "bof4.refined", "bof4.opq.quantile", "bof4.opq.bits")
 """Keys that say how tensors of this project's types were encoded: still true where all of them are copied."""
 
 
@@ -170,6 +170,8 @@ def add_format_metadata(
         metadata.update(old)
     elif ours:
         writer.add_string("bof4.encoder", options.encoder)
+        if options.refine:
+            writer.add_bool("bof4.refined", True)
         rule = options.list_rules.default
         if options.recipe is not None and not any(t.planned_list and t.planned_list.rule == rule for t in ours):
             rule = None  # the recipe names another rule for each tensor

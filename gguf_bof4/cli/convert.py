@@ -295,6 +295,23 @@ def convert(
     device: Annotated[
         str, typer.Option(metavar="DEVICE", help=f"{_CALIBRATED}: device that runs the model: cpu, cuda, cuda:1.")
     ] = Options.device,
+    refine: Annotated[
+        bool,
+        typer.Option(
+            "--refine",
+            help=f"{_CALIBRATED}: afterwards train the scales of blocks so that the model's next tokens are those of "
+            "the unquantized model on the calibration text.",
+        ),
+    ] = False,
+    refine_minutes: Annotated[
+        float, typer.Option(metavar="N", help="--refine: how long it trains.")
+    ] = Options.refine_minutes,
+    refine_steps: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="--refine: train for as many steps instead: the same result on a faster machine."
+        ),
+    ] = None,
     pure: Annotated[bool, typer.Option("--pure", help="Embeddings and output get --type, too.")] = False,
     leave_output_tensor: Annotated[
         bool, typer.Option("--leave-output-tensor", help="Keep the type of output.weight.")
@@ -358,6 +375,9 @@ def convert(
                 act_order=act_order,
                 token_weights=token_weights,
                 device=device,
+                refine=refine,
+                refine_minutes=refine_minutes,
+                refine_steps=refine_steps,
                 pure=pure,
                 leave_output_tensor=leave_output_tensor,
                 split_max_size=split_max_size,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 
@@ -111,6 +111,19 @@ class CalibrationSettings:
 
 
 @dataclass(frozen=True)
+class Refinement:
+    """How long scales are trained after a model was encoded.
+
+    Attributes:
+        minutes: of training.
+        steps: of training in the place of minutes: the result does not depend on the speed of the machine.
+    """
+
+    minutes: float
+    steps: int | None = None
+
+
+@dataclass(frozen=True)
 class Calibration:
     """A model to run on a calibration text, and the tensors to encode.
 
@@ -122,6 +135,8 @@ class Calibration:
         folder: where finished layers are kept until the output is complete.
         restart: discard finished layers of a job with other options.
         progress: called with the current step, weights done and weights in all.
+        refinement: None: encoded tensors stay as they are.
+        vectors: gives the vectors of the output in F32, float32 [n], by name; refinement trains norms among them.
     """
 
     source: Path
@@ -133,6 +148,8 @@ class Calibration:
     folder: Path
     restart: bool
     progress: Progress
+    refinement: Refinement | None = None
+    vectors: Mapping[str, Callable[[], Floats]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

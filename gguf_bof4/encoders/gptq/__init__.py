@@ -19,7 +19,12 @@ def _calibrate(job: Calibration) -> Mapping[str, Finished]:
     from gguf_bof4.encoders.gptq.weights import FolderWeights, GgufWeights
 
     weights = FolderWeights(job.source, job.files) if job.model is None else GgufWeights(job.model)
-    return calibrate(job, weights, RECIPE)
+    finished = calibrate(job, weights, RECIPE)
+    if job.refinement is None:
+        return finished
+    from gguf_bof4.encoders.gptq.refine.driver import refine
+
+    return refine(job, job.refinement, weights, finished)
 
 
 ENCODER = Encoder(

@@ -187,23 +187,30 @@ class GgufWeights:
         _check_filled(skeleton, names)
 
 
+def tensor_name(skeleton: Skeleton, layer: int, module: str, architecture: str) -> str | None:
+    """The name of the GGUF tensor that should be the weight of a module of a decoder layer; None where there is none.
+
+    Args:
+        module: its name within the layer.
+        architecture: general.architecture.
+    """
+    known = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
+    if architecture not in known:
+        return None
+    name_map = gguf.get_tensor_name_map(known[architecture], len(skeleton.layers))
+    # in models with other modalities the decoder has a longer prefix, which the map lacks
+    base = name_map.get_name(f"model.layers.{layer}.{module}") or name_map.get_name(
+        f"{skeleton.layers_name}.{layer}.{module}"
+    )
+    return None if base is None else f"{base}.weight"
+
+
 def tensor_names(skeleton: Skeleton, layer: int, architecture: str) -> dict[str, str]:
     """Names of the GGUF tensors of a decoder layer's linear modules, by the modules' names within the layer.
 
     Args:
         architecture: general.architecture.
     """
-    known = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
-    if architecture not in known:
-        return {}
-    name_map = gguf.get_tensor_name_map(known[architecture], len(skeleton.layers))
-    found = {}
-    for name, module in skeleton.layers[layer].named_modules():
-        if is_linear(module):
-            # in models with other modalities the decoder has a longer prefix, which the map lacks
-            base = name_map.get_name(f"model.layers.{layer}.{name}") or name_map.get_name(
-                f"{skeleton.layers_name}.{layer}.{name}"
-            )
-            if base is not None:
-                found[name] = f"{base}.weight"
-    return found
+    linear = [name for name, module in skeleton.layers[layer].named_modules() if is_linear(module)]
+    found = {name: tensor_name(skeleton, layer, name, architecture) for name in linear}
+    return {name: tensor for name, tensor in found.items() if tensor is not None}
