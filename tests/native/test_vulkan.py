@@ -225,7 +225,7 @@ def tile_defines(variant: str, define: str) -> list[str]:
     """Of the shader with tiles for cooperative matrices, as bof4-shaders.h gives them."""
     loads = "1" if variant == "cm2" else "8"
     values = {
-        define: "1", "LOAD_VEC_A": loads, "LOAD_VEC_B": loads, "B_TYPE_SCALAR": "float16_t", "B_TYPEV4": "f16vec4",
+        define: "1", "BOF4_LEVEL_TABLE": "1", "LOAD_VEC_A": loads, "LOAD_VEC_B": loads, "B_TYPE_SCALAR": "float16_t", "B_TYPEV4": "f16vec4",
         "B_TYPE": "float16_t" if variant == "cm2" else "f16mat2x4", "D_TYPE": "float", "FLOAT16": "1",
         "FLOAT_TYPE": "float16_t", "FLOAT_TYPEV2": "f16vec2", "FLOAT_TYPEV4": "f16vec4", "FLOAT_TYPEV8": "f16mat2x4",
         "ACC_TYPE": "float", "ACC_TYPEV2": "vec2", "ACC_TYPE_VEC4": "vec4",
