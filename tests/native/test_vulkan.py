@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from c_programs import link_with_build
 from listed import divergence, predict, write_decoded
 from program import bof4
 from tiny_models import write_llama
@@ -150,6 +151,30 @@ def test_products_are_fused_with_additions(runs: dict[tuple[str, bool], Future[R
     assert all(run.passed[fmt.c_name, False] for fmt in VULKAN_FORMATS), run.output[-2000:]
 
 
+def test_half_precision_activations_and_what_is_refused(
+    built: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    """The CPU does not compute products with them, so that upstream's tests leave them out."""
+    program = link_with_build("check_vulkan.cpp", built, tmp_path / "check_vulkan")
+    done = subprocess.run([program], capture_output=True, text=True, check=False, timeout=600, env=environment)
+    print(done.stdout)
+    assert done.returncode == 0, done.stderr[-2000:]
+    errors = {
+        (name, int(columns)): float(error)
+        for name, columns, error in re.findall(r"^product (\w+) (\d+) (\S+)$", done.stdout, re.MULTILINE)
+    }
+    assert len(errors) == 3 * len(VULKAN_FORMATS)
+    for (name, columns), error in errors.items():
+        # float sums; with more than eight columns weights and sums are halves, whose roundings are 2^-12 of their
+        # values. Sums of 512 products are at most |row| |activations| / sqrt(512) times a few
+        assert error < (1e-6 if columns <= 8 else 1e-3), (name, columns)
+    supported = dict(re.findall(r"^supports (\S+) (\d)$", done.stdout, re.MULTILINE))
+    assert supported == {
+        "product": "1", "listed": "1", "half": "1", "listed-half": "0", "experts": "1", "experts-half": "0",
+        "slice": "0",
+    }  # fmt: skip
+
+
 def test_validation_layers_find_no_error(machine: Machine, built: Path, with_integers: dict[str, str]) -> None:
     """Pipelines come from the driver's cache, where the other tests have left them."""
     if machine.layers is None:
@@ -173,7 +198,7 @@ def test_validation_layers_find_no_error(machine: Machine, built: Path, with_int
 def test_a_model_with_lists_predicts_as_on_the_cpu(
     environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All layers on lavapipe; one of two, the other is the CPU's; each on a device of its own, twice the same lavapipe."""
+    """All layers on lavapipe; one of two, and the other on the CPU; one each on two devices that are both lavapipe."""
     model = write_llama(tmp_path / "listed.gguf", is_listed=lambda name: name.startswith("blk.") and "norm" not in name)
     text = tmp_path / "text"
     text.write_text("The quick brown fox jumps over the lazy dog. " * 20)
@@ -225,7 +250,8 @@ def tile_defines(variant: str, define: str) -> list[str]:
     """Of the shader with tiles for cooperative matrices, as bof4-shaders.h gives them."""
     loads = "1" if variant == "cm2" else "8"
     values = {
-        define: "1", "BOF4_LEVEL_TABLE": "1", "LOAD_VEC_A": loads, "LOAD_VEC_B": loads, "B_TYPE_SCALAR": "float16_t", "B_TYPEV4": "f16vec4",
+        define: "1", "BOF4_LEVEL_TABLE": "1", "LOAD_VEC_A": loads, "LOAD_VEC_B": loads,
+        "B_TYPE_SCALAR": "float16_t", "B_TYPEV4": "f16vec4",
         "B_TYPE": "float16_t" if variant == "cm2" else "f16mat2x4", "D_TYPE": "float", "FLOAT16": "1",
         "FLOAT_TYPE": "float16_t", "FLOAT_TYPEV2": "f16vec2", "FLOAT_TYPEV4": "f16vec4", "FLOAT_TYPEV8": "f16mat2x4",
         "ACC_TYPE": "float", "ACC_TYPEV2": "vec2", "ACC_TYPE_VEC4": "vec4",

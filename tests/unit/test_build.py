@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 from command_line import bof4
 
-from gguf_bof4.ggml_patch import SOURCES
+from gguf_bof4.ggml_patch import SOURCES, cuda, vulkan
 from gguf_bof4.ggml_patch import build as building
-from gguf_bof4.ggml_patch import cuda, vulkan
 from gguf_bof4.ggml_patch.apply import SOURCES_IN_TREE
 from gguf_bof4.ggml_patch.build import PROGRAMS, Build, NotBuiltError, build, build_of, installed_bin
 from gguf_bof4.ggml_patch.toolchain import BuildError
