@@ -88,7 +88,8 @@ void print_supports(ggml_backend_t backend) {
     print_support(backend, "listed-half", ggml_mul_mat(ctx.get(), listed, half));
     print_support(backend, "experts", ggml_mul_mat_id(ctx.get(), w, x, ids));
     print_support(backend, "experts-half", ggml_mul_mat_id(ctx.get(), w, half, ids));
-    print_support(backend, "slice", ggml_mul_mat(ctx.get(), slice, ggml_new_tensor_1d(ctx.get(), GGML_TYPE_F32, QK_BOF4_S)));
+    print_support(
+        backend, "slice", ggml_mul_mat(ctx.get(), slice, ggml_new_tensor_1d(ctx.get(), GGML_TYPE_F32, QK_BOF4_S)));
 }
 
 } // namespace
