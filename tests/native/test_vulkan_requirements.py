@@ -40,11 +40,12 @@ class Machine:
     def configure(self) -> tuple[int, str]:
         """CMake's exit code and its output, in one line; nothing of the system is found."""
         self.write("source/CMakeLists.txt", PROJECT)
-        cmake, _ = find_tools(lambda what, done, total: None)
+        cmake, ninja = find_tools(lambda what, done, total: None)
         done = subprocess.run(
-            [cmake, "-S", self.folder / "source", "-B", self.folder / "build",
-             "-DCMAKE_FIND_USE_CMAKE_SYSTEM_PATH=OFF", "-DCMAKE_FIND_USE_SYSTEM_ENVIRONMENT_PATH=OFF",
-             "-DCMAKE_FIND_USE_PACKAGE_REGISTRY=OFF", *(f"-D{name}={path}" for name, path in self.parts.items())],
+            [cmake, "-S", self.folder / "source", "-B", self.folder / "build", "-G", "Ninja",
+             f"-DCMAKE_MAKE_PROGRAM={ninja}", "-DCMAKE_FIND_USE_CMAKE_SYSTEM_PATH=OFF",
+             "-DCMAKE_FIND_USE_SYSTEM_ENVIRONMENT_PATH=OFF", "-DCMAKE_FIND_USE_PACKAGE_REGISTRY=OFF",
+             *(f"-D{name}={path}" for name, path in self.parts.items())],
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         return done.returncode, " ".join((done.stdout + done.stderr).split())
@@ -52,7 +53,7 @@ class Machine:
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
-    monkeypatch.delenv("VULKAN_SDK", raising=False)
+    monkeypatch.setenv("VULKAN_SDK", str(tmp_path / "no-sdk"))  # unset, CMake looks into /bin
     return Machine(tmp_path)
 
 
