@@ -13,7 +13,7 @@ from rich.table import Table
 
 from gguf_bof4.bench.results import Row
 from gguf_bof4.bench.speed.ratios import GENERATION_PEER, Measured, Spread
-from gguf_bof4.bench.speed.results import ON_GPU, is_batch, is_generation, speed_variant
+from gguf_bof4.bench.speed.results import is_batch, is_generation, is_gpu, speed_variant
 from gguf_bof4.bench.variants import Variant
 from gguf_bof4.convert.options import DEFAULT_OPQ
 
@@ -198,9 +198,9 @@ def judge_speed(measured: Measured, instructions: str) -> tuple[SpeedOutcome, ..
     """Every goal of every test that was run; none on a GPU, where bof4-bench-cuda measures single products.
 
     Args:
-        instructions: that the library was built for, or ON_GPU.
+        instructions: that the library was built for, or the GPUs (`results.GPU_BACKENDS`).
     """
-    if instructions == ON_GPU:
+    if is_gpu(instructions):
         return ()
     limits = PROMPT_LIMITS_AVX2 if instructions == "avx2" else PROMPT_LIMITS
     found: list[SpeedOutcome] = []

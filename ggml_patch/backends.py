@@ -96,8 +96,8 @@ VULKAN = Backend(
     bundle_arguments=("-DGGML_VULKAN=ON",),
     bundle_text="""\
 For GPUs of all makers through Vulkan, in this folder; needs CMake 3.19, Vulkan's loader and headers (1.3.272 or newer),
-glslc and SPIRV-Headers: `apt install libvulkan-dev glslc spirv-headers`, or LunarG's SDK. Other headers are named with
--DVulkan_INCLUDE_DIR=FOLDER, another glslc with -DVulkan_GLSLC_EXECUTABLE=FILE.
+glslc and SPIRV-Headers: `apt install libvulkan-dev glslc spirv-headers`, or LunarG's SDK; CMake names what is missing.
+Other headers are named with -DVulkan_INCLUDE_DIR=FOLDER, another glslc with -DVulkan_GLSLC_EXECUTABLE=FILE.
 """,
 )
 

@@ -29,12 +29,12 @@ OLD_HEADERS = (
 )
 
 REMEDIES = (
-    (r"Could NOT find Vulkan|missing: Vulkan_", f"{PACKAGES}."),
-    (r"configuration file provided by .SPIRV-Headers", f"CMake finds no SPIRV-Headers. {PACKAGES}."),
-    (r"LayerSetting(sCreateInfo)?EXT.*(is not a member|has not been declared)", f"{OLD_HEADERS}."),
+    (r"no\s+Vulkan\s+(headers|loader)\s+found|no\s+shader\s+compiler\s+found|finds\s+no\s+SPIRV", f"{PACKAGES}."),
+    (r"Vulkan\s+headers\s+in\s+\S+\s+are\s+too\s+old", f"{OLD_HEADERS}."),
     (r"cannot compile \w+ \(exit code", "glslc does not compile a shader: name a newer one with --glslc."),
 )
-"""Patterns of error messages of CMake and of compilers, and the remedy for each."""
+"""Patterns of error messages, of src/vulkan/requirements.cmake and of ggml's program that compiles shaders, and the
+remedy for each."""
 
 LOADERS = {"win32": "vulkan-1.dll", "darwin": "libvulkan.1.dylib"}
 """Names of the loader's library; libvulkan.so.1 elsewhere."""

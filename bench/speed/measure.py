@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections import Counter
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -13,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from gguf_bof4 import native
-from gguf_bof4.bench.speed.results import batch_test
+from gguf_bof4.bench.speed.results import GPU_BACKENDS, batch_test
 from gguf_bof4.divergence import REMEDY
 from gguf_bof4.errors import UserError
-from gguf_bof4.ggml_patch import cuda
+from gguf_bof4.ggml_patch.backends import BACKENDS
 from gguf_bof4.ggml_patch.build import installed_bin
 from gguf_bof4.ggml_patch.programs import run_program
 from gguf_bof4.gguf_files.model import Model
@@ -178,9 +180,31 @@ def instruction_set() -> str:
     return native.instruction_set()
 
 
-def runs_on_gpu(gpu_layers: int) -> bool:
-    """Is the build in use one for GPUs, is there one, and are layers to go there?"""
-    return gpu_layers > 0 and any(installed_bin().glob("*ggml-cuda*")) and bool(cuda.gpu_architectures())
+def parse_devices(output: str) -> str:
+    """The backend and its devices, like "cuda: 2 x NVIDIA H200", in what llama-bench --list-devices prints.
+
+    Empty where no device is one of GPU_BACKENDS.
+    """
+    names = {title: b.name for b in BACKENDS if b.name in GPU_BACKENDS for title in (b.title, *b.other_titles)}
+    found: dict[str, Counter[str]] = {}
+    for title, device in re.findall(r"^ *([A-Za-z]+)\d+: (.*) \(\d+ MiB, \d+ MiB free\)$", output, re.MULTILINE):
+        if title in names:
+            found.setdefault(names[title], Counter())[device] += 1
+    return "; ".join(
+        f"{name}: " + ", ".join(device if n == 1 else f"{n} x {device}" for device, n in devices.items())
+        for name, devices in found.items()
+    )
+
+
+def processors(gpu_layers: int) -> str:
+    """What computes: the backend and the devices that layers go to, else the instruction set of the CPU backend.
+
+    Raises:
+        UserError: llama-bench failed.
+        NativeError: there is no variant of the CPU backend that this processor can run.
+    """
+    devices = parse_devices(run_program("llama-bench", "--list-devices", remedy=REMEDY)) if gpu_layers else ""
+    return devices or instruction_set()
 
 
 def build_id() -> str:
@@ -190,7 +214,8 @@ def build_id() -> str:
         NotBuiltError: `bof4 build` has not been run.
     """
     folder = installed_bin()
-    libraries = sorted({path.resolve() for kind in ("cpu", "cuda") for path in folder.glob(f"*ggml-{kind}*")}) or [
+    kinds = ("cpu", *GPU_BACKENDS)
+    libraries = sorted({path.resolve() for kind in kinds for path in folder.glob(f"*ggml-{kind}*")}) or [
         folder / "llama-bench"
     ]
     digest = hashlib.sha256()

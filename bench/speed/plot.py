@@ -23,7 +23,7 @@ _GREY, _DARK = "#a6a6a6", "#4d4d4d"
 _COLORS = dict(zip(OUR_TYPES, COLORS, strict=False))
 
 
-def _draw(axes: Axes, measured: Measured, test: str) -> None:
+def _draw(axes: Axes, measured: Measured, test: str, with_bound: bool) -> None:
     order = measured.sorted_variants(test)
     fastest = measured.fastest_peer(test)
     edge = max(measured.speed(v, test).high for v in order)
@@ -32,7 +32,7 @@ def _draw(axes: Axes, measured: Measured, test: str) -> None:
         end = speed.high
         axes.barh(y, speed.median, height=0.68, color=_COLORS.get(variant.type, _GREY), zorder=2)
         axes.plot([speed.low, speed.high], [y, y], color=_DARK, lw=1, solid_capstyle="butt", zorder=3)
-        if is_generation(test):
+        if with_bound and is_generation(test):
             bound = measured.bandwidth_bound(variant, test).median
             edge, end = max(edge, bound), max(end, bound)
             axes.plot([bound, bound], [y - 0.34, y + 0.34], color=_DARK, lw=1, ls=(0, (2, 1.5)), zorder=3)
@@ -71,11 +71,11 @@ def plot(setup: Setup, measured: Measured, target: Path) -> None:
     figure = Figure(figsize=(WIDTH / _DPI, height / _DPI), dpi=_DPI, facecolor="white")
     grid = figure.subplots(1, len(measured.tests), squeeze=False)[0]
     for axes, test in zip(grid, measured.tests, strict=True):
-        _draw(axes, measured, test)
+        _draw(axes, measured, test, not setup.on_gpu)
     fastest = [measured.fastest_peer(test) for test in measured.tests]
     caption = [f"{setup.model}, {setup.threads} threads, {setup.instructions}; medians of {measured.n_rounds} rounds"]
     caption += ["× the fastest type of llama.cpp"] if any(fastest) else []
-    caption += ["dashes: bandwidth bound"] if measured.generation else []
+    caption += ["dashes: bandwidth bound"] if measured.generation and not setup.on_gpu else []
     figure.text(0.01, 12 / height, "; ".join(caption), fontsize=6.5, color=_DARK)
     figure.tight_layout(rect=(0, 36 / height, 1, 1), w_pad=1.2)
     try:

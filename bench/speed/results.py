@@ -12,8 +12,13 @@ from gguf_bof4.bench.variants import NO_LISTS, OUR_TYPES, Variant
 _COMMAND = "bof4 bench speed"
 
 
-ON_GPU = "cuda"
-"""The `instructions` of rows whose layers were on a GPU."""
+GPU_BACKENDS = ("cuda", "vulkan")
+"""Where layers were on GPUs, the `instructions` of rows begin with one of these: "vulkan: NVIDIA H200"."""
+
+
+def is_gpu(instructions: str) -> bool:
+    """Do these `instructions` of a row name a GPU?"""
+    return instructions.partition(":")[0] in GPU_BACKENDS
 
 
 @dataclass(frozen=True)
@@ -23,7 +28,7 @@ class Setup:
     Attributes:
         model: the name of the unquantized model.
         build: eight hexadecimal digits of a hash of the library with the kernels.
-        instructions: that the library was built for, or ON_GPU.
+        instructions: that the library was built for, or the GPUs, as `GPU_BACKENDS` says.
         threads: of llama-bench, and of reading memory.
         repack: weights are repacked at load, where there are kernels for that.
     """
@@ -36,7 +41,7 @@ class Setup:
 
     @property
     def on_gpu(self) -> bool:
-        return self.instructions == ON_GPU
+        return is_gpu(self.instructions)
 
 
 @dataclass(frozen=True)

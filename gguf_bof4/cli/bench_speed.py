@@ -29,12 +29,11 @@ def _say(line: str) -> None:
 
 def _setup(rows: list[Row], model: str, threads: int, repack: bool, gpu_layers: int, built: bool) -> Setup:
     """What is to be measured or shown; without a build, the setup that was measured last."""
-    from gguf_bof4.bench.speed.measure import build_id, instruction_set, runs_on_gpu
-    from gguf_bof4.bench.speed.results import ON_GPU, Setup
+    from gguf_bof4.bench.speed.measure import build_id, processors
+    from gguf_bof4.bench.speed.results import Setup
 
     if built:
-        instructions = ON_GPU if runs_on_gpu(gpu_layers) else instruction_set()
-        return Setup(model, build_id(), instructions, threads or physical_cores(), repack)
+        return Setup(model, build_id(), processors(gpu_layers), threads or physical_cores(), repack)
     for row in reversed(rows):
         if row.model == model and bool(row.repack) == repack and threads in {0, row.threads}:
             return row.setup
@@ -120,7 +119,7 @@ def speed(
     ] = True,
     gpu_layers: Annotated[
         int,
-        typer.Option("--gpu-layers", "-ngl", min=0, help="Layers on the GPU, with a build for one."),
+        typer.Option("--gpu-layers", "-ngl", min=0, help="Layers on the GPU, with a build for one (CUDA, Vulkan)."),
     ] = ALL_LAYERS,
     files: Annotated[
         Path | None,

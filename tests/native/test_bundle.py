@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from cuda_machine import no_nvcc
 from program import bof4
+from vulkan_machine import toolkit_arguments, vulkan_machine
 
 from gguf_bof4.errors import UserError
 from gguf_bof4.ggml_patch import SOURCES
@@ -124,3 +125,42 @@ def test_it_configures_for_cuda_as_its_text_says(unpacked: Path, tmp_path: Path)
     )  # fmt: skip
     assert dry.returncode == 0, dry.stdout[-1000:] + dry.stderr[-1000:]
     shutil.rmtree(unpacked / "build-cuda")
+
+
+def test_it_builds_for_vulkan_as_its_text_says(unpacked: Path) -> None:
+    """All files are there, and a shader of ours is compiled: it includes upstream's and our own."""
+    tools = toolkit_arguments(vulkan_machine())
+    cmake, ninja = find_tools(lambda what, done, total: None)
+    text = (unpacked / "BUILD.txt").read_text()
+    (command,) = re.findall(r"^    (cmake -B build-vulkan [^\\]*)\\\n +(.*)$", text, re.MULTILINE)
+    arguments = " ".join(command).split()[1:]
+    assert "-DGGML_VULKAN=ON" in arguments
+    for option in ("-DVulkan_INCLUDE_DIR=", "-DVulkan_GLSLC_EXECUTABLE="):
+        assert option in text
+    done = subprocess.run(
+        [cmake, *arguments, *tools, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"],
+        cwd=unpacked, check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    dry = subprocess.run(
+        [ninja, "-C", "build-vulkan", "-n", "ggml-vulkan", "llama-bench", "test-backend-ops"],
+        cwd=unpacked, check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    assert dry.returncode == 0, dry.stdout[-1000:] + dry.stderr[-1000:]
+    shader = "ggml/src/ggml-vulkan/bof4-get-rows.comp.cpp"
+    made = subprocess.run(
+        [ninja, "-C", "build-vulkan", shader], cwd=unpacked, check=False, capture_output=True, text=True
+    )
+    assert made.returncode == 0, made.stdout[-2000:] + made.stderr[-2000:]
+    assert "get_rows_bof4_k_f32_len" in (unpacked / "build-vulkan" / shader).read_text()
+    shutil.rmtree(unpacked / "build-vulkan")
+
+
+def test_no_file_of_the_vulkan_backend_is_left_out(unpacked: Path, patched_tree: Path) -> None:
+    """Shaders include each other, which no dry run of a build notices."""
+    folder = Path("ggml/src/ggml-vulkan")
+    contained, whole = (
+        {path.relative_to(tree) for path in (tree / folder).rglob("*") if path.is_file()}
+        for tree in (unpacked, patched_tree)
+    )
+    assert contained == whole != set()

@@ -16,10 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from c_programs import link_with_build
 from listed import divergence, predict, write_decoded
+from program import bof4
 from tiny_models import write_llama
 from vulkan_machine import Machine, build_backend, integer_dot_library, vulkan_machine
 
+from gguf_bof4 import native
+from gguf_bof4.bench.speed.results import read_rows
+from gguf_bof4.bench.speed.synthetic import Shape, write_synthetic
 from gguf_bof4.formats import FORMATS, Format, Kernels
 
 VULKAN_FORMATS = tuple(fmt for fmt in FORMATS if Kernels.VULKAN in fmt.kernels)
@@ -39,8 +44,11 @@ COPIES = {"CPY": r"=bof4_", "SET_ROWS": r"type_dst=bof4_"}
 FUSIONS = r"type=bof4_\w,glu_op=2,m=1,n=32,k=256,use_id=0,.*with_bias=1,with_gate=0,.*batch_dims=\[1,1\]"
 """Of a product with the addition that follows it."""
 
-ON_VULKAN = ("--device", "Vulkan0", "-fa", "off", "-ub", "1")
+ON_VULKAN = ("-fa", "off", "-ub", "1")
 """Tokens one by one, as lavapipe compiles the tiles of every product for minutes; the operations' tests have them."""
+
+
+SPEED_MODEL = Shape(layers=1, embedding=256, feed_forward=512, heads=4, kv_heads=2, vocabulary=512)
 
 
 @dataclass(frozen=True)
@@ -143,6 +151,30 @@ def test_products_are_fused_with_additions(runs: dict[tuple[str, bool], Future[R
     assert all(run.passed[fmt.c_name, False] for fmt in VULKAN_FORMATS), run.output[-2000:]
 
 
+def test_half_precision_activations_and_what_is_refused(
+    built: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    """The CPU does not compute products with them, so that upstream's tests leave them out."""
+    program = link_with_build("check_vulkan.cpp", built, tmp_path / "check_vulkan")
+    done = subprocess.run([program], capture_output=True, text=True, check=False, timeout=600, env=environment)
+    print(done.stdout)
+    assert done.returncode == 0, done.stderr[-2000:]
+    errors = {
+        (name, int(columns)): float(error)
+        for name, columns, error in re.findall(r"^product (\w+) (\d+) (\S+)$", done.stdout, re.MULTILINE)
+    }
+    assert len(errors) == 3 * len(VULKAN_FORMATS)
+    for (name, columns), error in errors.items():
+        # float sums; with more than eight columns weights and sums are halves, and 512 roundings of sums, each of 2^-12
+        # of about 0.05, add up to 0.0003. Wrong weights would be off by 1 / sqrt(512) = 0.04
+        assert error < (1e-6 if columns <= 8 else 3e-3), (name, columns)
+    supported = dict(re.findall(r"^supports (\S+) (\d)$", done.stdout, re.MULTILINE))
+    assert supported == {
+        "product": "1", "listed": "1", "half": "1", "listed-half": "0", "experts": "1", "experts-half": "0",
+        "slice": "0",
+    }  # fmt: skip
+
+
 def test_validation_layers_find_no_error(machine: Machine, built: Path, with_integers: dict[str, str]) -> None:
     """Pipelines come from the driver's cache, where the other tests have left them."""
     if machine.layers is None:
@@ -166,29 +198,60 @@ def test_validation_layers_find_no_error(machine: Machine, built: Path, with_int
 def test_a_model_with_lists_predicts_as_on_the_cpu(
     environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All layers on lavapipe, and one of two: the other is the CPU's."""
+    """All layers on lavapipe; one of two, and the other on the CPU; one each on two devices that are both lavapipe."""
     model = write_llama(tmp_path / "listed.gguf", is_listed=lambda name: name.startswith("blk.") and "norm" not in name)
     text = tmp_path / "text"
     text.write_text("The quick brown fox jumps over the lazy dog. " * 20)
     exact = predict(write_decoded(model, tmp_path / "decoded.gguf"), text, "--device", "none", length=64, chunks=1)
     on_cpu = divergence(predict(model, text, "--device", "none", length=64, chunks=1), exact).mean()
-    for name, value in environment.items():
+    for name, value in {**environment, "GGML_VK_VISIBLE_DEVICES": "0,0"}.items():
         monkeypatch.setenv(name, value)
+    places = {
+        "all layers": ("--device", "Vulkan0", "-ngl", "99"),
+        "one of two": ("--device", "Vulkan0", "-ngl", "1"),
+        "two devices": ("--device", "Vulkan0,Vulkan1", "--split-mode", "layer", "--tensor-split", "1,1", "-ngl", "99"),
+    }
     found = {
-        layers: divergence(predict(model, text, *ON_VULKAN, "-ngl", layers, length=64, chunks=1), exact).mean()
-        for layers in ("99", "1")
+        name: divergence(predict(model, text, *options, *ON_VULKAN, length=64, chunks=1), exact).mean()
+        for name, options in places.items()
     }
     print(f"KL divergence from the decoded weights: {found}, CPU {on_cpu:.2g}")
     # activations are floats on the device and 8-bit integers on the CPU
-    assert found["99"] < on_cpu
-    assert found["1"] < 2 * on_cpu
+    assert found["all layers"] < on_cpu
+    assert found["two devices"] < on_cpu
+    assert found["one of two"] < 2 * on_cpu
+
+
+def test_speed_is_measured_on_the_device(environment: dict[str, str], tmp_path: Path) -> None:
+    """One token at a time: lavapipe compiles the tiles of longer prompts for minutes."""
+    model, output = tmp_path / "tiny.gguf", tmp_path / "speed.csv"
+    write_synthetic(SPEED_MODEL, model)
+    command = (
+        "bench", "speed", "--model", str(model), "--types", "BOF4_S,BOF4_K", "--opq", "off,0.95", "-p", "0", "-n", "2",
+        "-r", "1", "-t", "1", "--rounds", "1", "--output", str(output), "--files", str(tmp_path / "files"),
+    )  # fmt: skip
+    on_device = bof4(*command, "-ngl", "99", **environment)
+    assert on_device.returncode == 0, on_device.stderr
+    assert "vulkan: llvmpipe" in on_device.stdout
+    rows = read_rows(output)
+    assert len(rows) == 4
+    for row in rows:
+        assert row.instructions.startswith("vulkan: llvmpipe")
+        assert row.tokens_per_second > 0
+        assert row.bandwidth == 0  # of the processor's memory; that of a GPU is not known
+    for claim in ("GB/s", "bandwidth bound"):
+        assert claim not in on_device.stdout + on_device.stderr
+    on_cpu = bof4(*command, "-ngl", "0", **environment)
+    assert on_cpu.returncode == 0, on_cpu.stderr
+    assert [row.instructions for row in read_rows(output)[4:]] == [native.instruction_set()] * 4
 
 
 def tile_defines(variant: str, define: str) -> list[str]:
     """Of the shader with tiles for cooperative matrices, as bof4-shaders.h gives them."""
     loads = "1" if variant == "cm2" else "8"
     values = {
-        define: "1", "LOAD_VEC_A": loads, "LOAD_VEC_B": loads, "B_TYPE_SCALAR": "float16_t", "B_TYPEV4": "f16vec4",
+        define: "1", "BOF4_LEVEL_TABLE": "1", "LOAD_VEC_A": loads, "LOAD_VEC_B": loads,
+        "B_TYPE_SCALAR": "float16_t", "B_TYPEV4": "f16vec4",
         "B_TYPE": "float16_t" if variant == "cm2" else "f16mat2x4", "D_TYPE": "float", "FLOAT16": "1",
         "FLOAT_TYPE": "float16_t", "FLOAT_TYPEV2": "f16vec2", "FLOAT_TYPEV4": "f16vec4", "FLOAT_TYPEV8": "f16mat2x4",
         "ACC_TYPE": "float", "ACC_TYPEV2": "vec2", "ACC_TYPE_VEC4": "vec4",

@@ -18,7 +18,7 @@ from gguf_writing import write_tensors
 from gguf_bof4.bench.goals import judge_speed
 from gguf_bof4.bench.speed import files, kernels, measure, rounds
 from gguf_bof4.bench.speed.files import Files, open_source
-from gguf_bof4.bench.speed.measure import bytes_per_token, parse_batches, parse_speeds
+from gguf_bof4.bench.speed.measure import bytes_per_token, parse_batches, parse_devices, parse_speeds
 from gguf_bof4.bench.speed.plot import WIDTH, plot
 from gguf_bof4.bench.speed.ratios import Measured, Spread
 from gguf_bof4.bench.speed.results import (
@@ -239,8 +239,27 @@ def test_goals_are_those_of_the_instruction_set() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("devices", "name"),
+    [
+        ([], ""),
+        (["RPC0: 127.0.0.1:50052 (8 MiB, 8 MiB free)"], ""),
+        (["CUDA0: NVIDIA H200 (143771 MiB, 143200 MiB free)"], "cuda: NVIDIA H200"),
+        (["ROCm0: AMD Instinct (10 MiB, 10 MiB free)"] * 2, "cuda: 2 x AMD Instinct"),
+        (
+            ["Vulkan0: AMD Radeon 780M (RADV PHOENIX) (9 MiB, 8 MiB free)", "Vulkan1: Arc (9 MiB, 8 MiB free)"],
+            "vulkan: AMD Radeon 780M (RADV PHOENIX), Arc",
+        ),
+    ],
+)
+def test_gpus_are_named_as_llama_bench_lists_them(devices: list[str], name: str) -> None:
+    lines = [f"  {device}" for device in devices] or ["  (none)"]
+    assert parse_devices("\n".join(["loaded a module (1 MiB)", "Available devices:", *lines, ""])) == name
+
+
+@pytest.mark.parametrize("gpu", ["cuda", "cuda: NVIDIA H200", "vulkan: llvmpipe (LLVM 19.1.7, 256 bits)"])
 def test_on_a_gpu_the_bandwidth_of_this_machine_is_not_reported(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    gpu: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[object, ...]] = []
 
@@ -250,7 +269,7 @@ def test_on_a_gpu_the_bandwidth_of_this_machine_is_not_reported(
 
     monkeypatch.setattr(rounds, "llama_bench", on_gpu)
     monkeypatch.setattr(Files, "get", lambda _, v: files.File(v, Path(v.type), 4.5, 1, {}))
-    setup, output, said = replace(SETUP, instructions="cuda"), tmp_path / "rows.csv", list[str]()
+    setup, output, said = replace(SETUP, instructions=gpu), tmp_path / "rows.csv", list[str]()
     plan = make_plan(setup, [Q4_0, S], [256], 64, [], 1, 99, 1, [])
     rounds.run(plan, Files(tiny, tmp_path, 1), output, said.append)
     assert [arguments[-1] for arguments in asked] == [99, 99]

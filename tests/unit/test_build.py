@@ -2,13 +2,14 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
 from command_line import bof4
 
+from gguf_bof4.ggml_patch import SOURCES, cuda, vulkan
 from gguf_bof4.ggml_patch import build as building
-from gguf_bof4.ggml_patch import cuda, vulkan
 from gguf_bof4.ggml_patch.apply import SOURCES_IN_TREE
 from gguf_bof4.ggml_patch.build import PROGRAMS, Build, NotBuiltError, build, build_of, installed_bin
 from gguf_bof4.ggml_patch.toolchain import BuildError
@@ -294,12 +295,23 @@ def test_kinds_of_builds_exclude_each_other() -> None:
     assert "exclude each other" in refused.stderr
 
 
+def test_what_vulkan_lacks_is_named_alike_in_a_patched_tree_and_by_bof4_build() -> None:
+    """Where CMake is run by hand: in a bundle, or after `bof4 patch`."""
+    text = (SOURCES / "vulkan" / "requirements.cmake").read_text().replace("\\\n", "")
+    assert vulkan.PACKAGES in text
+    assert vulkan.OLD_HEADERS.replace("--vulkan-headers", "-DVulkan_INCLUDE_DIR=FOLDER") in text
+    assert vulkan.NEEDED_EXTENSION in text
+    for message in re.findall(r'FATAL_ERROR "([^"]*)"', text):
+        assert vulkan.remedy(message), message
+
+
 @pytest.mark.parametrize(
     ("output", "helps"),
     [
-        ("CMake Error: Could NOT find Vulkan (missing: Vulkan_LIBRARY glslc)", "libvulkan-dev"),
-        ('Could not find a package configuration file provided by "SPIRV-Headers" with', "spirv-headers"),
-        ("error: 'LayerSettingEXT' is not a member of 'vk'", "--vulkan-headers"),
+        ("  no Vulkan\n  loader found to link with (libvulkan).", "libvulkan-dev"),
+        ("  no shader compiler found (glslc).", "glslc"),
+        ("  CMake finds no\n  SPIRV-Headers.", "spirv-headers"),
+        ("  the Vulkan headers in /usr/include are too\n  old.", "--vulkan-headers"),
         ("cannot compile matmul_f16 (exit code 1)", "--glslc"),
         ("-DSPIRV-Headers_DIR=/x\nundefined reference to main", ""),
     ],

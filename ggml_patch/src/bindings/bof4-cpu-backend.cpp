@@ -12,7 +12,6 @@ namespace {
 
 // Only from the folder of this library: without one, ggml takes modules in the current folder, too.
 void load_modules() {
-    const bof4_silence quiet; // of a line for each module
     const auto folder = bof4_library_folder((const void *) &bof4_cpu_device);
     ggml_backend_load_all_from_path(folder.u8string().c_str());
 }
@@ -36,6 +35,7 @@ template <typename Function> Function function_of_backend(const char * name) {
 
 ggml_backend_dev_t bof4_cpu_device() {
     static const ggml_backend_dev_t device = [] {
+        const bof4_silence quiet; // of a line for each module, and of other backends' lines about their devices
         // another user of ggml in this process may have loaded it
         if (ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU) == nullptr) {
             load_modules();

@@ -16,7 +16,7 @@ void main() {
     const uint d = get_doffset() + dst_idx(idx);
     const uint ib = src0_idx_quant(idx, QUANT_K);
     for (uint e = 4 * gl_LocalInvocationID.x; e < QUANT_K; e += 4 * gl_WorkGroupSize.x) {
-        const vec4 v = BOF4_SCALE(ib, e) * bof4_floats(BOF4_LEVELS_OF(ib, e));
+        const vec4 v = BOF4_SCALE(ib, e) * bof4_floats(BOF4_CODES(ib, e));
         [[unroll]] for (uint j = 0; j < 4; ++j) {
             data_d[d + e + j] = D_TYPE(v[j]);
         }

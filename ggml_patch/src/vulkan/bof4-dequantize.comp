@@ -20,7 +20,7 @@ void main() {
     const uint e = first % QUANT_K;
     const float scale = BOF4_SCALE(ib, e);
     [[unroll]] for (uint i = 0; i < 16; i += 4) {
-        const vec4 v = scale * bof4_floats(BOF4_LEVELS_OF(ib, e + i));
+        const vec4 v = scale * bof4_floats(BOF4_CODES(ib, e + i));
         [[unroll]] for (uint j = 0; j < 4; ++j) {
             data_b[first + i + j] = D_TYPE(v[j]);
         }

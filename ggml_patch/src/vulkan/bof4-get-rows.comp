@@ -21,7 +21,7 @@ void main() {
             const uint i01 = data_b[get_boffset() + i10 * p.nb10 + i11 * p.nb11 + i12 * p.nb12];
             const uint ib = get_aoffset() + i01 * p.nb01 + i11 * p.nb02 + i12 * p.nb03 + i00 / QUANT_K;
             const uint e = i00 % QUANT_K;
-            const vec4 v = BOF4_SCALE(ib, e) * bof4_floats(BOF4_LEVELS_OF(ib, e));
+            const vec4 v = BOF4_SCALE(ib, e) * bof4_floats(BOF4_CODES(ib, e));
             const uint d = get_doffset() + i10 * p.nb21 + i11 * p.nb22 + i12 * p.nb23 + i00;
             [[unroll]] for (uint j = 0; j < 4; ++j) {
                 data_d[d + j] = D_TYPE(v[j]);

@@ -22,14 +22,29 @@ uint a_offset, b_offset, d_offset;
 
 // Levels of 16 weights of a row: four low nibbles, the next four, then the high ones of both.
 struct decoded {
-    i32vec4 levels;
+#if defined(BOF4_Q8_1)
+    int32_t levels[4];
+#else
+    vec4 levels[4];
+#endif
     vec2 scales;
 };
 
+#if defined(BOF4_Q8_1)
+#define BOF4_DECODE bof4_levels
+#else
+#define BOF4_DECODE bof4_floats
+#endif
+
 decoded decode(const uint ib, const uint word, const uint e) {
     const uint first = BOF4_WORD(ib, word), second = BOF4_WORD(ib, word + 1);
-    return decoded(i32vec4(bof4_levels(first), bof4_levels(second), bof4_levels(first >> 4), bof4_levels(second >> 4)),
-        BOF4_SCALE_PAIR(ib, e));
+    decoded row;
+    row.levels[0] = BOF4_DECODE(first);
+    row.levels[1] = BOF4_DECODE(second);
+    row.levels[2] = BOF4_DECODE(first >> 4);
+    row.levels[3] = BOF4_DECODE(second >> 4);
+    row.scales = BOF4_SCALE_PAIR(ib, e);
+    return row;
 }
 
 #if defined(BOF4_Q8_1)
@@ -50,8 +65,8 @@ activations load(const uint j, const uint e) {
 }
 
 float multiply(const decoded a, const activations b) {
-    const int32_t low = dotPacked4x8EXT(a.levels.x, b.q.x) + dotPacked4x8EXT(a.levels.y, b.q.y);
-    const int32_t high = dotPacked4x8EXT(a.levels.z, b.q.z) + dotPacked4x8EXT(a.levels.w, b.q.w);
+    const int32_t low = dotPacked4x8EXT(a.levels[0], b.q.x) + dotPacked4x8EXT(a.levels[1], b.q.y);
+    const int32_t high = dotPacked4x8EXT(a.levels[2], b.q.z) + dotPacked4x8EXT(a.levels[3], b.q.w);
     return dot(a.scales * b.scales, vec2(low, high));
 }
 
@@ -69,8 +84,8 @@ activations load(const uint j, const uint e) {
 }
 
 float multiply(const decoded a, const activations b) {
-    const float low = dot(bof4_floats(a.levels.x), b.v[0]) + dot(bof4_floats(a.levels.y), b.v[1]);
-    const float high = dot(bof4_floats(a.levels.z), b.v[2]) + dot(bof4_floats(a.levels.w), b.v[3]);
+    const float low = dot(a.levels[0], b.v[0]) + dot(a.levels[1], b.v[1]);
+    const float high = dot(a.levels[2], b.v[2]) + dot(a.levels[3], b.v[3]);
     return a.scales.x * low + a.scales.y * high;
 }
 
@@ -116,6 +131,9 @@ void compute_outputs(const uint first_row, const uint num_rows) {
 
 void main() {
     const uint first_row = NUM_ROWS * (gl_WorkGroupID.x + gl_NumWorkGroups.x * gl_WorkGroupID.z);
+#if defined(NEEDS_INIT_IQ_SHMEM)
+    init_iq_shmem(gl_WorkGroupSize);
+#endif
     if (first_row + NUM_ROWS <= p.stride_d) {
         compute_outputs(first_row, NUM_ROWS);
     } else if (first_row < p.stride_d) {

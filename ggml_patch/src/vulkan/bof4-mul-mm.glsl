@@ -7,7 +7,7 @@
 
     const float scale = BOF4_SCALE(ib, e);
     [[unroll]] for (uint i = 0; i < LOAD_VEC_A; i += 4) {
-        const vec4 v = scale * bof4_floats(BOF4_LEVELS_OF(ib, e + i));
+        const vec4 v = scale * bof4_floats(BOF4_CODES(ib, e + i));
         store_a(col, k_pair + i / 2, FLOAT_TYPEV2(v.xy));
         store_a(col, k_pair + i / 2 + 1, FLOAT_TYPEV2(v.zw));
     }

@@ -6,8 +6,8 @@ void block_a_to_shmem(const uint buf_ib, const uint ib, const uint iqs) {
     const uint block = ib / (QUANT_K / 32);
     const uint e = ib % (QUANT_K / 32) * 32 + 8 * iqs;
 
-    buf_a[buf_ib].qs[2 * iqs] = BOF4_LEVELS_OF(block, e);
-    buf_a[buf_ib].qs[2 * iqs + 1] = BOF4_LEVELS_OF(block, e + 4);
+    buf_a[buf_ib].qs[2 * iqs] = bof4_levels(BOF4_CODES(block, e));
+    buf_a[buf_ib].qs[2 * iqs + 1] = bof4_levels(BOF4_CODES(block, e + 4));
 #if defined(DATA_A_BOF4_S)
     if (iqs == 0) {
         buf_a[buf_ib].scale = BOF4_SCALE(block, e);

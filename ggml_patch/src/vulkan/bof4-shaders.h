@@ -46,15 +46,17 @@
             { "_subgroup", { { "USE_SUBGROUP_ADD", "1" } } },
             { "_subgroup_no_shmem", { { "USE_SUBGROUP_ADD_NO_SHMEM", "1" } } },
         };
+        const defines table = { { "BOF4_LEVEL_TABLE", "1" } };
         const defines b_float = { { "B_TYPE", "float" }, { "B_TYPEV4", "vec4" } };
         const defines b_half = { { "B_TYPE", "float16_t" }, { "B_TYPEV4", "f16vec4" } };
         const defines experts = { { "MUL_MAT_ID", "1" } };
         for (const auto & [suffix, reduction] : reductions) {
             const defines all = merge({ a, reduction, float_types, to_float });
             const std::string source = "bof4-mul-mat-vec.comp";
-            string_to_spv("mul_mat_vec_" + type + "_f32_f32" + suffix, source, merge({ all, b_float }));
-            string_to_spv("mul_mat_vec_" + type + "_f16_f32" + suffix, source, merge({ all, b_half }));
-            string_to_spv("mul_mat_vec_id_" + type + "_f32_f32" + suffix, source, merge({ all, b_float, experts }));
+            string_to_spv("mul_mat_vec_" + type + "_f32_f32" + suffix, source, merge({ all, table, b_float }));
+            string_to_spv("mul_mat_vec_" + type + "_f16_f32" + suffix, source, merge({ all, table, b_half }));
+            string_to_spv(
+                "mul_mat_vec_id_" + type + "_f32_f32" + suffix, source, merge({ all, table, b_float, experts }));
 #if defined(GGML_VULKAN_INTEGER_DOT_GLSLC_SUPPORT)
             const defines q8_1 = { { "BOF4_Q8_1", "1" } };
             string_to_spv("mul_mat_vec_" + type + "_q8_1_f32" + suffix, source, merge({ all, q8_1 }));
@@ -88,6 +90,7 @@
                 string_to_spv(name + "_" + type + "_q8_1", "mul_mmq.comp", all, half);
                 return;
             }
+            all.insert(table.begin(), table.end());
             const bool b_is_half = b == "f16";
             all.insert({ "LOAD_VEC_A", coopmat2 ? "1" : "8" });
             all.insert({ "LOAD_VEC_B", coopmat2 ? "1" : half ? "8" : "4" });

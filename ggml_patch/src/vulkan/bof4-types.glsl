@@ -102,7 +102,7 @@ uint bof4_byte_mask(uint codes, int bit) {
 }
 
 // Levels (int8) of the codes in the low nibbles of four bytes; high nibbles are ignored. A tree of selections between
-// constants serves four codes at once. A table in shared memory would be one load for each code, and needs a barrier.
+// constants serves four codes at once.
 int32_t bof4_levels(uint codes) {
     const uint m0 = bof4_byte_mask(codes, 0), m1 = bof4_byte_mask(codes, 1);
     const uint m2 = bof4_byte_mask(codes, 2), m3 = bof4_byte_mask(codes, 3);
@@ -116,12 +116,31 @@ int32_t bof4_levels(uint codes) {
     return int32_t(bof4_select(m3, low, high));
 }
 
-vec4 bof4_floats(int32_t levels) {
-    return vec4(unpack8(levels));
+// The same levels as floats. Products take them from a table in shared memory, as upstream's do: a load for each code is
+// less work than the selections and the conversions.
+#if defined(BOF4_LEVEL_TABLE)
+shared FLOAT_TYPE bof4_table[16];
+
+#define NEEDS_INIT_IQ_SHMEM // upstream's shaders then call this function first
+void init_iq_shmem(uvec3 wgsize) {
+    for (uint i = gl_LocalInvocationIndex; i < 16; i += wgsize.x) {
+        bof4_table[i] = FLOAT_TYPE(bof4_level[i]);
+    }
+    barrier();
 }
 
-// Weights e to e + 3 of a block, without the scale.
-#define BOF4_LEVELS_OF(ib, e) bof4_levels(BOF4_WORD(ib, bof4_word(e)) >> bof4_shift(e))
+vec4 bof4_floats(uint codes) {
+    return vec4(bof4_table[codes & 15u], bof4_table[codes >> 8u & 15u], bof4_table[codes >> 16u & 15u],
+        bof4_table[codes >> 24u & 15u]);
+}
+#else
+vec4 bof4_floats(uint codes) {
+    return vec4(unpack8(bof4_levels(codes)));
+}
+#endif
+
+// Codes of weights e to e + 3 of a block, in the low nibbles of four bytes.
+#define BOF4_CODES(ib, e) (BOF4_WORD(ib, bof4_word(e)) >> bof4_shift(e))
 
 #if defined(BOF4_MMQ)
 // Of mul_mmq.comp: what shared memory and registers hold of 32 weights of a row.

@@ -127,8 +127,9 @@ static bool ggml_vk_bof4_supports_product(const vk_device & device, const ggml_t
     }
     const ggml_tensor * a = op->op == GGML_OP_MUL_MAT ? weight : op->src[2];
     const ggml_tensor * b = op->src[1];
-    const bool is_float = b->type == GGML_TYPE_F32 || b->type == GGML_TYPE_F16;
-    return a->ne[3] == b->ne[3] && ggml_vk_dim01_contiguous(weight) && is_float;
+    // the pass for lists and the experts' products with few columns read floats
+    const bool is_half = b->type == GGML_TYPE_F16 && op->op == GGML_OP_MUL_MAT && list == nullptr;
+    return a->ne[3] == b->ne[3] && ggml_vk_dim01_contiguous(weight) && (b->type == GGML_TYPE_F32 || is_half);
 }
 
 // Whether an operation is one with these types; the device then computes it where the other function says so.

@@ -21,7 +21,7 @@ from gguf_bof4.encoders.gptq.refine.scaled import with_scales
 from gguf_bof4.encoders.gptq.refine.student import make_student
 from gguf_bof4.encoders.gptq.refine.training import Budget, train
 from gguf_bof4.encoders.gptq.samples import make_samples
-from gguf_bof4.encoders.gptq.sources import read_source
+from gguf_bof4.encoders.gptq.sources import read_files, tokens_of
 from gguf_bof4.encoders.gptq.weights import Weights
 from gguf_bof4.errors import UserError
 from gguf_bof4.formats import FORMAT_OF_TYPE_ID, Format
@@ -128,7 +128,7 @@ def refine(
         UserError: the text has less than two samples, or the disk cannot be written.
     """
     tokenizer = weights.tokenizer()
-    sources = [(source, read_source(source, tokenizer)) for source in job.settings.texts]
+    sources = [(source, tokens_of(read_files(source), tokenizer)) for source in dict.fromkeys(job.settings.texts)]
     samples = make_samples(tokenizer, sources, max(SAMPLES, len(sources)), job.settings.length)
     if samples.count < LEAST_SAMPLES:
         raise UserError(
