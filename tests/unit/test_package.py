@@ -117,7 +117,7 @@ def test_requirements_are_few_and_the_others_are_extras(metadata: Message) -> No
     requirements = metadata.get_all("Requires-Dist") or []
     base = {re.split(r"[^\w-]", line)[0] for line in requirements if "extra ==" not in line}
     assert base == BASE_REQUIREMENTS
-    assert set(metadata.get_all("Provides-Extra") or []) == {"hf", "codebook", "bench", "release", "dev"}
+    assert set(metadata.get_all("Provides-Extra") or []) == {"hf", "codebook", "search", "bench", "release", "dev"}
     extra = {line.split(";")[0].strip() for line in requirements if 'extra == "hf"' in line}
     expected = {"torch", "accelerate", "safetensors", "transformers", "sentencepiece"}
     assert {re.split(r"[^\w-]", line)[0] for line in extra} == expected
