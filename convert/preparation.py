@@ -95,7 +95,11 @@ class _Preparation:
         if self.options.imatrix == RANDOM_TOKENS:
             return random_imatrix(self.runnable, self.folder, threads, self.progress)
         text, target = self.folder / OWN_TEXT_FILE, self.folder / "own-text.gguf"
-        text.write_text(read_texts(self.text(IMATRIX_SAMPLES, _CHUNK)), encoding="utf-8")
+        model = open_model(self.runnable)
+        longest = model.integer(f"{model.value('general.architecture')}.context_length") or _CHUNK
+        length = min(_CHUNK, longest)
+        own = self.text(-(-IMATRIX_SAMPLES * _CHUNK // length), length)
+        text.write_text(read_texts(own), encoding="utf-8")
         make_imatrix(
             self.runnable, Path(text.name), Path(target.name), IMATRIX_SAMPLES, threads,
             remedy="Convert without --imatrix, or give it a file that was made elsewhere.", folder=self.folder,
