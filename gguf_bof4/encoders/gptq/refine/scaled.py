@@ -132,7 +132,7 @@ class ScaledLinear(nn.Module):
         return made
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        made: torch.Tensor = _Product.apply(inputs, self.scales(), self)
+        made: torch.Tensor = _Product.apply(inputs, self.scales(), self)  # type: ignore[no-untyped-call]
         return made if self.bias is None else made + self.bias
 
     def stored_scales(self) -> npt.NDArray[np.float16]:

@@ -119,7 +119,7 @@ class Student:
         """Sum over the tokens of a sample of the KL divergence from the unquantized model, in nats."""
         with torch.no_grad(), _layers_replaced(self.skeleton, self.taught[sample : sample + 1].to(self.device)):
             teacher = self._logits(sample)
-        made: torch.Tensor = _Divergence.apply(self._logits(sample), teacher)
+        made: torch.Tensor = _Divergence.apply(self._logits(sample), teacher)  # type: ignore[no-untyped-call]
         return made
 
 
@@ -143,7 +143,7 @@ def _scaled_modules(
 ) -> dict[str, ScaledLinear]:
     """Put encoded tensors in the place of the linear modules of a layer whose weights they are."""
     layer = skeleton.layers[i]
-    made = {}
+    made: dict[str, ScaledLinear] = {}
     for module_name, name in names.items():
         fmt = FORMAT_OF_TYPE_ID.get(int(targets[name].qtype)) if name in targets else None
         if fmt is None or name not in encoded:
@@ -166,10 +166,10 @@ def _trained_vectors(
 ) -> dict[str, Vector]:
     """The weights of norms of a layer that are, but for an offset, tensors of the file."""
     layer = skeleton.layers[i]
-    made = {}
+    made: dict[str, Vector] = {}
     for name, parameter in list(layer.named_parameters()):
         tensor = tensor_name(skeleton, i, name.removesuffix(".weight"), architecture)
-        if parameter.dim() != 1 or not name.endswith(".weight") or tensor not in stored:
+        if tensor is None or parameter.dim() != 1 or not name.endswith(".weight") or tensor not in stored:
             continue
         values = torch.from_numpy(stored[tensor]())
         offset = next((x for x in (0.0, 1.0) if torch.allclose(parameter.cpu() + x, values, atol=1e-5)), None)

@@ -162,7 +162,7 @@ def train(
             group["lr"] = group["size"] * _rate(state.step + 1, used)
         for i in range(BATCH):
             loss = student.divergence(_sample(parts.trained, state.step * BATCH + i))
-            (loss / (BATCH * student.tokens.shape[1])).backward()
+            (loss / (BATCH * student.tokens.shape[1])).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
         state.step += 1
