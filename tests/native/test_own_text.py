@@ -132,7 +132,7 @@ def test_mixed_with_other_texts(file: Path, tmp_path: Path, cache: Path) -> None
     (kept,) = (cache / "own-texts").iterdir()
     tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     tokens = sum(len(tokenizer(json.loads(line)["text"]).input_ids) for line in kept.read_text().splitlines())
-    assert 2 * 48 <= tokens <= 4 * 48  # two of the four samples, and a margin
+    assert 2 * 48 <= tokens <= 6 * 48  # two of the four samples, a margin, and what spelling takes more
     with pytest.raises(UserError, match=r"missing\.txt cannot be read"):
         convert(file, tmp_path / "b.gguf", calibration=("self", "missing.txt"), **SHORT)
     (tmp_path / "tiny.txt").write_text("too short")
