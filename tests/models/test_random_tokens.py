@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from gguf_bof4.convert import convert, random_tokens
-from gguf_bof4.errors import UserError
 from gguf_bof4.gguf_files.model import open_model
 
 
@@ -35,13 +34,3 @@ def test_same_bytes_twice_and_other_codes_than_without(
         next(t for t in open_model(p).tensors if t.name == name).read_rows().tobytes() for p in (files[0], plain)
     )
     assert weighted != unweighted
-
-
-def test_a_folder_is_refused_and_the_remedy_is_named(built: Path, tmp_path: Path) -> None:
-    from gguf_bof4.convert.options import Options
-
-    with (
-        pytest.raises(UserError, match="convert_hf_to_gguf"),
-        random_tokens.with_importance(Options(imatrix="random"), tmp_path, lambda *_: None),
-    ):
-        pass
