@@ -13,7 +13,8 @@ from command_line import bof4
 from gguf_bof4.cli import make_app
 
 COMMANDS = {
-    "convert", "run", "serve", "compare", "inspect", "verify", "build", "patch", "codebook", "bench", "study", "demo",
+    "convert", "run", "serve", "compare", "search", "inspect", "verify", "build", "patch", "codebook", "bench", "study",
+    "demo",
 }  # fmt: skip
 """What users know; scripts call them by these names."""
 
