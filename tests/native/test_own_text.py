@@ -59,8 +59,9 @@ def written(model: Path, steps: int, sequences: int = 3, length: int = 40, seed:
     return np.array([tokens for tokens, _ in made]), np.array([ended for _, ended in made])
 
 
-def test_the_seed_alone_decides(tiny: Path) -> None:
+def test_the_seed_alone_decides(tiny: Path, capfd: pytest.CaptureFixture[str]) -> None:
     one, ended = written(tiny, 60)
+    assert capfd.readouterr() == ("", "")  # llama.cpp's log
     assert one.min() >= 0 and one.max() < VOCABULARY
     assert (one != one[:, :1]).any()  # sequences differ
     for other in (written(tiny, 60)[0], written(tiny, 60, threads=3)[0]):

@@ -86,7 +86,11 @@ struct bof4_writer {
     int length = 0;
     int threads = 0;
 
-    ~bof4_writer() { llama_batch_free(batch); }
+    ~bof4_writer() {
+        const captured_errors errors; // a context logs its memory when it is freed
+        context.reset();
+        llama_batch_free(batch);
+    }
 
     // Does a text end with this token? The end of a turn of a chat does not end the chat.
     bool ends(llama_token token) const {
