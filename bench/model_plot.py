@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from gguf_bof4.errors import UserError, require
 from gguf_bof4.gguf_files.model import Model, Tensor, bits_per_weight
+from gguf_bof4.pictures import save_picture
 from gguf_bof4.weight_errors import GROUPS, ErrorSums, group_of, layer_of
 
 if TYPE_CHECKING:
@@ -113,9 +114,4 @@ def plot_model(model: Model, errors: Mapping[str, ErrorSums] | None, target: Pat
         axes[1].set_ylabel("relative squared error")
     axes[-1].set_xlabel("layer (left: token embeddings, right: output)")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8, frameon=False)
-    try:
-        figure.savefig(target)
-    except OSError as error:
-        raise UserError(f"{target} cannot be written: {error.strerror}. Give another name for --plot") from error
-    except ValueError as error:
-        raise UserError(f"{target} cannot be drawn: {error}. Give a name that ends in .png, .svg or .pdf") from error
+    save_picture(figure, target)

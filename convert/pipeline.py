@@ -27,7 +27,7 @@ from gguf_bof4.convert.output import (
     write,
 )
 from gguf_bof4.convert.output_lists import PlannedList, list_room
-from gguf_bof4.convert.policy import NEED_IMATRIX, OUTPUT, Decision, decide, is_weight
+from gguf_bof4.convert.policy import NEED_IMATRIX, OUTPUT, Decision, decide, is_quantizable
 from gguf_bof4.convert.recipe import Shape
 from gguf_bof4.convert.report import TensorReport
 from gguf_bof4.convert.sources import Source
@@ -62,6 +62,11 @@ def _why_not_loaded(architecture: str, name: str) -> str | None:
     return why_no_lists(architecture, name)
 
 
+def why_no_list(architecture: str, name: str, columns: int) -> str | None:
+    """Why a tensor of this name and rows of this length gets no list; None where it can have one."""
+    return _why_not_loaded(architecture, name) or _why_rows_have_no_list(columns)
+
+
 def _why_rows_have_no_list(columns: int) -> str | None:
     """Why rows of this length have no list; None where they have one."""
     if columns > LONGEST_ROW:
@@ -82,16 +87,15 @@ def _plan_list(
     copied = source.qtype == decision.qtype
     if decision.qtype not in LISTED_TYPES or (source_list if copied else rule) is None:
         return None, None
-    not_loaded = _why_not_loaded(architecture, source.name)
     if copied and source_list is not None:
-        if not_loaded is not None:
+        if (not_loaded := _why_not_loaded(architecture, source.name)) is not None:
             raise UserError(
                 f"{source.path}: the outlier list of tensor {source.name} cannot be kept: {not_loaded}. Convert the "
                 f"unquantized file again, or give the tensor another type: --tensor-type {source.name}=q8_0"
             )
         return PlannedList(source.name, None, source_list.nbytes), None
     assert rule is not None
-    no_list = not_loaded or _why_rows_have_no_list(source.shape[-1])
+    no_list = why_no_list(architecture, source.name, source.shape[-1])
     if no_list is not None:
         return None, no_list
     return PlannedList(source.name, rule, list_room(source.shape, rule)), None
@@ -121,10 +125,6 @@ def _check_shape(source: Source) -> None:
         raise UserError(f"{source.path}: tensor {source.name} of shape {list(source.shape)} has no weights")
 
 
-def _is_quantized(architecture: str, source: Source) -> bool:
-    return is_weight(source.qtype) and native.allows_quantization(architecture, source.name, source.shape)
-
-
 def _unknown_architecture(opened: OpenedModel, error: native.NativeError) -> UserError:
     return UserError(f"{opened.path}: llama.cpp does not know the architecture {opened.architecture!r} ({error})")
 
@@ -138,7 +138,10 @@ def check_recipe(opened: OpenedModel, options: Options) -> None:
     """
     recipe = options.chosen_recipe
     if recipe is not None:
-        shapes = [Shape(s.name, s.shape[-1], _is_quantized(opened.architecture, s)) for s in opened.sources]
+        shapes = [
+            Shape(s.name, s.shape[-1], is_quantizable(opened.architecture, s.name, s.shape, s.qtype))
+            for s in opened.sources
+        ]
         recipe.check(shapes, options.rules_of_options.named)
 
 

@@ -155,9 +155,14 @@ def kept(source: TensorType) -> TensorType:
     return TensorType.F32 if is_block_type else source
 
 
-def is_weight(source: TensorType) -> bool:
-    """Can a tensor of this type be one of weights? Integers and doubles are tables."""
-    return not (source.name in _NOT_WRITTEN and gguf.GGML_QUANT_SIZES[source][0] == 1)
+def is_quantizable(architecture: str, name: str, shape: tuple[int, ...], source: TensorType) -> bool:
+    """Would llama-quantize quantize the tensor? Integers and doubles are no weights.
+
+    Raises:
+        native.NativeError: llama.cpp does not know the architecture.
+    """
+    is_weight = not (source.name in _NOT_WRITTEN and gguf.GGML_QUANT_SIZES[source][0] == 1)
+    return is_weight and native.allows_quantization(architecture, name, shape)
 
 
 def is_embedding(name: str) -> bool:
@@ -206,6 +211,6 @@ def decide(
     """
     if rules.leave_output and is_output(name):
         return Decision(source)
-    if not is_weight(source) or not native.allows_quantization(architecture, name, shape):
+    if not is_quantizable(architecture, name, shape, source):
         return Decision(kept(source))
     return with_fallback(wanted_type(name, rules, tied), shape[-1])

@@ -17,7 +17,7 @@ from rich.table import Table
 from gguf_bof4.cli.model_file import HELP, local_path
 from gguf_bof4.cli.terminal import interruptible, split_names, table_console
 from gguf_bof4.errors import UserError, require
-from gguf_bof4.progress import progress_bar
+from gguf_bof4.progress import duration_text, progress_bar
 
 if TYPE_CHECKING:
     from gguf_bof4.search.report import Point
@@ -96,10 +96,6 @@ class _Judged:
 
 def _say(text: str) -> None:
     print(f"bof4 search: {text}", file=sys.stderr)
-
-
-def _time_text(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 def _print_report(measured: Measured, assignment: Assignment, points: list[Point]) -> None:
@@ -334,8 +330,8 @@ def _search(
     work.open_folder(folder, path, fingerprint)
     model = open_model(run.unquantized(path, folder))
     if steps := run.estimated_seconds(model, settings, folder):
-        parts = ", ".join(f"{name} {_time_text(seconds)}" for name, seconds in steps.items())
-        _say(f"about {_time_text(sum(steps.values()))} ({parts}); kept in {folder}")
+        parts = ", ".join(f"{name} {duration_text(seconds)}" for name, seconds in steps.items())
+        _say(f"about {duration_text(sum(steps.values()))} ({parts}); kept in {folder}")
     with progress_bar("reading the model") as progress:
         measured = run.measure(model, settings, target, folder, progress)
     assignment = run.assign(measured, target)

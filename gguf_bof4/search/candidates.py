@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 
-import gguf
 from gguf import GGMLQuantizationType as TensorType
 
-from gguf_bof4.convert.model_kinds import why_no_lists
+from gguf_bof4.convert.encoding import nbytes
+from gguf_bof4.convert.output_lists import list_room
 from gguf_bof4.convert.policy import parse_type, with_fallback
 from gguf_bof4.errors import UserError
-from gguf_bof4.formats import OPQ_BLOCK
-from gguf_bof4.lists import ENTRY_BITS, LISTED_TYPES, LONGEST_NAME, LONGEST_ROW, POINTER_BITS, list_name
+from gguf_bof4.lists import LISTED_TYPES
 from gguf_bof4.outlier_choice import Budget
 
 DEFAULT_TYPES = ("Q3_K", "IQ3_S", "BOF4_S", "BOF4_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
@@ -41,17 +39,13 @@ class Candidate:
         """As tables and stored losses have it, such as BOF4_S+list0.05."""
         return self.qtype.name + ("" if self.rule is None else f"{_WITH_LIST}{self.rule.bits:g}")
 
-    def data_bytes(self, shape: Sequence[int]) -> int:
+    def data_bytes(self, shape: tuple[int, ...]) -> int:
         """Bytes of a tensor without its list."""
-        block_size, block_bytes = gguf.GGML_QUANT_SIZES[self.qtype]
-        return prod(shape) // int(block_size) * int(block_bytes)
+        return nbytes(shape, self.qtype)
 
-    def list_bytes(self, shape: Sequence[int]) -> int:
+    def list_bytes(self, shape: tuple[int, ...]) -> int:
         """Bytes of its list, at most: fewer outliers are listed where no other saves anything."""
-        if self.rule is None:
-            return 0
-        rows = prod(shape[:-1])
-        return (POINTER_BITS * (rows + 1) + ENTRY_BITS * self.rule.count(prod(shape))) // 8
+        return 0 if self.rule is None else list_room(shape, self.rule)
 
 
 def parse_types(names: Sequence[str], importance: bool) -> tuple[TensorType, ...]:
@@ -66,16 +60,6 @@ def parse_types(names: Sequence[str], importance: bool) -> tuple[TensorType, ...
     if not names:
         raise UserError(f"--types: name some types, such as {','.join(DEFAULT_TYPES)}")
     return tuple(dict.fromkeys(parse_type(name, importance) for name in names))
-
-
-def can_have_list(architecture: str, name: str, columns: int) -> bool:
-    """Would llama.cpp load an outlier list of this tensor?"""
-    return (
-        columns % OPQ_BLOCK == 0
-        and columns <= LONGEST_ROW
-        and len(list_name(name).encode(errors="surrogateescape")) <= LONGEST_NAME
-        and why_no_lists(architecture, name) is None
-    )
 
 
 def candidates_of(

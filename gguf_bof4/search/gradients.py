@@ -12,7 +12,14 @@ import torch
 
 from gguf_bof4 import native
 from gguf_bof4.encoders.gptq.matching import find_rows
-from gguf_bof4.encoders.gptq.model import INSTEAD, Skeleton, assign, is_linear, linear_weight, make_skeleton
+from gguf_bof4.encoders.gptq.model import (
+    INSTEAD,
+    Skeleton,
+    fill_with_tied_output,
+    is_linear,
+    linear_weight,
+    make_skeleton,
+)
 from gguf_bof4.encoders.gptq.weights import GgufWeights, tensor_names
 from gguf_bof4.errors import UserError
 from gguf_bof4.gguf_files.model import Model
@@ -109,18 +116,10 @@ def load_whole(model: Model) -> tuple[Skeleton, Any]:
         config = weights.config()
         tokenizer = weights.tokenizer()
         skeleton = make_skeleton(config, model.path)
-        head = skeleton.model.get_output_embeddings()
-        tied = all(t.name != OUTPUT for t in model.tensors)
         names = [n for n, _ in skeleton.model.named_parameters()]
-        if tied and head is not None:
-            heads = {n for n, m in skeleton.model.named_modules() if m is head}
-            names = [n for n in names if n.rpartition(".")[0] not in heads]
-        weights.fill(skeleton, names)
+        fill_with_tied_output(skeleton, lambda some: weights.fill(skeleton, some), names)
     except UserError as error:
         raise UserError(f"{str(error).replace(INSTEAD, '').strip()} {NO_GRADIENTS}") from error
-    if tied and head is not None:
-        name = next(n for n, m in skeleton.model.named_modules() if m is head)
-        assign(skeleton.model, f"{name}.weight", skeleton.model.get_input_embeddings().weight.detach())
     return skeleton, tokenizer
 
 

@@ -8,11 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from gguf_bof4.convert.output import check_folder_of, refuse_existing
 from gguf_bof4.convert.recipe import comment_line, recipe_text, tensor_line
 from gguf_bof4.convert.report import size_text
 from gguf_bof4.errors import UserError
 from gguf_bof4.gguf_files.model import bits_per_weight
 from gguf_bof4.paths import write_text
+from gguf_bof4.pictures import save_picture
 from gguf_bof4.search.run import Assigned, Assignment, Measured
 from gguf_bof4.weight_errors import GROUPS, group_of, layer_of
 
@@ -157,12 +159,8 @@ def check_output(path: Path, force: bool) -> None:
     Raises:
         UserError: it exists and `force` is off, or is a folder, or its folder does not exist.
     """
-    if path.is_dir():
-        raise UserError(f"the output {path} is a folder: give the name of a file")
-    if path.exists() and not force:
-        raise UserError(f"{path} exists already: give another name, or --force to overwrite it")
-    if not path.parent.is_dir():
-        raise UserError(f"{path} cannot be written: the folder {path.parent} does not exist")
+    refuse_existing([path], force)
+    check_folder_of(path)
 
 
 def types_text(assignment: Assignment) -> str:
@@ -218,9 +216,4 @@ def plot(
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(fontsize=8, frameon=False)
-    try:
-        figure.savefig(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}. Give another name for --plot") from error
-    except ValueError as error:
-        raise UserError(f"{path} cannot be drawn: {error}. Give a name that ends in .png, .svg or .pdf") from error
+    save_picture(figure, path)

@@ -14,7 +14,8 @@ from gguf_bof4.convert import convert
 from gguf_bof4.convert.huggingface_folder import check_folder
 from gguf_bof4.convert.imatrix import Imatrix
 from gguf_bof4.convert.imatrix import load as load_imatrix
-from gguf_bof4.convert.policy import FLOATS, is_embedding, is_output, is_weight, with_fallback
+from gguf_bof4.convert.pipeline import why_no_list
+from gguf_bof4.convert.policy import FLOATS, is_embedding, is_output, is_quantizable, with_fallback
 from gguf_bof4.convert.random_tokens import random_imatrix
 from gguf_bof4.errors import UserError, require
 from gguf_bof4.ggml_patch.programs import make_imatrix
@@ -22,7 +23,7 @@ from gguf_bof4.gguf_files.model import Model, Tensor, bits_per_weight, open_mode
 from gguf_bof4.progress import Progress
 from gguf_bof4.search import losses, sensitivity, work
 from gguf_bof4.search.allocation import Choice, TooSmallBudgetError, allocate
-from gguf_bof4.search.candidates import Candidate, can_have_list, candidates_of
+from gguf_bof4.search.candidates import Candidate, candidates_of
 from gguf_bof4.search.losses import Losses, Store, Wanted
 from gguf_bof4.search.sensitivity import Term, Terms
 from gguf_bof4.search.targets import Target, header_bytes, padded
@@ -151,11 +152,7 @@ def quantizable(model: Model) -> list[Tensor]:
     """
     architecture = str(model.value("general.architecture"))
     try:
-        found = [
-            t
-            for t in model.tensors
-            if is_weight(t.qtype) and native.allows_quantization(architecture, t.name, t.shape)
-        ]
+        found = [t for t in model.tensors if is_quantizable(architecture, t.name, t.shape, t.qtype)]
     except native.NativeError as error:
         raise UserError(f"{model.path}: llama.cpp does not know the architecture {architecture!r} ({error})") from error
     if not found:
@@ -301,7 +298,7 @@ def measure(model: Model, settings: Settings, target: Target, folder: Path, prog
     for t in tensors:
         columns = t.shape[-1]
         if not _is_table(t.name):
-            may_have_list = can_have_list(architecture, t.name, columns)
+            may_have_list = why_no_list(architecture, t.name, columns) is None
             kinds = candidates_of(settings.types, settings.list_bits, columns, may_have_list)
             matrices.append(Wanted(t, kinds, terms[t.name]))
         elif target.nbytes is None or t.name in settings.tables:

@@ -7,11 +7,11 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from gguf_bof4.download import sha256_of
 from gguf_bof4.errors import UserError
 from gguf_bof4.paths import cache_root, write_text
 
 _FINGERPRINT = "search.json"
-_READ_AT_ONCE = 1 << 22
 
 
 def content_key(paths: Sequence[Path]) -> str:
@@ -20,12 +20,10 @@ def content_key(paths: Sequence[Path]) -> str:
     Raises:
         UserError: one cannot be read.
     """
-    digest = hashlib.blake2b(digest_size=16)
+    digest = hashlib.sha256()
     for path in paths:
         try:
-            with path.open("rb") as file:
-                while block := file.read(_READ_AT_ONCE):
-                    digest.update(block)
+            digest.update(sha256_of(path).encode())
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error.strerror}") from error
     return digest.hexdigest()

@@ -169,14 +169,28 @@ def make_skeleton(config: Any, path: Path) -> Skeleton:
     return Skeleton(model, decoder, names[decoder], names[stacks[0]], path)
 
 
-class _Recorder(nn.Module):
-    """Replaces a decoder layer: records its arguments and returns the hidden states unchanged."""
+def fill_with_tied_output(skeleton: Skeleton, fill: Callable[[list[str]], None], names: Sequence[str]) -> None:
+    """Give parameters their values; an output matrix that is the embeddings is stored once.
+
+    Args:
+        fill: sets the parameters of these names.
+        names: of parameters, the embeddings among them.
+    """
+    model = skeleton.model
+    output = model.get_output_embeddings()
+    if output is None or not getattr(model.config.get_text_config(), "tie_word_embeddings", False):
+        fill(list(names))
+        return
+    tied = {id(parameter) for parameter in output.parameters()}
+    fill([name for name in names if id(model.get_parameter(name)) not in tied])
+    output._parameters["weight"] = model.get_input_embeddings().weight
+
+
+class _Replacement(nn.Module):
+    """Replaces a decoder layer, whose attributes it has."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
-        self.signature = inspect.signature(layer.forward)
-        self.arguments: dict[str, Any] = {}
-        self.hidden: torch.Tensor | None = None
         self.__dict__["replaced"] = layer
 
     def __getattr__(self, name: str) -> Any:
@@ -184,6 +198,51 @@ class _Recorder(nn.Module):
             return super().__getattr__(name)
         except AttributeError:
             return getattr(self.__dict__["replaced"], name)
+
+
+class _Given(_Replacement):
+    """Replaces a decoder layer: gives hidden states that are known."""
+
+    def __init__(self, layer: nn.Module, hidden: torch.Tensor) -> None:
+        super().__init__(layer)
+        self.hidden = hidden
+
+    def forward(self, *_: Any, **__: Any) -> torch.Tensor:
+        return self.hidden
+
+
+@contextmanager
+def _layers_replaced(skeleton: Skeleton, replacements: Sequence[nn.Module]) -> Iterator[None]:
+    layers = skeleton.layers
+    originals = list(layers)
+    try:
+        for i, replacement in enumerate(replacements):
+            layers[i] = replacement
+        yield
+    finally:
+        for i, layer in enumerate(originals):
+            layers[i] = layer
+
+
+@contextmanager
+def only_behind_layers(skeleton: Skeleton, hidden: torch.Tensor) -> Iterator[None]:
+    """The model computes nothing but what follows its decoder layers, from these outputs of the last one.
+
+    Args:
+        hidden: float32 [1, tokens, width].
+    """
+    with _layers_replaced(skeleton, [_Given(layer, hidden) for layer in skeleton.layers]):
+        yield
+
+
+class _Recorder(_Replacement):
+    """Replaces a decoder layer: records its arguments and returns the hidden states unchanged."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__(layer)
+        self.signature = inspect.signature(layer.forward)
+        self.arguments: dict[str, Any] = {}
+        self.hidden: torch.Tensor | None = None
 
     def forward(self, *values: Any, **arguments: Any) -> torch.Tensor:
         # some models pass masks by position: the layer is called with all arguments but the first by name
@@ -242,27 +301,22 @@ def first_inputs(skeleton: Skeleton, fill: Callable[[list[str]], None], tokens: 
     prefix = f"{skeleton.layers_name}."
     within = f"{skeleton.decoder_name}." if skeleton.decoder_name else ""
     fill([name for name, _ in skeleton.model.named_parameters() if name.startswith(within) and prefix not in name])
-    layers = skeleton.layers
-    recorders = [_Recorder(layer) for layer in layers]
-    originals = list(layers)
+    recorders = [_Recorder(layer) for layer in skeleton.layers]
     hidden: list[torch.Tensor] = []
     first: list[dict[str, Any]] = []
     try:
-        for i, recorder in enumerate(recorders):
-            layers[i] = recorder
-        for row in tokens:
-            skeleton.decoder(input_ids=row[None], use_cache=False)
-            assert recorders[0].hidden is not None
-            hidden.append(recorders[0].hidden)
-            arguments = [recorder.arguments for recorder in recorders]
-            first = first or arguments
-            if not _same(first, arguments):
-                raise UserError(
-                    f"{skeleton.path}: the layers of {type(skeleton.model).__name__} need more than hidden states, "
-                    f"masks and positions, so they cannot be run one by one. {INSTEAD}"
-                )
+        with _layers_replaced(skeleton, recorders):
+            for row in tokens:
+                skeleton.decoder(input_ids=row[None], use_cache=False)
+                assert recorders[0].hidden is not None
+                hidden.append(recorders[0].hidden)
+                arguments = [recorder.arguments for recorder in recorders]
+                first = first or arguments
+                if not _same(first, arguments):
+                    raise UserError(
+                        f"{skeleton.path}: the layers of {type(skeleton.model).__name__} need more than hidden states, "
+                        f"masks and positions, so they cannot be run one by one. {INSTEAD}"
+                    )
     finally:
-        for i, layer in enumerate(originals):
-            layers[i] = layer
         release(skeleton.model)
     return LayerInputs(torch.cat(hidden), first)

@@ -21,31 +21,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from gguf_bof4.encoders.gptq.layer import Layer
-from gguf_bof4.encoders.gptq.model import Skeleton, release
+from gguf_bof4.encoders.gptq.model import Skeleton, fill_with_tied_output, only_behind_layers, release
 from gguf_bof4.paths import atomic_path
 
 LoadLayer = Callable[[int], Layer]
 """Gives a decoder layer with its weights."""
 
 _NAME = "token-weights.safetensors"
-
-
-class _Ends(nn.Module):
-    """Replaces a decoder layer: returns given hidden states instead of its output."""
-
-    def __init__(self, replaced: nn.Module, hidden: torch.Tensor | None) -> None:
-        super().__init__()
-        self.hidden = hidden
-        self.__dict__["replaced"] = replaced
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(self.__dict__["replaced"], name)
-
-    def forward(self, hidden: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-        return hidden if self.hidden is None else self.hidden
 
 
 @contextmanager
@@ -65,19 +47,6 @@ def _ordinary(value: Any) -> Any:
     return value
 
 
-def _fill_all_but_layers(skeleton: Skeleton, fill: Callable[[list[str]], None]) -> None:
-    model, prefix = skeleton.model, f"{skeleton.layers_name}."
-    names = [name for name, _ in model.named_parameters() if prefix not in name]
-    output = model.get_output_embeddings()
-    if model.config.get_text_config().tie_word_embeddings and output is not None:
-        tied = {id(parameter) for parameter in output.parameters()}
-        names = [name for name in names if id(model.get_parameter(name)) not in tied]
-        fill(names)
-        output._parameters["weight"] = model.get_input_embeddings().weight
-    else:
-        fill(names)
-
-
 def _loss_gradients(
     skeleton: Skeleton, fill: Callable[[list[str]], None], tokens: torch.Tensor, hidden: torch.Tensor
 ) -> torch.Tensor:
@@ -88,21 +57,18 @@ def _loss_gradients(
         tokens: int64 [samples, length].
         hidden: outputs of the last layer, float32 [samples, tokens, width].
     """
-    _fill_all_but_layers(skeleton, fill)
-    layers, originals = skeleton.layers, list(skeleton.layers)
+    prefix = f"{skeleton.layers_name}."
+    outside = [name for name, _ in skeleton.model.named_parameters() if prefix not in name]
+    fill_with_tied_output(skeleton, fill, outside)
     gradients = torch.empty_like(hidden)
     try:
-        for i, layer in enumerate(originals):
-            layers[i] = _Ends(layer, None)
         for i, row in enumerate(tokens):
             given = hidden[i : i + 1].clone().requires_grad_()
-            layers[-1] = _Ends(originals[-1], given)
-            logits = skeleton.model(input_ids=row[None], use_cache=False).logits[0]
+            with only_behind_layers(skeleton, given):
+                logits = skeleton.model(input_ids=row[None], use_cache=False).logits[0]
             loss = nn.functional.cross_entropy(logits[:-1].float(), row[1:], reduction="sum")
             (gradients[i : i + 1],) = torch.autograd.grad(loss, given)
     finally:
-        for i, layer in enumerate(originals):
-            layers[i] = layer
         release(skeleton.model)
     return gradients
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -187,6 +188,13 @@ class GgufWeights:
         _check_filled(skeleton, names)
 
 
+@functools.cache
+def _name_map(architecture: str, depth: int) -> Any:
+    """gguf's map from names of modules to names of tensors; None where it does not know the architecture."""
+    known = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
+    return gguf.get_tensor_name_map(known[architecture], depth) if architecture in known else None
+
+
 def tensor_name(skeleton: Skeleton, layer: int, module: str, architecture: str) -> str | None:
     """The name of the GGUF tensor that should be the weight of a module of a decoder layer; None where there is none.
 
@@ -194,10 +202,8 @@ def tensor_name(skeleton: Skeleton, layer: int, module: str, architecture: str) 
         module: its name within the layer.
         architecture: general.architecture.
     """
-    known = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
-    if architecture not in known:
+    if (name_map := _name_map(architecture, len(skeleton.layers))) is None:
         return None
-    name_map = gguf.get_tensor_name_map(known[architecture], len(skeleton.layers))
     # in models with other modalities the decoder has a longer prefix, which the map lacks
     base = name_map.get_name(f"model.layers.{layer}.{module}") or name_map.get_name(
         f"{skeleton.layers_name}.{layer}.{module}"

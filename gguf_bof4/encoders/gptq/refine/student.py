@@ -19,7 +19,13 @@ from torch.nn import functional
 from gguf_bof4.encoders.encoder import Encoded, Target
 from gguf_bof4.encoders.gptq.layer import Layer, Workers, to_device
 from gguf_bof4.encoders.gptq.matching import find_rows
-from gguf_bof4.encoders.gptq.model import Skeleton, first_inputs, linear_weight
+from gguf_bof4.encoders.gptq.model import (
+    Skeleton,
+    fill_with_tied_output,
+    first_inputs,
+    linear_weight,
+    only_behind_layers,
+)
 from gguf_bof4.encoders.gptq.refine.scaled import ScaledLinear
 from gguf_bof4.encoders.gptq.weights import Weights, tensor_name, tensor_names
 from gguf_bof4.formats import FORMAT_OF_TYPE_ID
@@ -28,17 +34,6 @@ Floats = npt.NDArray[np.float32]
 
 _TOKENS_AT_ONCE = 64
 """Tokens whose probabilities are in memory at a time: a vocabulary may have 262144 of them."""
-
-
-class _Given(nn.Module):
-    """Replaces a decoder layer: gives hidden states that are known."""
-
-    def __init__(self, hidden: torch.Tensor) -> None:
-        super().__init__()
-        self.hidden = hidden
-
-    def forward(self, *_: Any, **__: Any) -> torch.Tensor:
-        return self.hidden
 
 
 class _Divergence(torch.autograd.Function):
@@ -117,25 +112,10 @@ class Student:
 
     def divergence(self, sample: int) -> torch.Tensor:
         """Sum over the tokens of a sample of the KL divergence from the unquantized model, in nats."""
-        with torch.no_grad(), _layers_replaced(self.skeleton, self.taught[sample : sample + 1].to(self.device)):
+        with torch.no_grad(), only_behind_layers(self.skeleton, self.taught[sample : sample + 1].to(self.device)):
             teacher = self._logits(sample)
         made: torch.Tensor = _Divergence.apply(self._logits(sample), teacher)  # type: ignore[no-untyped-call]
         return made
-
-
-@contextmanager
-def _layers_replaced(skeleton: Skeleton, hidden: torch.Tensor) -> Iterator[None]:
-    """The model computes nothing but what follows its decoder layers, from these hidden states."""
-    layers = skeleton.layers
-    originals = list(layers)
-    given = _Given(hidden)
-    try:
-        for i in range(len(layers)):
-            layers[i] = given
-        yield
-    finally:
-        for i, layer in enumerate(originals):
-            layers[i] = layer
 
 
 def _scaled_modules(
@@ -182,18 +162,6 @@ def _trained_vectors(
     return made
 
 
-def _fill_rest(skeleton: Skeleton, weights: Weights) -> None:
-    """Read what does not belong to decoder layers; an output matrix that is the embeddings is stored once."""
-    model = skeleton.model
-    head = model.get_output_embeddings()
-    is_tied = head is not None and bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
-    tied = {id(head.weight)} if is_tied else set()
-    rest = [name for name, p in model.named_parameters() if p.is_meta and id(p) not in tied]
-    weights.fill(skeleton, rest)
-    if is_tied:
-        head.weight = model.get_input_embeddings().weight
-
-
 def make_student(
     skeleton: Skeleton,
     weights: Weights,
@@ -228,6 +196,7 @@ def make_student(
             Layer(module, to_device(inputs.arguments[i], workers.device), workers).advance(inputs.hidden)
             matrices |= _scaled_modules(skeleton, i, names, by_name, encoded)
             vectors |= _trained_vectors(skeleton, i, architecture, stored)
-        _fill_rest(skeleton, weights)
+        outside = [name for name, p in skeleton.model.named_parameters() if p.is_meta]
+        fill_with_tied_output(skeleton, lambda names: weights.fill(skeleton, names), outside)
         skeleton.model.to(workers.device)
     return Student(skeleton, matrices, vectors, tokens, inputs.hidden, workers.device)
