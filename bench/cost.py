@@ -38,8 +38,11 @@ _CHUNK_SECONDS = 7e-9
 _TOKEN_SECONDS = 3e-6
 """Seconds to compare the distributions of a chunk for each token of the vocabulary."""
 
-_ENCODING_SECONDS = {"none": 3e-8, "absmax": 1e-8, "search": 3e-8, "random": 6e-8, "imatrix": 6e-8, "gptq": 3.4e-6}
+_ENCODING_SECONDS = {"none": 3e-8, "absmax": 1e-8, "search": 3e-8, "random": 6e-8, "imatrix": 6e-8, "gptq": 1.3e-6}
 """Seconds for each weight: llama-quantize ("none"), and this project's encoders. gptq runs the model, too."""
+
+_SEARCH_SECONDS = 1e-6
+"""Seconds for each weight: gradients, and encoding a part of each tensor in every candidate type."""
 
 
 def measuring_seconds(model: str, chunks: int) -> float:
@@ -50,7 +53,13 @@ def measuring_seconds(model: str, chunks: int) -> float:
 
 def making_seconds(model: str, variant: Variant) -> float:
     """To make the quantized file."""
-    return _ENCODING_SECONDS[variant.encoder.partition(":")[0]] * SIZES[model].weights + 1
+    seconds = _ENCODING_SECONDS[variant.encoder.partition(":")[0]] + variant.variation.seconds
+    return seconds * SIZES[model].weights + 1
+
+
+def search_seconds(model: str) -> float:
+    """To measure the losses of all tensors in all candidate types, once for a model."""
+    return _SEARCH_SECONDS * SIZES[model].weights
 
 
 def imatrix_seconds(model: str, chunks: int) -> float:

@@ -20,6 +20,11 @@ def bits_per_weight(model: Model) -> float:
     return model.bits_per_weight(block_matrices(model))
 
 
+def types_of(model: Model) -> dict[str, int]:
+    """Types of the matrices of the blocks, the most frequent first, and how many of each."""
+    return dict(Counter(t.qtype.name for t in block_matrices(model)).most_common())
+
+
 def fallbacks(model: Model, wanted: str) -> dict[str, int]:
     """Other types that matrices of the blocks got, and how many of each.
 

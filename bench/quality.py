@@ -10,20 +10,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gguf import GGMLQuantizationType as TensorType
+
 from gguf_bof4 import encoders
 from gguf_bof4.bench import cost
 from gguf_bof4.bench.disk import check_disk
-from gguf_bof4.bench.measure import bits_per_weight, block_matrices, check_rest, fallbacks
+from gguf_bof4.bench.measure import bits_per_weight, block_matrices, check_rest, fallbacks, types_of
 from gguf_bof4.bench.nf4 import BITS_PER_WEIGHT as NF4_BITS
 from gguf_bof4.bench.nf4 import NF4, make_nf4
 from gguf_bof4.bench.peers import IMATRIX_CHUNKS, PEERS, make_peer
 from gguf_bof4.bench.results import Key, Row, add_row
-from gguf_bof4.bench.variants import WEIGHTED, Variant
+from gguf_bof4.bench.variants import NO_LISTS, WEIGHTED, Variant
 from gguf_bof4.convert import convert, random_tokens
 from gguf_bof4.divergence import REMEDY, distance, write_logits
 from gguf_bof4.errors import UserError
 from gguf_bof4.ggml_patch.programs import make_imatrix
 from gguf_bof4.gguf_files.model import Model, open_model
+from gguf_bof4.paths import write_text
 from gguf_bof4.progress import duration_text
 from gguf_bof4.reference_models import REFERENCE_MODELS, reference_model
 from gguf_bof4.reference_texts import (
@@ -36,6 +39,10 @@ from gguf_bof4.reference_texts import (
     licences_text,
     quotations_text,
 )
+from gguf_bof4.search import run as search
+from gguf_bof4.search.candidates import DEFAULT_LIST_BITS, DEFAULT_TYPES, parse_types
+from gguf_bof4.search.report import recipe_of
+from gguf_bof4.search.targets import Target
 
 TEXTS: Mapping[str, Callable[[], Path]] = {
     "test": evaluation_text,
@@ -53,7 +60,10 @@ CALIBRATION_TEXTS: Mapping[str, Callable[[], Path]] = {
     "quotations": quotations_text,
     "licences": licences_text,
 }
-"""Texts to calibrate with, by the names that `variants.CALIBRATIONS` has for them."""
+"""Texts to calibrate with, by the names that `variants.VARIATIONS` has for them."""
+
+SEARCH_CHUNKS = search.CHUNKS
+"""Of the calibration text, for the gradients of mixtures."""
 
 ENCODERS = tuple(encoder.name for encoder in encoders.ENCODERS)
 """Of the converter."""
@@ -107,12 +117,20 @@ class Plan:
         """Does any step use this encoder?"""
         return any(step.variant.encoder == encoder for step in self.of_model(model))
 
+    def searches(self, model: str) -> bool:
+        """Is any step a mixture that `bof4 search` finds?"""
+        return any(step.variant.searched_bits is not None for step in self.of_model(model))
+
     def shared_seconds(self, model: str) -> float:
         """Of the work done once per model: the unquantized distributions, and the importance matrix."""
         logits = len(self.texts(model)) * cost.measuring_seconds(model, self.chunks)
         texts = {"imatrix": IMATRIX_CHUNKS, "random": random_tokens.CHUNKS}
-        chunks = sum(n for encoder, n in texts.items() if self.uses(model, encoder))
-        return logits + cost.imatrix_seconds(model, chunks)
+        chunks = sum(
+            n for encoder, n in texts.items()
+            if self.uses(model, encoder) or (encoder == "imatrix" and self.searches(model))
+        )  # fmt: skip
+        searching = cost.search_seconds(model) if self.searches(model) else 0.0
+        return logits + cost.imatrix_seconds(model, chunks) + searching
 
     def seconds(self, model: str) -> float:
         """An estimate of the whole time for a model."""
@@ -148,23 +166,36 @@ def check(plan: Plan) -> None:
             )
 
 
-def our_options(variant: Variant, imatrix: Path) -> dict[str, Any]:
-    """A variant of this project's types, in the words of gguf_bof4.convert.
+def our_options(variant: Variant, imatrix: Path, recipe: Path | None = None) -> dict[str, Any]:
+    """A variant that the converter makes, in the words of gguf_bof4.convert.
 
     Args:
         imatrix: the importance matrix, where it is needed.
+        recipe: of a mixture of types.
     """
     options: dict[str, Any] = {
-        "type": variant.type, "encoder": variant.converter_encoder, "opq": (variant.opq,),
-        "token_embedding_type": "F16", "output_tensor_type": "F16",
-    }  # fmt: skip
+        "encoder": variant.converter_encoder, "token_embedding_type": "F16", "output_tensor_type": "F16"
+    }
+    if recipe is not None:
+        options |= {"recipe": str(recipe), "opq": (NO_LISTS,)}
+    elif variant.list_bits is not None:
+        options |= {"type": variant.type, "opq_bits": variant.list_bits}
+    else:
+        options |= {"type": variant.type, "opq": (variant.opq,)}
     if variant.encoder in WEIGHTED:
         options["imatrix"] = str(imatrix)
     if encoders.encoder_of(variant.converter_encoder).calibrate is not None:
         options["calibration"] = tuple(
-            str(CALIBRATION_TEXTS[name]()) if name in CALIBRATION_TEXTS else name for name in variant.calibration
+            str(CALIBRATION_TEXTS[name]()) if name in CALIBRATION_TEXTS else name for name in variant.variation.texts
         )
+        options |= variant.variation.options
     return options
+
+
+def search_types(encoder: str) -> tuple[TensorType, ...]:
+    """The candidate types of a search whose mixture is encoded by one of the converter's encoders."""
+    of_all, chosen = parse_types(DEFAULT_TYPES, importance=True), encoders.encoder_of(encoder)
+    return of_all if chosen.calibrate is None else tuple(t for t in of_all if chosen.can_encode(t))
 
 
 class ModelBench:
@@ -184,7 +215,7 @@ class ModelBench:
             say(f"{model}, {text}: the unquantized model")
             write_logits(self.source, TEXTS[text](), self.chunks, path, threads)
         self.imatrix = self.random_imatrix = folder / "imatrix.gguf"
-        if plan.uses(model, "imatrix"):
+        if plan.uses(model, "imatrix") or plan.searches(model):
             say(f"{model}: importance matrix")
             make_imatrix(self.source, calibration_text(), self.imatrix, IMATRIX_CHUNKS, threads, REMEDY)
         if plan.uses(model, "random"):
@@ -201,11 +232,29 @@ class ModelBench:
             make_peer(PEERS[variant.type], self.source, target, weights, self.threads)
         else:
             imatrix = self.random_imatrix if variant.encoder == "random" else self.imatrix
-            convert(self.source, target, threads=self.threads, **our_options(variant, imatrix))
+            recipe = None if variant.searched_bits is None else self._recipe(variant, variant.searched_bits)
+            convert(self.source, target, threads=self.threads, **our_options(variant, imatrix, recipe))
         return target
+
+    def _recipe(self, variant: Variant, bits: float) -> Path:
+        """The recipe of `bof4 search` for a number of bits per weight; losses are measured once for a model."""
+        settings = search.Settings(
+            calibration=calibration_text(), imatrix=self.imatrix, gradients=True, chunks=SEARCH_CHUNKS,
+            types=search_types(variant.converter_encoder), list_bits=DEFAULT_LIST_BITS,
+            tables=dict.fromkeys(("token_embd.weight", "output.weight"), TensorType.F16), threads=self.threads,
+        )  # fmt: skip
+        work = self.folder / "search"
+        work.mkdir(exist_ok=True)
+        target = Target(bits=bits)
+        measured = search.measure(self.source_model, settings, target, work, lambda *_: None)
+        path = self.folder / "recipe.txt"
+        write_text(path, recipe_of(measured, search.assign(measured, target)))
+        return path
 
     def _others(self, variant: Variant, made: Model) -> dict[str, int]:
         check_rest(made, self.source_model)
+        if variant.searched_bits is not None:
+            return types_of(made)
         return {} if variant.type == NF4 else fallbacks(made, variant.type)
 
     def rows(self, step: Step, add: Callable[[Row], None]) -> None:

@@ -24,7 +24,8 @@ class Row:
         bits_per_weight: of the blocks' matrices, lists included.
         mean_kld and the rest: as in measure.Distance.
         matrices: of the blocks.
-        fallback: how many of them have which other type, like "180 Q5_0"; more than one with " + " between them.
+        fallback: how many of them have which other type, like "180 Q5_0"; more than one with " + " between them. Of a
+            mixture: all types.
     """
 
     model: str
@@ -54,9 +55,11 @@ class Row:
 
     @property
     def label(self) -> str:
-        """The type, and the fallback types of matrices whose rows do not divide into its blocks."""
+        """The type, and the fallback types of matrices whose rows do not divide into its blocks; types of a mixture."""
         if not self.fallback:
             return self.type
+        if self.variant.searched_bits is not None:
+            return f"{self.type} ({self.fallback})"
         counts = [f"{part.split()[0]} of {self.matrices} matrices fell back to {part.split()[1]}"
                   for part in self.fallback.split(" + ")]  # fmt: skip
         return f"{self.type} ({', '.join(counts)})"

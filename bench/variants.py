@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from gguf_bof4.bench.nf4 import NF4
 from gguf_bof4.bench.peers import IMATRIX_CHUNKS, PEERS
+from gguf_bof4.convert.list_rules import MOST_BITS
 from gguf_bof4.convert.options import DEFAULT_OPQ
 from gguf_bof4.encoders import DEFAULT, encoder_of
 from gguf_bof4.encoders import ENCODERS as CONVERTER_ENCODERS
@@ -25,12 +27,29 @@ OUR_ENCODERS = tuple(
     name for encoder in CONVERTER_ENCODERS for name in (encoder.name, *(WEIGHTED if encoder is DEFAULT else ()))
 )
 
-CALIBRATIONS: Mapping[str, tuple[str, ...]] = {
-    "gptq:self": ("self",),
-    "gptq:kinds": ("calibration", "quotations", "licences"),
-    "gptq:self+text": ("self", "calibration"),
+@dataclass(frozen=True)
+class Variation:
+    """An encoder that runs the model, with other texts or options than its row of a plain name has.
+
+    Attributes:
+        texts: to calibrate with, by their names in the benches.
+        options: of gguf_bof4.convert.
+        seconds: for each weight, beside what the encoder takes without these options.
+    """
+
+    texts: tuple[str, ...] = ("calibration",)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+VARIATIONS: Mapping[str, Variation] = {
+    "gptq:self": Variation(("self",)),
+    "gptq:kinds": Variation(("calibration", "quotations", "licences")),
+    "gptq:self+text": Variation(("self", "calibration")),
+    "gptq:token-weights": Variation(options={"token_weights": True}, seconds=1e-6),
+    "gptq:refined": Variation(options={"refine": True}, seconds=1.2e-5),
 }
-"""gptq with other calibration texts than the usual one, which is "calibration": measured where they are named."""
+"""Measured where they are named. Refinement takes minutes, not seconds for each weight: those are SmolLM2's."""
 
 CALIBRATED = tuple(encoder.name for encoder in CONVERTER_ENCODERS if encoder.calibrate is not None)
 PEER_ENCODERS = ("none", "imatrix", *CALIBRATED)
@@ -40,6 +59,13 @@ COMPENSATED_PEERS = ("Q4_K",)
 """Peers that our encoders that run the model are measured with: each takes an hour on the 1.5B model."""
 
 ENCODERS = ("none", *OUR_ENCODERS)
+SEARCHED = "search "
+"""How the types of mixtures begin that `bof4 search` finds: the bits per weight that it was asked for follow."""
+
+SEARCH_ENCODERS = ("imatrix", *CALIBRATED, *VARIATIONS)
+"""Encoders of these mixtures: losses are predicted with an importance matrix."""
+
+_BITS = " bits"
 TYPES = (*PEERS, NF4, *OUR_TYPES)
 DEFAULT_QUANTILES = (NO_LISTS, DEFAULT_OPQ)
 
@@ -49,9 +75,9 @@ class Variant:
     """One way to quantize a model.
 
     Attributes:
-        type: one of TYPES.
-        encoder: of a peer one of PEER_ENCODERS; of this project's types one of OUR_ENCODERS.
-        opq: the quantile of the outlier lists, or "off".
+        type: one of TYPES, or of a mixture "search N", N being bits per weight.
+        encoder: of a peer one of PEER_ENCODERS; of this project's types one of OUR_ENCODERS or VARIATIONS.
+        opq: the quantile of the outlier lists, "N bits" per weight, or "off".
     """
 
     type: str
@@ -66,7 +92,17 @@ class Variant:
     @property
     def converted(self) -> bool:
         """Does this project's converter make it?"""
-        return self.ours or self.encoder in CALIBRATED
+        return self.ours or self.searched_bits is not None or self.encoder in CALIBRATED
+
+    @property
+    def searched_bits(self) -> float | None:
+        """Bits per weight of a mixture that `bof4 search` finds; None: it is one type for all matrices."""
+        return float(self.type.removeprefix(SEARCHED)) if self.type.startswith(SEARCHED) else None
+
+    @property
+    def list_bits(self) -> float | None:
+        """Bits per weight of outliers that are chosen by what they save; None: a quantile, or no lists."""
+        return float(self.opq.removesuffix(_BITS)) if self.opq.endswith(_BITS) else None
 
     @property
     def recipe(self) -> str:
@@ -82,9 +118,9 @@ class Variant:
         return DEFAULT.name if self.encoder in WEIGHTED else self.encoder.partition(":")[0]
 
     @property
-    def calibration(self) -> tuple[str, ...]:
-        """The calibration texts, by their names in the benches."""
-        return CALIBRATIONS.get(self.encoder, ("calibration",))
+    def variation(self) -> Variation:
+        """Texts and options of an encoder that runs the model."""
+        return VARIATIONS.get(self.encoder, Variation())
 
     def __str__(self) -> str:
         lists = "" if self.opq == NO_LISTS else f", lists {self.opq}"
@@ -106,6 +142,36 @@ def parse_quantile(text: str) -> str:
     if not 0 < quantile < 1:
         raise UserError(f"--opq {text}: give a number between 0 and 1, or {NO_LISTS}")
     return f"{quantile:.12g}"
+
+
+def parse_bits(text: str) -> str:
+    """Bits per weight for outliers as `Variant.opq` has them.
+
+    Raises:
+        UserError: not a number between 0 and `MOST_BITS`.
+    """
+    try:
+        bits = float(text)
+    except ValueError:
+        bits = 0.0
+    if not 0 < bits <= MOST_BITS:
+        raise UserError(f"--opq-bits {text}: give bits per weight above 0, at most {MOST_BITS:g}, such as 0.05")
+    return f"{bits:.12g}{_BITS}"
+
+
+def parse_searched(text: str) -> str:
+    """Bits per weight for `bof4 search` as `Variant.type` has them.
+
+    Raises:
+        UserError: not a number between 0 and 32.
+    """
+    try:
+        bits = float(text)
+    except ValueError:
+        bits = 0.0
+    if not 0 < bits <= 32:
+        raise UserError(f"--search {text}: give bits per weight, such as 4.44")
+    return f"{SEARCHED}{bits:.12g}"
 
 
 def choose(what: str, names: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
@@ -131,11 +197,18 @@ def _is_possible(peer: str, encoder: str) -> bool:
 
 
 def variants(types: Sequence[str], encoders: Sequence[str], quantiles: Sequence[str]) -> tuple[Variant, ...]:
-    """Every combination that exists: peers have no lists, and not every encoder encodes every one of them."""
+    """Every combination that exists: peers have no lists, and not every encoder encodes every one of them.
+
+    Args:
+        types: as `Variant.type`.
+        quantiles: as `Variant.opq`; mixtures have lists where the search gives them some.
+    """
     found = []
     for name in types:
         if name in OUR_TYPES:
-            found += [Variant(name, e, q) for e in (*OUR_ENCODERS, *CALIBRATIONS) if e in encoders for q in quantiles]
+            found += [Variant(name, e, q) for e in (*OUR_ENCODERS, *VARIATIONS) if e in encoders for q in quantiles]
+        elif name.startswith(SEARCHED):
+            found += [Variant(name, e) for e in SEARCH_ENCODERS if e in encoders]
         else:
             found += [Variant(name, e) for e in PEER_ENCODERS if e in encoders and _is_possible(name, e)]
     return tuple(found)

@@ -79,12 +79,24 @@ def quality(
             metavar="NAME",
             help="absmax, search, random and imatrix (search with an importance matrix of random tokens or of a text), "
             "gptq; for types of llama.cpp: none, imatrix (default: all). Also gptq:self, gptq:kinds, gptq:self+text: "
-            "calibrated on the model's own text, on texts of several kinds, and on a mixture.",
+            "calibrated on the model's own text, on texts of several kinds, and on a mixture; gptq:token-weights; "
+            "gptq:refined.",
         ),
     ] = None,
     opq: Annotated[
         list[str] | None,
         typer.Option("--opq", metavar="Q", help="Quantiles of the outlier lists, or off (default: off, 0.95)."),
+    ] = None,
+    opq_bits: Annotated[
+        list[str] | None,
+        typer.Option("--opq-bits", metavar="BITS", help="Lists of these bits per weight, in the place of quantiles."),
+    ] = None,
+    search: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--search", metavar="BITS",
+            help="Also the mixtures of types that bof4 search finds for these bits per weight.",
+        ),
     ] = None,
     chunks: Annotated[int, typer.Option("--chunks", min=1, help="Chunks of 512 tokens from each text.")] = 16,
     texts: Annotated[
@@ -126,11 +138,15 @@ def quality(
     asked = [*(split_names(models) or SMALL_MODELS), *([LARGE_MODEL] if large else [])]
     chosen_models = variants.choose("model", asked, tuple(REFERENCE_MODELS))
     chosen_texts = variants.choose("text", split_names(texts) or DEFAULT_TEXTS, tuple(TEXTS))
-    all_encoders = (*variants.ENCODERS, *variants.CALIBRATIONS)
+    all_encoders = (*variants.ENCODERS, *variants.VARIATIONS)
+    searched = tuple(dict.fromkeys(map(variants.parse_searched, split_names(search) or ())))
+    bits = tuple(dict.fromkeys(map(variants.parse_bits, split_names(opq_bits) or ())))
+    quantiles = split_names(opq) or (() if bits else variants.DEFAULT_QUANTILES)
+    named = split_names(types) or (() if searched else variants.TYPES)
     chosen = variants.variants(
-        variants.choose("type", split_names(types) or variants.TYPES, variants.TYPES),
+        (*variants.choose("type", named, variants.TYPES), *searched),
         variants.choose("encoder", split_names(encoders) or variants.ENCODERS, all_encoders),
-        tuple(dict.fromkeys(map(variants.parse_quantile, split_names(opq) or variants.DEFAULT_QUANTILES))),
+        (*dict.fromkeys(map(variants.parse_quantile, quantiles)), *bits),
     )
     console = table_console()
     done = read_rows(output)

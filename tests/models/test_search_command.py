@@ -11,6 +11,9 @@ import pytest
 from command_line import bof4
 from llama import succeed
 
+from gguf_bof4.bench import quality
+from gguf_bof4.bench.results import read_rows
+from gguf_bof4.bench.variants import variants
 from gguf_bof4.convert import convert
 from gguf_bof4.gguf_files.model import Model, open_model
 from gguf_bof4.reference_texts import calibration_text
@@ -170,3 +173,26 @@ def test_trials_resume_and_belong_to_one_model(
     assert after <= before
     other = bof4("search", str(short), str(tmp_path / "c.txt"), "--trials", "3", *common[:1], "5.5", *common[2:])
     assert other.returncode == 1 and "is a study of another target" in other.stderr
+
+
+def test_the_quality_bench_measures_mixtures(
+    short: Path, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two sizes, of which the losses are measured once; beside one type for all."""
+    source = tmp_path / "source.gguf"
+    convert(short, source, type="F32", token_embedding_type="F16", output_tensor_type="F16")
+    monkeypatch.setattr(quality, "reference_model", lambda _: source)
+    monkeypatch.setattr(quality, "IMATRIX_CHUNKS", 2)
+    monkeypatch.setattr(quality, "SEARCH_CHUNKS", 1)
+    monkeypatch.setattr(quality, "DEFAULT_TYPES", ("BOF4_S", "Q5_0", "Q8_0"))
+    names = ["search 5", "search 6", "BOF4_S"]
+    plan = quality.make_plan(["smol"], variants(names, ["imatrix"], ["0.05 bits"]), ["test"], 1, ())
+    output, said = tmp_path / "rows.csv", list[str]()
+    quality.run(plan, output, 1, said.append)
+    rows = {row.type: row for row in read_rows(output).values()}
+    assert 4.8 < rows["search 5"].bits_per_weight <= 5 < rows["search 6"].bits_per_weight <= 6
+    assert rows["search 6"].mean_kld < rows["search 5"].mean_kld < rows["BOF4_S"].mean_kld
+    assert 4.29 < rows["BOF4_S"].bits_per_weight < 4.36  # 0.05 for outliers, up to 0.06 for pointers of rows
+    kinds = dict(part.split()[::-1] for part in rows["search 5"].fallback.split(" + "))
+    assert set(kinds) <= {"BOF4_S", "Q5_0", "Q8_0"}
+    assert sum(map(int, kinds.values())) == rows["search 5"].matrices == 7 * LAYERS

@@ -27,9 +27,12 @@ from gguf_bof4.bench.variants import (
     OUR_ENCODERS,
     OUR_TYPES,
     TYPES,
+    VARIATIONS,
     Variant,
     choose,
+    parse_bits,
     parse_quantile,
+    parse_searched,
     variants,
 )
 from gguf_bof4.divergence import Distance, parse_distance
@@ -134,6 +137,58 @@ def test_names_and_quantiles_have_one_spelling() -> None:
     assert [parse_quantile(text) for text in ("off", "0.90", ".9", "0.95")] == ["off", "0.9", "0.9", "0.95"]
 
 
+def test_bits_of_lists_and_of_mixtures_have_one_spelling() -> None:
+    assert [parse_bits(text) for text in ("0.05", ".050")] == ["0.05 bits"] * 2
+    assert [parse_searched(text) for text in ("4.5", "4.50")] == ["search 4.5"] * 2
+    for text in ("0", "-1", "17", "nan", "few"):
+        with pytest.raises(UserError, match="--opq-bits"):
+            parse_bits(text)
+    for text in ("0", "33", "nan", "small"):
+        with pytest.raises(UserError, match="--search"):
+            parse_searched(text)
+
+
+def test_options_of_the_converter_say_what_a_row_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quality, "CALIBRATION_TEXTS", {"calibration": lambda: tmp_path / "text.txt"})
+    matrix, recipe, f16 = tmp_path / "matrix", tmp_path / "recipe", {
+        "token_embedding_type": "F16", "output_tensor_type": "F16"
+    }
+    text = (str(tmp_path / "text.txt"),)
+    for variant, options in (
+        (Variant("BOF4_S", "imatrix", "0.95"),
+         {"type": "BOF4_S", "encoder": "search", "opq": ("0.95",), "imatrix": str(matrix)}),
+        (Variant("BOF4_K", "gptq", "0.05 bits"),
+         {"type": "BOF4_K", "encoder": "gptq", "opq_bits": 0.05, "calibration": text}),
+        (Variant("BOF4_S", "gptq:self+text"),
+         {"type": "BOF4_S", "encoder": "gptq", "opq": ("off",), "calibration": ("self", *text)}),
+        (Variant("BOF4_S", "gptq:token-weights"),
+         {"type": "BOF4_S", "encoder": "gptq", "opq": ("off",), "calibration": text, "token_weights": True}),
+    ):  # fmt: skip
+        assert quality.our_options(variant, matrix) == options | f16
+    searched = quality.our_options(Variant("search 4.5", "gptq"), matrix, recipe)
+    assert searched == {"encoder": "gptq", "recipe": str(recipe), "opq": ("off",), "calibration": text} | f16
+
+
+def test_mixtures_are_of_types_that_their_encoder_encodes() -> None:
+    assert variants(["search 4.5"], ["absmax", "imatrix", "gptq", "gptq:self"], ["off", "0.95"]) == tuple(
+        Variant("search 4.5", encoder) for encoder in ("imatrix", "gptq", "gptq:self")
+    )
+    by_search, by_gptq = (
+        {t.name for t in quality.search_types(Variant("search 4.5", e).converter_encoder)} for e in ("imatrix", "gptq")
+    )
+    assert by_search - by_gptq == {"IQ3_S"}
+    assert {"BOF4_S", "BOF4_K", "Q3_K", "Q8_0"} <= by_gptq
+
+
+def test_mixtures_cost_a_search_for_each_model() -> None:
+    plans = [
+        quality.make_plan(["smol"], variants(names, ["imatrix"], ["off"]), ["test"], 1, ())
+        for names in (["Q4_0"], ["search 4.5"], ["search 4.5", "search 5"])
+    ]
+    one, two = (plan.shared_seconds("smol") - plans[0].shared_seconds("smol") for plan in plans[1:])
+    assert one == two > 30
+
+
 def test_an_encoder_that_the_converter_lacks_is_refused_at_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -141,6 +196,13 @@ def test_an_encoder_that_the_converter_lacks_is_refused_at_once(
     plan = quality.make_plan(["smol"], variants(["BOF4_S"], ["absmax", "gptq"], ["off"]), ["test"], 1, ())
     with pytest.raises(UserError, match="cannot encode BOF4_S with gptq"):
         quality.run(plan, tmp_path / "rows.csv", 1, lambda _: None)
+
+
+def test_labels_name_fallbacks_and_mixtures() -> None:
+    fallen = replace(row("smol", Variant("Q4_K", "none"), 0.1), fallback="180 Q5_0")
+    assert fallen.label == "Q4_K (180 of 210 matrices fell back to Q5_0)"
+    mixed = replace(row("smol", Variant("search 4.5", "gptq"), 0.1), fallback="150 BOF4_S + 60 Q5_0")
+    assert mixed.label == "search 4.5 (150 BOF4_S + 60 Q5_0)"
 
 
 def test_rows_survive_the_file_and_replace_each_other(tmp_path: Path) -> None:
@@ -295,6 +357,9 @@ def test_the_picture_has_the_size_for_a_readme_and_both_kinds_of_points(tmp_path
 
     assert colored("peers.png", peers) == 0
     assert colored("both.png", peers + ours) > 1000
+    varied = [row("smol", Variant("BOF4_S", name), 0.2) for name in VARIATIONS]
+    mixed = [row("smol", Variant("search 4.5", e), 0.2, bits=4.5) for e in ("imatrix", "gptq", "gptq:self")]
+    assert colored("varied.png", peers + varied + mixed) > 100
     with pytest.raises(UserError, match="nothing to draw"):
         plot.plot(peers, ["qwen"], tmp_path / "none.png")
 
