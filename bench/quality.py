@@ -239,7 +239,7 @@ class ModelBench:
     def _recipe(self, variant: Variant, bits: float) -> Path:
         """The recipe of `bof4 search` for a number of bits per weight; losses are measured once for a model."""
         settings = search.Settings(
-            calibration=calibration_text(), imatrix=self.imatrix, gradients=True, chunks=SEARCH_CHUNKS,
+            calibration=(calibration_text(),), imatrix=self.imatrix, gradients=True, chunks=SEARCH_CHUNKS,
             types=search_types(variant.converter_encoder), list_bits=DEFAULT_LIST_BITS,
             tables=dict.fromkeys(("token_embd.weight", "output.weight"), TensorType.F16), threads=self.threads,
         )  # fmt: skip

@@ -33,6 +33,29 @@ _DESCRIPTIONS = {".json", ".model", ".txt", ".tiktoken", ".jinja", ".py"}
 """Suffixes of the files of a folder that describe the model and its tokenizer."""
 
 
+def _files(source: Path) -> Sequence[Path]:
+    """All that the model and its tokenizer depend on."""
+    if not source.is_dir():
+        return part_files(source)
+    descriptions = (p for p in source.iterdir() if p.is_file() and p.suffix in _DESCRIPTIONS)
+    return [*weight_files(source), *descriptions]
+
+
+def self_text(
+    source: Path, samples: int, length: int, make_runnable: Callable[[], Path], threads: int, progress: Progress
+) -> Path:
+    """The text that a model writes, of at least so many samples of `length` tokens: from the cache, or made.
+
+    Args:
+        source: a GGUF file or a Hugging Face folder.
+        make_runnable: gives the model as a GGUF file that llama.cpp runs fast.
+
+    Raises:
+        UserError: the model cannot write text.
+    """
+    return own_text(source, _files(source), needed_sequences(samples), length, make_runnable, threads, progress)
+
+
 @dataclass
 class _Preparation:
     """The model, and files made of it in a temporary folder."""
@@ -56,13 +79,6 @@ class _Preparation:
         # not resolved: the target of a symbolic link, such as a blob of a cache, may lack the name of a part
         return self.fast if self.source.is_dir() else self.source.absolute()
 
-    @property
-    def _files(self) -> Sequence[Path]:
-        if not self.source.is_dir():
-            return part_files(self.source)
-        descriptions = (p for p in self.source.iterdir() if p.is_file() and p.suffix in _DESCRIPTIONS)
-        return [*weight_files(self.source), *descriptions]
-
     def _widest(self) -> int:
         """Inputs of the widest layer."""
         if self.source.is_dir():
@@ -74,10 +90,7 @@ class _Preparation:
 
     def text(self, samples: int, length: int) -> Path:
         """The model's own text, of at least so many samples of `length` tokens."""
-        sequences = needed_sequences(samples)
-        return own_text(
-            self.source, self._files, sequences, length, lambda: self.fast, self.options.threads, self.progress
-        )
+        return self_text(self.source, samples, length, lambda: self.fast, self.options.threads, self.progress)
 
     def calibration(self) -> tuple[str, ...]:
         """The calibration texts, the model's own among them."""

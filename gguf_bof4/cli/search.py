@@ -5,8 +5,8 @@ from __future__ import annotations
 import shlex
 import sys
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +16,7 @@ from rich.table import Table
 
 from gguf_bof4.cli.model_file import HELP, local_path
 from gguf_bof4.cli.terminal import interruptible, split_names, table_console
+from gguf_bof4.convert.options import SELF
 from gguf_bof4.errors import UserError, require
 from gguf_bof4.progress import duration_text, progress_bar
 
@@ -139,9 +140,10 @@ def _print_report(measured: Measured, assignment: Assignment, points: list[Point
 
 
 def _settings(
-    calibration: Path | None, imatrix: Path | None, sensitivity: str, types: list[str] | None, list_bits: float,
+    imatrix: Path | None, sensitivity: str, types: list[str] | None, list_bits: float,
     tables: Mapping[str, str | None], chunks: int, threads: int,
 ) -> Settings:  # fmt: skip
+    """All but the calibration texts."""
     from gguf_bof4.convert.list_rules import MOST_BITS
     from gguf_bof4.convert.policy import parse_type
     from gguf_bof4.search.candidates import DEFAULT_TYPES, parse_types
@@ -149,18 +151,12 @@ def _settings(
 
     if sensitivity not in SENSITIVITIES:
         raise UserError(f"--sensitivity {sensitivity}: give {' or '.join(SENSITIVITIES)}")
-    for path, what in ((calibration, "calibration text"), (imatrix, "importance matrix")):
-        if path is not None and not path.is_file():
-            raise UserError(f"the {what} {path} {'is a folder' if path.is_dir() else 'does not exist'}")
-    if sensitivity == "gradient" and calibration is None:
-        raise UserError(
-            "give a text with --calibration TEXT, or --sensitivity none, which weights errors by the mean squares of "
-            "inputs alone"
-        )
+    if imatrix is not None and not imatrix.is_file():
+        raise UserError(f"the importance matrix {imatrix} {'is a folder' if imatrix.is_dir() else 'does not exist'}")
     if not 0 <= list_bits <= MOST_BITS:
         raise UserError(f"--opq-bits {list_bits:g}: give bits per weight up to {MOST_BITS:g}; 0: no outlier lists")
     return Settings(
-        calibration=calibration,
+        calibration=(),
         imatrix=imatrix,
         gradients=sensitivity == "gradient",
         types=parse_types(split_names(types) or DEFAULT_TYPES, importance=True),
@@ -213,11 +209,16 @@ def search(
         ),
     ] = None,
     calibration: Annotated[
-        Path | None, typer.Option(metavar="TEXT", help="The calibration text, like the texts that the model will read.")
+        list[str] | None,
+        typer.Option(
+            metavar="TEXT",
+            help="Calibration texts, as of bof4 convert: files, folders, JSON Lines, self (default: self, text that "
+            "the model writes; with --sensitivity none no text).",
+        ),
     ] = None,
     imatrix: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="An importance matrix (default: made from the text, or from random tokens)."),
+        typer.Option(metavar="FILE", help="An importance matrix (default: made from the texts or random tokens)."),
     ] = None,
     sensitivity: Annotated[
         str,
@@ -257,7 +258,8 @@ def search(
     text: Annotated[
         Path | None,
         typer.Option(
-            "--file", metavar="TEXT", help="The text for --measure and --trials (default: that of --calibration)."
+            "--file", metavar="TEXT",
+            help="The text for --measure and --trials (default: that of --calibration, where it is one file).",
         ),
     ] = None,
     measured_chunks: Annotated[
@@ -289,44 +291,59 @@ def search(
     """Find the best type for each tensor under a budget, and write a recipe.
 
     The loss of every tensor in every candidate type is predicted from a
-    calibration text, and the assignment of least loss is taken. Measurements
-    are kept in the cache: another target takes seconds, and a run that was
-    killed resumes.
+    calibration text, or text that the model writes, and the assignment of
+    least loss is taken. Measurements are kept in the cache: another target
+    takes seconds, and a run that was killed resumes.
 
         bof4 search model-f16.gguf recipe.txt --target-size 900M --calibration text.txt
         bof4 convert model-f16.gguf out.gguf --recipe recipe.txt --imatrix FILE
 
     llama-quantize --tensor-type-file takes the recipe, too, without lists.
     """
+    from gguf_bof4.encoders.gptq.sources import check_readable
     from gguf_bof4.search.targets import parse_target
+    from gguf_bof4.search.texts import single_text
 
     target = parse_target(target_bpw, target_size)
+    sources = tuple(calibration or ((SELF,) if sensitivity == "gradient" else ()))
+    for source in sources:
+        if source != SELF:
+            check_readable(Path(source))
+    alone = None if SELF in sources else single_text(tuple(map(Path, sources)))
     with interruptible("measurements are kept"):
         _search(
-            local_path(model), _Outputs(recipe, csv, plot, force), target,
+            local_path(model), _Outputs(recipe, csv, plot, force), target, sources,
             _settings(
-                calibration, imatrix, sensitivity, types, opq_bits,
+                imatrix, sensitivity, types, opq_bits,
                 {"token_embd.weight": token_embedding_type, "output.weight": output_tensor_type}, chunks, threads,
             ),
-            _Judged(text or calibration, measure, measured_chunks, trials, study), work,
+            _Judged(text or alone, measure, measured_chunks, trials, study), work,
         )  # fmt: skip
 
 
 def _search(
-    path: Path, outputs: _Outputs, target: Target, settings: Settings, judged: _Judged, work_folder: Path | None
-) -> None:
+    path: Path, outputs: _Outputs, target: Target, sources: Sequence[str], settings: Settings, judged: _Judged,
+    work_folder: Path | None,
+) -> None:  # fmt: skip
     from gguf_bof4.ggml_patch.build import installed_bin
     from gguf_bof4.gguf_files.model import open_model
-    from gguf_bof4.search import run, sizes, work
+    from gguf_bof4.search import run, sizes, texts, work
     from gguf_bof4.search.measuring import measure_all
 
     outputs.check()
     judged.check()
     installed_bin()
+    if path.is_file():
+        run.quantizable(open_model(path))  # says what is wrong before anything is made
+    if settings.gradients:
+        run.require_gradients()
+    with progress_bar("calibration texts") as progress:
+        read = texts.resolved(
+            path, sources, run.IMATRIX_SHARE * settings.chunks, run.CONTEXT, settings.threads, progress
+        )
+    settings = replace(settings, calibration=read)
     fingerprint = run.fingerprint(path, settings)
     folder = work_folder or work.default_folder(path, fingerprint)
-    if path.is_file():
-        run.quantizable(open_model(path))  # says what is wrong before a folder is made
     work.open_folder(folder, path, fingerprint)
     model = open_model(run.unquantized(path, folder))
     if steps := run.estimated_seconds(model, settings, folder):

@@ -25,6 +25,7 @@ from gguf_bof4.errors import UserError
 from gguf_bof4.gguf_files.model import Model
 from gguf_bof4.progress import Progress, no_progress
 from gguf_bof4.search.sensitivity import Term
+from gguf_bof4.search.texts import samples_of
 
 EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
 
@@ -123,32 +124,6 @@ def load_whole(model: Model) -> tuple[Skeleton, Any]:
     return skeleton, tokenizer
 
 
-def chunks_of(tokenizer: Any, text: Path, count: int, length: int) -> torch.Tensor:
-    """Chunks spread evenly over a text, int64 [chunks, length]; fewer where it is short.
-
-    Raises:
-        UserError: the text cannot be read, or has less than one chunk.
-    """
-    try:
-        tokens = tokenizer(text.read_text(encoding="utf-8"), add_special_tokens=False, verbose=False).input_ids
-    except OSError as error:
-        raise UserError(f"the calibration text {text} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"the calibration text {text} is not UTF-8: {error}. Give a plain text file") from error
-    had = min(count, len(tokens) // length)
-    if had == 0:
-        raise UserError(
-            f"the calibration text {text} has {len(tokens)} tokens, less than one chunk of {length}: give a longer text"
-        )
-    starts = [i * (len(tokens) - length) // max(1, had - 1) for i in range(had)]
-    found = torch.tensor([tokens[s : s + length] for s in starts], dtype=torch.int64)
-    beginning = tokenizer("a").input_ids
-    bos = getattr(tokenizer, "bos_token_id", None)
-    if bos is not None and beginning and beginning[0] == bos:
-        found[:, 0] = bos
-    return found
-
-
 def _backward(skeleton: Skeleton, row: torch.Tensor, judged: int, generator: torch.Generator) -> torch.Tensor:
     """Gradients of the log probability of tokens that the model itself draws; returns its probabilities [judged, V]."""
     with torch.enable_grad():
@@ -168,26 +143,27 @@ def _places(model: Model, name: str, module: torch.nn.Module) -> Any:
 
 
 def measure(
-    model: Model, text: Path, chunks: int, length: int, threads: int, progress: Progress = no_progress
+    model: Model, texts: Sequence[Path], chunks: int, length: int, threads: int, progress: Progress = no_progress
 ) -> Mapping[str, Sequence[Term]]:
     """The terms of every matrix that gradients reach, by the name of its tensor.
 
     The second half of each chunk is judged, as by llama-perplexity.
 
     Args:
-        chunks: of the text, at most.
+        texts: files and folders, as bof4 convert calibrates with.
+        chunks: of the texts, at most.
         length: tokens in each.
         threads: 0: all cores.
         progress: called with chunks.
 
     Raises:
-        UserError: transformers cannot run the model, or the text is too short.
+        UserError: transformers cannot run the model, or a text is too short.
     """
     if threads:
         torch.set_num_threads(threads)
     progress("reading the model", 0, 0)
     skeleton, tokenizer = load_whole(model)
-    tokens = chunks_of(tokenizer, text, chunks, length)
+    tokens = samples_of(tokenizer, texts, chunks, length)
     judged = length // 2
     architecture = str(model.value("general.architecture"))
     names = {

@@ -21,7 +21,7 @@ from gguf_bof4.errors import UserError, require
 from gguf_bof4.ggml_patch.programs import make_imatrix
 from gguf_bof4.gguf_files.model import Model, Tensor, bits_per_weight, open_model
 from gguf_bof4.progress import Progress
-from gguf_bof4.search import losses, sensitivity, work
+from gguf_bof4.search import losses, sensitivity, texts, work
 from gguf_bof4.search.allocation import Choice, TooSmallBudgetError, allocate
 from gguf_bof4.search.candidates import Candidate, candidates_of
 from gguf_bof4.search.losses import Losses, Store, Wanted
@@ -52,7 +52,7 @@ class Settings:
     """What is measured, and how.
 
     Attributes:
-        calibration: a text; None: no text, so that errors are weighted by second moments only.
+        calibration: texts; none: errors are weighted by second moments only.
         imatrix: an importance matrix; None: one is made from the text, or from random tokens.
         gradients: measure sensitivities by gradients.
         types: candidate types.
@@ -63,7 +63,7 @@ class Settings:
         threads: 0: all cores.
     """
 
-    calibration: Path | None
+    calibration: tuple[Path, ...]
     imatrix: Path | None
     gradients: bool
     types: tuple[TensorType, ...]
@@ -194,10 +194,10 @@ def fingerprint(path: Path, settings: Settings) -> dict[str, object]:
         UserError: a file cannot be read.
     """
     files = check_folder(path) if path.is_dir() else open_model(path).files
-    text, imatrix = settings.calibration, settings.imatrix
+    text, imatrix = texts.files_of_all(settings.calibration), settings.imatrix
     return {
         "model": work.content_key(files),
-        "calibration text": None if text is None else work.content_key([text]),
+        "calibration text": work.content_key(text) if text else None,
         "importance matrix": None if imatrix is None else work.content_key([imatrix]),
         "--sensitivity": "gradient" if settings.gradients else "none",
         "--chunks": settings.chunks,
@@ -230,15 +230,29 @@ def _make_imatrix(model: Model, settings: Settings, folder: Path, progress: Prog
         return target
     progress("importance matrix", 0, 0)
     partial = folder / f"partial-{IMATRIX}"
-    if settings.calibration is None:
+    if not settings.calibration:
         random_imatrix(model.path.absolute(), folder, settings.threads).replace(partial)
     else:
+        chunks = IMATRIX_SHARE * settings.chunks
+        text = texts.single_text(settings.calibration)
+        special = text is None
+        if text is None:
+            texts.require_tokenizer()
+            from gguf_bof4.encoders.gptq.weights import GgufWeights
+
+            text = folder / "calibration.txt"
+            texts.write_for_imatrix(GgufWeights(model).tokenizer(), settings.calibration, chunks, CONTEXT, text)
         make_imatrix(
-            model.path, settings.calibration, partial, IMATRIX_SHARE * settings.chunks, settings.threads,
-            remedy="Give --imatrix a file that was made elsewhere.",
+            model.path, text, partial, chunks, settings.threads,
+            remedy="Give --imatrix a file that was made elsewhere.", special=special,
         )  # fmt: skip
     partial.replace(target)
     return target
+
+
+def require_gradients() -> None:
+    """Raise UserError where a package is missing that gradients need."""
+    require("hf", "bof4 search --sensitivity gradient", "torch", "transformers", "accelerate")
 
 
 def _sensitivities(
@@ -251,10 +265,9 @@ def _sensitivities(
     """
     found: dict[str, Terms] = {}
     if settings.gradients:
-        assert settings.calibration is not None
         path = folder / SENSITIVITY
         if not path.exists():
-            require("hf", "bof4 search --sensitivity gradient", "torch", "transformers", "accelerate")
+            require_gradients()
             from gguf_bof4.search.gradients import measure
 
             sensitivity.save(

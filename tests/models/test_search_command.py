@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 from pathlib import Path
 
@@ -152,6 +153,36 @@ def test_without_a_text_squared_errors_are_weighted(searched: tuple[Path, str], 
     assert result.returncode == 0, result.stderr
     assert "weighted squared error" in result.stdout
     assert "|#opq-bits:0.05=bof4_s" in (tmp_path / "r.txt").read_text()
+
+
+def test_several_calibration_texts_and_the_models_own(
+    short: Path, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A chat and text that the model writes, in equal shares; a folder; and none, which is the model's own text."""
+    monkeypatch.setenv("BOF4_BIN", str(built))
+    monkeypatch.setenv("BOF4_CACHE", str(tmp_path / "cache"))
+    chats = tmp_path / "chats.jsonl"
+    chat = {"messages": [{"role": "user", "content": "one two three " * 400}]}
+    chats.write_text(json.dumps(chat) + "\n", encoding="utf-8")
+    options = ("--target-bpw", "4.5", "--chunks", "2", "--types", "BOF4_S,Q8_0", "--threads", "1", "--work")
+    mixed = bof4(
+        "search", str(short), str(tmp_path / "mixed.txt"), *options, str(tmp_path / "mixed"),
+        "--calibration", "self", "--calibration", str(chats),
+    )  # fmt: skip
+    assert mixed.returncode == 0, mixed.stderr
+    written = (tmp_path / "mixed" / "calibration.txt").read_text(encoding="utf-8")
+    assert "<|im_start|>user\none two three" in written and written.count("one two three") < 400 * 2
+    assert len(list((tmp_path / "cache" / "own-texts").iterdir())) == 1
+    other = bof4("search", str(short), str(tmp_path / "own.txt"), *options, str(tmp_path / "mixed"))
+    assert "with another calibration text" in other.stderr
+    (tmp_path / "mixed" / "search.json").unlink()
+    chats.write_text("{}\n", encoding="utf-8")
+    wrong = bof4(
+        "search", str(short), str(tmp_path / "wrong.txt"), *options, str(tmp_path / "new"), "--calibration",
+        str(chats), "--calibration", "self",
+    )  # fmt: skip
+    (said,) = wrong.stderr.strip().splitlines()[-1:]
+    assert wrong.returncode == 1 and "chats.jsonl, line 1 is neither a chat nor a text" in said
 
 
 def test_trials_resume_and_belong_to_one_model(

@@ -15,7 +15,8 @@ from gguf_bof4.encoders.gptq.model import linear_weight
 from gguf_bof4.encoders.gptq.weights import tensor_names
 from gguf_bof4.errors import UserError
 from gguf_bof4.gguf_files.model import Model, open_model
-from gguf_bof4.search.gradients import EMBEDDING, OUTPUT, chunks_of, load_whole, measure
+from gguf_bof4.search.gradients import EMBEDDING, OUTPUT, load_whole, measure
+from gguf_bof4.search.texts import samples_of
 
 LENGTH, CHUNKS = 64, 12
 TEXT = Path(__file__)
@@ -37,9 +38,9 @@ def log_probabilities(network: torch.nn.Module, tokens: torch.Tensor) -> torch.T
 
 def test_predictions_are_the_divergence_of_small_errors(model: Model) -> None:
     """Of random errors in a matrix, the mean over five draws; a Fisher information from few chunks is known to 30 %."""
-    terms = measure(model, TEXT, CHUNKS, LENGTH, 1)
+    terms = measure(model, (TEXT,), CHUNKS, LENGTH, 1)
     skeleton, tokenizer = load_whole(model)
-    tokens = chunks_of(tokenizer, TEXT, CHUNKS, LENGTH)
+    tokens = samples_of(tokenizer, (TEXT,), CHUNKS, LENGTH)
     before = log_probabilities(skeleton.model, tokens)
     modules = dict(skeleton.model.named_modules())
     architecture = str(model.value("general.architecture"))

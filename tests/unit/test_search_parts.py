@@ -176,8 +176,8 @@ def test_orders_agree_or_not() -> None:
     [
         ((), "give one target"),
         (("--target-bpw", "4.4", "--target-size", "1G"), "give one target"),
-        (("--target-bpw", "4.4"), "give a text with --calibration"),
-        (("--target-bpw", "4.4", "--calibration", "no.txt"), "calibration text no.txt does not exist"),
+        (("--target-bpw", "4.4", "--calibration", "no.txt"), "calibration text no.txt cannot be read: No such file"),
+        (("--target-bpw", "4.4", "--calibration", "self", "--measure", "5"), "give one with --file"),
         (("--target-bpw", "4.4", "--sensitivity", "some"), "give gradient or none"),
         (("--target-bpw", "4.4", "--sensitivity", "none", "--types", "q9"), "there is no tensor type 'q9'"),
         (("--target-bpw", "4.4", "--sensitivity", "none", "--opq-bits", "3"), "--opq-bits 3"),

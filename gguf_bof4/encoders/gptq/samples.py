@@ -30,7 +30,7 @@ class Samples:
         return self.tokens.shape[0]
 
 
-def _beginning(tokenizer: Any) -> list[int]:
+def beginning(tokenizer: Any) -> list[int]:
     """The tokens that the tokenizer puts before every text: BOS, or none."""
     bare, whole = tokenizer("a", add_special_tokens=False).input_ids, tokenizer("a").input_ids
     for i in range(len(whole) - len(bare) + 1):
@@ -51,7 +51,7 @@ def make_samples(tokenizer: Any, sources: Sequence[tuple[Path, Sequence[int]]], 
     Raises:
         UserError: a source has less than one sample, or there are more sources than samples.
     """
-    first = _beginning(tokenizer)
+    first = beginning(tokenizer)
     body = length - len(first)
     if len(sources) > count:
         raise UserError(
