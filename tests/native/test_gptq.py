@@ -10,7 +10,8 @@ import torch
 from gguf import GGMLQuantizationType as T
 
 from gguf_bof4 import native
-from gguf_bof4.encoders.gptq.factor import Factor, factor, in_panels, processing_order
+from gguf_bof4.encoders.gptq.factor import Factor, drift, factor, in_panels, processing_order
+from gguf_bof4.encoders.gptq.layer import Workers
 from gguf_bof4.encoders.gptq.layouts import STOCK_TYPES
 from gguf_bof4.encoders.gptq.matching import find_rows
 from gguf_bof4.formats import FORMATS
@@ -351,3 +352,23 @@ def test_rows_of_another_matrix_are_not_found(weights: Floats) -> None:
     other[17, 3] = np.nextafter(other[17, 3], np.float32(1))
     assert find_rows(weights, other) is None
     assert find_rows(weights, weights[:-1]) is None
+
+
+def test_a_correction_brings_outputs_to_those_of_the_unquantized_model() -> None:
+    """The least squares solution, by the drift of the inputs and by that of the outputs of permuted rows."""
+    generator = np.random.default_rng(3)
+    rows = generator.standard_normal((6, 64)).astype(np.float32)
+    x = generator.standard_normal((500, 64))
+    y = x + 0.2 * generator.standard_normal((500, 64)) + 0.1 * np.roll(x, 1, axis=1)
+    places = np.array([3, 1, 0, 2, 5, 4])
+    hessian = torch.from_numpy(x.T @ x / 500).float()
+    moved = (y - x).T @ x / 500
+    module = np.empty_like(rows)
+    module[places] = rows
+    workers = Workers(2, torch.device("cpu"))
+    by_inputs = drift(hessian, torch.from_numpy(moved).float(), False, 0.0).correction(rows, places, workers)
+    by_outputs = drift(hessian, torch.from_numpy(module @ moved).float(), True, 0.0).correction(rows, places, workers)
+    workers.close()
+    wanted = np.linalg.lstsq(x, y @ rows.T, rcond=None)[0].T
+    np.testing.assert_allclose(rows + by_inputs, wanted, atol=1e-4)
+    np.testing.assert_allclose(rows + by_outputs, wanted, atol=1e-4)

@@ -189,20 +189,27 @@ def test_hessian_and_drift_are_those_of_the_inputs(folders: dict[str, Path]) -> 
             called = [["self_attn.q_proj", "self_attn.k_proj"], ["mlp.gate_proj", "mlp.up_proj"]]
             assert layer.groups(names, inputs.hidden[:1]) == called
             (moments,) = layer.moments("mlp.down_proj", inputs.hidden, layer, 1.5 * inputs.hidden)
-            seen += (moments.hessian, moments.drift)
-            assert torch.equal(layer.hessian("mlp.down_proj", inputs.hidden), seen[-2])
+            matrix = module.mlp.down_proj.weight
+            (through,) = layer.moments("mlp.down_proj", inputs.hidden, layer, 1.5 * inputs.hidden, matrix=matrix)
+            seen += (moments.hessian, moments.drift, through.drift)
+            assert torch.equal(layer.hessian("mlp.down_proj", inputs.hidden), moments.hessian)
+            assert torch.equal(through.hessian, moments.hessian)
             workers.close()
         given: list[torch.Tensor] = []
         module.mlp.down_proj.register_forward_pre_hook(lambda _, arguments: given.append(arguments[0]))
         module(inputs.hidden, **inputs.arguments[0])
         module(1.5 * inputs.hidden, **inputs.arguments[0])
     x, y = (g.reshape(-1, g.shape[-1]).double() for g in given)
-    assert torch.equal(seen[0], seen[2])  # whatever the number of workers
-    assert torch.equal(seen[1], seen[3])
+    assert all(torch.equal(a, b) for a, b in zip(seen[:3], seen[3:], strict=True))  # whatever the number of workers
+    assert seen[2].shape == (128, 256)
     torch.testing.assert_close(seen[0].double(), x.T @ x / len(x), rtol=1e-4, atol=1e-6 * float(x.abs().max()) ** 2)
     torch.testing.assert_close(
         seen[1].double(), (y - x).T @ x / len(x), rtol=1e-4, atol=1e-5 * float(x.abs().max()) ** 2
     )
+    torch.testing.assert_close(
+        seen[2].double(), matrix.detach().double() @ (y - x).T @ x / len(x), rtol=1e-3,
+        atol=1e-6 * float(x.abs().max()) ** 2,
+    )  # fmt: skip
 
 
 def test_folder_and_file_give_the_same_tensors(

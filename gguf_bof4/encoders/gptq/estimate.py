@@ -77,7 +77,8 @@ def layer_seconds(layer: Layer, targets: Mapping[str, Target], hidden: torch.Ten
     workers = layer.workers
     at_once = workers.count
     forward = _seconds(lambda: workers.map(lambda i: layer.output(hidden[i : i + 1]), [0] * at_once)) / at_once
-    groups = [targets[names[0]].shape[-1] for names in layer.groups(targets, hidden[:1])]
+    grouped = layer.groups(targets, hidden[:1])
+    groups = [targets[names[0]].shape[-1] for names in grouped]
     # of the groups, on average half of the layer is in front of them
     runs = min(samples, waiting) + max(0, samples - waiting) * (1 + len(groups) / 2)
     x = torch.randn(_TOKENS, _WIDTH, device=workers.device)
@@ -86,12 +87,17 @@ def layer_seconds(layer: Layer, targets: Mapping[str, Target], hidden: torch.Ten
     per_operation = product / (2 * _TOKENS * _WIDTH**2)
     definite = torch.eye(_WIDTH, dtype=torch.float64, device=workers.device)
     cholesky = _seconds(lambda: workers.map(torch.linalg.cholesky_ex, [definite])) / _WIDTH**3
-    moments = sum(3 * samples * length * n * n for n in groups)  # half a Hessian, and the drift
+    tokens = samples * length
+    # half a Hessian, and the drift of inputs, or that of the outputs of one matrix
+    moments = sum(
+        tokens * (n * n + min(2 * n * n, 4 * targets[names[0]].n_weights if len(names) == 1 else 2 * n * n))
+        for n, names in zip(groups, grouped, strict=True)
+    )
     # the fit: a product, and a solution in double precision
     fits = sum(6 * t.n_weights * t.shape[-1] for t in targets.values())
     return (
         2 * runs * forward
         + (moments + fits) * per_operation
-        + sum(2 * cholesky * n**3 for n in groups)
+        + sum((2 if at_once == 1 else 1) * cholesky * n**3 for n in groups)  # two beside each other
         + _encoding_seconds(list(targets.values()), at_once)
     )

@@ -90,17 +90,20 @@ def factor(hessian: torch.Tensor, qtype: gguf.GGMLQuantizationType, damping: flo
         hessian = torch.eye(len(hessian), device=hessian.device)
         diagonal = hessian.diagonal()
     order = processing_order(diagonal.cpu().numpy(), qtype, act_order)
-    index = torch.from_numpy(order.astype(np.int64)).to(hessian.device)
+    # the lower factor of the flipped matrix, flipped, is an upper factor of the matrix
+    flipped = torch.from_numpy(order[::-1].astype(np.int64)).to(hessian.device)
     mean = float(diagonal.double().mean())
     while True:
-        damped = hessian.double()[index][:, index]
+        damped = hessian[flipped][:, flipped].double()
         damped.diagonal().add_(damping * mean)
-        # the lower factor of the flipped matrix, flipped, is an upper factor of the matrix
-        lower, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
+        lower, failed = torch.linalg.cholesky_ex(damped)
         if not bool(failed.any()):
             break
         damping = max(damping, 1e-4) * _MORE_DAMPING
+    ordered = in_panels(damped.float().flip(0, 1))
+    del damped  # n^2 doubles, as the others
     upper = lower.flip(0, 1)
+    del lower
     root = upper.diagonal().clone()
     upper /= root
     upper.diagonal().zero_()
@@ -108,7 +111,7 @@ def factor(hessian: torch.Tensor, qtype: gguf.GGMLQuantizationType, damping: flo
         order=order,
         feedback=in_panels(upper),
         curvature=root.square().float().cpu().numpy(),
-        hessian=in_panels(damped),
+        hessian=ordered,
         importance=diagonal.float().cpu().numpy().copy(),
         damping=damping,
     )
@@ -120,18 +123,21 @@ class Drift:
 
     Attributes:
         moved: the mean of (y - x) x^T, x the inputs in the quantized and y those in the unquantized model, float32
-            [n, n].
+            [n, n]; or the mean of W (y - x) x^T, W the matrix, float32 [rows, n].
+        of_outputs: it is the latter.
         lower: Cholesky factor of the damped Hessian, float64 [n, n]; None where it has none, as all inputs are zero.
     """
 
     moved: torch.Tensor
+    of_outputs: bool
     lower: torch.Tensor | None
 
-    def correction(self, rows: Floats, workers: Workers) -> Floats:
+    def correction(self, rows: Floats, places: npt.NDArray[np.int64], workers: Workers) -> Floats:
         """The addend of rows w with which their outputs on x are nearest to those of w on y: w moved H^-1.
 
         Args:
             rows: float32 [rows, n].
+            places: int64 [rows], of each of them the row of the module that it is.
             workers: solve for tiles of rows; their number does not change the result.
 
         Returns:
@@ -141,23 +147,26 @@ class Drift:
             return np.zeros_like(rows)
         lower = self.lower
 
-        def solve(tile: Floats) -> torch.Tensor:
-            products = torch.from_numpy(tile).to(lower.device) @ self.moved
+        def solve(first: int) -> torch.Tensor:
+            tile = slice(first, first + _ROWS_AT_ONCE)
+            if self.of_outputs:
+                products = self.moved[torch.from_numpy(places[tile]).to(lower.device)]
+            else:
+                products = torch.from_numpy(rows[tile]).to(lower.device) @ self.moved
             return torch.cholesky_solve(products.double().T, lower).T.float().cpu()
 
-        tiles = [rows[row : row + _ROWS_AT_ONCE] for row in range(0, len(rows), _ROWS_AT_ONCE)]
-        return np.asarray(torch.cat(workers.map(solve, tiles)).numpy())
+        return np.asarray(torch.cat(workers.map(solve, range(0, len(rows), _ROWS_AT_ONCE))).numpy())
 
 
-def drift(hessian: torch.Tensor, moved: torch.Tensor, damping: float) -> Drift:
+def drift(hessian: torch.Tensor, moved: torch.Tensor, of_outputs: bool, damping: float) -> Drift:
     """Factor the Hessian for the fit to the unquantized model's outputs.
 
     Args:
         hessian: H, the mean of x x^T, float32 [n, n].
-        moved: the mean of (y - x) x^T, float32 [n, n].
+        moved, of_outputs: as of `Drift`.
         damping: added to the diagonal of H, as a fraction of its mean.
     """
     damped = hessian.double()
     damped.diagonal().add_(damping * float(hessian.diagonal().double().mean()))
     lower, failed = torch.linalg.cholesky_ex(damped)
-    return Drift(moved, None if bool(failed.any()) else lower)
+    return Drift(moved, of_outputs, None if bool(failed.any()) else lower)
