@@ -71,9 +71,13 @@ static inline uint16_t bof4_stored_scale(float d) {
     return isinf(d) ? BOF4_FP16_INFINITY : GGML_FP32_TO_FP16(fminf(fmaxf(d, -BOF4_FP16_MAX), BOF4_FP16_MAX));
 }
 
-// A scale of a sub-block, rounded already, as it can be stored.
+// A scale of a sub-block, rounded already, as it can be stored; the lowest for NaN. Comparisons, where fmaxf would be a
+// call.
 static inline float bof4_clamped_scale(float s, const struct bof4_encoding * type) {
-    return fminf(fmaxf(s, (float) -type->offset), (float) (type->offset - 1));
+    const float lowest = (float) -type->offset;
+    const float highest = (float) (type->offset - 1);
+    const float at_least = s > lowest ? s : lowest;
+    return at_least < highest ? at_least : highest;
 }
 
 // Codes of the nearest levels to x[type->sub_block]. per_level: the value of level 1; zero codes where that is 0 or

@@ -237,18 +237,43 @@ static inline int best_step(encoding type, const float * x, const float * w, flo
     return best;
 }
 
-// How far the error of a superblock falls with scales of sub-blocks that are whole numbers of `unit`, to second order.
-static inline float expected_gain(encoding type, const struct fit fits[][2], const float * factor, float unit) {
-    float total = 0.0f;
+// The fits of a superblock by field, so that they are evaluated many at a time: the better one of each sub-block, then
+// the others.
+struct fit_fields {
+    float gain[2 * MAX_SUB_BLOCKS];
+    float scale[2 * MAX_SUB_BLOCKS];
+    float weight[2 * MAX_SUB_BLOCKS];
+};
+
+static inline void set_fields(encoding type, const struct fit fits[][2], struct fit_fields * fields) {
     for (int b = 0; b < type->sub_blocks; ++b) {
-        float best = 0.0f;
         for (int i = 0; i < 2; ++i) {
-            const struct fit * f = &fits[b][i];
-            const float s = bof4_clamped_scale(rintf(f->scale / unit), type);
-            const float off = f->scale - s * unit;
-            best = fmaxf(best, f->gain - off * off * f->weight);
+            const int at = i * type->sub_blocks + b;
+            fields->gain[at] = fits[b][i].gain;
+            fields->scale[at] = fits[b][i].scale;
+            fields->weight[at] = fits[b][i].weight;
         }
-        total += factor[b] * best;
+    }
+}
+
+// How far the error of a superblock falls with scales of sub-blocks that are whole numbers of `unit`, to second order.
+static inline float expected_gain(encoding type, const struct fit_fields * fits, const float * factor, float unit) {
+    const int n = type->sub_blocks;
+    float gain[2 * MAX_SUB_BLOCKS];
+    VECTORIZE
+    for (int i = 0; i < 2 * n; ++i) {
+        const float s = bof4_clamped_scale(rintf(fits->scale[i] / unit), type);
+        const float off = fits->scale[i] - s * unit;
+        const float found = fits->gain[i] - off * off * fits->weight[i];
+        gain[i] = found > 0.0f ? found : 0.0f;
+    }
+    VECTORIZE
+    for (int b = 0; b < n; ++b) {
+        gain[b] = factor[b] * (gain[n + b] > gain[b] ? gain[n + b] : gain[b]);
+    }
+    float total = 0.0f;
+    for (int b = 0; b < n; ++b) {
+        total += gain[b];
     }
     return total;
 }
@@ -270,12 +295,14 @@ static inline float search_superscale(
     if (!(largest > 0.0f)) {
         return 0.0f;
     }
+    struct fit_fields fields;
+    set_fields(type, (const struct fit(*)[2]) fits, &fields);
     float best_gain = -INFINITY;
     float best_unit = largest;
     for (int i = FIRST_SUPERSCALE; i <= LAST_SUPERSCALE; ++i) {
         for (int sign = -1; sign <= 1; sign += 2) {
             const float unit = (float) sign * largest / (float) (i * type->offset / SUPERSCALES);
-            const float gain = expected_gain(type, (const struct fit(*)[2]) fits, importance->factor, unit);
+            const float gain = expected_gain(type, &fields, importance->factor, unit);
             if (gain > best_gain) {
                 best_gain = gain;
                 best_unit = unit;
