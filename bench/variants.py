@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from gguf_bof4.bench import auto_round
 from gguf_bof4.bench.nf4 import NF4
 from gguf_bof4.bench.peers import IMATRIX_CHUNKS, PEERS
 from gguf_bof4.convert.options import DEFAULT_OPQ
@@ -33,8 +34,9 @@ CALIBRATIONS: Mapping[str, tuple[str, ...]] = {
 """gptq with other calibration texts than the usual one, which is "calibration": measured where they are named."""
 
 CALIBRATED = tuple(encoder.name for encoder in CONVERTER_ENCODERS if encoder.calibrate is not None)
-PEER_ENCODERS = ("none", "imatrix", *CALIBRATED)
-"""Of llama.cpp's own types: llama-quantize without and with an importance matrix, and our encoders that encode them."""
+PEER_ENCODERS = ("none", "imatrix", *CALIBRATED, *auto_round.ENCODERS)
+"""Of llama.cpp's own types: llama-quantize without and with an importance matrix, our encoders that encode them, and
+AutoRound, which is measured where it is named."""
 
 COMPENSATED_PEERS = ("Q4_K",)
 """Peers that our encoders that run the model are measured with: each takes an hour on the 1.5B model."""
@@ -73,6 +75,8 @@ class Variant:
         """How its rows are measured, as far as the variant does not say so itself."""
         if self.encoder == "imatrix":
             return f"{RECIPE} imatrix:{IMATRIX_CHUNKS}"
+        if self.encoder in auto_round.ENCODERS:
+            return f"{RECIPE} {auto_round.RECIPES[self.encoder]}"
         own = encoder_of(self.converter_encoder).recipe if self.converted else None
         return f"{RECIPE}" if own is None else f"{RECIPE} {self.encoder}:{own}"
 
@@ -127,6 +131,8 @@ def _is_possible(peer: str, encoder: str) -> bool:
         return True
     if encoder == "imatrix":
         return peer in PEERS and PEERS[peer].uses_imatrix
+    if encoder in auto_round.ENCODERS:
+        return peer in auto_round.SCHEMES
     return peer in COMPENSATED_PEERS
 
 
