@@ -18,7 +18,6 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from gguf_bof4 import native
 from gguf_bof4.bench.measure import block_matrices
 from gguf_bof4.errors import UserError, require
 from gguf_bof4.gguf_files.model import Model, Tensor, open_model
@@ -43,7 +42,7 @@ _CHARACTERS_PER_TOKEN = 6
 
 _ALL_OF_ONE_TYPE = {".*_proj": {"bits": 4}}
 """Without it some matrices get more bits, as in llama-quantize's mixtures. Rows that do not divide into blocks fall back
-nevertheless, to the type that llama-quantize takes."""
+in any case, to the type that llama-quantize takes."""
 
 
 @dataclass(frozen=True)
@@ -151,8 +150,8 @@ def command(program: Path, folder: Path, calibration: Path, output: Path, type_:
 
 
 def _environment(folder: Path, threads: int) -> dict[str, str]:
-    """Without network, with caches in `folder`; idle threads sleep, which on a loaded machine takes a tenth."""
-    own = {name: "1" for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")}
+    """Without network, with caches in `folder`; idle threads sleep: on a loaded machine they would hinder the others."""
+    own = dict.fromkeys(("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"), "1")
     own |= {"HF_HOME": str(folder / "cache"), "OMP_WAIT_POLICY": "passive"}
     return os.environ | own | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
 
@@ -183,8 +182,8 @@ def export(arguments: list[str], folder: Path, output: Path, threads: int) -> Pa
 
 
 def _check_matrix(made: Model, tensor: Tensor, source: Model, original: Tensor) -> None:
-    weights = source.read_weights(original, native.dequantize)
-    error = made.read_weights(tensor, native.dequantize) - weights
+    weights = source.read_weights(original)
+    error = made.read_weights(tensor) - weights
     ratio = float(np.square(error).sum() / max(float(np.square(weights).sum()), np.finfo(np.float32).tiny))
     if not ratio <= LARGEST_ERROR:
         raise UserError(
@@ -243,7 +242,10 @@ def make_auto_round(
     output.mkdir(parents=True)
     try:
         if (samples := write_calibration(text, recipe.length, calibration)) < recipe.samples:
-            raise UserError(f"{text} has {samples} samples of {recipe.length} tokens, and AutoRound needs {recipe.samples}")
+            raise UserError(
+                f"{text} has {samples} samples of {recipe.length} tokens, and AutoRound gets {recipe.samples}: give a "
+                "longer text"
+            )
         write_folder(source, folder)
         made = export(command(program, folder, calibration, output, type_, recipe), work, output, threads)
         take_over(made, source, target, SCHEMES[type_][1])

@@ -38,9 +38,12 @@ _CHUNK_SECONDS = 7e-9
 _TOKEN_SECONDS = 3e-6
 """Seconds to compare the distributions of a chunk for each token of the vocabulary."""
 
-_ENCODING_SECONDS = {"none": 3e-8, "absmax": 1e-8, "search": 3e-8, "random": 6e-8, "imatrix": 6e-8, "gptq": 3.4e-6,
-                     "auto-round": 1.4e-5, "auto-round:rtn": 3e-6}  # fmt: skip
-"""Seconds for each weight: llama-quantize ("none"), this project's encoders, AutoRound. The last two run the model, too."""
+_ENCODING_SECONDS = {
+    "none": 3e-8, "absmax": 1e-8, "search": 3e-8, "random": 6e-8, "imatrix": 6e-8, "gptq": 3.4e-6,
+    "auto-round": 1.4e-5, "auto-round:rtn": 3e-6,
+}  # fmt: skip
+"""Seconds for each weight: llama-quantize ("none"), this project's encoders, AutoRound. gptq and AutoRound run the
+model, too."""
 
 
 def measuring_seconds(model: str, chunks: int) -> float:
