@@ -41,8 +41,8 @@ _CHARACTERS_PER_TOKEN = 6
 """More than English texts have: AutoRound drops samples that are too short, and cuts off the rest."""
 
 _ALL_OF_ONE_TYPE = {".*_proj": {"bits": 4}}
-"""Without it some matrices get more bits, as in llama-quantize's mixtures. Rows that do not divide into blocks fall back
-in any case, to the type that llama-quantize takes."""
+"""Without it some matrices get more bits, as in llama-quantize's mixtures. Rows that do not divide into blocks fall
+back in any case, to the type that llama-quantize takes."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ RECIPES: Mapping[str, Recipe] = {
     "auto-round": Recipe(iterations=50, batch=4, learning_rate=5e-3),
     "auto-round:rtn": Recipe(iterations=0),
 }
-"""By the names that the encoders have in the bench. The first has the steps and the rate of auto-round-light on fewer and
-shorter samples (there: 128 of 2048 tokens, batches of 8); AutoRound's default is 200 steps."""
+"""By the names that the encoders have in the bench. The first has the steps and the rate of auto-round-light on fewer
+and shorter samples (there: 128 of 2048 tokens, batches of 8); AutoRound's default is 200 steps."""
 
 ENCODERS = tuple(RECIPES)
 
@@ -150,7 +150,7 @@ def command(program: Path, folder: Path, calibration: Path, output: Path, type_:
 
 
 def _environment(folder: Path, threads: int) -> dict[str, str]:
-    """Without network, with caches in `folder`; idle threads sleep: on a loaded machine they would hinder the others."""
+    """Without network, with caches in `folder`; idle threads sleep: on a loaded machine they hinder the others."""
     own = dict.fromkeys(("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"), "1")
     own |= {"HF_HOME": str(folder / "cache"), "OMP_WAIT_POLICY": "passive"}
     return os.environ | own | ({"OMP_NUM_THREADS": str(threads)} if threads else {})

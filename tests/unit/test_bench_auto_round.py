@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ def test_the_program_gets_model_text_and_recipe_and_no_network(tmp_path: Path, s
     assert export(arguments, tmp_path, output, 2) == output / "inside" / "made.gguf"
     words = said.read_text().splitlines()
     assert words[:2] == ["quantize", str(tmp_path / "model")]
-    options = dict(zip(words[2:], words[3:], strict=False))
+    options = dict(pairwise(words))
     expected = {
         "--format": "gguf:q4_k_s", "--dataset": str(tmp_path / "text.jsonl"), "--iters": "50", "--nsamples": "64",
         "--seqlen": "512", "--batch_size": "4", "--lr": "0.005", "--device_map": "cpu", "--output_dir": str(output),
@@ -133,7 +134,7 @@ def test_samples_are_pieces_of_the_text_in_order(tmp_path: Path) -> None:
 def test_a_text_that_is_too_short_is_refused_before_auto_round_runs(tmp_path: Path, source: Path) -> None:
     text = tmp_path / "short.txt"
     text.write_text("word " * 2000)
-    with pytest.raises(UserError, match="short.txt has 3 samples of 512 tokens, and AutoRound gets 64"):
+    with pytest.raises(UserError, match=r"short\.txt has 3 samples of 512 tokens, and AutoRound gets 64"):
         auto_round.make_auto_round(
             "Q4_0", "auto-round", open_model(source), text, tmp_path / "made.gguf", tmp_path / "none", 1
         )
