@@ -30,7 +30,11 @@ SCHEMES: Mapping[str, tuple[str, gguf.LlamaFileType]] = {
     "Q4_0": ("gguf:q4_0", gguf.LlamaFileType.MOSTLY_Q4_0),
     "Q4_K": ("gguf:q4_k_s", gguf.LlamaFileType.MOSTLY_Q4_K_S),
 }
-"""AutoRound's schemes and the file types of the types that are measured."""
+"""AutoRound's schemes and the file types of the types that are measured.
+
+Like llama-quantize's file types they are mixtures: gguf:q4_k_s has attn_v of the first four layers and ffn_down of the
+first eighth in Q5_K, which its --layer_config cannot take away; gguf:q4_0 is of one type. Rows that do not divide into
+256 fall back from Q4_K to Q5_0, as by llama-quantize."""
 
 LARGEST_ERROR = 0.1
 """Squared error over squared weights of a matrix. Four bits have 0.01; another matrix, or permuted rows, 1 or more."""
@@ -39,10 +43,6 @@ INSTALL = f"python -m venv auto-round && auto-round/bin/pip install auto-round==
 
 _CHARACTERS_PER_TOKEN = 6
 """More than English texts have: AutoRound drops samples that are too short, and cuts off the rest."""
-
-_ALL_OF_ONE_TYPE = {".*_proj": {"bits": 4}}
-"""Without it some matrices get more bits, as in llama-quantize's mixtures. Rows that do not divide into blocks fall
-back in any case, to the type that llama-quantize takes."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def command(program: Path, folder: Path, calibration: Path, output: Path, type_:
     rate = [] if recipe.learning_rate is None else ["--lr", f"{recipe.learning_rate:g}"]
     return [
         str(program), "quantize", str(folder), "--format", SCHEMES[type_][0], "--device_map", "cpu",
-        "--layer_config", json.dumps(_ALL_OF_ONE_TYPE), "--dataset", str(calibration),
+        "--dataset", str(calibration),
         "--iters", str(recipe.iterations), "--nsamples", str(recipe.samples), "--seqlen", str(recipe.length),
         "--batch_size", str(recipe.batch), *rate, "--disable_torch_compile", "--output_dir", str(output),
     ]  # fmt: skip

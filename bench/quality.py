@@ -216,7 +216,7 @@ class ModelBench:
 
     def _others(self, variant: Variant, made: Model) -> dict[str, int]:
         check_rest(made, self.source_model)
-        return {} if variant.type == NF4 else fallbacks(made, variant.type)
+        return {} if variant.type == NF4 else fallbacks(made, variant.type, variant.encoder in auto_round.ENCODERS)
 
     def rows(self, step: Step, add: Callable[[Row], None]) -> None:
         """Make a file, measure it on each text, pass each row to `add` at once, and remove the file."""
