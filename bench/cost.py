@@ -69,6 +69,8 @@ def logits_bytes(model: str, chunks: int) -> int:
 
 
 def file_bytes(model: str, variant: Variant) -> int:
-    """An upper bound for the quantized file: fallbacks and outlier lists are included."""
+    """An upper bound for the quantized file: fallbacks and outlier lists are included, and what AutoRound reads and
+    writes (the model in float32, and its own file)."""
     size = SIZES[model]
-    return round(size.weights * (size.matrix_bytes if variant.type == NF4 else 0.75) + 2.1 * size.embeddings)
+    beside = 5 * (size.weights + size.embeddings) if variant.encoder.startswith("auto-round") else 0
+    return round(size.weights * (size.matrix_bytes if variant.type == NF4 else 0.75) + 2.1 * size.embeddings + beside)
