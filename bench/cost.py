@@ -38,8 +38,12 @@ _CHUNK_SECONDS = 7e-9
 _TOKEN_SECONDS = 3e-6
 """Seconds to compare the distributions of a chunk for each token of the vocabulary."""
 
-_ENCODING_SECONDS = {"none": 3e-8, "absmax": 1e-8, "search": 3e-8, "random": 6e-8, "imatrix": 6e-8, "gptq": 1.3e-6}
-"""Seconds for each weight: llama-quantize ("none"), and this project's encoders. gptq runs the model, too."""
+_ENCODING_SECONDS = {
+    "none": 3e-8, "absmax": 1e-8, "search": 3e-8, "random": 6e-8, "imatrix": 6e-8, "gptq": 1.3e-6,
+    "auto-round": 1.4e-5, "auto-round:rtn": 3e-6,
+}  # fmt: skip
+"""Seconds for each weight: llama-quantize ("none"), this project's encoders, AutoRound. gptq and AutoRound run the
+model, too."""
 
 _SEARCH_SECONDS = 1e-6
 """Seconds for each weight: gradients, and encoding a part of each tensor in every candidate type."""
@@ -53,8 +57,8 @@ def measuring_seconds(model: str, chunks: int) -> float:
 
 def making_seconds(model: str, variant: Variant) -> float:
     """To make the quantized file."""
-    seconds = _ENCODING_SECONDS[variant.encoder.partition(":")[0]] + variant.variation.seconds
-    return seconds * SIZES[model].weights + 1
+    name = variant.encoder if variant.encoder in _ENCODING_SECONDS else variant.encoder.partition(":")[0]
+    return (_ENCODING_SECONDS[name] + variant.variation.seconds) * SIZES[model].weights + 1
 
 
 def search_seconds(model: str) -> float:
@@ -73,6 +77,8 @@ def logits_bytes(model: str, chunks: int) -> int:
 
 
 def file_bytes(model: str, variant: Variant) -> int:
-    """An upper bound for the quantized file: fallbacks and outlier lists are included."""
+    """An upper bound for the quantized file: fallbacks and outlier lists are included, and what AutoRound reads and
+    writes (the model in float32, and its own file)."""
     size = SIZES[model]
-    return round(size.weights * (size.matrix_bytes if variant.type == NF4 else 0.75) + 2.1 * size.embeddings)
+    beside = 5 * (size.weights + size.embeddings) if variant.encoder.startswith("auto-round") else 0
+    return round(size.weights * (size.matrix_bytes if variant.type == NF4 else 0.75) + 2.1 * size.embeddings + beside)

@@ -25,16 +25,19 @@ def types_of(model: Model) -> dict[str, int]:
     return dict(Counter(t.qtype.name for t in block_matrices(model)).most_common())
 
 
-def fallbacks(model: Model, wanted: str) -> dict[str, int]:
+def fallbacks(model: Model, wanted: str, mixed: bool = False) -> dict[str, int]:
     """Other types that matrices of the blocks got, and how many of each.
 
+    Args:
+        mixed: the program that made the file can only mix types.
+
     Raises:
-        UserError: a matrix got another type although its rows divide into blocks of the type `wanted`.
+        UserError: a matrix got another type although its rows divide into blocks of the type `wanted`; not if `mixed`.
     """
     block = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[wanted]][0]
     others = [t for t in block_matrices(model) if t.qtype.name != wanted]
     for t in others:
-        if t.shape[-1] % block == 0:
+        if t.shape[-1] % block == 0 and not mixed:
             raise UserError(
                 f"{model.path}: {t.name} is {t.qtype.name} instead of {wanted}, although its rows of {t.shape[-1]} "
                 "fit: this llama-quantize mixes types, so the figures would not be those of one type"

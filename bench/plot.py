@@ -26,8 +26,8 @@ _WIDEST = 4.7
 _GREY, _DARK = "#979797", "#4d4d4d"
 COLORS = ("#2a7fc9", "#a92b0c", "#3f8f4f", "#6b3f8f")  # light and dark in turns, for greyscale
 """Of this project's types, in the order of FORMATS."""
-_MARKERS = {"none": "o", "absmax": "o", "search": "s", "random": "D", "imatrix": "^", "gptq": "*"}
-_SIZES = {"*": 9.0, "^": 6.0, "o": 5.0, "s": 4.8, "D": 4.4}
+_MARKERS = {"none": "o", "absmax": "o", "search": "s", "random": "D", "imatrix": "^", "gptq": "*", "auto-round": "v"}
+_SIZES = {"*": 9.0, "^": 6.0, "v": 6.0, "o": 5.0, "s": 4.8, "D": 4.4}
 _MODEL_NAMES = {"smol": "SmolLM2-135M", "gemma": "Gemma 3 270M", "qwen": "Qwen2.5-Coder-1.5B"}
 _ENCODER_NAMES = {
     "absmax": "largest weight (absmax)",

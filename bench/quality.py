@@ -13,7 +13,7 @@ from typing import Any
 from gguf import GGMLQuantizationType as TensorType
 
 from gguf_bof4 import encoders
-from gguf_bof4.bench import cost
+from gguf_bof4.bench import auto_round, cost
 from gguf_bof4.bench.disk import check_disk
 from gguf_bof4.bench.measure import bits_per_weight, block_matrices, check_rest, fallbacks, types_of
 from gguf_bof4.bench.nf4 import BITS_PER_WEIGHT as NF4_BITS
@@ -201,12 +201,16 @@ def search_types(encoder: str) -> tuple[TensorType, ...]:
 class ModelBench:
     """One model while it is measured, and the files that all of its rows use."""
 
-    def __init__(self, plan: Plan, model: str, threads: int, folder: Path, say: Say) -> None:
+    def __init__(
+        self, plan: Plan, model: str, threads: int, folder: Path, say: Say, auto_round_program: Path | None = None
+    ) -> None:
         """Make the files that all rows use: distributions of the unquantized model, and importance matrices if needed.
 
         Args:
             folder: for all files, empty.
+            auto_round_program: needed where the plan has AutoRound.
         """
+        self.auto_round_program = auto_round_program
         self.model, self.chunks, self.threads, self.folder = model, plan.chunks, threads, folder
         self.source = reference_model(model)
         self.source_model = open_model(self.source)
@@ -227,6 +231,12 @@ class ModelBench:
         target = self.folder / "quantized.gguf"
         if variant.type == NF4:
             make_nf4(self.source, target)
+        elif variant.encoder in auto_round.ENCODERS:
+            assert self.auto_round_program is not None
+            auto_round.make_auto_round(
+                variant.type, variant.encoder, self.source_model, calibration_text(), target, self.auto_round_program,
+                self.threads,
+            )  # fmt: skip
         elif variant.type in PEERS and not variant.converted:
             weights = self.imatrix if variant.encoder == "imatrix" else None
             make_peer(PEERS[variant.type], self.source, target, weights, self.threads)
@@ -255,7 +265,7 @@ class ModelBench:
         check_rest(made, self.source_model)
         if variant.searched_bits is not None:
             return types_of(made)
-        return {} if variant.type == NF4 else fallbacks(made, variant.type)
+        return {} if variant.type == NF4 else fallbacks(made, variant.type, variant.encoder in auto_round.ENCODERS)
 
     def rows(self, step: Step, add: Callable[[Row], None]) -> None:
         """Make a file, measure it on each text, pass each row to `add` at once, and remove the file."""
@@ -277,17 +287,20 @@ class ModelBench:
         path.unlink()
 
 
-def run(plan: Plan, output: Path, threads: int, say: Say) -> None:
+def run(plan: Plan, output: Path, threads: int, say: Say, auto_round_program: Path | None = None) -> None:
     """Run the plan, one step at a time; each row is in `output` as soon as it is measured.
 
     Args:
         threads: of all programs and encoders; 0: their defaults.
         say: called with lines that report progress.
+        auto_round_program: given by the user; None: the one in PATH, where AutoRound is to be measured.
 
     Raises:
         UserError: something cannot be made or measured, or the disk is too small.
     """
     check(plan)
+    if any(step.variant.encoder in auto_round.ENCODERS for step in plan.steps):
+        auto_round_program = auto_round.find_program(auto_round_program)
     n_rows, n_done = sum(len(step.texts) for step in plan.steps), 0
     started, expected = time.monotonic(), 0.0
     total = sum(plan.seconds(model) for model in plan.models)
@@ -295,7 +308,7 @@ def run(plan: Plan, output: Path, threads: int, say: Say) -> None:
         with tempfile.TemporaryDirectory(prefix="bof4-bench-") as folder:
             remedy = "set TMPDIR to a folder with more, or give fewer --chunks"
             check_disk(Path(folder), plan.disk_bytes(model), f"measuring {model}", remedy)
-            bench = ModelBench(plan, model, threads, Path(folder), say)
+            bench = ModelBench(plan, model, threads, Path(folder), say, auto_round_program)
             expected += plan.shared_seconds(model)
             for step in plan.of_model(model):
                 measured: list[Row] = []

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from gguf_bof4.bench import auto_round
 from gguf_bof4.bench.nf4 import NF4
 from gguf_bof4.bench.peers import IMATRIX_CHUNKS, PEERS
 from gguf_bof4.convert.list_rules import MOST_BITS
@@ -52,8 +53,9 @@ VARIATIONS: Mapping[str, Variation] = {
 """Measured where they are named. Refinement takes minutes, not seconds for each weight: those are SmolLM2's."""
 
 CALIBRATED = tuple(encoder.name for encoder in CONVERTER_ENCODERS if encoder.calibrate is not None)
-PEER_ENCODERS = ("none", "imatrix", *CALIBRATED)
-"""Of llama.cpp's own types: llama-quantize without and with an importance matrix, and our encoders that encode them."""
+PEER_ENCODERS = ("none", "imatrix", *CALIBRATED, *auto_round.ENCODERS)
+"""Of llama.cpp's own types: llama-quantize without and with an importance matrix, our encoders that encode them, and
+AutoRound, which is measured where it is named."""
 
 COMPENSATED_PEERS = ("Q4_K",)
 """Peers that our encoders that run the model are measured with: each takes an hour on the 1.5B model."""
@@ -109,6 +111,8 @@ class Variant:
         """How its rows are measured, as far as the variant does not say so itself."""
         if self.encoder == "imatrix":
             return f"{RECIPE} imatrix:{IMATRIX_CHUNKS}"
+        if self.encoder in auto_round.ENCODERS:
+            return f"{RECIPE} {auto_round.RECIPES[self.encoder]}"
         own = encoder_of(self.converter_encoder).recipe if self.converted else None
         return f"{RECIPE}" if own is None else f"{RECIPE} {self.encoder}:{own}"
 
@@ -193,6 +197,8 @@ def _is_possible(peer: str, encoder: str) -> bool:
         return True
     if encoder == "imatrix":
         return peer in PEERS and PEERS[peer].uses_imatrix
+    if encoder in auto_round.ENCODERS:
+        return peer in auto_round.SCHEMES
     return peer in COMPENSATED_PEERS
 
 

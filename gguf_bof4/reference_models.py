@@ -130,7 +130,8 @@ def _dequantized(source: Model, dithered: bool) -> dict[str, Floats]:
     return tensors
 
 
-def _copy_metadata(source: Model, writer: gguf.GGUFWriter) -> None:
+def copy_metadata(source: Model, writer: gguf.GGUFWriter) -> None:
+    """Add the metadata of a model to a writer, all but architecture, file type and quantization version."""
     for field in source.fields.values():
         if field.name not in _REPLACED:
             is_array = field.types[0] == gguf.GGUFValueType.ARRAY
@@ -140,7 +141,7 @@ def _copy_metadata(source: Model, writer: gguf.GGUFWriter) -> None:
 
 def _write(source: Model, tensors: dict[str, Floats], half: bool, target: Path) -> None:
     writer = gguf.GGUFWriter(target, source.value("general.architecture"))
-    _copy_metadata(source, writer)
+    copy_metadata(source, writer)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16 if half else gguf.LlamaFileType.ALL_F32)
     for t in source.tensors:
         weights = tensors.pop(t.name)  # of a large model, no two copies at a time

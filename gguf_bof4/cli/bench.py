@@ -80,7 +80,7 @@ def quality(
             help="absmax, search, random and imatrix (search with an importance matrix of random tokens or of a text), "
             "gptq; for types of llama.cpp: none, imatrix (default: all). Also gptq:self, gptq:kinds, gptq:self+text: "
             "calibrated on the model's own text, on texts of several kinds, and on a mixture; gptq:token-weights; "
-            "gptq:refined.",
+            "gptq:refined; auto-round and auto-round:rtn: AutoRound's Q4_0 and Q4_K, tuned and rounded to nearest.",
         ),
     ] = None,
     opq: Annotated[
@@ -111,6 +111,10 @@ def quality(
         typer.Option("--png", dir_okay=False, metavar="FILE", help="The picture (default: beside the CSV file)."),
     ] = None,
     threads: Annotated[int, typer.Option("--threads", "-t", min=0, help="0: the default of each program.")] = 0,
+    auto_round: Annotated[
+        Path | None,
+        typer.Option("--auto-round", metavar="PROGRAM", help="AutoRound's command (default: auto-round in PATH)."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", "-f", help="Measure again what is in the CSV file.")] = False,
     list_: Annotated[bool, typer.Option("--list", help="Show what would be measured, and how long it takes.")] = False,
     plot_only: Annotated[bool, typer.Option("--plot-only", help="Measure nothing: table and picture.")] = False,
@@ -130,6 +134,7 @@ def quality(
     Options that take names can be repeated, or take several with commas.
     """
     from gguf_bof4.bench import plot, variants
+    from gguf_bof4.bench.auto_round import ENCODERS as AUTO_ROUND
     from gguf_bof4.bench.quality import DEFAULT_TEXTS, SMALL_MODELS, TEXTS, make_plan, run
     from gguf_bof4.bench.results import read_rows
     from gguf_bof4.ggml_patch.build import installed_bin
@@ -138,7 +143,7 @@ def quality(
     asked = [*(split_names(models) or SMALL_MODELS), *([LARGE_MODEL] if large else [])]
     chosen_models = variants.choose("model", asked, tuple(REFERENCE_MODELS))
     chosen_texts = variants.choose("text", split_names(texts) or DEFAULT_TEXTS, tuple(TEXTS))
-    all_encoders = (*variants.ENCODERS, *variants.VARIATIONS)
+    all_encoders = (*variants.ENCODERS, *variants.VARIATIONS, *AUTO_ROUND)
     searched = tuple(dict.fromkeys(map(variants.parse_searched, split_names(search) or ())))
     bits = tuple(dict.fromkeys(map(variants.parse_bits, split_names(opq_bits) or ())))
     quantiles = split_names(opq) or (() if bits else variants.DEFAULT_QUANTILES)
@@ -158,7 +163,7 @@ def quality(
     if plan.steps and not plot_only:
         installed_bin()
         with interruptible(f"what was measured is in {output}"):
-            run(plan, output, threads, lambda line: print(line, file=sys.stderr, flush=True))
+            run(plan, output, threads, lambda line: print(line, file=sys.stderr, flush=True), auto_round)
     rows = _of_run(read_rows(output), chosen_models, chosen_texts, chunks)
     _print_results(rows, chosen_models, chosen_texts, goals, console)
     picture = png or output.with_suffix(".png")
