@@ -76,7 +76,7 @@ def test_predictions_are_the_divergence_of_small_errors(model: Model) -> None:
 
 def test_rows_of_tensors_have_the_weights_of_their_rows(model: Model) -> None:
     """Converters reorder rows of queries and keys; a row's weight must follow it."""
-    terms = measure(model, TEXT, 2, LENGTH, 1)
+    terms = measure(model, (TEXT,), 2, LENGTH, 1)
     skeleton, _ = load_whole(model)
     modules = dict(skeleton.model.named_modules())
     architecture = str(model.value("general.architecture"))
@@ -89,7 +89,7 @@ def test_rows_of_tensors_have_the_weights_of_their_rows(model: Model) -> None:
 
 
 def test_the_same_run_gives_the_same_sensitivities(model: Model) -> None:
-    one, other = (measure(model, TEXT, 2, LENGTH, 1) for _ in range(2))
+    one, other = (measure(model, (TEXT,), 2, LENGTH, 1) for _ in range(2))
     assert one.keys() == other.keys()
     for name, terms in one.items():
         for a, b in zip(terms, other[name], strict=True):
@@ -99,7 +99,7 @@ def test_the_same_run_gives_the_same_sensitivities(model: Model) -> None:
 def test_texts_that_are_too_short_or_no_text(model: Model, tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("Some words.")
     with pytest.raises(UserError, match="less than one chunk of 64: give a longer text"):
-        measure(model, tmp_path / "short.txt", 1, LENGTH, 1)
+        measure(model, (tmp_path / "short.txt",), 1, LENGTH, 1)
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="is not UTF-8"):
-        measure(model, tmp_path / "binary.txt", 1, LENGTH, 1)
+        measure(model, (tmp_path / "binary.txt",), 1, LENGTH, 1)
