@@ -21,7 +21,7 @@ import numpy as np
 from gguf_bof4.bench.measure import block_matrices
 from gguf_bof4.errors import UserError, require
 from gguf_bof4.gguf_files.model import Model, Tensor, open_model
-from gguf_bof4.reference_models import copy_metadata
+from gguf_bof4.reference_models import copy_metadata, finish
 
 VERSION = "0.16.1"
 """Of the package auto-round that the options below are known to fit."""
@@ -119,15 +119,11 @@ def write_folder(source: Model, folder: Path) -> None:
         UserError: transformers does not know the architecture, or a package of the extra "hf" is missing.
     """
     require("hf", "the encoder auto-round of the bench", "torch", "transformers", "safetensors")
-    # they take seconds to import
-    from gguf_bof4.encoders.gptq.model import fill_with_tied_output, make_skeleton
+    # it takes seconds to import
     from gguf_bof4.encoders.gptq.weights import GgufWeights
 
     weights = GgufWeights(source)
-    skeleton = make_skeleton(weights.config(), source.path)
-    names = [name for name, _ in skeleton.model.named_parameters()]
-    fill_with_tied_output(skeleton, lambda wanted: weights.fill(skeleton, wanted), names)
-    skeleton.model.save_pretrained(folder)
+    weights.whole().model.save_pretrained(folder)
     weights.tokenizer().save_pretrained(folder)
 
 
@@ -215,10 +211,7 @@ def take_over(made: Path, source: Model, target: Path, file_type: gguf.LlamaFile
             _check_matrix(exported, tensor, source, original)
         rows = tensor.read_rows().reshape(*tensor.shape[:-1], -1)
         writer.add_tensor(tensor.name, rows, raw_dtype=tensor.qtype)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
 
 
 def make_auto_round(

@@ -57,7 +57,7 @@ def measuring_seconds(model: str, chunks: int) -> float:
 
 def making_seconds(model: str, variant: Variant) -> float:
     """To make the quantized file."""
-    name = variant.encoder if variant.encoder in _ENCODING_SECONDS else variant.encoder.partition(":")[0]
+    name = variant.encoder if variant.encoder in _ENCODING_SECONDS else variant.base_encoder
     return (_ENCODING_SECONDS[name] + variant.variation.seconds) * SIZES[model].weights + 1
 
 
@@ -80,5 +80,5 @@ def file_bytes(model: str, variant: Variant) -> int:
     """An upper bound for the quantized file: fallbacks and outlier lists are included, and what AutoRound reads and
     writes (the model in float32, and its own file)."""
     size = SIZES[model]
-    beside = 5 * (size.weights + size.embeddings) if variant.encoder.startswith("auto-round") else 0
+    beside = 5 * (size.weights + size.embeddings) if variant.base_encoder == "auto-round" else 0
     return round(size.weights * (size.matrix_bytes if variant.type == NF4 else 0.75) + 2.1 * size.embeddings + beside)

@@ -70,18 +70,13 @@ def _label(axes: Axes, points: list[tuple[float, float, str]], dx: float, side: 
         )  # fmt: skip
 
 
-def _base(row: Row) -> str:
-    """The encoder, without what it was varied by."""
-    return row.encoder.partition(":")[0]
-
-
 def _draw_peers(axes: Axes, found: list[Mean]) -> None:
     left: list[tuple[float, float, str]] = []
     above: list[tuple[float, float, str]] = []  # between the two columns of 4.25 and 4.5 bits
     right: list[tuple[float, float, str]] = []
     for mean in found:
         row = mean.first
-        marker = _MARKERS[_base(row)]
+        marker = _MARKERS[row.variant.base_encoder]
         axes.plot(row.bits_per_weight, mean.mean_kld, marker, color=_GREY, ms=_SIZES[marker] - 0.5, mew=0, zorder=2)
         side = left if row.bits_per_weight < 4.35 else above if row.bits_per_weight < 4.48 else right
         side.append((row.bits_per_weight, mean.mean_kld, row.type))
@@ -113,12 +108,13 @@ def _draw_ours(axes: Axes, found: list[Mean]) -> None:
     for name, color in zip(OUR_TYPES, COLORS, strict=False):
         of_type = [mean for mean in found if mean.first.type == name]
         for opq in dict.fromkeys(mean.first.opq for mean in of_type):
-            line = sorted((m for m in of_type if m.first.opq == opq), key=lambda m: OUR_ENCODERS.index(_base(m.first)))
+            line = [mean for mean in of_type if mean.first.opq == opq]
+            line.sort(key=lambda mean: OUR_ENCODERS.index(mean.first.variant.base_encoder))
             bits, divergences = [m.first.bits_per_weight for m in line], [m.mean_kld for m in line]
             without = opq == NO_LISTS
             axes.plot(bits, divergences, color=color, lw=1.2, ls=":" if without else "-", zorder=3)
             for x, y, mean in zip(bits, divergences, line, strict=True):
-                marker, fill = _MARKERS[_base(mean.first)], "white" if without else color
+                marker, fill = _MARKERS[mean.first.variant.base_encoder], "white" if without else color
                 axes.plot(x, y, marker, ms=_SIZES[marker], mec=color, mew=1, mfc=fill, zorder=4)
         if of_type:
             best.append((min(of_type, key=lambda mean: mean.mean_kld), color))

@@ -114,8 +114,9 @@ class Plan:
         return tuple(dict.fromkeys(text for step in self.of_model(model) for text in step.texts))
 
     def uses(self, model: str, encoder: str) -> bool:
-        """Does any step use this encoder?"""
-        return any(step.variant.encoder == encoder for step in self.of_model(model))
+        """Does any step use this encoder? Searches of mixtures use the importance matrix of the text."""
+        used = any(step.variant.encoder == encoder for step in self.of_model(model))
+        return used or (encoder == "imatrix" and self.searches(model))
 
     def searches(self, model: str) -> bool:
         """Is any step a mixture that `bof4 search` finds?"""
@@ -125,10 +126,7 @@ class Plan:
         """Of the work done once per model: the unquantized distributions, and the importance matrix."""
         logits = len(self.texts(model)) * cost.measuring_seconds(model, self.chunks)
         texts = {"imatrix": IMATRIX_CHUNKS, "random": random_tokens.CHUNKS}
-        chunks = sum(
-            n for encoder, n in texts.items()
-            if self.uses(model, encoder) or (encoder == "imatrix" and self.searches(model))
-        )  # fmt: skip
+        chunks = sum(n for encoder, n in texts.items() if self.uses(model, encoder))
         searching = cost.search_seconds(model) if self.searches(model) else 0.0
         return logits + cost.imatrix_seconds(model, chunks) + searching
 
@@ -219,7 +217,7 @@ class ModelBench:
             say(f"{model}, {text}: the unquantized model")
             write_logits(self.source, TEXTS[text](), self.chunks, path, threads)
         self.imatrix = self.random_imatrix = folder / "imatrix.gguf"
-        if plan.uses(model, "imatrix") or plan.searches(model):
+        if plan.uses(model, "imatrix"):
             say(f"{model}: importance matrix")
             make_imatrix(self.source, calibration_text(), self.imatrix, IMATRIX_CHUNKS, threads, REMEDY)
         if plan.uses(model, "random"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from gguf_bof4.bench import auto_round
 from gguf_bof4.bench.nf4 import NF4
 from gguf_bof4.bench.peers import IMATRIX_CHUNKS, PEERS
-from gguf_bof4.convert.list_rules import MOST_BITS
+from gguf_bof4.convert.list_rules import checked_budget
 from gguf_bof4.convert.options import DEFAULT_OPQ
 from gguf_bof4.encoders import DEFAULT, encoder_of
 from gguf_bof4.encoders import ENCODERS as CONVERTER_ENCODERS
@@ -117,9 +118,14 @@ class Variant:
         return f"{RECIPE}" if own is None else f"{RECIPE} {self.encoder}:{own}"
 
     @property
+    def base_encoder(self) -> str:
+        """The encoder, without what it was varied by."""
+        return self.encoder.partition(":")[0]
+
+    @property
     def converter_encoder(self) -> str:
         """The name of the encoder for the converter."""
-        return DEFAULT.name if self.encoder in WEIGHTED else self.encoder.partition(":")[0]
+        return DEFAULT.name if self.encoder in WEIGHTED else self.base_encoder
 
     @property
     def variation(self) -> Variation:
@@ -131,6 +137,14 @@ class Variant:
         return self.type + ("" if self.encoder == "none" else f" {self.encoder}") + lists
 
 
+def _number(text: str) -> float:
+    """The number that a text is; NaN, which is in no range, where it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
 def parse_quantile(text: str) -> str:
     """A quantile in its shortest spelling, so that 0.9 and 0.90 are one row; or "off".
 
@@ -139,10 +153,7 @@ def parse_quantile(text: str) -> str:
     """
     if text == NO_LISTS:
         return text
-    try:
-        quantile = float(text)
-    except ValueError:
-        quantile = 0.0
+    quantile = _number(text)
     if not 0 < quantile < 1:
         raise UserError(f"--opq {text}: give a number between 0 and 1, or {NO_LISTS}")
     return f"{quantile:.12g}"
@@ -152,15 +163,9 @@ def parse_bits(text: str) -> str:
     """Bits per weight for outliers as `Variant.opq` has them.
 
     Raises:
-        UserError: not a number between 0 and `MOST_BITS`.
+        UserError: not a number of bits that outlier lists can have.
     """
-    try:
-        bits = float(text)
-    except ValueError:
-        bits = 0.0
-    if not 0 < bits <= MOST_BITS:
-        raise UserError(f"--opq-bits {text}: give bits per weight above 0, at most {MOST_BITS:g}, such as 0.05")
-    return f"{bits:.12g}{_BITS}"
+    return f"{checked_budget(_number(text), f'--opq-bits {text}').bits:.12g}{_BITS}"
 
 
 def parse_searched(text: str) -> str:
@@ -169,10 +174,7 @@ def parse_searched(text: str) -> str:
     Raises:
         UserError: not a number between 0 and 32.
     """
-    try:
-        bits = float(text)
-    except ValueError:
-        bits = 0.0
+    bits = _number(text)
     if not 0 < bits <= 32:
         raise UserError(f"--search {text}: give bits per weight, such as 4.44")
     return f"{SEARCHED}{bits:.12g}"

@@ -67,7 +67,7 @@ def parse_rules(texts: Sequence[str], default: str, bits: float | None = None) -
             raise UserError(
                 f"--opq {bare[0]} and --opq-bits {bits:g} are two rules for the same tensors: give one of them"
             )
-        return ListRules(_checked_budget(bits, f"--opq-bits {bits:g}"), tuple(patterns))
+        return ListRules(checked_budget(bits, f"--opq-bits {bits:g}"), tuple(patterns))
     chosen = bare[0] if bare else default
     return ListRules(_parse_quantile(chosen, chosen), tuple(patterns))
 
@@ -86,11 +86,19 @@ def parse_rule(text: str) -> OutlierRule | None:
             bits = float(value)
         except ValueError as error:
             raise UserError(f"opq-bits:{value}: give bits per weight, such as opq-bits:0.05") from error
-        return _checked_budget(bits, f"opq-bits:{value}")
+        return checked_budget(bits, f"opq-bits:{value}")
     raise UserError(f"{text} is no rule for outlier lists: write opq:0.95, opq-bits:0.05 or opq:off")
 
 
-def _checked_budget(bits: float, given: str) -> Budget:
+def checked_budget(bits: float, given: str) -> Budget:
+    """A budget of bits per weight.
+
+    Args:
+        given: as the user wrote it, for the message.
+
+    Raises:
+        UserError: it is not above 0 and up to `MOST_BITS`.
+    """
     if not 0 < bits <= MOST_BITS:
         raise UserError(
             f"{given}: give bits per weight above 0 and up to {MOST_BITS:g}, such as 0.05; --opq off writes no lists"

@@ -56,6 +56,30 @@ def self_text(
     return own_text(source, _files(source), needed_sequences(samples), length, make_runnable, threads, progress)
 
 
+def check_sources(texts: Sequence[str]) -> None:
+    """Check calibration texts before time is spent on the model's own.
+
+    Raises:
+        UserError: one cannot be read.
+    """
+    for text in texts:
+        if text != SELF:
+            check_readable(Path(text))
+
+
+def with_own_text(texts: Sequence[str], samples: int, write: Callable[[int], Path]) -> tuple[str, ...]:
+    """Calibration texts with a path in the place of SELF.
+
+    Args:
+        samples: of all texts, in equal shares.
+        write: gives the model's own text, of at least so many samples.
+    """
+    if SELF not in texts:
+        return tuple(texts)
+    path = write(-(-samples // len(texts)) * list(texts).count(SELF))
+    return tuple(str(path) if text == SELF else text for text in texts)
+
+
 @dataclass
 class _Preparation:
     """The model, and files made of it in a temporary folder."""
@@ -95,12 +119,9 @@ class _Preparation:
     def calibration(self) -> tuple[str, ...]:
         """The calibration texts, the model's own among them."""
         options, texts = self.options, self.options.calibration_sources
-        for text in texts:
-            if text != SELF:
-                check_readable(Path(text))  # now rather than after some minutes of writing
+        check_sources(texts)
         samples = options.samples or enough_samples(self._widest(), options.sample_length)
-        path = self.text(-(-samples // len(texts)) * texts.count(SELF), options.sample_length)
-        return tuple(str(path) if text == SELF else text for text in texts)
+        return with_own_text(texts, samples, lambda own: self.text(own, options.sample_length))
 
     def imatrix(self) -> Path:
         """The importance matrix that the options want to be made."""

@@ -139,6 +139,14 @@ def copy_metadata(source: Model, writer: gguf.GGUFWriter) -> None:
             writer.add_key_value(field.name, field.contents(), field.types[0], sub_type=sub_type)
 
 
+def finish(writer: gguf.GGUFWriter) -> None:
+    """Write everything that was added, and close the file."""
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
 def _write(source: Model, tensors: dict[str, Floats], half: bool, target: Path) -> None:
     writer = gguf.GGUFWriter(target, source.value("general.architecture"))
     copy_metadata(source, writer)
@@ -148,10 +156,7 @@ def _write(source: Model, tensors: dict[str, Floats], half: bool, target: Path) 
         matrix_type: type[np.floating[Any]] = np.float16 if half or not t.name.startswith("blk.") else np.float32
         writer.add_tensor(t.name, weights.astype(np.float32 if weights.ndim == 1 else matrix_type))
         del weights
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
 
 
 def _cached(name: str, recipe: object, make: Callable[[Path], None]) -> Path:

@@ -300,15 +300,13 @@ def search(
 
     llama-quantize --tensor-type-file takes the recipe, too, without lists.
     """
-    from gguf_bof4.encoders.gptq.sources import check_readable
+    from gguf_bof4.convert.preparation import check_sources
     from gguf_bof4.search.targets import parse_target
     from gguf_bof4.search.texts import single_text
 
     target = parse_target(target_bpw, target_size)
     sources = tuple(calibration or ((SELF,) if sensitivity == "gradient" else ()))
-    for source in sources:
-        if source != SELF:
-            check_readable(Path(source))
+    check_sources(sources)
     alone = None if SELF in sources else single_text(tuple(map(Path, sources)))
     with interruptible("measurements are kept"):
         _search(
@@ -339,7 +337,7 @@ def _search(
         run.require_gradients()
     with progress_bar("calibration texts") as progress:
         read = texts.resolved(
-            path, sources, run.IMATRIX_SHARE * settings.chunks, run.CONTEXT, settings.threads, progress
+            path, sources, settings.imatrix_chunks, run.CONTEXT, settings.threads, progress
         )
     settings = replace(settings, calibration=read)
     fingerprint = run.fingerprint(path, settings)

@@ -15,10 +15,8 @@ from gguf_bof4.encoders.gptq.matching import find_rows
 from gguf_bof4.encoders.gptq.model import (
     INSTEAD,
     Skeleton,
-    fill_with_tied_output,
     is_linear,
     linear_weight,
-    make_skeleton,
 )
 from gguf_bof4.encoders.gptq.weights import GgufWeights, tensor_names
 from gguf_bof4.errors import UserError
@@ -114,14 +112,9 @@ def load_whole(model: Model) -> tuple[Skeleton, Any]:
     """
     weights = GgufWeights(model)
     try:
-        config = weights.config()
-        tokenizer = weights.tokenizer()
-        skeleton = make_skeleton(config, model.path)
-        names = [n for n, _ in skeleton.model.named_parameters()]
-        fill_with_tied_output(skeleton, lambda some: weights.fill(skeleton, some), names)
+        return weights.whole(), weights.tokenizer()
     except UserError as error:
         raise UserError(f"{str(error).replace(INSTEAD, '').strip()} {NO_GRADIENTS}") from error
-    return skeleton, tokenizer
 
 
 def _backward(skeleton: Skeleton, row: torch.Tensor, judged: int, generator: torch.Generator) -> torch.Tensor:

@@ -72,6 +72,11 @@ class Settings:
     chunks: int = CHUNKS
     threads: int = 0
 
+    @property
+    def imatrix_chunks(self) -> int:
+        """Chunks for the importance matrix."""
+        return IMATRIX_SHARE * self.chunks
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -212,7 +217,7 @@ def estimated_seconds(model: Model, settings: Settings, folder: Path) -> dict[st
     sampled = sum(min(t.n_weights, losses.SAMPLED_WEIGHTS) for t in quantizable(model))
     found = {}
     if settings.imatrix is None and not (folder / IMATRIX).exists():
-        found["importance matrix"] = _SECONDS["imatrix"] * weights * CONTEXT * IMATRIX_SHARE * settings.chunks / cores
+        found["importance matrix"] = _SECONDS["imatrix"] * weights * CONTEXT * settings.imatrix_chunks / cores
     if settings.gradients and not (folder / SENSITIVITY).exists():
         found["gradients"] = _SECONDS["gradients"] * weights * CONTEXT * settings.chunks / cores
     stored = len(Store(folder / LOSSES).found) / len(quantizable(model))
@@ -233,8 +238,7 @@ def _make_imatrix(model: Model, settings: Settings, folder: Path, progress: Prog
     if not settings.calibration:
         random_imatrix(model.path.absolute(), folder, settings.threads).replace(partial)
     else:
-        chunks = IMATRIX_SHARE * settings.chunks
-        text = texts.single_text(settings.calibration)
+        chunks, text = settings.imatrix_chunks, texts.single_text(settings.calibration)
         special = text is None
         if text is None:
             texts.require_tokenizer()

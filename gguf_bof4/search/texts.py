@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gguf_bof4.convert import convert
-from gguf_bof4.convert.options import SELF
-from gguf_bof4.convert.preparation import self_text
+from gguf_bof4.convert.preparation import self_text, with_own_text
 from gguf_bof4.encoders.gptq.sources import JSON_LINES, files_of, read_files, tokens_of
 from gguf_bof4.errors import UserError, require
 from gguf_bof4.paths import write_text
@@ -31,9 +30,8 @@ def resolved(
     Raises:
         UserError: the model cannot write text.
     """
-    own = -(-samples // len(sources)) if sources else 0
 
-    def written() -> Path:
+    def written(own: int) -> Path:
         with tempfile.TemporaryDirectory(prefix="bof4-search-") as folder:
 
             def runnable() -> Path:
@@ -43,7 +41,7 @@ def resolved(
 
             return self_text(model, own, length, runnable, threads, progress)
 
-    return tuple(written() if source == SELF else Path(source) for source in sources)
+    return tuple(map(Path, with_own_text(sources, samples, written)))
 
 
 def files_of_all(texts: Sequence[Path]) -> list[Path]:

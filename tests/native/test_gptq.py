@@ -366,8 +366,8 @@ def test_a_correction_brings_outputs_to_those_of_the_unquantized_model() -> None
     module = np.empty_like(rows)
     module[places] = rows
     workers = Workers(2, torch.device("cpu"))
-    by_inputs = drift(hessian, torch.from_numpy(moved).float(), False, 0.0).correction(rows, places, workers)
-    by_outputs = drift(hessian, torch.from_numpy(module @ moved).float(), True, 0.0).correction(rows, places, workers)
+    by_inputs = drift(hessian, torch.from_numpy(moved).float(), 0.0).correction(rows, places, workers)
+    by_outputs = drift(hessian, torch.from_numpy(module @ moved).float(), 0.0).correction(rows, places, workers)
     workers.close()
     wanted = np.linalg.lstsq(x, y @ rows.T, rcond=None)[0].T
     np.testing.assert_allclose(rows + by_inputs, wanted, atol=1e-4)

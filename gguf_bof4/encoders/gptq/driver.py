@@ -37,7 +37,7 @@ from gguf_bof4.encoders.encoder import (
 from gguf_bof4.encoders.gptq import token_weights
 from gguf_bof4.encoders.gptq.checkpoint import Checkpoint
 from gguf_bof4.encoders.gptq.estimate import layer_seconds
-from gguf_bof4.encoders.gptq.factor import Drift, Factor, drift, factor
+from gguf_bof4.encoders.gptq.factor import Drift, Factor, drift, drifts_through_outputs, factor
 from gguf_bof4.encoders.gptq.layer import Layer, Moments, Workers, to_device
 from gguf_bof4.encoders.gptq.matching import find_rows
 from gguf_bof4.encoders.gptq.model import (
@@ -208,19 +208,17 @@ class _Encoder:
         return Encoded(data, outliers), decoded
 
     def _fits(
-        self, workers: Workers, moments: Sequence[Moments], targets: Sequence[Target], hidden: torch.Tensor,
-        of_outputs: bool,
-    ) -> _Fits:  # fmt: skip
+        self, workers: Workers, moments: Sequence[Moments], targets: Sequence[Target], hidden: torch.Tensor
+    ) -> _Fits:
         """Factor the Hessians of linear modules that share an input, all at once: each takes one worker.
 
         On workers, which have one thread: sums depend on the number of threads, and this thread has any.
 
         Args:
             moments: of all targets, or of each.
-            of_outputs: their drifts are of outputs.
         """
         damping = _drift_damping(len(moments[0].hessian), hidden.shape[0] * hidden.shape[1])
-        drifts = [partial(drift, m.hessian, m.drift, of_outputs, damping) for m in moments]
+        drifts = [partial(drift, m.hessian, m.drift, damping) for m in moments]
         keys = dict.fromkeys(
             (i if len(moments) > 1 else 0, target.qtype)
             for i, target in enumerate(targets)
@@ -242,7 +240,7 @@ class _Encoder:
         matrix = _drifting_matrix(layer, names)
         moments = layer.moments(names[0], hidden, self.original.layer, self.original.hidden, weights, matrix)
         _check_finite(moments[0].hessian, targets[names[0]])
-        fits = self._fits(layer.workers, moments, [targets[name] for name in names], hidden, matrix is not None)
+        fits = self._fits(layer.workers, moments, [targets[name] for name in names], hidden)
         found = {}
         for i, name in enumerate(names):
             target, module = targets[name], layer.module.get_submodule(name)
@@ -296,14 +294,9 @@ class _Encoder:
 
 
 def _drifting_matrix(layer: Layer, names: Sequence[str]) -> torch.Tensor | None:
-    """The matrix whose outputs' drift is cheaper than that of its inputs, float32 [rows, n]; None where it is not.
-
-    Per token the one takes 4 rows n operations, and the other 2 n^2.
-    """
-    if len(names) > 1:
-        return None
+    """The matrix whose outputs' drift is cheaper than that of its inputs, float32 [rows, n]; None where it is not."""
     matrix = linear_weight(layer.module.get_submodule(names[0]))
-    return matrix if 2 * matrix.shape[0] <= matrix.shape[1] else None
+    return matrix if drifts_through_outputs(len(names), *matrix.shape) else None
 
 
 def _reached(modules: Mapping[str, str], targets: Sequence[Target]) -> dict[str, Target]:

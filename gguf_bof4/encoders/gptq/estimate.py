@@ -13,7 +13,7 @@ import torch
 
 from gguf_bof4 import native
 from gguf_bof4.encoders.encoder import Target
-from gguf_bof4.encoders.gptq.factor import factor
+from gguf_bof4.encoders.gptq.factor import drifts_through_outputs, factor
 from gguf_bof4.encoders.gptq.layer import Layer
 from gguf_bof4.encoders.gptq.layouts import block_size
 
@@ -64,6 +64,16 @@ def _encoding_seconds(targets: Sequence[Target], threads: int) -> float:
     return total
 
 
+def _moment_operations(targets: Sequence[Target]) -> int:
+    """Operations for a token: half a Hessian, and the drift of inputs or outputs.
+
+    Args:
+        targets: that share an input.
+    """
+    n, weights = targets[0].shape[-1], targets[0].n_weights
+    return n * n + (4 * weights if drifts_through_outputs(len(targets), weights // n, n) else 2 * n * n)
+
+
 def layer_seconds(layer: Layer, targets: Mapping[str, Target], hidden: torch.Tensor, waiting: int) -> float:
     """An estimate of the time for a layer.
 
@@ -87,12 +97,7 @@ def layer_seconds(layer: Layer, targets: Mapping[str, Target], hidden: torch.Ten
     per_operation = product / (2 * _TOKENS * _WIDTH**2)
     definite = torch.eye(_WIDTH, dtype=torch.float64, device=workers.device)
     cholesky = _seconds(lambda: workers.map(torch.linalg.cholesky_ex, [definite])) / _WIDTH**3
-    tokens = samples * length
-    # half a Hessian, and the drift of inputs, or that of the outputs of one matrix
-    moments = sum(
-        tokens * (n * n + min(2 * n * n, 4 * targets[names[0]].n_weights if len(names) == 1 else 2 * n * n))
-        for n, names in zip(groups, grouped, strict=True)
-    )
+    moments = samples * length * sum(_moment_operations([targets[name] for name in names]) for names in grouped)
     # the fit: a product, and a solution in double precision
     fits = sum(6 * t.n_weights * t.shape[-1] for t in targets.values())
     return (

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from gguf_bof4 import native
-from gguf_bof4.encoders.gptq.model import INSTEAD, Skeleton, assign, is_linear
+from gguf_bof4.encoders.gptq.model import INSTEAD, Skeleton, assign, fill_with_tied_output, is_linear, make_skeleton
 from gguf_bof4.errors import UserError
 from gguf_bof4.gguf_files.model import Model, Tensor
 
@@ -156,6 +156,17 @@ class GgufWeights:
 
     def tokenizer(self) -> Any:
         return _tokenizer(self._model.path.parent, gguf_file=self._model.path.name)
+
+    def whole(self) -> Skeleton:
+        """The model with all of its parameters, in float32.
+
+        Raises:
+            UserError: transformers cannot run it.
+        """
+        skeleton = make_skeleton(self.config(), self._model.path)
+        names = [name for name, _ in skeleton.model.named_parameters()]
+        fill_with_tied_output(skeleton, lambda some: self.fill(skeleton, some), names)
+        return skeleton
 
     def fill(self, skeleton: Skeleton, names: Sequence[str]) -> None:
         from transformers.modeling_gguf_pytorch_utils import (
