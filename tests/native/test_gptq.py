@@ -10,7 +10,7 @@ import torch
 from gguf import GGMLQuantizationType as T
 
 from gguf_bof4 import native
-from gguf_bof4.encoders.gptq.factor import Factor, drift, factor, in_panels, processing_order
+from gguf_bof4.encoders.gptq.factor import Factor, drift, factor, processing_order
 from gguf_bof4.encoders.gptq.layer import Workers
 from gguf_bof4.encoders.gptq.layouts import STOCK_TYPES
 from gguf_bof4.encoders.gptq.matching import find_rows
@@ -329,10 +329,18 @@ def test_inputs_that_are_always_zero_count_alike(weights: Floats) -> None:
     assert np.square(weights - decoded).mean() < 1.05 * np.square(weights - plain).mean()
 
 
-def test_panels(moments: torch.Tensor) -> None:
-    panels = in_panels(moments)
-    assert panels.shape == (COLUMNS // 64, COLUMNS, 64)
-    assert panels[3, 7, 5] == moments[7, 3 * 64 + 5]
+@pytest.mark.parametrize("qtype", [T.BOF4_S, T.BOF4_K])
+def test_panels_hold_the_hessian_and_its_factor_in_the_order_of_processing(moments: torch.Tensor, qtype: T) -> None:
+    made = factor(moments, qtype, 0.25, True)
+    assert (made.order != np.arange(COLUMNS)).any()
+    ordered = moments.numpy().astype(np.float64)[made.order][:, made.order]
+    ordered += 0.25 * np.diag(moments.numpy()).mean() * np.eye(COLUMNS)
+    assert made.hessian.shape == made.feedback.shape == (COLUMNS // 64, COLUMNS, 64)
+    assert made.hessian[3, 7, 5] == moments[made.order[7], made.order[3 * 64 + 5]]
+    np.testing.assert_allclose(dense(made.hessian), ordered, rtol=1e-6)
+    upper = np.eye(COLUMNS) + dense(made.feedback)
+    assert not np.tril(dense(made.feedback)).any()
+    np.testing.assert_allclose(upper * made.curvature @ upper.T, ordered, rtol=1e-4, atol=1e-4 * ordered.max())
 
 
 def test_rows_are_found_whatever_their_order(weights: Floats) -> None:

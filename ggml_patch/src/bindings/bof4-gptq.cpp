@@ -29,6 +29,9 @@ namespace {
 constexpr int R = bof4_gptq_tile_rows;
 constexpr int PANEL = bof4_gptq_panel;
 
+// Errors of so many columns (8 KiB), the rows of a panel that belong to them (16 KiB) and the sums (8 KiB) fit L1.
+constexpr int64_t CHUNK = 64;
+
 // Storage of a tile in processing order: [column][R] unless it says otherwise.
 struct tile {
     std::vector<float> w, e;       // weights; errors w - q

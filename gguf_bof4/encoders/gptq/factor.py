@@ -19,7 +19,10 @@ _MORE_DAMPING = 10.0
 """Factor of the damping where the Hessian is not positive definite."""
 
 _ROWS_AT_ONCE = 1024
-"""Right-hand sides of one triangular solve. A constant, because rounding errors depend on it."""
+"""Right-hand sides of one triangular solve, and rows of a matrix that are copied at a time.
+
+A constant, because rounding errors of the solve depend on it.
+"""
 
 
 @dataclass(frozen=True)
@@ -69,11 +72,49 @@ def processing_order(diagonal: Floats, qtype: gguf.GGMLQuantizationType, act_ord
     return np.lexsort(tuple(reversed(alternating))).astype(np.int32)
 
 
-def in_panels(matrix: torch.Tensor) -> Floats:
-    """A matrix [n, n] as float32 [n / 64, n, 64], panels of 64 columns, each contiguous for the native encoder."""
-    n = matrix.shape[0]
-    panels = matrix.reshape(n, n // PANEL, PANEL).transpose(0, 1)
-    return np.asarray(panels.to(dtype=torch.float32, device="cpu").contiguous().numpy())
+def _cholesky(matrix: torch.Tensor) -> bool:
+    """Replace a matrix, float64 [n, n] by columns, by its lower Cholesky factor; False where it has none."""
+    info = torch.zeros((), dtype=torch.int32, device=matrix.device)
+    torch.linalg.cholesky_ex(matrix, out=(matrix, info))
+    return not bool(info.any())
+
+
+def _doubles(hessian: torch.Tensor, order: torch.Tensor, addend: float) -> torch.Tensor:
+    """A Hessian with its rows and columns in another order, and a number added to its diagonal.
+
+    Returns:
+        float64 [n, n], by columns as LAPACK has it. A wide one is the largest matrix that there is (642 MB for 8960
+        columns), so it is made without others of its size.
+    """
+    doubles = torch.empty(hessian.shape, dtype=torch.float64, device=hessian.device)
+    for first in range(0, len(hessian), _ROWS_AT_ONCE):
+        doubles[first : first + _ROWS_AT_ONCE] = hessian[order[first : first + _ROWS_AT_ONCE]][:, order]
+    doubles.diagonal().add_(addend)
+    return doubles.T  # it is symmetric
+
+
+def _hessian_in_panels(hessian: torch.Tensor, order: torch.Tensor, addend: float) -> Floats:
+    """A Hessian with its rows and columns in another order, and a number added to its diagonal, in panels."""
+    n = len(hessian)
+    panels = torch.empty(n // PANEL, n, PANEL)
+    for first in range(0, n, _ROWS_AT_ONCE):
+        rows = hessian[order[first : first + _ROWS_AT_ONCE]][:, order]
+        panels[:, first : first + _ROWS_AT_ONCE] = rows.reshape(-1, n // PANEL, PANEL).transpose(0, 1)
+    k = torch.arange(n)
+    panels[k // PANEL, k, k % PANEL] = (hessian.diagonal()[order].double() + addend).float().cpu()
+    return np.asarray(panels.numpy())
+
+
+def _feedback_in_panels(lower: torch.Tensor, root: torch.Tensor) -> Floats:
+    """The factor M, from the Cholesky factor of the flipped matrix and its flipped diagonal, in panels."""
+    n = len(lower)
+    panels = torch.empty(n // PANEL, n, PANEL)
+    for p in range(n // PANEL):
+        columns = slice(p * PANEL, (p + 1) * PANEL)
+        upper = lower.T[n - columns.stop : n - columns.start].flip(0, 1) / root[columns, None]
+        upper.diagonal(columns.start).zero_()
+        panels[p] = upper.T
+    return np.asarray(panels.numpy())
 
 
 def factor(hessian: torch.Tensor, qtype: gguf.GGMLQuantizationType, damping: float, act_order: bool) -> Factor:
@@ -90,28 +131,23 @@ def factor(hessian: torch.Tensor, qtype: gguf.GGMLQuantizationType, damping: flo
         hessian = torch.eye(len(hessian), device=hessian.device)
         diagonal = hessian.diagonal()
     order = processing_order(diagonal.cpu().numpy(), qtype, act_order)
+    places = torch.from_numpy(order.astype(np.int64)).to(hessian.device)
     # the lower factor of the flipped matrix, flipped, is an upper factor of the matrix
-    flipped = torch.from_numpy(order[::-1].astype(np.int64)).to(hessian.device)
+    flipped = places.flip(0)
     mean = float(diagonal.double().mean())
     while True:
-        damped = hessian[flipped][:, flipped].double()
-        damped.diagonal().add_(damping * mean)
-        lower, failed = torch.linalg.cholesky_ex(damped)
-        if not bool(failed.any()):
+        lower = _doubles(hessian, flipped, damping * mean)
+        if _cholesky(lower):
             break
         damping = max(damping, 1e-4) * _MORE_DAMPING
-    ordered = in_panels(damped.float().flip(0, 1))
-    del damped  # n^2 doubles, as the others
-    upper = lower.flip(0, 1)
+    root = lower.diagonal().flip(0)
+    feedback = _feedback_in_panels(lower, root)
     del lower
-    root = upper.diagonal().clone()
-    upper /= root
-    upper.diagonal().zero_()
     return Factor(
         order=order,
-        feedback=in_panels(upper),
+        feedback=feedback,
         curvature=root.square().float().cpu().numpy(),
-        hessian=ordered,
+        hessian=_hessian_in_panels(hessian, places, damping * mean),
         importance=diagonal.float().cpu().numpy().copy(),
         damping=damping,
     )
@@ -174,7 +210,6 @@ def drift(hessian: torch.Tensor, moved: torch.Tensor, damping: float) -> Drift:
         moved: as of `Drift`.
         damping: added to the diagonal of H, as a fraction of its mean.
     """
-    damped = hessian.double()
-    damped.diagonal().add_(damping * float(hessian.diagonal().double().mean()))
-    lower, failed = torch.linalg.cholesky_ex(damped)
-    return Drift(moved, None if bool(failed.any()) else lower)
+    same = torch.arange(len(hessian), device=hessian.device)
+    lower = _doubles(hessian, same, damping * float(hessian.diagonal().double().mean()))
+    return Drift(moved, lower if _cholesky(lower) else None)

@@ -325,9 +325,7 @@ class Layer:
         for total in totals:
             for part in (total.hessian, total.drift):
                 part.div_(hidden.shape[0] * hidden.shape[1])
-            # only tiles on and above the diagonal were summed
-            total.hessian.triu_()
-            total.hessian.add_(total.hessian.triu(1).T)
+            _mirror(total.hessian)
         return totals
 
 
@@ -354,6 +352,15 @@ def _add_tile(
         total.hessian[:last, first:last].addmm_(x[:, :last].T, x[:, first:last])
     for x, off in zip(inputs, differences or (), strict=differences is not None):
         total.drift[:, first:last].addmm_(off.T, x[:, first:last])
+
+
+def _mirror(hessian: torch.Tensor) -> None:
+    """Give a matrix below its diagonal what it has above; only tiles on and above the diagonal were summed."""
+    for first in range(0, len(hessian), _TILE):
+        last = min(first + _TILE, len(hessian))
+        hessian[first:last, :first] = hessian[:first, first:last].T
+        tile = hessian[first:last, first:last]
+        tile.copy_(tile.triu() + tile.triu(1).T)
 
 
 class _Inputs(threading.local):
