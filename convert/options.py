@@ -209,6 +209,8 @@ class Options:
 
     def _check_refinement(self, encoder: Encoder) -> None:
         if not self.refine:
+            if self.refine_minutes != Options.refine_minutes or self.refine_steps is not None:
+                raise UserError("--refine-minutes and --refine-steps say how long --refine trains: give --refine, too")
             return
         if encoder.calibrate is None:
             raise UserError(f"--encoder {encoder.name} runs no model, so it takes no --refine: use --encoder gptq")

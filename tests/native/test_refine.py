@@ -213,6 +213,8 @@ def test_minutes_end(sources: dict[str, Path], tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"encoder": "search", "calibration": None}, "--encoder search runs no model, so it takes no --refine"),
+        ({"refine": False}, "--refine-steps say how long --refine trains: give --refine, too"),
+        ({"refine": False, "refine_steps": None, "refine_minutes": 5.0}, "give --refine, too"),
         ({"refine_minutes": 0.0}, "--refine-minutes 0.0: give a number above 0"),
         ({"refine_steps": 0}, "--refine-steps 0: give 1 or more"),
         (
