@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import gguf
@@ -72,34 +73,43 @@ def processing_order(diagonal: Floats, qtype: gguf.GGMLQuantizationType, act_ord
     return np.lexsort(tuple(reversed(alternating))).astype(np.int32)
 
 
-def _cholesky(matrix: torch.Tensor) -> bool:
-    """Replace a matrix, float64 [n, n] by columns, by its lower Cholesky factor; False where it has none."""
-    info = torch.zeros((), dtype=torch.int32, device=matrix.device)
-    torch.linalg.cholesky_ex(matrix, out=(matrix, info))
-    return not bool(info.any())
+def _permuted(hessian: torch.Tensor, order: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
+    """A Hessian with its rows and columns in another order, some rows at a time: where they belong, and they."""
+    for first in range(0, len(hessian), _ROWS_AT_ONCE):
+        rows = slice(first, first + _ROWS_AT_ONCE)
+        yield rows, hessian[order[rows]][:, order]
 
 
-def _doubles(hessian: torch.Tensor, order: torch.Tensor, addend: float) -> torch.Tensor:
-    """A Hessian with its rows and columns in another order, and a number added to its diagonal.
+def _permuted_doubles(hessian: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    """The same, whole, in double precision: 642 MB for 8960 columns, and no other matrix of that size beside it."""
+    doubles = torch.empty(hessian.shape, dtype=torch.float64, device=hessian.device)
+    for rows, permuted in _permuted(hessian, order):
+        doubles[rows] = permuted
+    return doubles
+
+
+def _cholesky(matrix: torch.Tensor, addend: float) -> torch.Tensor | None:
+    """The lower Cholesky factor of a matrix with a number added to its diagonal, in the memory of the matrix.
+
+    Args:
+        matrix: float64 [n, n], symmetric; it is overwritten.
 
     Returns:
-        float64 [n, n], by columns as LAPACK has it. A wide one is the largest matrix that there is (642 MB for 8960
-        columns), so it is made without others of its size.
+        float64 [n, n], by columns as LAPACK has it; None where there is none.
     """
-    doubles = torch.empty(hessian.shape, dtype=torch.float64, device=hessian.device)
-    for first in range(0, len(hessian), _ROWS_AT_ONCE):
-        doubles[first : first + _ROWS_AT_ONCE] = hessian[order[first : first + _ROWS_AT_ONCE]][:, order]
-    doubles.diagonal().add_(addend)
-    return doubles.T  # it is symmetric
+    matrix.diagonal().add_(addend)
+    lower = matrix.T
+    info = torch.zeros((), dtype=torch.int32, device=matrix.device)
+    torch.linalg.cholesky_ex(lower, out=(lower, info))
+    return None if bool(info.any()) else lower
 
 
 def _hessian_in_panels(hessian: torch.Tensor, order: torch.Tensor, addend: float) -> Floats:
     """A Hessian with its rows and columns in another order, and a number added to its diagonal, in panels."""
     n = len(hessian)
     panels = torch.empty(n // PANEL, n, PANEL)
-    for first in range(0, n, _ROWS_AT_ONCE):
-        rows = hessian[order[first : first + _ROWS_AT_ONCE]][:, order]
-        panels[:, first : first + _ROWS_AT_ONCE] = rows.reshape(-1, n // PANEL, PANEL).transpose(0, 1)
+    for rows, permuted in _permuted(hessian, order):
+        panels[:, rows] = permuted.reshape(-1, n // PANEL, PANEL).transpose(0, 1)
     k = torch.arange(n)
     panels[k // PANEL, k, k % PANEL] = (hessian.diagonal()[order].double() + addend).float().cpu()
     return np.asarray(panels.numpy())
@@ -135,10 +145,7 @@ def factor(hessian: torch.Tensor, qtype: gguf.GGMLQuantizationType, damping: flo
     # the lower factor of the flipped matrix, flipped, is an upper factor of the matrix
     flipped = places.flip(0)
     mean = float(diagonal.double().mean())
-    while True:
-        lower = _doubles(hessian, flipped, damping * mean)
-        if _cholesky(lower):
-            break
+    while (lower := _cholesky(_permuted_doubles(hessian, flipped), damping * mean)) is None:
         damping = max(damping, 1e-4) * _MORE_DAMPING
     root = lower.diagonal().flip(0)
     feedback = _feedback_in_panels(lower, root)
@@ -210,6 +217,4 @@ def drift(hessian: torch.Tensor, moved: torch.Tensor, damping: float) -> Drift:
         moved: as of `Drift`.
         damping: added to the diagonal of H, as a fraction of its mean.
     """
-    same = torch.arange(len(hessian), device=hessian.device)
-    lower = _doubles(hessian, same, damping * float(hessian.diagonal().double().mean()))
-    return Drift(moved, lower if _cholesky(lower) else None)
+    return Drift(moved, _cholesky(hessian.double(), damping * float(hessian.diagonal().double().mean())))
