@@ -91,6 +91,7 @@ def calibrated(
                 act_order=options.act_order,
                 token_weights=options.token_weights,
                 device=options.device,
+                precision=options.precision,
                 threads=options.threads,
             ),
             folder=encoder.work_folder(output),

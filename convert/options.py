@@ -13,7 +13,7 @@ from gguf_bof4.convert.policy import Rules, parse_pattern, parse_type
 from gguf_bof4.convert.recipe import Recipe, read_recipe
 from gguf_bof4.encoders import DEFAULT as DEFAULT_ENCODER
 from gguf_bof4.encoders import encoder_of
-from gguf_bof4.encoders.encoder import Encoder, Refinement
+from gguf_bof4.encoders.encoder import PRECISIONS, Encoder, Refinement
 from gguf_bof4.errors import UserError
 
 DEFAULT_OPQ = "0.95"
@@ -53,6 +53,7 @@ class Options:
         act_order: columns with the largest inputs are quantized first.
         token_weights: tokens count by how much the model's loss depends on the outputs of a matrix for them.
         device: that runs the model, as torch names it.
+        precision: in which an encoder that runs the model multiplies matrices, one of PRECISIONS.
         refine: train scales after encoding, by an encoder that runs the model.
         refine_minutes: how long.
         refine_steps: the same in steps, in the place of minutes.
@@ -82,6 +83,7 @@ class Options:
     act_order: bool = True
     token_weights: bool = False
     device: str = "cpu"
+    precision: str = PRECISIONS[0]
     refine: bool = False
     refine_minutes: float = 20.0
     refine_steps: int | None = None
@@ -226,5 +228,7 @@ class Options:
             return
         if (self.samples is not None and self.samples < 1) or self.sample_length < 2:
             raise UserError("--calibration-samples must be 1 or more, --calibration-length 2 or more")
+        if self.precision not in PRECISIONS:
+            raise UserError(f"--calibration-precision {self.precision}: give one of {', '.join(PRECISIONS)}")
         if not 0.0 <= self.damping < 1.0:
             raise UserError(f"--damping {self.damping}: give a number from 0 to 1, such as 0.5")

@@ -20,6 +20,7 @@ from gguf_bof4.convert.output_types import OUTPUT_TYPES, output_type_of
 from gguf_bof4.convert.recipe import read_recipe
 from gguf_bof4.convert.report import size_text
 from gguf_bof4.encoders import ENCODERS, encoder_of
+from gguf_bof4.encoders.encoder import PRECISIONS
 from gguf_bof4.gguf_files.header import escaped
 from gguf_bof4.gguf_files.model import bits_per_weight
 from gguf_bof4.progress import progress_bar
@@ -295,6 +296,14 @@ def convert(
     device: Annotated[
         str, typer.Option(metavar="DEVICE", help=f"{_CALIBRATED}: device that runs the model: cpu, cuda, cuda:1.")
     ] = Options.device,
+    precision: Annotated[
+        str,
+        typer.Option(
+            "--calibration-precision",
+            metavar="|".join(PRECISIONS),
+            help=f"{_CALIBRATED}: in which matrices are multiplied; auto: bf16 on processors with AVX512-BF16 or AMX.",
+        ),
+    ] = Options.precision,
     refine: Annotated[
         bool,
         typer.Option(
@@ -375,6 +384,7 @@ def convert(
                 act_order=act_order,
                 token_weights=token_weights,
                 device=device,
+                precision=precision,
                 refine=refine,
                 refine_minutes=refine_minutes,
                 refine_steps=refine_steps,

@@ -85,6 +85,10 @@ class Target:
         return None if match is None else int(match[1])
 
 
+PRECISIONS = ("auto", "f32", "bf16")
+"""In which an encoder that runs the model multiplies matrices; auto: the one that the processor multiplies faster."""
+
+
 @dataclass(frozen=True)
 class CalibrationSettings:
     """How the model reads the calibration text.
@@ -97,6 +101,7 @@ class CalibrationSettings:
         act_order: blocks of columns with large inputs are quantized first.
         token_weights: tokens count by how much the model's loss depends on them.
         device: as torch names it.
+        precision: one of PRECISIONS.
         threads: 0 means all cores.
     """
 
@@ -107,6 +112,7 @@ class CalibrationSettings:
     act_order: bool
     token_weights: bool
     device: str
+    precision: str
     threads: int = 0
 
 

@@ -34,7 +34,7 @@ from gguf_bof4.encoders.encoder import (
     Target,
     too_large_message,
 )
-from gguf_bof4.encoders.gptq import token_weights
+from gguf_bof4.encoders.gptq import precision, token_weights
 from gguf_bof4.encoders.gptq.checkpoint import Checkpoint
 from gguf_bof4.encoders.gptq.estimate import layer_seconds
 from gguf_bof4.encoders.gptq.factor import Drift, Factor, drift, drifts_through_outputs, factor
@@ -108,6 +108,7 @@ def _fingerprint(job: Calibration, texts: str, count: int, recipe: int) -> dict[
         "--act-order": settings.act_order,
         "--token-weights": settings.token_weights,
         "--device": settings.device,
+        "--calibration-precision": settings.precision,
         "sweeps": SWEEPS,
         "fit": _FIT,
         "versions of torch and transformers": [torch.__version__, transformers.__version__],
@@ -363,6 +364,17 @@ def _read_samples(settings: CalibrationSettings, tokenizer: Any, widest: int) ->
     return make_samples(tokenizer, sources, wanted, settings.length), texts
 
 
+def _with_device(job: Calibration) -> tuple[Calibration, torch.device]:
+    """The same with the precision that "auto" means on its device, and the device.
+
+    Raises:
+        UserError: torch cannot use it.
+    """
+    device = parse_device(job.settings.device)
+    settings = replace(job.settings, precision=precision.chosen(job.settings.precision, device))
+    return replace(job, settings=settings), device
+
+
 def calibrate(job: Calibration, weights: Weights, recipe: int) -> dict[str, Finished]:
     """Encode all targets that belong to decoder layers; layers that are finished in `job.folder` are not repeated.
 
@@ -376,8 +388,8 @@ def calibrate(job: Calibration, weights: Weights, recipe: int) -> dict[str, Fini
     Raises:
         UserError: the model cannot be run, the text is too short, or the folder holds layers of another job.
     """
+    job, device = _with_device(job)
     settings = job.settings
-    device = parse_device(settings.device)
     job.progress("reading the calibration text", 0, 0)
     widest = max((t.shape[-1] for t in job.targets if t.layer is not None), default=1)
     config = weights.config()
@@ -409,15 +421,19 @@ def calibrate(job: Calibration, weights: Weights, recipe: int) -> dict[str, Fini
             done = sum(t.n_weights for i in range(first) for t in by_layer[i])
             for i in range(first, depth):
                 report(i, "reading weights", None)
-                layer = _load_layer(skeleton, weights, i, inputs, workers)
+                layer = _load_layer(skeleton, weights, i, inputs, workers, precision.DTYPES[settings.precision])
                 modules = tensor_names(skeleton, i, job.architecture)
-                if i == first:
-                    left = depth - first
-                    _say_estimate(job, layer, _reached(modules, by_layer[i]), inputs.hidden, waiting, left)
                 original = Unquantized(replace(layer, module=copy.deepcopy(layer.module)), unquantized)
                 encoder = _Encoder(job.source, settings, partial(report, i), original, weights_of(i))
                 last = i + 1 == depth
-                with layer.passing(inputs.hidden, waiting), original.layer.passing(unquantized, waiting):
+                with (
+                    precision.linear_in(layer.dtype, layer.module, original.layer.module),
+                    layer.passing(inputs.hidden, waiting),
+                    original.layer.passing(unquantized, waiting),
+                ):
+                    if i == first:
+                        left = depth - first
+                        _say_estimate(job, layer, _reached(modules, by_layer[i]), inputs.hidden, waiting, left)
                     found = encoder.layer(layer, modules, by_layer[i], inputs.hidden)
                     if not last:
                         report(i, "activations", None)
@@ -446,7 +462,8 @@ def _say_estimate(
     """Say how long `left` layers like this one take."""
     seconds = duration_text(left * layer_seconds(layer, targets, hidden, waiting))
     samples, length, _ = hidden.shape
-    job.progress(f"about {seconds}: {left} layers, {samples} samples of {length} tokens", 0, NOTE)
+    what = f"{left} layers, {samples} samples of {length} tokens, {job.settings.precision}"
+    job.progress(f"about {seconds}: {what}", 0, NOTE)
 
 
 def _token_weights(
@@ -469,8 +486,11 @@ def _token_weights(
     return partial(token_weights.read, path)
 
 
-def _load_layer(skeleton: Skeleton, weights: Weights, i: int, inputs: LayerInputs, workers: Workers) -> Layer:
+def _load_layer(
+    skeleton: Skeleton, weights: Weights, i: int, inputs: LayerInputs, workers: Workers,
+    dtype: torch.dtype = torch.float32,
+) -> Layer:  # fmt: skip
     prefix = f"{skeleton.layers_name}.{i}."
     weights.fill(skeleton, [prefix + name for name, _ in skeleton.layers[i].named_parameters()])
     module = skeleton.layers[i].to(workers.device)
-    return Layer(module, to_device(inputs.arguments[i], workers.device), workers)
+    return Layer(module, to_device(inputs.arguments[i], workers.device), workers, dtype)

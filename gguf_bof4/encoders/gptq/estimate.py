@@ -16,6 +16,7 @@ from gguf_bof4.encoders.encoder import Target
 from gguf_bof4.encoders.gptq.factor import drifts_through_outputs, factor
 from gguf_bof4.encoders.gptq.layer import Layer
 from gguf_bof4.encoders.gptq.layouts import block_size
+from gguf_bof4.encoders.gptq.precision import add_product
 
 _WIDTH = 1024
 """Inputs of the matrices that are timed; their times are scaled."""
@@ -35,7 +36,7 @@ def _seconds(call: Callable[[], Any]) -> float:
 
 
 def _multiply(x: torch.Tensor, total: torch.Tensor) -> None:
-    total.addmm_(x.T, x)
+    add_product(total, x, x)
     total[0, 0].item()  # waits for a GPU
 
 
@@ -91,7 +92,7 @@ def layer_seconds(layer: Layer, targets: Mapping[str, Target], hidden: torch.Ten
     groups = [targets[names[0]].shape[-1] for names in grouped]
     # of the groups, on average half of the layer is in front of them
     runs = min(samples, waiting) + max(0, samples - waiting) * (1 + len(groups) / 2)
-    x = torch.randn(_TOKENS, _WIDTH, device=workers.device)
+    x = torch.randn(_TOKENS, _WIDTH, device=workers.device).to(layer.dtype)
     totals = [torch.zeros(_WIDTH, _WIDTH, device=workers.device) for _ in range(at_once)]
     product = _seconds(lambda: workers.map(partial(_multiply, x), totals)) / at_once
     per_operation = product / (2 * _TOKENS * _WIDTH**2)

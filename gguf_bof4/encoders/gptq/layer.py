@@ -20,6 +20,8 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from gguf_bof4.encoders.gptq.precision import add_product
+
 _TOKENS_AT_ONCE = 8192
 """Tokens whose inputs of a module are in memory at a time. A constant, because the order of sums depends on it."""
 
@@ -141,12 +143,14 @@ class Layer:
     Attributes:
         module: of transformers, on the device of the workers.
         arguments: its keyword arguments, which are the same for all samples.
+        dtype: in which moments are multiplied, float32 or bf16; they are summed in float32.
         passes: forward passes of the first samples, which wait where they are; the others are run anew each time.
     """
 
     module: nn.Module
     arguments: dict[str, Any]
     workers: Workers
+    dtype: torch.dtype = torch.float32
     passes: list[_Pass] = field(default_factory=list)
 
     @contextmanager
@@ -275,8 +279,8 @@ class Layer:
 
         def moved(own: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
             # not in place: the input of a module may be that of the layer, which is needed again
-            difference = own - x
-            return difference if matrix is None else difference @ matrix.T
+            difference = (own - x).to(self.dtype)
+            return difference if matrix is None else difference @ matrix.T.to(self.dtype)
 
         with self.watched([name]), original.watched([name]):
             batches = zip(
@@ -319,6 +323,8 @@ class Layer:
                     roots = own[first : first + len(inputs)].sqrt().to(self.workers.device)
                     x = [i * root[:, None] for i, root in zip(inputs, roots, strict=True)]
                     d = d and [i * root[:, None] for i, root in zip(d, roots, strict=True)]
+                if self.dtype != torch.float32:  # one product for all samples: its sums are rounded once
+                    x, d = [torch.cat(x).to(self.dtype)], d and [torch.cat(d).to(self.dtype)]
                 # the largest first, so that none of them is the last to start
                 self.workers.map(partial(_add_tile, total, x, d), reversed(range(0, n, _TILE)))
             first += len(inputs)
@@ -349,9 +355,9 @@ def _add_tile(
     """Add a tile of columns; of the Hessian only its part above the diagonal."""
     last = min(first + _TILE, len(total.hessian))
     for x in inputs:
-        total.hessian[:last, first:last].addmm_(x[:, :last].T, x[:, first:last])
+        add_product(total.hessian[:last, first:last], x[:, :last], x[:, first:last])
     for x, off in zip(inputs, differences or (), strict=differences is not None):
-        total.drift[:, first:last].addmm_(off.T, x[:, first:last])
+        add_product(total.drift[:, first:last], off, x[:, first:last])
 
 
 def _mirror(hessian: torch.Tensor) -> None:
