@@ -17,7 +17,7 @@ import torch
 from gguf_bof4.encoders.encoder import Calibration, Encoded, Finished, Refinement
 from gguf_bof4.encoders.gptq.layer import Workers
 from gguf_bof4.encoders.gptq.model import make_skeleton
-from gguf_bof4.encoders.gptq.refine.scaled import with_scales
+from gguf_bof4.encoders.gptq.refine.factors import with_scales
 from gguf_bof4.encoders.gptq.refine.student import make_student
 from gguf_bof4.encoders.gptq.refine.training import Budget, train
 from gguf_bof4.encoders.gptq.samples import make_samples
