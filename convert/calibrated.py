@@ -102,7 +102,7 @@ def calibrated(
         )
     )
     return [
-        replace(t, ready=done.read, not_compensated=done.why_not)
+        replace(t, ready=done.read, not_compensated=done.why_not, is_refined=done.is_refined)
         if (done := finished.get(t.source.name)) is not None
         else t
         for t in tensors

@@ -13,7 +13,7 @@ from gguf_bof4.convert.policy import Rules, parse_pattern, parse_type
 from gguf_bof4.convert.recipe import Recipe, read_recipe
 from gguf_bof4.encoders import DEFAULT as DEFAULT_ENCODER
 from gguf_bof4.encoders import encoder_of
-from gguf_bof4.encoders.encoder import PRECISIONS, Encoder, Refinement
+from gguf_bof4.encoders.encoder import PRECISIONS, REFINEMENTS, SCALES, Encoder, Refinement
 from gguf_bof4.errors import UserError
 
 DEFAULT_OPQ = "0.95"
@@ -54,7 +54,8 @@ class Options:
         token_weights: tokens count by how much the model's loss depends on the outputs of a matrix for them.
         device: that runs the model, as torch names it.
         precision: in which an encoder that runs the model multiplies matrices, one of PRECISIONS.
-        refine: train scales after encoding, by an encoder that runs the model.
+        refine: train after encoding, by an encoder that runs the model.
+        refine_parts: what: some of encoder.REFINEMENTS, separated by commas.
         refine_minutes: how long.
         refine_steps: the same in steps, in the place of minutes.
         pure: embeddings and output get `type`, too.
@@ -85,6 +86,7 @@ class Options:
     device: str = "cpu"
     precision: str = PRECISIONS[0]
     refine: bool = False
+    refine_parts: str = SCALES
     refine_minutes: float = 20.0
     refine_steps: int | None = None
     pure: bool = False
@@ -206,14 +208,29 @@ class Options:
 
     @property
     def refinement(self) -> Refinement | None:
-        """How scales are trained after encoding; None where they are not."""
-        return Refinement(self.refine_minutes, self.refine_steps) if self.refine else None
+        """How the model is trained after encoding; None where it is not.
+
+        Raises:
+            UserError: there is no such part.
+        """
+        return Refinement(self.refine_minutes, self.refine_steps, self._refined_parts) if self.refine else None
+
+    @property
+    def _refined_parts(self) -> tuple[str, ...]:
+        """The parts of a refinement in the order in which they are done."""
+        given = self.refine_parts.split(",")
+        if unknown := [part for part in given if part not in REFINEMENTS]:
+            raise UserError(f"--refine-parts {self.refine_parts}: {unknown[0]!r} is none of {', '.join(REFINEMENTS)}")
+        return tuple(part for part in REFINEMENTS if part in given)
 
     def _check_refinement(self, encoder: Encoder) -> None:
         if not self.refine:
             if self.refine_minutes != Options.refine_minutes or self.refine_steps is not None:
                 raise UserError("--refine-minutes and --refine-steps say how long --refine trains: give --refine, too")
+            if self.refine_parts != Options.refine_parts:
+                raise UserError("--refine-parts says what --refine trains: give --refine, too")
             return
+        _ = self._refined_parts
         if encoder.calibrate is None:
             raise UserError(f"--encoder {encoder.name} runs no model, so it takes no --refine: use --encoder gptq")
         if not 0 < self.refine_minutes < math.inf:

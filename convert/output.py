@@ -52,6 +52,7 @@ class PlannedTensor:
         no_list: why it gets no outlier list although one was asked for.
         ready: gives the encoded tensor where calibration has made it.
         not_compensated: why errors were not compensated in that.
+        is_refined: refinement has changed that.
         importance: of each column of each matrix, float32 [matrices, n], where it is known.
         errors: filled while it is encoded.
     """
@@ -63,6 +64,7 @@ class PlannedTensor:
     no_list: str | None = None
     ready: Callable[[], Encoded] | None = None
     not_compensated: str | None = None
+    is_refined: bool = False
     importance: npt.NDArray[np.float32] | None = None
     errors: ErrorSums = field(default_factory=ErrorSums)
 
@@ -170,7 +172,7 @@ def add_format_metadata(
         metadata.update(old)
     elif ours:
         writer.add_string("bof4.encoder", options.encoder)
-        if options.refine:
+        if any(t.is_refined for t in tensors):
             writer.add_bool("bof4.refined", True)
         rule = options.list_rules.default
         if options.recipe is not None and not any(t.planned_list and t.planned_list.rule == rule for t in ours):

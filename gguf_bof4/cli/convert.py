@@ -312,13 +312,24 @@ def convert(
             "the unquantized model on the calibration text.",
         ),
     ] = False,
+    refine_parts: Annotated[
+        str,
+        typer.Option(
+            metavar="PARTS",
+            help="--refine: what it trains, separated by commas: rounding (codes and scales, layer by layer, so that "
+            "the outputs of each are those of the unquantized one), scales (of the whole model, as above).",
+        ),
+    ] = Options.refine_parts,
     refine_minutes: Annotated[
-        float, typer.Option(metavar="N", help="--refine: how long it trains.")
+        float, typer.Option(metavar="N", help="--refine: how long it trains, in all.")
     ] = Options.refine_minutes,
     refine_steps: Annotated[
         int | None,
         typer.Option(
-            metavar="N", min=1, help="--refine: train for as many steps instead: the same result on a faster machine."
+            metavar="N",
+            min=1,
+            help="--refine: train for as many steps instead (rounding: for each layer): the same result on a faster "
+            "machine.",
         ),
     ] = None,
     pure: Annotated[bool, typer.Option("--pure", help="Embeddings and output get --type, too.")] = False,
@@ -386,6 +397,7 @@ def convert(
                 device=device,
                 precision=precision,
                 refine=refine,
+                refine_parts=refine_parts,
                 refine_minutes=refine_minutes,
                 refine_steps=refine_steps,
                 pure=pure,

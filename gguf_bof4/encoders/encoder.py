@@ -116,17 +116,30 @@ class CalibrationSettings:
     threads: int = 0
 
 
+ROUNDING = "rounding"
+"""Codes and scales are trained, layer by layer, until the outputs of the layer are those of the unquantized one."""
+
+SCALES = "scales"
+"""Scales and norms of the whole model are trained until its next tokens are those of the unquantized one."""
+
+REFINEMENTS = (ROUNDING, SCALES)
+"""The parts of a refinement, in the order in which they are done."""
+
+
 @dataclass(frozen=True)
 class Refinement:
-    """How long scales are trained after a model was encoded.
+    """How a model is trained after it was encoded.
 
     Attributes:
-        minutes: of training.
-        steps: of training in the place of minutes: the result does not depend on the speed of the machine.
+        minutes: of training, of all parts together.
+        steps: of training in the place of minutes, of each layer (ROUNDING) and of the model (SCALES): the result does
+            not depend on the speed of the machine.
+        parts: some of REFINEMENTS, in their order.
     """
 
     minutes: float
     steps: int | None = None
+    parts: tuple[str, ...] = (SCALES,)
 
 
 @dataclass(frozen=True)
@@ -165,10 +178,12 @@ class Finished:
     Attributes:
         read: gives the encoded tensor; None where it is to be encoded by the block encoder.
         why_not: why errors were not compensated in it; None where they were.
+        is_refined: refinement has changed it.
     """
 
     read: Callable[[], Encoded] | None
     why_not: str | None
+    is_refined: bool = False
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from gguf_bof4.encoders.encoder import Encoded, Target
 from gguf_bof4.encoders.gptq.layer import Workers
 from gguf_bof4.encoders.gptq.model import make_skeleton
 from gguf_bof4.encoders.gptq.refine import training
-from gguf_bof4.encoders.gptq.refine.scaled import factors
+from gguf_bof4.encoders.gptq.refine.factors import factors
 from gguf_bof4.encoders.gptq.refine.student import Student, make_student
 from gguf_bof4.encoders.gptq.weights import GgufWeights
 from gguf_bof4.errors import UserError
@@ -190,7 +190,15 @@ def test_steps_give_the_same_file_again_and_after_an_interruption(
         refined(sources["qwen2"], tmp_path / "twice.gguf")
     monkeypatch.undo()
     assert (tmp_path / ".twice.gguf.gptq" / "refine.pt").is_file()
+    load, loaded = training._State.load, []
+
+    def watched(self: Any) -> bool:
+        loaded.append(load(self))
+        return loaded[-1]
+
+    monkeypatch.setattr(training._State, "load", watched)
     refined(sources["qwen2"], tmp_path / "twice.gguf")
+    assert loaded == [True]
     assert (tmp_path / "once.gguf").read_bytes() == (tmp_path / "twice.gguf").read_bytes()
 
 

@@ -38,7 +38,7 @@ from gguf_bof4.encoders.gptq import precision, token_weights
 from gguf_bof4.encoders.gptq.checkpoint import Checkpoint
 from gguf_bof4.encoders.gptq.estimate import layer_seconds
 from gguf_bof4.encoders.gptq.factor import Drift, Factor, drift, drifts_through_outputs, factor
-from gguf_bof4.encoders.gptq.layer import Layer, Moments, Workers, to_device
+from gguf_bof4.encoders.gptq.layer import Layer, Moments, Workers, load_layer
 from gguf_bof4.encoders.gptq.matching import find_rows
 from gguf_bof4.encoders.gptq.model import (
     INSTEAD,
@@ -421,7 +421,7 @@ def calibrate(job: Calibration, weights: Weights, recipe: int) -> dict[str, Fini
             done = sum(t.n_weights for i in range(first) for t in by_layer[i])
             for i in range(first, depth):
                 report(i, "reading weights", None)
-                layer = _load_layer(skeleton, weights, i, inputs, workers, precision.DTYPES[settings.precision])
+                layer = load_layer(skeleton, weights, i, inputs, workers, precision.DTYPES[settings.precision])
                 modules = tensor_names(skeleton, i, job.architecture)
                 original = Unquantized(replace(layer, module=copy.deepcopy(layer.module)), unquantized)
                 encoder = _Encoder(job.source, settings, partial(report, i), original, weights_of(i))
@@ -479,18 +479,8 @@ def _token_weights(
         return lambda _: None
     path = token_weights.compute(
         job.folder, skeleton, lambda names: weights.fill(skeleton, names),
-        lambda i: _load_layer(skeleton, weights, i, inputs, workers),
+        lambda i: load_layer(skeleton, weights, i, inputs, workers),
         lambda i: _reached(tensor_names(skeleton, i, job.architecture), job.targets),
         inputs.hidden, samples.tokens, lambda step: job.progress(step, 0, 0),
     )  # fmt: skip
     return partial(token_weights.read, path)
-
-
-def _load_layer(
-    skeleton: Skeleton, weights: Weights, i: int, inputs: LayerInputs, workers: Workers,
-    dtype: torch.dtype = torch.float32,
-) -> Layer:  # fmt: skip
-    prefix = f"{skeleton.layers_name}.{i}."
-    weights.fill(skeleton, [prefix + name for name, _ in skeleton.layers[i].named_parameters()])
-    module = skeleton.layers[i].to(workers.device)
-    return Layer(module, to_device(inputs.arguments[i], workers.device), workers, dtype)

@@ -20,7 +20,9 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from gguf_bof4.encoders.gptq.model import LayerInputs, Skeleton
 from gguf_bof4.encoders.gptq.precision import add_product
+from gguf_bof4.encoders.gptq.weights import Weights
 
 _TOKENS_AT_ONCE = 8192
 """Tokens whose inputs of a module are in memory at a time. A constant, because the order of sums depends on it."""
@@ -383,3 +385,21 @@ def _stop_if_wanted(module: nn.Module, arguments: tuple[Any, ...]) -> None:
     if module is _inputs.wanted:
         _inputs.wanted = None  # the first call counts
         _inputs.reached(arguments[0])
+
+
+def load_layer(
+    skeleton: Skeleton, weights: Weights, i: int, inputs: LayerInputs, workers: Workers,
+    dtype: torch.dtype = torch.float32,
+) -> Layer:  # fmt: skip
+    """Read the weights of a decoder layer.
+
+    Args:
+        dtype: in which moments are multiplied.
+
+    Raises:
+        UserError: the source does not have one of them.
+    """
+    prefix = f"{skeleton.layers_name}.{i}."
+    weights.fill(skeleton, [prefix + name for name, _ in skeleton.layers[i].named_parameters()])
+    module = skeleton.layers[i].to(workers.device)
+    return Layer(module, to_device(inputs.arguments[i], workers.device), workers, dtype)

@@ -1,1 +1,1 @@
-"""Refinement: scales of an encoded model, trained against the unquantized model's next-token distributions."""
+"""Refinement: codes and scales of an encoded model, trained against the unquantized model."""

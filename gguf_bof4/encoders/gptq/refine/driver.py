@@ -1,10 +1,11 @@
-"""Refines what gptq has encoded: scales of blocks and norms are trained, codes and outliers stay as they are."""
+"""Refines what gptq has encoded: codes layer by layer, then scales of blocks and norms of the whole model."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,10 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from gguf_bof4.encoders.encoder import Calibration, Encoded, Finished, Refinement
+from gguf_bof4.encoders.encoder import ROUNDING, SCALES, Calibration, Encoded, Finished, Refinement
 from gguf_bof4.encoders.gptq.layer import Workers
 from gguf_bof4.encoders.gptq.model import make_skeleton
-from gguf_bof4.encoders.gptq.refine.scaled import with_scales
+from gguf_bof4.encoders.gptq.refine.factors import with_scales
+from gguf_bof4.encoders.gptq.refine.rounding import with_rounding
 from gguf_bof4.encoders.gptq.refine.student import make_student
 from gguf_bof4.encoders.gptq.refine.training import Budget, train
 from gguf_bof4.encoders.gptq.samples import make_samples
@@ -35,6 +37,9 @@ SAMPLES = 256
 LEAST_SAMPLES = 4
 """Fewer judge nothing."""
 
+RECIPE = 1
+"""To be raised with every change of results: interrupted work of another recipe starts again."""
+
 _WORK = "refine.pt"
 _ABOUT = "refine.json"
 _RESULT = "refined.npz"
@@ -45,6 +50,8 @@ def _about(job: Calibration, refinement: Refinement, count: int) -> dict[str, An
     return {
         "minutes": refinement.minutes if refinement.steps is None else None,
         "steps": refinement.steps,
+        "parts": list(refinement.parts),
+        "recipe": RECIPE,
         "samples": count,
         "length": job.settings.length,
         "threads": job.settings.threads,
@@ -78,31 +85,43 @@ def _vector(values: Floats) -> Encoded:
     return Encoded(values[None].view(np.uint8), None)
 
 
+@contextmanager
+def _threads(job: Calibration) -> Iterator[Workers]:
+    """Torch uses the threads of the settings within the block."""
+    threads = job.settings.threads or os.cpu_count() or 1
+    workers = Workers(threads, torch.device(job.settings.device))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield workers
+    finally:
+        torch.set_num_threads(before)
+        workers.close()
+
+
+def _budget(refinement: Refinement) -> Budget:
+    """Of each part."""
+    return Budget(refinement.minutes / len(refinement.parts), refinement.steps)
+
+
 def _trained(
     job: Calibration, refinement: Refinement, weights: Weights, tokens: torch.Tensor, encoded: Mapping[str, Encoded]
 ) -> dict[str, npt.NDArray[Any]]:
     """What could be trained, by name: scales, float16 [rows, blocks of a row], and vectors, float32 [n]."""
     skeleton = make_skeleton(weights.config(), job.source)
     depth = len(skeleton.layers)
-    workers = Workers(job.settings.threads or os.cpu_count() or 1, torch.device(job.settings.device))
-    before_threads = torch.get_num_threads()
-    torch.set_num_threads(job.settings.threads or os.cpu_count() or 1)
-    try:
+    with _threads(job) as workers:
         student = make_student(
             skeleton, weights, job.architecture, job.targets, encoded, job.vectors, tokens, workers,
             lambda i: job.progress(f"refine: layer {i + 1} of {depth}, unquantized", 0, 0),
         )  # fmt: skip
         if not student.matrices:
             return {}
-        budget = Budget(refinement.minutes, refinement.steps)
         job.progress("refine: the first divergence", 0, 0)
         with torch.inference_mode(False), torch.enable_grad():  # upstream's converter turns gradients off
-            train(student, budget, job.folder / _WORK, partial(_report, job))
+            train(student, _budget(refinement), job.folder / _WORK, partial(_report, job))
         scales = {name: matrix.stored_scales() for name, matrix in student.matrices.items()}
         return scales | {name: vector.values() for name, vector in student.vectors.items()}
-    finally:
-        torch.set_num_threads(before_threads)
-        workers.close()
 
 
 def _report(job: Calibration, step: int, used: float, before: float, lowest: float) -> None:
@@ -110,22 +129,43 @@ def _report(job: Calibration, step: int, used: float, before: float, lowest: flo
     job.progress(what, min(1000, int(1000 * used)), 1000)
 
 
+def _with_scales(
+    job: Calibration, refinement: Refinement, weights: Weights, tokens: torch.Tensor, finished: Mapping[str, Finished]
+) -> dict[str, Finished]:
+    """Train scales of blocks and norms on the whole model; codes, scales of sub-blocks and outliers stay as they are.
+
+    What was best for samples that are not trained on is kept; it is never worse for these than what was given.
+    """
+    formats = {t.name: FORMAT_OF_TYPE_ID.get(int(t.qtype)) for t in job.targets}
+    ours = {name: done.read for name, done in finished.items() if done.read is not None and formats.get(name)}
+    trained = _stored(job.folder / _RESULT)
+    if trained is None:
+        encoded = {name: read() for name, read in ours.items()}
+        trained = _trained(job, refinement, weights, tokens, encoded)
+        with atomic_path(job.folder / _RESULT) as place, place.open("wb") as file:
+            np.savez(file, allow_pickle=False, **trained)
+    made = dict(finished)
+    for name, values in trained.items():
+        if (fmt := formats.get(name)) is None:
+            made[name] = Finished(partial(_vector, values), None, is_refined=True)
+        else:
+            made[name] = replace(finished[name], read=partial(_refined, ours[name], fmt, values), is_refined=True)
+    return made
+
+
 def refine(
     job: Calibration, refinement: Refinement, weights: Weights, finished: Mapping[str, Finished]
 ) -> dict[str, Finished]:
-    """Train scales of blocks of this project's types and norms: the model's next tokens become those of the original.
-
-    Codes, scales of sub-blocks and outliers stay as they are. What was best for samples that are not trained on is
-    kept; it is never worse for these than what was given.
+    """Train the parts of a model that `refinement` names: what was judged to be better is kept, the rest stays.
 
     Args:
         finished: what gptq has done with the targets.
 
     Returns:
-        The same, the trained ones with other scales, and the norms that were trained.
+        The same, with other codes and scales, and the norms that were trained.
 
     Raises:
-        UserError: the text has less than two samples, or the disk cannot be written.
+        UserError: the text has too few samples, or the disk cannot be written.
     """
     tokenizer = weights.tokenizer()
     sources = [(source, tokens_of(read_files(source), tokenizer)) for source in dict.fromkeys(job.settings.texts)]
@@ -135,22 +175,15 @@ def refine(
             f"--refine trains on some samples and judges by others, and the calibration texts have "
             f"{samples.count} of {job.settings.length} tokens: give a longer text, or a smaller --calibration-length"
         )
-    formats = {t.name: FORMAT_OF_TYPE_ID.get(int(t.qtype)) for t in job.targets}
-    ours = {name: done.read for name, done in finished.items() if done.read is not None and formats.get(name)}
+    about, made = _about(job, refinement, samples.count), dict(finished)
     try:
-        _open_work(job.folder, _about(job, refinement, samples.count))
-        trained = _stored(job.folder / _RESULT)
-        if trained is None:
-            encoded = {name: read() for name, read in ours.items()}
-            trained = _trained(job, refinement, weights, samples.tokens, encoded)
-            with atomic_path(job.folder / _RESULT) as place, place.open("wb") as file:
-                np.savez(file, allow_pickle=False, **trained)
+        _open_work(job.folder, about)
+        if ROUNDING in refinement.parts:
+            skeleton = make_skeleton(weights.config(), job.source)
+            with _threads(job) as workers:
+                made = with_rounding(job, weights, skeleton, workers, samples.tokens, made, _budget(refinement), about)
+        if SCALES in refinement.parts:
+            made = _with_scales(job, refinement, weights, samples.tokens, made)
     except OSError as error:
         raise UserError(f"{job.folder} cannot be written: {error.strerror or error}") from error
-    made = dict(finished)
-    for name, values in trained.items():
-        if (fmt := formats.get(name)) is None:
-            made[name] = Finished(partial(_vector, values), None)
-        else:
-            made[name] = replace(finished[name], read=partial(_refined, ours[name], fmt, values))
     return made

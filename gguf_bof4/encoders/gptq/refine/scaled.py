@@ -1,71 +1,17 @@
-"""Matrices of which only the scales of blocks can be trained: what an encoded tensor is the product of."""
+"""Matrices of which only the scales of blocks can be trained."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
-import gguf
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
 
-from gguf_bof4 import native
 from gguf_bof4.encoders.encoder import Encoded
-from gguf_bof4.formats import FP16_MAX, SCALE_BYTES, Format
-from gguf_bof4.lists import OutlierList
-
-Floats = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Factors:
-    """An encoded tensor as factors: weight = scale * unit * multiplier, plus outliers.
-
-    Attributes:
-        scales: of blocks, float32 [rows, blocks of a row].
-        multipliers: levels times scales of sub-blocks, integers [rows, n].
-        unit: what a multiplier of 1 is worth where the scale is 1.
-    """
-
-    scales: Floats
-    multipliers: npt.NDArray[np.int8] | npt.NDArray[np.int16]
-    unit: float
-
-
-def _blocks(data: npt.NDArray[np.uint8], fmt: Format) -> npt.NDArray[np.uint8]:
-    return data.reshape(len(data), -1, fmt.block_bytes)
-
-
-def factors(data: npt.NDArray[np.uint8], fmt: Format) -> Factors:
-    """Take the scales of blocks out of an encoded tensor.
-
-    Args:
-        data: uint8 [rows, bytes of a row].
-    """
-    blocks = _blocks(data, fmt)
-    scales = blocks[..., :SCALE_BYTES].copy().view(np.float16)[..., 0].astype(np.float32)
-    of_one = blocks.copy()
-    of_one[..., :SCALE_BYTES] = np.array([1], dtype=np.float16).view(np.uint8)
-    numerator, denominator = fmt.unit
-    unit = numerator / denominator
-    decoded = native.dequantize(of_one.reshape(data.shape), gguf.GGMLQuantizationType(fmt.type_id))
-    multipliers = np.rint(decoded / np.float32(unit)).astype(np.int16)
-    small = multipliers.astype(np.int8)
-    return Factors(scales, small if np.array_equal(small, multipliers) else multipliers, unit)
-
-
-def with_scales(data: npt.NDArray[np.uint8], fmt: Format, scales: npt.NDArray[np.float16]) -> npt.NDArray[np.uint8]:
-    """An encoded tensor with other scales of its blocks.
-
-    Args:
-        data: uint8 [rows, bytes of a row].
-        scales: float16 [rows, blocks of a row].
-    """
-    blocks = _blocks(data, fmt).copy()
-    blocks[..., :SCALE_BYTES] = scales[..., None].view(np.uint8)
-    return blocks.reshape(data.shape)
+from gguf_bof4.encoders.gptq.refine.factors import factors, placed
+from gguf_bof4.formats import FP16_MAX, Format
 
 
 class _Product(torch.autograd.Function):
@@ -116,7 +62,7 @@ class ScaledLinear(nn.Module):
         self.register_buffer("scales_before", torch.from_numpy(made.scales[order]))
         self.change = nn.Parameter(torch.zeros(rows, n_blocks))
         self.bias = bias
-        self.outliers = _placed(encoded.outliers, places)
+        self.outliers = placed(encoded.outliers, places)
 
     def scales(self) -> torch.Tensor:
         """float32 [rows, blocks of a row]."""
@@ -139,13 +85,3 @@ class ScaledLinear(nn.Module):
         """The scales as they are now, in the order of the tensor's rows: float16 [rows, blocks of a row]."""
         made = self.scales().detach().clamp(-FP16_MAX, FP16_MAX).half().cpu().numpy()
         return np.asarray(made[self.places])
-
-
-def _placed(
-    outliers: OutlierList | None, places: npt.NDArray[np.int64]
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
-    """Rows of the module, columns and values of outliers."""
-    if outliers is None or not outliers.entries.size:
-        return None
-    rows = torch.from_numpy(places[outliers.rows])
-    return rows, torch.from_numpy(outliers.columns), torch.from_numpy(outliers.values.copy())

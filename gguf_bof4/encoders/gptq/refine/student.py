@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional
 
 from gguf_bof4.encoders.encoder import Encoded, Target
-from gguf_bof4.encoders.gptq.layer import Layer, Workers, to_device
+from gguf_bof4.encoders.gptq.layer import Workers, load_layer
 from gguf_bof4.encoders.gptq.matching import find_rows
 from gguf_bof4.encoders.gptq.model import (
     Skeleton,
@@ -187,13 +187,10 @@ def make_student(
     vectors: dict[str, Vector] = {}
     with torch.inference_mode(False), torch.no_grad():
         inputs = first_inputs(skeleton, lambda names: weights.fill(skeleton, names), tokens)
-        prefix = f"{skeleton.layers_name}."
         for i in range(len(skeleton.layers)):
             progress(i)
             names = tensor_names(skeleton, i, architecture)
-            weights.fill(skeleton, [f"{prefix}{i}.{name}" for name, _ in skeleton.layers[i].named_parameters()])
-            module = skeleton.layers[i].to(workers.device)
-            Layer(module, to_device(inputs.arguments[i], workers.device), workers).advance(inputs.hidden)
+            load_layer(skeleton, weights, i, inputs, workers).advance(inputs.hidden)
             matrices |= _scaled_modules(skeleton, i, names, by_name, encoded)
             vectors |= _trained_vectors(skeleton, i, architecture, stored)
         outside = [name for name, p in skeleton.model.named_parameters() if p.is_meta]

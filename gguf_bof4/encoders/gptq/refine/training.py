@@ -122,7 +122,7 @@ class _State:
         return True
 
 
-def _sample(trained: Sequence[int], place: int) -> int:
+def sample_at(trained: Sequence[int], place: int) -> int:
     """The sample at a place of an endless sequence, in another order in each round."""
     turn, i = divmod(place, len(trained))
     return trained[int(torch.randperm(len(trained), generator=torch.Generator().manual_seed(turn))[i])]
@@ -161,7 +161,7 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = group["size"] * _rate(state.step + 1, used)
         for i in range(BATCH):
-            loss = student.divergence(_sample(parts.trained, state.step * BATCH + i))
+            loss = student.divergence(sample_at(parts.trained, state.step * BATCH + i))
             (loss / (BATCH * student.tokens.shape[1])).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
