@@ -29,7 +29,7 @@ _RUNS, _ENOUGH_NS = 3, 1e8
 """Least number of runs, and least nanoseconds in all, in a round; the shortest run counts."""
 
 _MOST_WARM_UP = 100
-"""Runs before those that are measured: more than a choice of the prefetch distance takes."""
+"""Runs before those that are measured: more than a choice of the prefetch distance or of the path takes."""
 
 _CACHE = Path("/sys/devices/system/cpu/cpu0/cache")
 _COMMAND = "bof4 bench kernels"
@@ -63,6 +63,7 @@ class Row:
             round, with more int8 dot products at the rate measured in registers; 0: not known.
         prefetch: bytes ahead that the kernel has chosen to prefetch weights for one column; -1: it chose none yet,
             -2: it makes no choice.
+        path: "gemv" or "gemm", by which repacked weights were multiplied; of other layouts "".
     """
 
     build: str
@@ -77,6 +78,7 @@ class Row:
     ps_per_weight: float
     roofline_ps: float
     prefetch: int
+    path: str = ""
 
 
 def last_cache_bytes() -> int:
@@ -107,8 +109,10 @@ def _made(product: Product, weights: npt.NDArray[np.uint8], length: int, copies:
 def _shortest_ns(made: object, columns: int) -> float:
     _, lib = native.library()
     for _ in range(_MOST_WARM_UP):
-        lib.bof4_timed_product_ns(made)  # finds its memory and its frequency, and how far ahead to prefetch
-        if columns > 1 or lib.bof4_timed_product_prefetch(made) != lib.BOF4_PREFETCH_CHOOSING:
+        lib.bof4_timed_product_ns(made)  # finds its memory and frequency, how far ahead to prefetch, and its path
+        if columns > 1 and lib.bof4_timed_product_path(made) != lib.BOF4_PATH_CHOOSING:
+            break
+        if columns == 1 and lib.bof4_timed_product_prefetch(made) != lib.BOF4_PREFETCH_CHOOSING:
             break
     times: list[float] = []
     while len(times) < _RUNS or sum(times) < _ENOUGH_NS:
@@ -158,11 +162,14 @@ class KernelBench:
                     continue
                 ns = _shortest_ns(made, product.columns)
                 prefetch = int(lib.bof4_timed_product_prefetch(made))
+                paths = {lib.BOF4_PATH_GEMM: "gemm", lib.BOF4_PATH_GEMV: "gemv"}
+                path = paths.get(lib.bof4_timed_product_path(made), "")
             yield Row(
                 build=self.build, instructions=self.instructions, threads=self.threads, rows=self.rows,
                 length=self.length, round=number, type=product.type, layout=layout if product.repacked else PLAIN,
                 columns=product.columns, ps_per_weight=1e3 * ns / (copies * self.rows * self.length),
                 roofline_ps=self._roofline_ps(product, bandwidth, rate), prefetch=prefetch,
+                path=path,
             )  # fmt: skip
 
 
@@ -173,7 +180,7 @@ class Figure:
     Attributes:
         ps_per_weight: for all columns.
         of_roofline: the time at the roofline over the product's, in the same round; 0 where it is not known.
-        prefetch: of the last round.
+        prefetch, path: of the last round.
     """
 
     type: str
@@ -183,6 +190,7 @@ class Figure:
     high: float
     of_roofline: float
     prefetch: int
+    path: str
 
 
 def figures(rows: Sequence[Row], columns: int) -> list[Figure]:
@@ -195,7 +203,8 @@ def figures(rows: Sequence[Row], columns: int) -> list[Figure]:
     for (name, layout), of_product in grouped.items():
         times = [row.ps_per_weight for row in of_product]
         share = median(row.roofline_ps / row.ps_per_weight for row in of_product)
-        found.append(Figure(name, layout, median(times), min(times), max(times), share, of_product[-1].prefetch))
+        last = of_product[-1]
+        found.append(Figure(name, layout, median(times), min(times), max(times), share, last.prefetch, last.path))
     return sorted(found, key=lambda figure: figure.ps_per_weight)
 
 

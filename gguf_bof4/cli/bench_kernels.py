@@ -33,13 +33,13 @@ def _table(rows: Sequence[Row], columns: int) -> Table:
     what = "weight" if reading else "product"  # of a weight and a column's activation
     for heading in (f"ps a {what}", "lowest", "highest", f"{what}s/ns", "of roofline"):
         table.add_column(heading, justify="right")
-    if reading:
-        table.add_column("prefetched", justify="right")
+    table.add_column("prefetched" if reading else "path", justify="right")
     for f in found:
         times = [f"{ps / columns:.3g}" for ps in (f.ps_per_weight, f.low, f.high)]
         part = f"{100 * f.of_roofline:.0f} %" if f.of_roofline else ""
-        prefetch = [f"{f.prefetch} bytes" if f.prefetch > 0 else "no" if f.prefetch == 0 else ""] if reading else []
-        table.add_row(f.type, f.layout, *times, f"{1e3 * columns / f.ps_per_weight:.3g}", part, *prefetch)
+        prefetch = f"{f.prefetch} bytes" if f.prefetch > 0 else "no" if f.prefetch == 0 else ""
+        choice = prefetch if reading else f.path
+        table.add_row(f.type, f.layout, *times, f"{1e3 * columns / f.ps_per_weight:.3g}", part, choice)
     return table
 
 

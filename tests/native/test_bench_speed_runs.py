@@ -101,4 +101,10 @@ def test_kernels_are_measured_beside_their_rooflines(built: Path, tmp_path: Path
     fixed = bof4("bench", "kernels", "--types", "BOF4_S", "--rows", "512", "--length", "512", "--rounds", "1",
                  "--columns", "1", BOF4_PREFETCH="512")  # fmt: skip
     assert "512 bytes" in fixed.stdout
+    for path in ("gemm", "gemv"):  # 48 samples decide; the kernels of AVX2, NEON and AMX have no choice
+        many = bof4("bench", "kernels", "--types", "BOF4_S", "--rows", "512", "--length", "512", "--rounds", "1",
+                    "--columns", "64", "--output", str(tmp_path / f"{path}.csv"), BOF4_PATH=path)  # fmt: skip
+        assert many.returncode == 0, many.stderr
+        (repacked,) = (r for r in read_table(tmp_path / f"{path}.csv", kernels.Row, "") if r.layout == "CPU_BOF4")
+        assert repacked.path == (path if "vnni" in repacked.instructions else "gemm")
     assert bof4("bench", "kernels", "--length", "300").returncode == 1

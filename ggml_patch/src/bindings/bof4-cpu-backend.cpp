@@ -77,3 +77,7 @@ const ggml_type_traits_cpu * bof4_cpu_type_traits(ggml_type type) {
 int64_t bof4_cpu_prefetch(ggml_type type, bof4_prefetch_reader reader, int n_threads) {
     return function_of_backend<decltype(&bof4_prefetch_chosen)>("bof4_prefetch_chosen")(type, reader, n_threads);
 }
+
+int bof4_cpu_path(ggml_type type, int64_t n_columns) {
+    return function_of_backend<decltype(&bof4_repack_path)>("bof4_repack_path")(type, n_columns);
+}

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../cpu/bof4-prefetch.h"
+#include "../cpu/bof4-repack.h"
 
 #include "ggml-backend.h"
 #include "ggml-cpp.h"
@@ -37,6 +38,9 @@ ggml_backend_buffer_type_t * bof4_cpu_extra_buffer_types();
 
 // As bof4_prefetch_chosen of the backend (cpu/bof4-prefetch.h).
 int64_t bof4_cpu_prefetch(ggml_type type, bof4_prefetch_reader reader, int n_threads);
+
+// As bof4_repack_path of the backend (cpu/bof4-repack.h).
+int bof4_cpu_path(ggml_type type, int64_t n_columns);
 
 // vec_dot of a type and what belongs to it.
 const ggml_type_traits_cpu * bof4_cpu_type_traits(ggml_type type);

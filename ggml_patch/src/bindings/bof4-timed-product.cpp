@@ -24,6 +24,7 @@ struct bof4_timed_product {
     ggml_backend_buffer_type_t layout;
     ggml_cgraph * graph;
     ggml_type type;
+    int64_t columns;
     int threads;
 };
 
@@ -69,6 +70,7 @@ void build(bof4_timed_product & p, ggml_type type, const void * weights, int64_t
                         : ggml_backend_dev_buffer_type(bof4_cpu_device());
 
     p.type = type;
+    p.columns = ncol;
     p.threads = std::max(1, threads);
     p.backend = bof4_cpu_backend(p.threads);
     p.weights_buffer.reset(ggml_backend_alloc_ctx_tensors_from_buft(p.weights_ctx.get(), p.layout));
@@ -113,12 +115,20 @@ const char * bof4_timed_product_layout(const bof4_timed_product * product) {
     return ggml_backend_buft_name(product->layout);
 }
 
+static bool is_repacked(const bof4_timed_product * product) {
+    return std::strcmp(bof4_timed_product_layout(product), "CPU_BOF4") == 0;
+}
+
 int64_t bof4_timed_product_prefetch(const bof4_timed_product * product) {
-    if (std::strcmp(bof4_timed_product_layout(product), "CPU_BOF4") == 0) {
+    if (is_repacked(product)) {
         return bof4_cpu_prefetch(product->type, BOF4_PREFETCH_GEMV, product->threads);
     }
     return ggml_is_bof4(product->type) ? bof4_cpu_prefetch(product->type, BOF4_PREFETCH_ROWS, product->threads)
                                        : (int64_t) BOF4_PREFETCH_NONE;
+}
+
+int bof4_timed_product_path(const bof4_timed_product * product) {
+    return is_repacked(product) ? bof4_cpu_path(product->type, product->columns) : (int) BOF4_PATH_NONE;
 }
 
 double bof4_timed_product_ns(bof4_timed_product * product) {

@@ -30,6 +30,11 @@ BOF4_API const char * bof4_timed_product_layout(const bof4_timed_product * produ
 enum { BOF4_PREFETCH_CHOOSING = -1, BOF4_PREFETCH_NONE = -2 };
 BOF4_API int64_t bof4_timed_product_prefetch(const bof4_timed_product * product);
 
+// How the CPU backend multiplies these weights with these columns. BOF4_PATH_CHOOSING: it has not chosen yet.
+// BOF4_PATH_NONE: they are not in this project's layout.
+enum { BOF4_PATH_GEMM = 0, BOF4_PATH_GEMV = 1, BOF4_PATH_CHOOSING = -1, BOF4_PATH_NONE = -2 };
+BOF4_API int bof4_timed_product_path(const bof4_timed_product * product);
+
 // Nanoseconds of multiplying all copies once; negative: the product failed.
 BOF4_API double bof4_timed_product_ns(bof4_timed_product * product);
 

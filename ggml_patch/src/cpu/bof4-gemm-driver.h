@@ -199,7 +199,7 @@ void bof4_gemm(const void * groups, int64_t n_rows, int64_t n, const void * cons
         n_columns,
     };
     // an expert has fewer columns than the operation
-    const bool narrow = kernel::ACT_OF_PATH ? use_gemv : bof4_use_gemv<kernel>(n_columns);
+    const bool narrow = use_gemv || (!kernel::ACT_OF_PATH && bof4_use_gemv<kernel>(n_columns));
     narrow ? driver.gemv(prefetch) : driver.gemm();
 }
 

@@ -38,6 +38,17 @@
 
 namespace {
 
+// Keeps an array in memory until here. GCC otherwise loads sums before the dot products that they do not depend on,
+// and stores them again for want of registers (1.03 of the speed on Zen 4).
+template <typename array>
+inline void in_memory(array & a) {
+#if defined(__GNUC__)
+    __asm__("" : "+m"(a));
+#else
+    (void) a;
+#endif
+}
+
 // Four activations, the same for every lane.
 inline four broadcast(const int8_t * q) {
     int32_t v;
@@ -286,6 +297,7 @@ struct bof4_kernel : tiles_of<bof4_layout<type>::HAS_SUB_SCALES> {
                     }
                 }
             }
+            in_memory(sum);
             for (int r = 0; r < R; ++r) {
                 const floats d = load(w.d[b][r]);
                 for (int t = 0; t < T; ++t) {

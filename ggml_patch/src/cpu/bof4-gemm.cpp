@@ -30,6 +30,7 @@ static const bof4_gemm_kernels * vector_kernels() {
         bof4_use_gemv<kernel>,
         bof4_gemm<kernel>,
         MAX_COLUMNS,
+        !kernel::ACT_OF_PATH,
     };
     return &kernels;
 }
@@ -60,6 +61,7 @@ static const bof4_gemm_kernels * kernels_of() {
         k.use_gemv = kernel::use_gemv;
         k.gemm = kernel::gemm;
         k.max_columns = BOF4_MAX_COLUMNS;
+        k.has_choice = false;
         return k;
     }();
     return use_tiles() ? &kernels : vector_kernels<type>();

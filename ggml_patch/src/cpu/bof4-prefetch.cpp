@@ -1,5 +1,6 @@
 #include "bof4-prefetch.h"
 
+#include "bof4-choice.h"
 #include "ggml-impl.h"
 
 #include <algorithm>
@@ -10,62 +11,12 @@
 #include <map>
 #include <mutex>
 #include <tuple>
-#include <vector>
 
 namespace {
 
 constexpr std::array<int64_t, 5> DISTANCES = { 0, 1024, 2048, 4096, 8192 };
 
-// Samples of each distance: all of them take one or two tokens of a model with a billion weights.
-constexpr size_t SAMPLES = 24;
-
-// Another distance than none is used where it is faster by more than this.
-constexpr double GAIN = 0.02;
-
-double median(std::vector<double> values) {
-    std::nth_element(values.begin(), values.begin() + values.size() / 2, values.end());
-    return values[values.size() / 2];
-}
-
-class choice {
-  public:
-    bof4_prefetch_trial next() {
-        if (chosen >= 0) {
-            return { chosen, -1 };
-        }
-        // turns that shift by one after each round: operations repeat in each layer, and every distance is to meet all
-        const size_t n = DISTANCES.size();
-        const size_t number = (turn + turn / n) % n;
-        ++turn;
-        return { DISTANCES[number], (int) number };
-    }
-
-    // true: this sample decided.
-    bool add(int number, double ns_per_byte) {
-        if (chosen >= 0) {
-            return false; // another thread's did meanwhile
-        }
-        samples[number].push_back(ns_per_byte);
-        if (std::all_of(samples.begin(), samples.end(), [](const auto & s) { return s.size() >= SAMPLES; })) {
-            choose();
-        }
-        return chosen >= 0;
-    }
-
-    int64_t distance() const { return chosen; }
-
-  private:
-    std::array<std::vector<double>, DISTANCES.size()> samples;
-    size_t turn = 0;
-    int64_t chosen = -1;
-
-    void choose() {
-        std::array<double, DISTANCES.size()> times;
-        std::transform(samples.begin(), samples.end(), times.begin(), median);
-        const auto best = std::min_element(times.begin(), times.end());
-        chosen = *best < (1.0 - GAIN) * times[0] ? DISTANCES[best - times.begin()] : 0;
-    }
-};
+using choice = bof4_choice<DISTANCES.size()>;
 
 // The number of bytes that BOF4_PREFETCH gives, or -1.
 int64_t from_environment() {
@@ -107,7 +58,9 @@ bof4_prefetch_trial bof4_prefetch_next(ggml_type type, bof4_prefetch_reader read
         return { from_environment(), -1 };
     }
     const std::lock_guard<std::mutex> lock(mutex);
-    return choice_of(type, reader, n_threads).next();
+    choice & of_type = choice_of(type, reader, n_threads);
+    const int number = of_type.next();
+    return { DISTANCES[number < 0 ? of_type.chosen() : number], number };
 }
 
 void bof4_prefetch_add(
@@ -116,7 +69,7 @@ void bof4_prefetch_add(
     choice & of_type = choice_of(type, reader, n_threads);
     if (of_type.add(trial.number, ns_per_byte)) {
         GGML_LOG_DEBUG("%s: %s weights are prefetched %d bytes ahead (%s, %d threads)\n", __func__,
-            ggml_type_name(type), (int) of_type.distance(), reader == BOF4_PREFETCH_GEMV ? "repacked" : "rows",
+            ggml_type_name(type), (int) DISTANCES[of_type.chosen()], reader == BOF4_PREFETCH_GEMV ? "repacked" : "rows",
             n_threads);
     }
 }
@@ -126,7 +79,8 @@ int64_t bof4_prefetch_chosen(ggml_type type, bof4_prefetch_reader reader, int n_
         return from_environment();
     }
     const std::lock_guard<std::mutex> lock(mutex);
-    return choice_of(type, reader, n_threads).distance();
+    const int chosen = choice_of(type, reader, n_threads).chosen();
+    return chosen < 0 ? -1 : DISTANCES[chosen];
 }
 
 double bof4_prefetch_clock(void) {

@@ -1,6 +1,7 @@
 #include "bof4-repack-plan.h"
 
 #include "../lists/bof4-list-cpu.h"
+#include "bof4-path.h"
 #include "ggml-cpu-impl.h"
 #include "ggml-cpu.h"
 #include "ggml-impl.h"
@@ -272,8 +273,16 @@ void bof4_repack_plan::multiply_rows(int64_t matrix, int64_t row0, int64_t row1)
         if (transposed) {
             bof4_list_sum_mul_mat(op, &view, transposed, matrix, row0, row1, c, c + count, sums);
         }
-        kernels.gemm(groups, row1 - row0, weight->ne[0], x + c, transposed ? sums : nullptr, to, count, use_gemv,
+        const bool has_choice = kernels.has_choice && !use_gemv;
+        const bof4_path_trial path = has_choice ? bof4_path_next(weight->type, count)
+                                                : bof4_path_trial{ use_gemv, false };
+        const double start = path.is_sample ? bof4_prefetch_clock() : 0.0;
+        kernels.gemm(groups, row1 - row0, weight->ne[0], x + c, transposed ? sums : nullptr, to, count, path.use_gemv,
             prefetch->distance);
+        if (path.is_sample) {
+            const double products = (double) (row1 - row0) * weight->ne[0] * count;
+            bof4_path_add(weight->type, path, (bof4_prefetch_clock() - start) / products);
+        }
     }
     if (has_list && !transposed) {
         apply_list(matrix, row0, row1, groups + (row1 - row0) / BOF4_GROUP * group_bytes);

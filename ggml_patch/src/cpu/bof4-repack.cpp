@@ -9,6 +9,7 @@
 #include "bof4-gemm.h"
 #include "bof4-huge-pages.h"
 #include "bof4-parallel.h"
+#include "bof4-path.h"
 #include "bof4-repack-plan.h"
 #include "ggml-backend-impl.h"
 #include "ggml-cpu-impl.h"
@@ -161,6 +162,15 @@ size_t get_alloc_size(ggml_backend_buffer_type_t, const ggml_tensor * tensor) {
 }
 
 } // namespace
+
+int bof4_repack_path(ggml_type type, int64_t n_columns) {
+    const bof4_gemm_kernels * kernels = bof4_gemm_kernels_of(type);
+    if (kernels == nullptr || kernels->use_gemv(n_columns)) {
+        return kernels != nullptr;
+    }
+    const int chosen = kernels->has_choice ? bof4_path_chosen(type) : 0;
+    return n_columns < BOF4_PATH_LEAST_COLUMNS ? std::max(0, chosen) : chosen;
+}
 
 ggml_backend_buffer_type_t ggml_backend_cpu_bof4_buffer_type(void) {
     if (bof4_gemm_kernels_of(GGML_TYPE_BOF4_S) == nullptr) {
