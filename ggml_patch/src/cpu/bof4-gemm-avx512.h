@@ -175,12 +175,13 @@ inline bytes blend_bytes(bytes even, bytes odd) {
     return _mm512_ternarylogic_epi32(even, odd, _mm512_set1_epi16((int16_t) 0xff00), choose);
 }
 
-// The tiles of bof4-gemm-driver.h. With six columns, the sums of types with sub-scales do not fit the 32 registers.
+// The tiles of bof4-gemm-driver.h. In GEMV with six columns, the sums of types with sub-scales do not fit the 32
+// registers.
 template <bool SUB_SCALES>
 struct tiles_of {
     enum {
         GROUPS = 2,
-        GEMM_COLUMNS = SUB_SCALES ? 5 : 6,
+        GEMM_COLUMNS = 6,
         GEMV_COLUMNS = SUB_SCALES ? 5 : 6,
         USE_GEMV = SUB_SCALES ? 15 : 18,
     };
