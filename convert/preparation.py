@@ -15,6 +15,7 @@ from gguf_bof4.convert.options import RANDOM_TOKENS, SELF, Options
 from gguf_bof4.convert.own_text import needed_sequences, own_text, read_texts
 from gguf_bof4.convert.pipeline import Converted
 from gguf_bof4.convert.random_tokens import random_imatrix
+from gguf_bof4.encoders.encoder import REFINED_SAMPLES
 from gguf_bof4.encoders.gptq.shares import enough_samples
 from gguf_bof4.encoders.gptq.sources import check_readable
 from gguf_bof4.ggml_patch.programs import make_imatrix
@@ -121,6 +122,8 @@ class _Preparation:
         options, texts = self.options, self.options.calibration_sources
         check_sources(texts)
         samples = options.samples or enough_samples(self._widest(), options.sample_length)
+        if options.refine:
+            samples = max(samples, REFINED_SAMPLES)
         return with_own_text(texts, samples, lambda own: self.text(own, options.sample_length))
 
     def imatrix(self) -> Path:

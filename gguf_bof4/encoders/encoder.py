@@ -126,6 +126,10 @@ REFINEMENTS = (ROUNDING, SCALES)
 """The parts of a refinement, in the order in which they are done."""
 
 
+REFINED_SAMPLES = 256
+"""Samples of the calibration texts that refinement trains on and judges by, at most."""
+
+
 @dataclass(frozen=True)
 class Refinement:
     """How a model is trained after it was encoded.

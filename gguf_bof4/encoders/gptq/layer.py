@@ -145,7 +145,7 @@ class Layer:
     Attributes:
         module: of transformers, on the device of the workers.
         arguments: its keyword arguments, which are the same for all samples.
-        dtype: in which moments are multiplied, float32 or bf16; they are summed in float32.
+        dtype: in which moments are multiplied, and gradients, float32 or bf16; they are summed in float32.
         passes: forward passes of the first samples, which wait where they are; the others are run anew each time.
     """
 

@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from gguf_bof4.encoders.encoder import ROUNDING, SCALES, Calibration, Encoded, Finished, Refinement
+from gguf_bof4.encoders.encoder import REFINED_SAMPLES, ROUNDING, SCALES, Calibration, Encoded, Finished, Refinement
+from gguf_bof4.encoders.gptq import precision
 from gguf_bof4.encoders.gptq.layer import Workers
 from gguf_bof4.encoders.gptq.model import make_skeleton
 from gguf_bof4.encoders.gptq.refine.factors import with_scales
@@ -30,9 +31,6 @@ from gguf_bof4.formats import FORMAT_OF_TYPE_ID, Format
 from gguf_bof4.paths import atomic_path, write_text
 
 Floats = npt.NDArray[np.float32]
-
-SAMPLES = 256
-"""Samples that the text is divided into, at most."""
 
 LEAST_SAMPLES = 4
 """Fewer judge nothing."""
@@ -55,6 +53,7 @@ def _about(job: Calibration, refinement: Refinement, count: int) -> dict[str, An
         "samples": count,
         "length": job.settings.length,
         "threads": job.settings.threads,
+        "precision": precision.chosen(job.settings.precision, torch.device(job.settings.device)),
     }
 
 
@@ -169,7 +168,7 @@ def refine(
     """
     tokenizer = weights.tokenizer()
     sources = [(source, tokens_of(read_files(source), tokenizer)) for source in dict.fromkeys(job.settings.texts)]
-    samples = make_samples(tokenizer, sources, max(SAMPLES, len(sources)), job.settings.length)
+    samples = make_samples(tokenizer, sources, max(REFINED_SAMPLES, len(sources)), job.settings.length)
     if samples.count < LEAST_SAMPLES:
         raise UserError(
             f"--refine trains on some samples and judges by others, and the calibration texts have "

@@ -281,7 +281,7 @@ def reconstruct(
     """Train the codes and scales of a layer, whose modules afterwards have the weights of the tensors returned.
 
     Args:
-        layer: its linear modules are those of the matrices.
+        layer: its linear modules are those of the matrices; they are trained in its dtype, and judged in float32.
         matrices: by the names of their tensors.
         hidden: inputs of the layer in the quantized model, float32 [samples, tokens, width].
         targets: outputs of the layer in the unquantized model, of the same shape.
@@ -308,7 +308,9 @@ def reconstruct(
             matrix.write()
         for i in range(BATCH):
             n = sample_at(trained, step * BATCH + i)
-            (error(layer, hidden[n : n + 1], targets[n : n + 1]) / BATCH).backward()  # type: ignore[no-untyped-call]
+            with torch.autocast(layer.workers.device.type, torch.bfloat16, layer.dtype == torch.bfloat16):
+                loss = error(layer, hidden[n : n + 1], targets[n : n + 1]) / BATCH
+            loss.backward()  # type: ignore[no-untyped-call]
         for matrix in matrices.values():
             matrix.pull()
         step += 1

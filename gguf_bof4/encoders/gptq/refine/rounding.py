@@ -17,6 +17,7 @@ from torch import nn
 
 from gguf_bof4 import native
 from gguf_bof4.encoders.encoder import Calibration, Encoded, Finished, Target
+from gguf_bof4.encoders.gptq import precision
 from gguf_bof4.encoders.gptq.checkpoint import Checkpoint
 from gguf_bof4.encoders.gptq.layer import Layer, Workers, load_layer
 from gguf_bof4.encoders.gptq.matching import find_rows
@@ -111,7 +112,9 @@ class _Rounding:
 
     def layer(self, i: int) -> None:
         """Reconstruct a layer, keep it, and go on to the next one."""
-        layer = load_layer(self.skeleton, self.weights, i, self.inputs, self.workers)
+        device = self.workers.device
+        dtype = precision.DTYPES[precision.chosen(self.job.settings.precision, device)]
+        layer = load_layer(self.skeleton, self.weights, i, self.inputs, self.workers, dtype)
         self._report(i, 0, 0.0)
         layer.advance(self.unquantized)
         targets = {t.name: t for t in self.job.targets}
