@@ -13,7 +13,7 @@ from gguf_bof4.convert.policy import Rules, parse_pattern, parse_type
 from gguf_bof4.convert.recipe import Recipe, read_recipe
 from gguf_bof4.encoders import DEFAULT as DEFAULT_ENCODER
 from gguf_bof4.encoders import encoder_of
-from gguf_bof4.encoders.encoder import PRECISIONS, REFINEMENTS, SCALES, Encoder, Refinement
+from gguf_bof4.encoders.encoder import PRECISIONS, REFINEMENTS, ROUNDING, Encoder, Refinement
 from gguf_bof4.errors import UserError
 
 DEFAULT_OPQ = "0.95"
@@ -86,7 +86,7 @@ class Options:
     device: str = "cpu"
     precision: str = PRECISIONS[0]
     refine: bool = False
-    refine_parts: str = SCALES
+    refine_parts: str = ROUNDING
     refine_minutes: float = 20.0
     refine_steps: int | None = None
     pure: bool = False

@@ -308,8 +308,7 @@ def convert(
         bool,
         typer.Option(
             "--refine",
-            help=f"{_CALIBRATED}: afterwards train the scales of blocks so that the model's next tokens are those of "
-            "the unquantized model on the calibration text.",
+            help=f"{_CALIBRATED}: afterwards train codes and scales by gradient descent, on the calibration text.",
         ),
     ] = False,
     refine_parts: Annotated[
@@ -317,7 +316,8 @@ def convert(
         typer.Option(
             metavar="PARTS",
             help="--refine: what it trains, separated by commas: rounding (codes and scales, layer by layer, so that "
-            "the outputs of each are those of the unquantized one), scales (of the whole model, as above).",
+            "the outputs of each are those of the unquantized one), scales (of blocks and norms, so that the model's "
+            "next tokens are those of the unquantized one).",
         ),
     ] = Options.refine_parts,
     refine_minutes: Annotated[

@@ -143,7 +143,7 @@ class Refinement:
 
     minutes: float
     steps: int | None = None
-    parts: tuple[str, ...] = (SCALES,)
+    parts: tuple[str, ...] = (ROUNDING,)
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def refined(source: Path, target: Path, **options: Any) -> None:
-    convert(source, target, **{**SHORT, "refine": True, "refine_steps": 12, **options})
+    convert(source, target, **{**SHORT, "refine": True, "refine_parts": "scales", "refine_steps": 12, **options})
 
 
 def student_of(source: Path, quantized: Path, samples: int = 2) -> Student:
@@ -222,7 +222,8 @@ def test_minutes_end(sources: dict[str, Path], tmp_path: Path) -> None:
     [
         ({"encoder": "search", "calibration": None}, "--encoder search runs no model, so it takes no --refine"),
         ({"refine": False}, "--refine-steps say how long --refine trains: give --refine, too"),
-        ({"refine": False, "refine_steps": None, "refine_minutes": 5.0}, "give --refine, too"),
+        ({"refine": False, "refine_steps": None}, "--refine-parts says what --refine trains: give --refine, too"),
+        ({"refine": False, "refine_steps": None, "refine_minutes": 5.0}, "--refine-minutes .* give --refine, too"),
         ({"refine_minutes": 0.0}, "--refine-minutes 0.0: give a number above 0"),
         ({"refine_steps": 0}, "--refine-steps 0: give 1 or more"),
         (

@@ -132,7 +132,7 @@ def test_unknown_parts_are_refused(parts: str, message: str) -> None:
 
 def test_parts_without_refinement_are_refused() -> None:
     with pytest.raises(UserError, match="--refine-parts says what --refine trains: give --refine, too"):
-        options(refine=False, refine_parts="rounding").check()
+        options(refine=False, refine_parts="scales").check()
 
 
 @pytest.mark.parametrize(
