@@ -17,7 +17,8 @@ _NUMBERS = {"int": int, "float": float}
 
 def _row(path: Path, line: int, values: dict[str, str], kind: type[_Row], command: str) -> _Row:
     try:
-        return kind(**{f.name: _NUMBERS.get(str(f.type), str)(values[f.name]) for f in _fields(kind)})
+        given = [f for f in _fields(kind) if f.name in values or f.default is dataclasses.MISSING]
+        return kind(**{f.name: _NUMBERS.get(str(f.type), str)(values[f.name]) for f in given})
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path}, line {line}: not a row of `{command}`: correct or remove it, or give another --output"
@@ -32,7 +33,8 @@ def read_table(path: Path, kind: type[_Row], command: str) -> list[_Row]:
     """All rows of a file, in its order; none where it does not exist.
 
     Args:
-        kind: a dataclass of strings, ints and floats, whose module postpones annotations.
+        kind: a dataclass of strings, ints and floats, whose module postpones annotations. Fields with a default may
+            be missing: columns that older files do not have.
         command: that writes such files, for the message.
 
     Raises:

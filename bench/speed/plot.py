@@ -73,7 +73,8 @@ def plot(setup: Setup, measured: Measured, target: Path) -> None:
     for axes, test in zip(grid, measured.tests, strict=True):
         _draw(axes, measured, test, not setup.on_gpu)
     fastest = [measured.fastest_peer(test) for test in measured.tests]
-    caption = [f"{setup.model}, {setup.threads} threads, {setup.instructions}; medians of {measured.n_rounds} rounds"]
+    processor = " ".join(part for part in (setup.machine, setup.instructions) if part)
+    caption = [f"{setup.model}, {setup.threads} threads, {processor}; medians of {measured.n_rounds} rounds"]
     caption += ["× the fastest type of llama.cpp"] if any(fastest) else []
     caption += ["dashes: bandwidth bound"] if measured.generation and not setup.on_gpu else []
     figure.text(0.01, 12 / height, "; ".join(caption), fontsize=6.5, color=_DARK)

@@ -31,6 +31,7 @@ class Setup:
         instructions: that the library was built for, or the GPUs, as `GPU_BACKENDS` says.
         threads: of llama-bench, and of reading memory.
         repack: weights are repacked at load, where there are kernels for that.
+        machine: the processor, as machine.py names it; empty in rows of before there was a name.
     """
 
     model: str
@@ -38,6 +39,7 @@ class Setup:
     instructions: str
     threads: int
     repack: bool
+    machine: str = ""
 
     @property
     def on_gpu(self) -> bool:
@@ -60,6 +62,7 @@ class Row:
         bandwidth: GB/s that the same threads read right before this file was measured; of a GPU 0, unknown
             (bof4-bench-cuda measures it).
         time: when, in UTC.
+        machine: the setup's.
     """
 
     model: str
@@ -76,10 +79,11 @@ class Row:
     tokens_per_second: float
     bandwidth: float
     time: str
+    machine: str = ""
 
     @property
     def setup(self) -> Setup:
-        return Setup(self.model, self.build, self.instructions, self.threads, bool(self.repack))
+        return Setup(self.model, self.build, self.instructions, self.threads, bool(self.repack), self.machine)
 
     @property
     def variant(self) -> Variant:

@@ -158,7 +158,7 @@ def run(plan: Plan, files: Files, output: Path, say: Say) -> None:
                         repack=int(s.repack), round=number, type=variant.type, opq=variant.opq,
                         bits_per_weight=file.bits_per_weight, bytes_per_token=file.bytes_per_token,
                         test=speed.test, tokens_per_second=speed.tokens_per_second, bandwidth=bandwidth,
-                        time=speed.time,
+                        time=speed.time, machine=s.machine,
                     )
                     for speed in speeds
                 ],

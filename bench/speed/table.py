@@ -12,8 +12,9 @@ def _title(setup: Setup, measured: Measured, test: str) -> str:
     threads = f"{setup.threads} thread{'s' if setup.threads > 1 else ''}"
     layout = "" if setup.repack else ", weights not repacked"
     read = f", {measured.bandwidth.text(1)} GB/s read" if is_generation(test) and not setup.on_gpu else ""
+    machine = f"{setup.machine}, " if setup.machine else ""
     return (
-        f"{setup.model}, {describe(test)}, {setup.instructions}, {threads}{layout}{read}: "
+        f"{setup.model}, {describe(test)}, {machine}{setup.instructions}, {threads}{layout}{read}: "
         f"medians of {measured.n_rounds} rounds (lowest to highest)"
     )
 

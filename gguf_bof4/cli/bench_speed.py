@@ -29,11 +29,12 @@ def _say(line: str) -> None:
 
 def _setup(rows: list[Row], model: str, threads: int, repack: bool, gpu_layers: int, built: bool) -> Setup:
     """What is to be measured or shown; without a build, the setup that was measured last."""
+    from gguf_bof4.bench.speed.machine import machine_name
     from gguf_bof4.bench.speed.measure import build_id, processors
     from gguf_bof4.bench.speed.results import Setup
 
     if built:
-        return Setup(model, build_id(), processors(gpu_layers), threads or physical_cores(), repack)
+        return Setup(model, build_id(), processors(gpu_layers), threads or physical_cores(), repack, machine_name())
     for row in reversed(rows):
         if row.model == model and bool(row.repack) == repack and threads in {0, row.threads}:
             return row.setup

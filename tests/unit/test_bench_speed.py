@@ -18,6 +18,7 @@ from gguf_writing import write_tensors
 from gguf_bof4.bench.goals import judge_speed
 from gguf_bof4.bench.speed import files, kernels, measure, rounds
 from gguf_bof4.bench.speed.files import Files, open_source
+from gguf_bof4.bench.speed.machine import name_in
 from gguf_bof4.bench.speed.measure import bytes_per_token, parse_batches, parse_devices, parse_speeds
 from gguf_bof4.bench.speed.plot import WIDTH, plot
 from gguf_bof4.bench.speed.ratios import Measured, Spread
@@ -345,3 +346,34 @@ def test_batches_have_a_goal_of_their_own() -> None:
     assert of_k.verdict == "not measured: BOF4_K"
     slower = Measured([[row(Q4_0, "tg16x4", 100), row(S, "tg16x4", 114)]], variants, tests)
     assert judge_speed(slower, "avx2")[0].verdict == "missed by 0.9 %"
+
+
+@pytest.mark.parametrize(
+    ("vendor", "family", "model", "name"),
+    [
+        ("AuthenticAMD", 25, 17, "Zen 4"),  # EPYC 9004
+        ("AuthenticAMD", 25, 1, "Zen 3"),  # EPYC 7003
+        ("AuthenticAMD", 25, 97, "Zen 4"),  # Ryzen 7000
+        ("AuthenticAMD", 25, 33, "Zen 3"),  # Ryzen 5000
+        ("AuthenticAMD", 26, 2, "Zen 5"),  # EPYC 9005
+        ("GenuineIntel", 6, 173, "Granite Rapids"),
+        ("GenuineIntel", 6, 1, "The Product"),
+        ("Somebody", 25, 17, "The Product"),
+    ],
+)
+def test_machines_are_named_by_their_microarchitecture(vendor: str, family: int, model: int, name: str) -> None:
+    """Families and models as Linux prints them on these processors."""
+    fields = {"vendor_id": vendor, "cpu family": family, "model": model, "model name": "The Product"}
+    first = "".join(f"{key}\t: {value}\n" for key, value in fields.items())
+    assert name_in(f"processor\t: 0\n{first}\nprocessor\t: 1\nmodel\t: 9\n") == name
+    assert name_in("") == ""
+
+
+def test_rows_without_a_machine_are_read_and_are_a_setup_of_their_own(tmp_path: Path) -> None:
+    output = tmp_path / "speed.csv"
+    add_rows(output, [row(S, "pp256", 100)])
+    lines = output.read_text().splitlines()
+    output.write_text("\n".join(line.rpartition(",")[0] for line in lines) + "\n")
+    (old,) = read_rows(output)
+    assert old == row(S, "pp256", 100)
+    assert replace(old, machine="Zen 4").setup != old.setup
