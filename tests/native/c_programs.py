@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from instruction_sets import OUR_INCLUDES, native_compiler
@@ -21,10 +23,39 @@ def upstream_includes(*folders: str) -> list[str]:
     return [part for folder in folders for part in ("-isystem", str(source_tree() / "ggml" / folder))]
 
 
-def compile_program(compiler: str | Path, *arguments: str | Path) -> None:
-    """Run a compiler; its errors fail the test."""
-    result = subprocess.run([compiler, *arguments], capture_output=True, text=True, check=False)
+def _run_compiler(*command: str | Path) -> None:
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
+
+
+def compile_program(compiler: str | Path, *arguments: str | Path) -> None:
+    """Run a compiler; its errors fail the test.
+
+    Several sources are compiled at the same time, and by ccache where there is one: the kernels take half a minute for
+    each set of instructions.
+
+    Args:
+        arguments: those of one command that compiles and links.
+    """
+    cache = [found] if (found := shutil.which("ccache")) else []
+    at = arguments.index("-o")
+    options, program = [*arguments[:at], *arguments[at + 2 :]], arguments[at + 1]
+    sources = [Path(a) for a in options if Path(a).suffix in {".c", ".cpp"}]
+    if "-c" in options or len(sources) < 2:
+        _run_compiler(*cache, compiler, *arguments)
+        return
+    objects = [Path(f"{program}.{i}.{source.stem}.o") for i, source in enumerate(sources)]
+    flags = [a for a in options if Path(a) not in sources and not str(a).startswith(("-l", "-L", "-Wl,"))]
+    flags = [a for a in flags if Path(a).suffix != ".o" and a != "-static"]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        made = [
+            pool.submit(_run_compiler, *cache, compiler, *flags, "-c", source, "-o", target)
+            for source, target in zip(sources, objects, strict=True)
+        ]
+    for each in made:
+        each.result()
+    rest = [a for a in options if Path(a) not in sources]
+    _run_compiler(compiler, *objects, *rest, "-o", program)
 
 
 def link_with_build(source: str, built: Path, target: Path) -> Path:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from c_programs import compile_program
 from instruction_sets import OUR_INCLUDES, Target, toolchain
 
 from gguf_bof4.ggml_patch import SOURCES
@@ -94,16 +95,14 @@ def compile_counter(target: Target, source: Program, program: Path) -> list[str]
     compiler, emulator = toolchain(target, source.language)
     cpu = source_tree() / "ggml/src/ggml-cpu"
     architecture = {"x86_64": "x86", "aarch64": "arm"}[target.machine]
-    command = [
+    compile_program(
         compiler, f"-std={source.standard}", "-O3", "-DNDEBUG", *target.flags, "-static",
         # upstream's kernels come with much that is not called, and that wants the rest of ggml
         "-ffunction-sections", "-Wl,--gc-sections",
         "-isystem", cpu.parents[1] / "include", "-isystem", cpu.parent, "-isystem", cpu, *OUR_INCLUDES,
         NATIVE / source.main, *(SOURCES / name for name in source.ours),
         *(cpu / name.format(architecture=architecture) for name in source.theirs), "-lm", "-o", program,
-    ]  # fmt: skip
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
+    )  # fmt: skip
     return emulator
 
 

@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from c_programs import compile_program
 from instruction_sets import OUR_INCLUDES, Target, toolchain
 
 from gguf_bof4.formats import FORMATS
@@ -31,15 +32,13 @@ TARGETS = (
 def compile_check(target: Target, compiler: str, extra: list[str], program: Path) -> None:
     tree = source_tree() / "ggml"
     sources = [*sorted((SOURCES / "cpu").glob("bof4-vec-dot-*.c")), SOURCES / "format/bof4-quants.c"]
-    command = [
+    compile_program(
         compiler, "-std=c11", "-Wall", "-Wextra", "-Werror", *target.flags, *extra,
         # upstream's headers are not ours to warn about
         "-isystem", str(tree / "include"), "-isystem", str(tree / "src"), "-isystem", str(tree / "src/ggml-cpu"),
         *OUR_INCLUDES, str(NATIVE / "check_vec_dot.c"),
         *map(str, sources), "-lm", "-o", str(program),
-    ]  # fmt: skip
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.name)

@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from c_programs import compile_program
 from instruction_sets import OUR_INCLUDES, Target, native_compiler, toolchain
 from llama import THREADS, llama
 
@@ -47,16 +48,11 @@ def compile_check(target: Target, extra: list[str], program: Path, *sources: Pat
     objects = []
     for name in ("cpu/bof4-vec-dot-s", "cpu/bof4-vec-dot-k", "format/bof4-quants"):
         objects.append(program.with_name(f"{Path(name).name}.o"))
-        compile_(cc, "-std=c11", *flags, "-c", SOURCES / f"{name}.c", "-o", objects[-1])
+        compile_program(cc, "-std=c11", *flags, "-c", SOURCES / f"{name}.c", "-o", objects[-1])
     cxx, emulator = toolchain(target, "g++")
     kernels = [SOURCES / "cpu/bof4-repack-layout.cpp", SOURCES / "cpu/bof4-gemm.cpp"]
-    compile_(cxx, "-std=c++17", *flags, NATIVE / "check_gemm.cpp", *kernels, *sources, *objects, "-o", program)
+    compile_program(cxx, "-std=c++17", *flags, NATIVE / "check_gemm.cpp", *kernels, *sources, *objects, "-o", program)
     return emulator
-
-
-def compile_(*command: str | Path) -> None:
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.name)
@@ -81,7 +77,7 @@ def test_kernels_stay_inside_their_memory(target: Target, tmp_path: Path) -> Non
 
 def test_repacked_weights_give_the_results_of_rows(built: Path, tmp_path: Path) -> None:
     program = tmp_path / "check_repack"
-    compile_(
+    compile_program(
         native_compiler("g++"), "-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror",
         "-isystem", source_tree() / "ggml/include", *OUR_INCLUDES, NATIVE / "check_repack.cpp",
         f"-L{built}", "-lggml", "-lggml-cpu", "-lggml-base", f"-Wl,-rpath,{built}", "-o", program,
