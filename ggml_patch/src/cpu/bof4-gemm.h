@@ -63,7 +63,8 @@ struct bof4_gemm_kernels {
 
     // y[c][r] = product of row r and column x[c], a row of rounded activations, for n_rows rows and n_columns columns.
     // outlier_sums, float32 [groups][n_columns][16], 64-byte aligned, is added where it is not NULL. use_gemv: which
-    // path; without has_choice the one that the columns were quantized for. prefetch: bytes ahead that the GEMV path prefetches weights, or 0.
+    // path; without has_choice the one that the columns were quantized for. prefetch: bytes ahead that the GEMV path
+    // prefetches weights, or 0.
     void (*gemm)(const void * groups, int64_t n_rows, int64_t n, const void * const * x, const float * outlier_sums,
         float * const * y, int64_t n_columns, bool use_gemv, int64_t prefetch);
 

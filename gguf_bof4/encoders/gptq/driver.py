@@ -364,21 +364,21 @@ def _read_samples(settings: CalibrationSettings, tokenizer: Any, widest: int) ->
     return make_samples(tokenizer, sources, wanted, settings.length), texts
 
 
-def _with_device(job: Calibration) -> tuple[Calibration, torch.device]:
-    """The same with the precision that "auto" means on its device, and the device.
+def with_precision(job: Calibration) -> Calibration:
+    """The same with the precision that "auto" means on its device, for all that is done with the job.
 
     Raises:
-        UserError: torch cannot use it.
+        UserError: torch cannot use the device.
     """
     device = parse_device(job.settings.device)
-    settings = replace(job.settings, precision=precision.chosen(job.settings.precision, device))
-    return replace(job, settings=settings), device
+    return replace(job, settings=replace(job.settings, precision=precision.chosen(job.settings.precision, device)))
 
 
 def calibrate(job: Calibration, weights: Weights, recipe: int) -> dict[str, Finished]:
     """Encode all targets that belong to decoder layers; layers that are finished in `job.folder` are not repeated.
 
     Args:
+        job: of `with_precision`.
         weights: of the model.
         recipe: of the encoder.
 
@@ -388,8 +388,8 @@ def calibrate(job: Calibration, weights: Weights, recipe: int) -> dict[str, Fini
     Raises:
         UserError: the model cannot be run, the text is too short, or the folder holds layers of another job.
     """
-    job, device = _with_device(job)
     settings = job.settings
+    device = parse_device(settings.device)
     job.progress("reading the calibration text", 0, 0)
     widest = max((t.shape[-1] for t in job.targets if t.layer is not None), default=1)
     config = weights.config()

@@ -16,7 +16,6 @@ import numpy.typing as npt
 import torch
 
 from gguf_bof4.encoders.encoder import REFINED_SAMPLES, ROUNDING, SCALES, Calibration, Encoded, Finished, Refinement
-from gguf_bof4.encoders.gptq import precision
 from gguf_bof4.encoders.gptq.layer import Workers
 from gguf_bof4.encoders.gptq.model import make_skeleton
 from gguf_bof4.encoders.gptq.refine.factors import with_scales
@@ -53,7 +52,7 @@ def _about(job: Calibration, refinement: Refinement, count: int) -> dict[str, An
         "samples": count,
         "length": job.settings.length,
         "threads": job.settings.threads,
-        "precision": precision.chosen(job.settings.precision, torch.device(job.settings.device)),
+        "precision": job.settings.precision,
     }
 
 

@@ -112,8 +112,7 @@ class _Rounding:
 
     def layer(self, i: int) -> None:
         """Reconstruct a layer, keep it, and go on to the next one."""
-        device = self.workers.device
-        dtype = precision.DTYPES[precision.chosen(self.job.settings.precision, device)]
+        dtype = precision.DTYPES[self.job.settings.precision]
         layer = load_layer(self.skeleton, self.weights, i, self.inputs, self.workers, dtype)
         self._report(i, 0, 0.0)
         layer.advance(self.unquantized)
