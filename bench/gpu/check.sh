@@ -150,7 +150,7 @@ perf() {
         -p 'type_a=(bof4_s|bof4_k|q4_0|iq4_nl|iq4_xs|q4_K),type_b=f32,m=4096,n=(1|8|512),k=14336' 2>&1 | plain
     return "${PIPESTATUS[0]}"
 }
-bench() { "$BIN/bof4-bench-cuda" --shapes 8b,70b,moe --columns 1,2,3,4,6,8,16,512 --rounds 5 --csv "$OUT/bench.csv"; }
+bench() { "$BIN/bof4-bench-cuda" --shapes 8b,70b,moe --columns 1,2,3,4,6,8,16,32,64,512 --rounds 5 --csv "$OUT/bench.csv"; }
 # our kernels, and upstream's tiled product with our tiles, whose names have the numbers of the types
 sanitize() {
     compute-sanitizer --tool "$1" --error-exitcode 9 --kernel-name kernel_substring=bof4 \

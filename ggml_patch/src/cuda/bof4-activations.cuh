@@ -22,13 +22,22 @@ struct bof4_activations {
 //     int64_t groups(n)                           warps per column
 //     int64_t at(group, lane, k)                  the k-th activation of a lane
 //     void store(act, column, group, lane, q)
+//
+// dependents_read_more: the next kernel reads what kernels before this one write, before it waits for this one. It begins
+// when they have ended, and else may begin at once.
 template <typename layout>
 static __global__ void bof4_quantize_kernel(const float * x, const bof4_activations act, const int64_t n,
-    const int64_t ne11, const int64_t ne12, const int64_t s1, const int64_t s2, const int64_t s3) {
+    const int64_t ne11, const int64_t ne12, const int64_t s1, const int64_t s2, const int64_t s3,
+    const bool dependents_read_more) {
     const int lane = threadIdx.x;
     const int64_t group = (int64_t) blockIdx.x * blockDim.y + threadIdx.y;
-    ggml_cuda_pdl_lc();
+    if (!dependents_read_more) {
+        ggml_cuda_pdl_lc();
+    }
     ggml_cuda_pdl_sync();
+    if (dependents_read_more) {
+        ggml_cuda_pdl_lc();
+    }
     if (group >= layout::groups(n)) {
         return;
     }

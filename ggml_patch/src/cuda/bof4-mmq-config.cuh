@@ -15,11 +15,48 @@ static constexpr __host__ __device__ ggml_type bof4_mmq_like(ggml_type type) {
     }
 }
 
+// Blocks of threads for each SM, where these have a type's tiles of J columns. Few columns need few registers, so that
+// two blocks fit, of which one works while the other one waits. Other types: what upstream has.
+static constexpr __host__ __device__ int bof4_mmq_blocks_per_sm(ggml_type type, int J) {
+#if defined(GGML_USE_HIP) || defined(GGML_USE_MUSA)
+    GGML_UNUSED(type);
+    GGML_UNUSED(J);
+    return 1;
+#else
+    switch (type) {
+#define BOF4_MMQ_BLOCKS_CASE(NAME, name) \
+    case GGML_TYPE_##NAME: return J <= bof4_cuda_type<GGML_TYPE_##NAME>::mmq_two_blocks ? 2 : 1;
+        BOF4_TYPES_CUDA(BOF4_MMQ_BLOCKS_CASE)
+#undef BOF4_MMQ_BLOCKS_CASE
+        default: return 1;
+    }
+#endif // defined(GGML_USE_HIP) || defined(GGML_USE_MUSA)
+}
+
+// Blocks of threads among which all steps of all tiles are divided: as many as the GPU runs at once, but one for each SM
+// where a block would have fewer than J / 5 steps of 256 weights, beside which the work around them counts (measured
+// on an H200).
+template <typename mmq_config, typename mmq_arguments, typename device_info>
+static int bof4_mmq_blocks(const mmq_config & config, const mmq_arguments & args, const device_info & device) {
+    const int per_sm = bof4_mmq_blocks_per_sm(config.type, config.J);
+    const auto parts = [](int64_t n, int size) { return (n + size - 1) / size; };
+    const int64_t steps = parts(args.nrows_x, config.I) * parts(args.ncols_max, config.J) * args.nchannels_y *
+        args.nsamples_y * parts(args.ncols_x, 256);
+    const size_t shared_bytes = per_sm * mmq_get_nbytes_shared(config, device.cc);
+    const bool together = shared_bytes <= device.smpbo && 5 * steps >= (int64_t) config.J * per_sm * device.nsm;
+    return together ? per_sm * device.nsm : device.nsm;
+}
+
 // Has the loop over the weights a second buffer for activations (bof4-mmq-pipeline.cuh), where the chip copies
-// asynchronously? Not for few columns: those of BOF4_K need more registers than two blocks of threads have, and on an
-// H200 took 1.7 times as long as without.
+// asynchronously? Not for few columns: two blocks of threads on an SM hide more.
 static constexpr __host__ __device__ bool bof4_mmq_has_second_buffer(ggml_type type, int J) {
-    return ggml_cuda_bof4_has_kernels(type) && J >= 24;
+    switch (type) {
+#define BOF4_MMQ_BUFFER_CASE(NAME, name) \
+    case GGML_TYPE_##NAME: return J > bof4_cuda_type<GGML_TYPE_##NAME>::mmq_two_blocks;
+        BOF4_TYPES_CUDA(BOF4_MMQ_BUFFER_CASE)
+#undef BOF4_MMQ_BUFFER_CASE
+        default: return false;
+    }
 }
 
 // Bytes of shared memory for that buffer.

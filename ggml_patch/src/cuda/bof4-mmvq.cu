@@ -70,15 +70,29 @@ static int warps_of_block(int chunks, int64_t blocks) {
     return (chunks + rounds - 1) / rounds;
 }
 
-template <typename step, int columns, int matrices>
+template <typename step, int columns, int matrices, int rows>
 static void launch(
     const bof4_mul_mat_vec_args & p, int64_t ne11, int64_t ne12, int64_t channels, int64_t z, cudaStream_t stream) {
-    constexpr int rows = bof4_rows_per_block<step, columns, matrices>();
     GGML_ASSERT(channels <= 65535 && z <= 65535);
     const dim3 blocks((unsigned) ((p.nrows + rows - 1) / rows), (unsigned) channels, (unsigned) z);
     const int warps = warps_of_block(step::chunks(p.n), (int64_t) blocks.x * blocks.y * blocks.z);
-    bof4_launch(bof4_mul_mat_vec_kernel<step, columns, matrices>, blocks, dim3(32, warps, 1),
+    bof4_launch(bof4_mul_mat_vec_kernel<step, columns, matrices, rows>, blocks, dim3(32, warps, 1),
         warps * step::template staged_bytes<rows * matrices>(), stream, p, ne11, ne12);
+}
+
+// One column: fewer rows for a block where there are not enough of them to keep every SM busy.
+template <typename step, int matrices, int rows>
+static void launch_column(
+    const bof4_mul_mat_vec_args & p, int64_t ne11, int64_t ne12, int64_t channels, int64_t z, cudaStream_t stream) {
+    if constexpr (step::is_aligned && rows > 1) {
+        const int64_t warps = (p.nrows + rows - 1) / rows * channels * z *
+            std::min<int>(BOF4_MAX_WARPS, step::chunks(p.n));
+        if (warps < 8 * (int64_t) ggml_cuda_info().devices[ggml_cuda_get_device()].nsm) {
+            launch_column<step, matrices, rows / 2>(p, ne11, ne12, channels, z, stream);
+            return;
+        }
+    }
+    launch<step, 1, matrices, rows>(p, ne11, ne12, channels, z, stream);
 }
 
 template <typename step>
@@ -86,18 +100,18 @@ static void launch(const bof4_mul_mat_vec_args & p, int64_t columns, int64_t ne1
     int64_t z, cudaStream_t stream) {
     if (p.gate.data != nullptr) {
         GGML_ASSERT(columns == 1);
-        launch<step, 1, 2>(p, ne11, ne12, channels, z, stream);
+        launch_column<step, 2, step::rows(1) / 2>(p, ne11, ne12, channels, z, stream);
         return;
     }
     switch (columns) {
-        case 1:  launch<step, 1, 1>(p, ne11, ne12, channels, z, stream); break;
-        case 2:  launch<step, 2, 1>(p, ne11, ne12, channels, z, stream); break;
-        case 3:  launch<step, 3, 1>(p, ne11, ne12, channels, z, stream); break;
-        case 4:  launch<step, 4, 1>(p, ne11, ne12, channels, z, stream); break;
-        case 5:  launch<step, 5, 1>(p, ne11, ne12, channels, z, stream); break;
-        case 6:  launch<step, 6, 1>(p, ne11, ne12, channels, z, stream); break;
-        case 7:  launch<step, 7, 1>(p, ne11, ne12, channels, z, stream); break;
-        case 8:  launch<step, 8, 1>(p, ne11, ne12, channels, z, stream); break;
+        case 1:  launch_column<step, 1, step::rows(1)>(p, ne11, ne12, channels, z, stream); break;
+        case 2:  launch<step, 2, 1, step::rows(2)>(p, ne11, ne12, channels, z, stream); break;
+        case 3:  launch<step, 3, 1, step::rows(3)>(p, ne11, ne12, channels, z, stream); break;
+        case 4:  launch<step, 4, 1, step::rows(4)>(p, ne11, ne12, channels, z, stream); break;
+        case 5:  launch<step, 5, 1, step::rows(5)>(p, ne11, ne12, channels, z, stream); break;
+        case 6:  launch<step, 6, 1, step::rows(6)>(p, ne11, ne12, channels, z, stream); break;
+        case 7:  launch<step, 7, 1, step::rows(7)>(p, ne11, ne12, channels, z, stream); break;
+        case 8:  launch<step, 8, 1, step::rows(8)>(p, ne11, ne12, channels, z, stream); break;
         default: GGML_ABORT("%d columns: this product takes 1 to 8", (int) columns);
     }
 }
@@ -114,7 +128,7 @@ static void quantize(ggml_cuda_pool & pool, const ggml_tensor * src1, bof4_mul_m
     const dim3 blocks((unsigned) ((layout::groups(n) + warps - 1) / warps), (unsigned) src1->ne[1],
         (unsigned) (src1->ne[2] * src1->ne[3]));
     bof4_launch(bof4_quantize_kernel<layout>, blocks, dim3(32, warps, 1), 0, stream, (const float *) src1->data, p.act,
-        n, src1->ne[1], src1->ne[2], p.x_s1, p.x_s2, p.x_s3);
+        n, src1->ne[1], src1->ne[2], p.x_s1, p.x_s2, p.x_s3, /*dependents_read_more =*/p.ids != nullptr);
 }
 
 void ggml_cuda_bof4_mul_mat_vec_q(ggml_backend_cuda_context & ctx, const ggml_tensor * src0, const ggml_tensor * src1,

@@ -141,12 +141,6 @@ static __device__ __forceinline__ float bof4_glu(int32_t op, float gate, float u
 
 enum { BOF4_MAX_WARPS = 4 };
 
-// Rows of each matrix that a block of threads computes. Two matrices (up and gate) have half of the rows each.
-template <typename step, int columns, int matrices>
-static constexpr __host__ __device__ int bof4_rows_per_block() {
-    return step::rows(columns) / matrices;
-}
-
 // The outliers that a lane applies: of one row, every `stride`-th. The first ones are loaded ahead.
 struct bof4_lane_outliers {
     static constexpr int ahead = 2;
@@ -180,18 +174,16 @@ struct bof4_lane_outliers {
     }
 };
 
-template <typename step, int columns, int matrices>
+// rows: of each matrix, that a block of threads computes.
+template <typename step, int columns, int matrices, int rows>
 __launch_bounds__(32 * BOF4_MAX_WARPS, step::blocks_per_sm(columns)) static __global__
     void bof4_mul_mat_vec_kernel(const bof4_mul_mat_vec_args p, const int64_t ne11, const int64_t ne12) {
-    constexpr int R = bof4_rows_per_block<step, columns, matrices>();
-    constexpr int S = R * matrices;
+    constexpr int R = rows, S = R * matrices;
     const int lane = threadIdx.x, warp = threadIdx.y, warps = blockDim.y;
     const int thread = 32 * warp + lane;
     const int row0 = (int) blockIdx.x * R;
     ggml_cuda_pdl_lc();
-    if (p.ids != nullptr) {
-        ggml_cuda_pdl_sync(); // the kernel before may have computed them
-    }
+    // Reads p.ids: the kernel that quantizes lets this one begin when all before it have ended.
     const bof4_mul_mat_vec_position at = bof4_position_of_block(p, ne11, ne12);
 
     // Number s is row s % R of matrix s / R. Rows behind the last one are that row again.

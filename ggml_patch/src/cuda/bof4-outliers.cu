@@ -32,19 +32,28 @@ static unsigned n_tiles(int64_t n, int64_t size) {
 
 // matrices: of columns, or experts; max_columns: that one of them may have.
 static void add_outliers(ggml_backend_cuda_context & ctx, const bof4_device_list & list, bof4_transpose_args columns,
-    const bof4_add_outliers_args & args, int64_t max_columns, int64_t matrices) {
+    bof4_add_outliers_args args, int64_t max_columns, int64_t matrices) {
     const dim3 threads(BOF4_TILE, BOF4_TILE_WARPS, 1);
     cudaStream_t stream = ctx.stream();
+    const int64_t mean_columns = columns.count / matrices;
+    const int per_lane = mean_columns > 64 ? 4 : mean_columns > 16 ? 2 : 1;
     // the last matrix is read up to the end of a tile that begins at its last column
-    const unsigned column_tiles = n_tiles(columns.count + BOF4_TILE_COLUMNS, BOF4_TILE);
-    columns.padded = (int64_t) column_tiles * BOF4_TILE;
-    ggml_cuda_pool_alloc<nv_bfloat16> transposed(ctx.pool(), columns.n * columns.padded);
+    const unsigned column_tiles = n_tiles(columns.count + 32 * per_lane, BOF4_TILE);
+    columns.padded = args.padded = (int32_t) (column_tiles * BOF4_TILE);
+    ggml_cuda_pool_alloc<nv_bfloat16> transposed(ctx.pool(), (int64_t) columns.n * columns.padded);
     GGML_ASSERT(matrices <= 65535 && column_tiles <= 65535);
-    bof4_launch(bof4_transpose_kernel, dim3(n_tiles(columns.n, BOF4_TILE), column_tiles, 1), threads, 0, stream,
+    bof4_launch(bof4_transpose_kernel, dim3(n_tiles(columns.n, BOF4_TRANSPOSED), column_tiles, 1), threads, 0, stream,
         columns, transposed.get());
-    const dim3 blocks(n_tiles(args.nrows, BOF4_TILE), n_tiles(max_columns, BOF4_TILE_COLUMNS), (unsigned) matrices);
-    bof4_launch(bof4_add_outliers_kernel, blocks, threads, 0, stream, list, args,
-        (const nv_bfloat16 *) transposed.get(), columns.padded);
+    const dim3 blocks(
+        n_tiles(args.nrows, BOF4_TILE), n_tiles(max_columns + per_lane - 1, 32 * per_lane), (unsigned) matrices);
+    const auto run = [&](auto kernel) {
+        bof4_launch(kernel, blocks, threads, 0, stream, list, args, (const nv_bfloat16 *) transposed.get());
+    };
+    switch (per_lane) {
+        case 4:  run(bof4_add_outliers_kernel<4>); break;
+        case 2:  run(bof4_add_outliers_kernel<2>); break;
+        default: run(bof4_add_outliers_kernel<1>); break;
+    }
 }
 
 void ggml_cuda_bof4_add_outliers(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
@@ -64,19 +73,20 @@ void ggml_cuda_bof4_add_outliers(ggml_backend_cuda_context & ctx, ggml_tensor * 
     if (dst->op == GGML_OP_MUL_MAT) {
         const bof4_transpose_args columns = {
             x,
-            src0->ne[0],
-            ggml_nrows(src1),
+            (int32_t) src0->ne[0],
+            (int32_t) ggml_nrows(src1),
             0,
             nullptr,
-            src1->ne[1],
-            src1->ne[2],
+            (int32_t) src1->ne[1],
+            (int32_t) src1->ne[2],
             s11,
             s12,
             s13,
         };
         const bof4_add_outliers_args args = {
             y,
-            src0->ne[1],
+            (int32_t) src0->ne[1],
+            0,
             dst->ne[1],
             dst->ne[2],
             s1,
@@ -105,16 +115,29 @@ void ggml_cuda_bof4_add_outliers(ggml_backend_cuda_context & ctx, ggml_tensor * 
         (int) src1->ne[1], /*write_inverse =*/false, ctx.stream());
     const bof4_transpose_args columns = {
         x,
-        src0->ne[0],
-        n_tokens * n_used,
+        (int32_t) src0->ne[0],
+        (int32_t) (n_tokens * n_used),
         0,
         source.get(),
-        src1->ne[1],
-        src1->ne[2],
+        (int32_t) src1->ne[1],
+        (int32_t) src1->ne[2],
         s11,
         s12,
         0,
     };
-    const bof4_add_outliers_args args = { y, src0->ne[1], 1, 1, s1, 0, 0, 1, 1, bounds.get(), dst_rows.get() };
+    const bof4_add_outliers_args args = {
+        y,
+        (int32_t) src0->ne[1],
+        0,
+        1,
+        1,
+        s1,
+        0,
+        0,
+        1,
+        1,
+        bounds.get(),
+        dst_rows.get(),
+    };
     add_outliers(ctx, list, columns, args, n_tokens, n_experts);
 }

@@ -36,6 +36,7 @@ template <> struct bof4_cuda_type<GGML_TYPE_BOF4_K> {
     static constexpr ggml_type mmq_like = GGML_TYPE_IQ2_S;
     static constexpr int mmq_scales = BOF4_K_SUB_BLOCKS;
     static constexpr int mmq_group = BOF4_K_SUB_BLOCK, mmq_act_group = QK_BOF4_K / 2;
+    static constexpr int mmq_two_blocks = 16; // more would need more registers
     static constexpr float mmq_unit = BOF4_K_UNIT;
 
     static __device__ __forceinline__ float mmq_scale(const uint8_t * block, int i) {
@@ -114,7 +115,7 @@ template <bool aligned> struct bof4_k_step {
         return columns == 1 ? 5 : columns == 2 ? 4 : 3;
     }
     static constexpr __host__ __device__ int rows(int columns) { return columns <= 4 ? 4 : 2; }
-    static constexpr bool is_staged = true;
+    static constexpr bool is_staged = true, is_aligned = aligned;
     static constexpr int chunk_bytes = bof4_k_act_layout::superblocks_of_chunk * BOF4_K_BLOCK_BYTES;
     static_assert(chunk_bytes % 16 == 8, "chunks of aligned rows begin at byte 0 or 8 of a piece");
     template <int S>

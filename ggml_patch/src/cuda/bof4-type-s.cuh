@@ -29,6 +29,7 @@ template <> struct bof4_cuda_type<GGML_TYPE_BOF4_S> {
     static constexpr ggml_type mmq_like = GGML_TYPE_IQ4_NL;
     static constexpr int mmq_scales = 8;
     static constexpr int mmq_group = QK_BOF4_S, mmq_act_group = QK_BOF4_S;
+    static constexpr int mmq_two_blocks = 32;
     static constexpr float mmq_unit = BOF4_S_UNIT;
 
     static __device__ __forceinline__ float mmq_scale(const uint8_t * block, int) { return bof4_load_scale(block); }
@@ -97,7 +98,7 @@ struct bof4_s_piece_step {
         return columns == 1 ? 5 : columns == 2 ? 4 : 3;
     }
     static constexpr __host__ __device__ int rows(int columns) { return columns <= 4 ? 4 : 2; }
-    static constexpr bool is_staged = true;
+    static constexpr bool is_staged = true, is_aligned = true;
     // the scale of a piece's first block is up to `lead` bytes before it
     static constexpr int chunk_bytes = 16 * 32, lead = 32;
     template <int S>
@@ -165,7 +166,7 @@ struct bof4_s_piece_step {
 template <bool aligned> struct bof4_s_word_step {
     static constexpr __host__ __device__ int blocks_per_sm(int columns) { return columns == 1 ? 6 : 4; }
     static constexpr __host__ __device__ int rows(int columns) { return columns <= 4 ? 4 : 2; }
-    static constexpr bool is_staged = false;
+    static constexpr bool is_staged = false, is_aligned = false;
     static constexpr int chunks_at_once = 2;
     static constexpr int chunk = 64; // 16-bit parts of blocks that a warp multiplies at a time
 

@@ -19,6 +19,7 @@
 //     float mmq_scale(block, i)              scale i of those that a block has in a tile, without the unit
 //     static constexpr int mmq_group         weights under one scale in the product on tensor cores: 16, 64
 //     static constexpr int mmq_act_group     int8 activations under one scale in the tiled product: 64 or 128
+//     static constexpr int mmq_two_blocks    columns of a tile up to which two blocks of threads share an SM
 //     static constexpr float mmq_unit        by which the scales of those activations are multiplied
 //     struct mmq_scales_of_64                raw scales of 64 weights in registers: load(blocks, i) those of weights
 //                                            64 i and on of 256, decode(float (&)[64 / mmq_group], i)

@@ -225,9 +225,10 @@ void check_fused(ggml_type type, bool experts, bool bias, int glu, double of_up,
                         magnitude = m_up * m_gate;
                         break;
                     case GGML_GLU_OP_GEGLU:
-                        expected *= g > 0 ? g : 0;
+                        // gelu, by the hyperbolic tangent as ggml has it
+                        expected *= 0.5 * g * (1 + std::tanh(std::sqrt(2 / M_PI) * g * (1 + 0.044715 * g * g)));
                         magnitude = m_up * m_gate;
-                        break; // gelu of a large number is that number or zero
+                        break;
                     case GGML_GLU_OP_REGLU:
                         expected *= g;
                         magnitude = m_up * m_gate;
@@ -514,7 +515,13 @@ int main(int argc, char ** argv) {
                     check_mul_mat(type, { 768, 12 }, density, columns, 1, view);
                 }
             }
+        // several groups of rows for a block of threads: one warp or two, rows that do not begin at 16 bytes, a group
+        // that is not full
         check_mul_mat(type, { 512, 600 }, 0.02, 1, 1);
+        check_mul_mat(type, { 4096, 189 }, 0.02, 1, 1);
+        check_mul_mat(type, { 4096, 91 }, 0.02, 1, 1);
+        check_mul_mat(type, { 768, 301 }, 0.02, 1, 1);
+        check_mul_mat(type, { 4096, 189 }, 0.02, 6, 1);
         done("matrix-vector", 1e-6);
 
         for (const bool experts : { false, true })

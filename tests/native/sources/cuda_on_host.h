@@ -184,6 +184,11 @@ template <typename T> T __shfl_xor_sync(unsigned, T value, int mask, int) {
     return on_host::exchange(value)[(on_host::running % on_host::WARP) ^ mask];
 }
 
+template <typename T> T __shfl_sync(unsigned, T value, int lane, int width) {
+    const int self = (int) (on_host::running % on_host::WARP);
+    return on_host::exchange(value)[self / width * width + lane % width];
+}
+
 inline uint32_t __funnelshift_r(uint32_t low, uint32_t high, uint32_t shift) {
     return (uint32_t) (((uint64_t) high << 32 | low) >> (shift & 31));
 }
