@@ -11,12 +11,14 @@ with a real model have the marker `models`, too.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 from listed import write_listed
+from once import one_at_a_time
 
 from gguf_bof4.convert import convert
 from gguf_bof4.ggml_patch.build import installed_bin
@@ -33,6 +35,12 @@ OF_MODELS = {"smol", "smol_folder", "gemma", "minilm_folder", "evaluation"}
 # on a machine with other load neither the time of an example nor that of drawing one says anything about the code
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")
+
+
+def pytest_configure() -> None:
+    """Threads that wait sleep, in this process and those that it starts: OpenMP's otherwise spin, which takes the cores
+    from other workers. On two busy cores, tests of gptq take two thirds of the time."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -55,31 +63,36 @@ def built() -> Path:
 @pytest.fixture(scope="session")
 def smol() -> Path:
     """SmolLM2-135M-Instruct, matrices in F32, embeddings in F16."""
-    return reference_model("smol")
+    with one_at_a_time("models"):
+        return reference_model("smol")
 
 
 @pytest.fixture(scope="session")
 def smol_folder() -> Path:
     """The same model as a Hugging Face folder, in float32."""
-    return reference_folder()
+    with one_at_a_time("models"):
+        return reference_folder()
 
 
 @pytest.fixture(scope="session")
 def gemma() -> Path:
     """Gemma 3 270M, matrices in F32, embeddings in F16."""
-    return reference_model("gemma")
+    with one_at_a_time("models"):
+        return reference_model("gemma")
 
 
 @pytest.fixture(scope="session")
 def minilm_folder() -> Path:
     """all-MiniLM-L6-v2 as a Hugging Face folder, in float32."""
-    return fetch_minilm()
+    with one_at_a_time("models"):
+        return fetch_minilm()
 
 
 @pytest.fixture(scope="session")
 def evaluation() -> Path:
     """English technical prose that no model here was calibrated on."""
-    return evaluation_text()
+    with one_at_a_time("models"):
+        return evaluation_text()
 
 
 @pytest.fixture(scope="session")
