@@ -29,6 +29,10 @@ from gguf_bof4.reference_texts import evaluation_text
 TIERS = ("unit", "native", "models", "gpu")
 """Folders here, and markers of pyproject.toml, in the order in which they run: what fails early costs least."""
 
+LONG = ("test_portable.py", "test_vulkan.py", "test_cuda_compile.py", "test_search_command.py")
+"""Files that take minutes, the first ones for builds that others use: first in their tiers, so that none of two workers
+waits for a build or for the other one in the end."""
+
 OF_MODELS = {"smol", "smol_folder", "gemma", "minilm_folder", "evaluation"}
 """Fixtures that fetch models or texts; those that are made from them ask for them in turn."""
 
@@ -51,7 +55,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(tier)
         if tier == "native" and OF_MODELS & set(getattr(item, "fixturenames", ())):
             item.add_marker("models")
-    items.sort(key=lambda item: TIERS.index(item.path.relative_to(here).parts[0]))
+    items.sort(key=lambda item: (TIERS.index(item.path.relative_to(here).parts[0]), item.path.name not in LONG))
 
 
 @pytest.fixture(scope="session")
