@@ -117,17 +117,17 @@ def test_types_of_llama_cpp(folders: dict[str, Path], files: dict[str, Path], tm
     assert all(compensated[name] == searched[name] for name in compensated.keys() - inside)
 
 
-def test_a_layer_of_other_types_is_left_alone(folders: dict[str, Path], tmp_path: Path) -> None:
-    report = gptq(folders["llama"], tmp_path / "gptq.gguf", tensor_types=(r"blk\.0\.=f16",))
+def test_a_layer_of_other_types_is_left_alone(files: dict[str, Path], tmp_path: Path) -> None:
+    report = gptq(files["llama"], tmp_path / "gptq.gguf", tensor_types=(r"blk\.0\.=f16",))
     assert {t.qtype for t in report.tensors if t.name.startswith("blk.1.") and len(t.shape) > 1} == {"BOF4_S"}
     assert {t.qtype for t in report.tensors if t.name.startswith("blk.0.") and len(t.shape) > 1} == {"F16"}
     assert report.not_compensated == ()
 
 
 def test_fallbacks_are_compensated_and_rows_of_half_panels_say_why_not(
-    folders: dict[str, Path], tmp_path: Path
+    folders: dict[str, Path], files: dict[str, Path], tmp_path: Path
 ) -> None:
-    report = gptq(folders["llama"], tmp_path / "narrow.gguf", type="Q4_K")  # rows of 128 and 256
+    report = gptq(files["llama"], tmp_path / "narrow.gguf", type="Q4_K")  # rows of 128 and 256
     assert {t.qtype for t in report.fallbacks if t.name.startswith("blk.")} == {"Q5_0"}
     assert report.not_compensated == ()
     report = gptq(folders["uneven"], tmp_path / "uneven.gguf")  # rows of 128 and 224: BOF4_S and Q8_0
