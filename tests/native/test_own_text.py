@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 from calibration_models import family_folder
-from convert_models import smollm2_tokenizer
+from convert_models import sentencepiece_tokenizer
 from tiny_models import VOCABULARY, write_llama
 
 from gguf_bof4.convert import convert, own_text
@@ -78,17 +78,17 @@ def test_the_seed_alone_decides(tiny: Path, capfd: pytest.CaptureFixture[str]) -
 
 def test_first_tokens_have_the_probabilities_of_the_model(tmp_path: Path) -> None:
     """Texts of two tokens: the start token, and one that is drawn."""
-    smollm2_tokenizer(tmp_path)
+    sentencepiece_tokenizer(tmp_path)
     config = transformers.LlamaConfig(
-        hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, vocab_size=49152,
-        bos_token_id=1, eos_token_id=0, tie_word_embeddings=False,
+        hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, vocab_size=400,
+        bos_token_id=START, eos_token_id=END, tie_word_embeddings=False,
     )  # fmt: skip
     torch.manual_seed(0)
     model = transformers.LlamaForCausalLM(config)
     start = torch.tensor([[START]])
     with torch.no_grad():
         state = model.model(start).last_hidden_state[0, 0]
-        logits = torch.full((49152, 1), -20.0)  # forty tokens count
+        logits = torch.full((400, 1), -20.0)  # forty tokens count
         logits[:40] = torch.randn(40, 1)
         model.lm_head.weight[:] = logits * state / state.square().sum()
         expected = model(start).logits[0, 0].softmax(0).numpy()[:40]
