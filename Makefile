@@ -1,5 +1,5 @@
 # make demo           convert SmolLM2-135M to BOF4_S and chat with it; with the programs of a wheel in dist/, else built
-# make test           everything that CI checks: lint, the build, all tests
+# make test           everything that CI checks: lint, the build, all tests in WORKERS processes
 # make test-unit      the tests that need neither a build nor the network: under a minute
 # make test-nightly   100,000 mutated inputs to the command line, kill -9 and full disks at twenty moments of each kind,
 #                     every variant of the CPU backend, AArch64's under qemu; every generation of GPUs; all operations
@@ -21,6 +21,11 @@
 PYTHON ?= python3
 BIN    := .venv/bin
 FUZZ   ?= 100000
+
+# processes of `make test`. A test file runs in one of them, in its order, and the files begin in theirs; a worker that
+# dies fails its test instead of being replaced
+WORKERS  ?= 2
+PARALLEL = --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 # the generated header has the form that its generator gives it
 C_SOURCES = $(shell find ggml_patch/src tests/native/sources -type f \
@@ -45,7 +50,7 @@ build/demo/installed: $(READY)
 	touch $@
 
 test: lint build
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-unit: .venv/installed
 	$(BIN)/python -m pytest tests/unit

@@ -21,6 +21,8 @@ _ARGUMENTS = (
     "-DGGML_BACKEND_DL=ON",
     "-DGGML_CPU_ALL_VARIANTS=ON",
     "-DCMAKE_PLATFORM_NO_VERSIONED_SONAME=ON",
+    # the ordinary build has it, too: the same declarations, and so ccache takes objects of the one for the other
+    "-DCMAKE_CXX_FLAGS_RELEASE=-O3 -DNDEBUG -DGGML_BACKEND_SHARED",
     *(f"-DCMAKE_{kind}_LINKER_FLAGS={_LINKER_FLAGS}" for kind in ("EXE", "SHARED", "MODULE")),
 )
 

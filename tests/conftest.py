@@ -11,12 +11,14 @@ with a real model have the marker `models`, too.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 from listed import write_listed
+from once import one_at_a_time
 
 from gguf_bof4.convert import convert
 from gguf_bof4.ggml_patch.build import installed_bin
@@ -27,12 +29,22 @@ from gguf_bof4.reference_texts import evaluation_text
 TIERS = ("unit", "native", "models", "gpu")
 """Folders here, and markers of pyproject.toml, in the order in which they run: what fails early costs least."""
 
+LONG = ("test_portable.py", "test_vulkan.py", "test_cuda_compile.py", "test_search_command.py")
+"""Files that take minutes, the first ones for builds that others use: first in their tiers, so that none of two workers
+waits for a build or for the other one in the end."""
+
 OF_MODELS = {"smol", "smol_folder", "gemma", "minilm_folder", "evaluation"}
 """Fixtures that fetch models or texts; those that are made from them ask for them in turn."""
 
 # on a machine with other load neither the time of an example nor that of drawing one says anything about the code
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")
+
+
+def pytest_configure() -> None:
+    """Threads that wait sleep, in this process and those that it starts: OpenMP's otherwise spin, which takes the cores
+    from other workers. On two busy cores, tests of gptq take two thirds of the time."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -43,7 +55,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(tier)
         if tier == "native" and OF_MODELS & set(getattr(item, "fixturenames", ())):
             item.add_marker("models")
-    items.sort(key=lambda item: TIERS.index(item.path.relative_to(here).parts[0]))
+    items.sort(key=lambda item: (TIERS.index(item.path.relative_to(here).parts[0]), item.path.name not in LONG))
 
 
 @pytest.fixture(scope="session")
@@ -55,31 +67,36 @@ def built() -> Path:
 @pytest.fixture(scope="session")
 def smol() -> Path:
     """SmolLM2-135M-Instruct, matrices in F32, embeddings in F16."""
-    return reference_model("smol")
+    with one_at_a_time("models"):
+        return reference_model("smol")
 
 
 @pytest.fixture(scope="session")
 def smol_folder() -> Path:
     """The same model as a Hugging Face folder, in float32."""
-    return reference_folder()
+    with one_at_a_time("models"):
+        return reference_folder()
 
 
 @pytest.fixture(scope="session")
 def gemma() -> Path:
     """Gemma 3 270M, matrices in F32, embeddings in F16."""
-    return reference_model("gemma")
+    with one_at_a_time("models"):
+        return reference_model("gemma")
 
 
 @pytest.fixture(scope="session")
 def minilm_folder() -> Path:
     """all-MiniLM-L6-v2 as a Hugging Face folder, in float32."""
-    return fetch_minilm()
+    with one_at_a_time("models"):
+        return fetch_minilm()
 
 
 @pytest.fixture(scope="session")
 def evaluation() -> Path:
     """English technical prose that no model here was calibrated on."""
-    return evaluation_text()
+    with one_at_a_time("models"):
+        return evaluation_text()
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ import sentencepiece
 import torch
 import transformers
 from gguf import GGMLQuantizationType as T
+from once import one_at_a_time
 
 from gguf_bof4 import native
 from gguf_bof4.gguf_files.model import open_model
@@ -131,7 +132,8 @@ def sentencepiece_tokenizer(folder: Path) -> None:
 
 def smollm2_tokenizer(folder: Path) -> int:
     """SmolLM2's own tokenizer.json, rebuilt from the tokens and merges of its GGUF file; returns its size."""
-    model = open_model(fetch_smollm2())
+    with one_at_a_time("models"):
+        model = open_model(fetch_smollm2())
     tokens, kinds = model.value("tokenizer.ggml.tokens"), model.value("tokenizer.ggml.token_type")
     special = [i for i, kind in enumerate(kinds) if kind == gguf.TokenType.CONTROL]
     content = {

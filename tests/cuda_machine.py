@@ -11,6 +11,8 @@ import zipfile
 from functools import cache
 from pathlib import Path
 
+from once import one_at_a_time
+
 from gguf_bof4.ggml_patch import build as building
 from gguf_bof4.ggml_patch import cuda
 from gguf_bof4.ggml_patch.source import cache_root
@@ -56,7 +58,9 @@ def cublas_headers(toolkit: cuda.Toolkit) -> Path | None:
         return package
     major, minor = toolkit.release
     kept = cache_root() / f"cublas-headers-{major}.{minor}"
-    if not (kept / "cublas_v2.h").is_file():
+    with one_at_a_time("cublas"):
+        if (kept / "cublas_v2.h").is_file():
+            return kept
         name = "nvidia-cublas" if major >= 13 else f"nvidia-cublas-cu{major}"
         with tempfile.TemporaryDirectory(dir=cache_root()) as folder:
             subprocess.run(

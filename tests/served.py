@@ -132,9 +132,14 @@ def children(process: int) -> list[int]:
     return [int(pid) for pid in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
 
 
+def state(process: int) -> str:
+    """The letter of a process's state as /proc has it; none where there is no such process. Linux only."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
+
+
 def is_running(process: int) -> bool:
     """Does a process run? One that has ended and that nobody has waited for does not. Linux only."""
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+    return state(process) not in ("", "Z")

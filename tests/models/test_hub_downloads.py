@@ -117,7 +117,7 @@ def test_a_real_model_answers_after_a_broken_connection(hub: Hub, program: Run, 
     question = ("-p", "What is the capital of France?", "--temp", "0", "-n", "24", *THREADS)
     answered = program("run", "hf:org/smol:bof4_s", *question)
     assert answered.returncode == 0, answered.stderr
-    assert "The capital of France is Paris." in answered.stdout
+    assert "The capital of France is Paris" in answered.stdout
     # it writes chunks of 10 MiB: what is lost is less than one
     assert hub.ranges() == [f"bytes={2 * CHUNK}-", f"bytes={4 * CHUNK}-"]
     assert hub.downloads() == [smol_bof4.name] * 3

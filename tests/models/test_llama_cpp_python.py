@@ -63,9 +63,10 @@ def test_it_generates_with_the_build(bindings: Path, built: Path, smol_bof4: Pat
     else:
         result = generate(bindings, smol_bof4, LLAMA_CPP_LIB_PATH=str(built))
     assert result.returncode == 0, result.stderr
-    library, answer = result.stdout.splitlines()
+    library, answer = result.stdout.split("\n", 1)
     assert Path(library).parent == built
-    assert answer == "The capital of France is Paris."
+    # after "Paris" the two likeliest tokens are close: the processor's rounding decides whether the answer ends
+    assert answer.startswith("The capital of France is Paris")
 
 
 def test_the_documented_line_and_version_are_those_of_the_test() -> None:

@@ -11,6 +11,7 @@ import gguf
 import pytest
 from command_line import bof4
 from llama import succeed
+from once import one_at_a_time
 
 from gguf_bof4.bench import quality
 from gguf_bof4.bench.results import read_rows
@@ -49,7 +50,8 @@ def short(smol: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def calibration() -> Path:
     """English technical prose, another text than `evaluation`."""
-    return calibration_text()
+    with one_at_a_time("models"):
+        return calibration_text()
 
 
 def matrix_bits(model: Model) -> float:

@@ -78,11 +78,11 @@ def skeleton_of(source: Path) -> tuple[Skeleton, Any]:
 
 
 @pytest.mark.parametrize("family", [*DENSE, *POSITIONAL])
-def test_families(family: str, folders: dict[str, Path], tmp_path: Path) -> None:
+def test_families(family: str, folders: dict[str, Path], files: dict[str, Path], tmp_path: Path) -> None:
     """Every matrix of a decoder layer is reached, and encoded otherwise than by search."""
     report = gptq(folders[family], tmp_path / "gptq.gguf")
     assert report.not_compensated == ()
-    convert(folders[family], tmp_path / "search.gguf", type="BOF4_S", encoder="search")
+    convert(files[family], tmp_path / "search.gguf", type="BOF4_S", encoder="search")
     compensated, searched = tensors(tmp_path / "gptq.gguf"), tensors(tmp_path / "search.gguf")
     matrices = [name for name, t in types(tmp_path / "gptq.gguf").items() if t == "BOF4_S"]
     assert len(matrices) >= 2 * 4
@@ -90,18 +90,18 @@ def test_families(family: str, folders: dict[str, Path], tmp_path: Path) -> None
     assert all(compensated[name] == searched[name] for name in compensated.keys() - matrices if ".opq" not in name)
 
 
-def test_superblocks(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_superblocks(folders: dict[str, Path], files: dict[str, Path], tmp_path: Path) -> None:
     """A model whose rows are all multiples of 256, in BOF4_K, lists included."""
     report = gptq(folders["wide"], tmp_path / "gptq.gguf", type="BOF4_K", opq=("0.9",))
     assert report.not_compensated == ()
     assert sum(t.qtype == "BOF4_K" for t in report.tensors) == 2 * 7
     assert len(report.listed) == 2 * 7
-    convert(folders["wide"], tmp_path / "search.gguf", type="BOF4_K", encoder="search", opq=("0.9",))
+    convert(files["wide"], tmp_path / "search.gguf", type="BOF4_K", encoder="search", opq=("0.9",))
     compensated, searched = tensors(tmp_path / "gptq.gguf"), tensors(tmp_path / "search.gguf")
     assert all(compensated[t.name] != searched[t.name] for t in report.tensors if t.qtype == "BOF4_K")
 
 
-def test_types_of_llama_cpp(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_types_of_llama_cpp(folders: dict[str, Path], files: dict[str, Path], tmp_path: Path) -> None:
     """A file that any llama.cpp runs: all matrices of the layers compensated, and nothing of this project left."""
     report = gptq(folders["wide"], tmp_path / "gptq.gguf", type="Q4_K", tensor_types=("attn_v=q6_k", "ffn_down=q3_k"))
     assert report.not_compensated == () and report.needs_patch == {} and report.listed == ()
@@ -110,24 +110,24 @@ def test_types_of_llama_cpp(folders: dict[str, Path], tmp_path: Path) -> None:
     model = open_model(tmp_path / "gptq.gguf")
     assert model.value("general.file_type") == 14  # MOSTLY_Q4_K_S
     assert [key for key in model.fields if "bof4" in key] == []
-    convert(folders["wide"], tmp_path / "search.gguf", type="Q4_K", tensor_types=("attn_v=q6_k", "ffn_down=q3_k"))
+    convert(files["wide"], tmp_path / "search.gguf", type="Q4_K", tensor_types=("attn_v=q6_k", "ffn_down=q3_k"))
     compensated, searched = tensors(tmp_path / "gptq.gguf"), tensors(tmp_path / "search.gguf")
     assert compensated.keys() == searched.keys()
     assert {name for name in inside if compensated[name] == searched[name]} == set()
     assert all(compensated[name] == searched[name] for name in compensated.keys() - inside)
 
 
-def test_a_layer_of_other_types_is_left_alone(folders: dict[str, Path], tmp_path: Path) -> None:
-    report = gptq(folders["llama"], tmp_path / "gptq.gguf", tensor_types=(r"blk\.0\.=f16",))
+def test_a_layer_of_other_types_is_left_alone(files: dict[str, Path], tmp_path: Path) -> None:
+    report = gptq(files["llama"], tmp_path / "gptq.gguf", tensor_types=(r"blk\.0\.=f16",))
     assert {t.qtype for t in report.tensors if t.name.startswith("blk.1.") and len(t.shape) > 1} == {"BOF4_S"}
     assert {t.qtype for t in report.tensors if t.name.startswith("blk.0.") and len(t.shape) > 1} == {"F16"}
     assert report.not_compensated == ()
 
 
 def test_fallbacks_are_compensated_and_rows_of_half_panels_say_why_not(
-    folders: dict[str, Path], tmp_path: Path
+    folders: dict[str, Path], files: dict[str, Path], tmp_path: Path
 ) -> None:
-    report = gptq(folders["llama"], tmp_path / "narrow.gguf", type="Q4_K")  # rows of 128 and 256
+    report = gptq(files["llama"], tmp_path / "narrow.gguf", type="Q4_K")  # rows of 128 and 256
     assert {t.qtype for t in report.fallbacks if t.name.startswith("blk.")} == {"Q5_0"}
     assert report.not_compensated == ()
     report = gptq(folders["uneven"], tmp_path / "uneven.gguf")  # rows of 128 and 224: BOF4_S and Q8_0
@@ -231,7 +231,7 @@ def test_threads_do_not_change_the_file(files: dict[str, Path], tmp_path: Path) 
 
 
 def test_interrupted_work_goes_on_and_gives_the_same_file(files: dict[str, Path], tmp_path: Path) -> None:
-    gptq(files["smollm"], tmp_path / "whole.gguf")
+    gptq(files["llama"], tmp_path / "whole.gguf")
     target = tmp_path / "model.gguf"
 
     def interrupt(what: str, done: int, total: int) -> None:
@@ -239,13 +239,13 @@ def test_interrupted_work_goes_on_and_gives_the_same_file(files: dict[str, Path]
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        gptq(files["smollm"], target, progress=interrupt)
+        gptq(files["llama"], target, progress=interrupt)
     assert not target.exists()
     assert gptq_encoder.ENCODER.work_folder(target).is_dir()
     with pytest.raises(UserError, match="--damping differ"):
-        gptq(files["smollm"], target, damping=0.05)
+        gptq(files["llama"], target, damping=0.05)
     steps: list[str] = []
-    gptq(files["smollm"], target, progress=lambda what, done, total: steps.append(what))
+    gptq(files["llama"], target, progress=lambda what, done, total: steps.append(what))
     assert not any(step.startswith("layer 1 ") for step in steps)
     assert any(step.startswith("layer 2 ") for step in steps)
     assert target.read_bytes() == (tmp_path / "whole.gguf").read_bytes()
@@ -255,7 +255,7 @@ def test_interrupted_work_goes_on_and_gives_the_same_file(files: dict[str, Path]
 def test_force_gives_up_other_work(files: dict[str, Path], tmp_path: Path) -> None:
     folder = gptq_encoder.ENCODER.work_folder(tmp_path / "model.gguf")
     Checkpoint(folder, {"something": "else"}, False)
-    gptq(files["smollm"], tmp_path / "model.gguf", force=True)
+    gptq(files["llama"], tmp_path / "model.gguf", force=True)
     assert not folder.exists()
 
 
@@ -319,7 +319,7 @@ def test_samples_longer_than_the_model_are_refused(folders: dict[str, Path], tmp
 def test_a_weight_that_is_too_large_is_named(files: dict[str, Path], tmp_path: Path) -> None:
     """One of 64 neighbours that are as large, so that it is no outlier."""
     source = tmp_path / "large.gguf"
-    source.write_bytes(files["smollm"].read_bytes())
+    source.write_bytes(files["llama"].read_bytes())
     (tensor,) = (t for t in open_model(source).tensors if t.name == "blk.0.attn_q.weight")
     with source.open("r+b") as file:
         file.seek(tensor.offset + 4 * tensor.shape[1] * 3)
@@ -418,7 +418,7 @@ def test_wrong_options_are_refused(
     options: dict[str, Any], message: str, files: dict[str, Path], tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=message):
-        gptq(files["smollm"], tmp_path / "x.gguf", **options)
+        gptq(files["llama"], tmp_path / "x.gguf", **options)
     assert not (tmp_path / "x.gguf").exists()
 
 

@@ -24,7 +24,10 @@ ROUNDING = 2.0**-8
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return family_folder(tmp_path_factory.mktemp("llama"), "llama")
+    """A small model, unquantized."""
+    folder = tmp_path_factory.mktemp("llama")
+    convert(family_folder(folder, "llama"), folder / "f32.gguf", type="F32")
+    return folder / "f32.gguf"
 
 
 def gptq(source: Path, target: Path, **options: Any) -> dict[str, tuple[str, tuple[int, ...], bytes]]:

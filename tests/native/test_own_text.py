@@ -12,10 +12,11 @@ import pytest
 import torch
 import transformers
 from calibration_models import family_folder
-from convert_models import smollm2_tokenizer
+from convert_models import sentencepiece_tokenizer
 from tiny_models import VOCABULARY, write_llama
 
 from gguf_bof4.convert import convert, own_text
+from gguf_bof4.encoders.gptq import precision
 from gguf_bof4.errors import UserError
 from gguf_bof4.gguf_files.model import open_model
 from gguf_bof4.native import NativeError, Writer
@@ -77,17 +78,17 @@ def test_the_seed_alone_decides(tiny: Path, capfd: pytest.CaptureFixture[str]) -
 
 def test_first_tokens_have_the_probabilities_of_the_model(tmp_path: Path) -> None:
     """Texts of two tokens: the start token, and one that is drawn."""
-    smollm2_tokenizer(tmp_path)
+    sentencepiece_tokenizer(tmp_path)
     config = transformers.LlamaConfig(
-        hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, vocab_size=49152,
-        bos_token_id=1, eos_token_id=0, tie_word_embeddings=False,
+        hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, vocab_size=400,
+        bos_token_id=START, eos_token_id=END, tie_word_embeddings=False,
     )  # fmt: skip
     torch.manual_seed(0)
     model = transformers.LlamaForCausalLM(config)
     start = torch.tensor([[START]])
     with torch.no_grad():
         state = model.model(start).last_hidden_state[0, 0]
-        logits = torch.full((49152, 1), -20.0)  # forty tokens count
+        logits = torch.full((400, 1), -20.0)  # forty tokens count
         logits[:40] = torch.randn(40, 1)
         model.lm_head.weight[:] = logits * state / state.square().sum()
         expected = model(start).logits[0, 0].softmax(0).numpy()[:40]
@@ -113,7 +114,8 @@ def test_texts_are_kept_in_the_cache_and_are_the_default_of_gptq(
     assert ("the model writes its calibration text", total, total) in steps
     notes = [step for step, _, total in steps if total == NOTE]
     assert re.fullmatch(r"about \d+ s: the model writes 5 runs of 48 tokens to calibrate with", notes[0])
-    assert re.fullmatch(r"about \d+ s: 2 layers, 4 samples of 48 tokens", notes[1])
+    auto = precision.chosen("auto", torch.device("cpu"))  # the default: bf16 where the processor multiplies it
+    assert re.fullmatch(rf"about \d+ s: 2 layers, 4 samples of 48 tokens, {auto}", notes[1])
     monkeypatch.setattr(own_text, "write_texts", None)
     convert(file, tmp_path / "b.gguf", calibration="self", **SHORT)
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
@@ -142,15 +144,15 @@ def test_mixed_with_other_texts(file: Path, tmp_path: Path, cache: Path) -> None
     assert not (tmp_path / "b.gguf").exists()
 
 
-def test_importance_matrices(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a folder, too, which is converted for it."""
+def test_importance_matrices(folder: Path, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a folder, too, which is converted for it; without a matrix its file has the same weights, and is faster."""
     monkeypatch.setattr("gguf_bof4.convert.preparation.IMATRIX_SAMPLES", 2)
     monkeypatch.setattr("gguf_bof4.convert.random_tokens.CHUNKS", 2)
     written = {}
     for kind in (None, "self", "random"):
         path = tmp_path / f"{kind}.gguf"
         notes: list[str] = []
-        convert(folder, path, imatrix=kind, opq=("off",),
+        convert(file if kind is None else folder, path, imatrix=kind, opq=("off",),
                 progress=lambda step, _, total, notes=notes: notes.append(step) if total == NOTE else None)  # fmt: skip
         model = open_model(path)
         written[kind] = model.tensors[3].read_rows().tobytes()

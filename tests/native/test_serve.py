@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from program import bof4
-from served import Server, children, heed_ctrl_c, is_running, programs_with, serving, start, wait_for
+from served import Server, children, heed_ctrl_c, is_running, programs_with, serving, start, state, wait_for
 from tiny_models import CONTEXT, write_llama
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes in /proc")
@@ -203,6 +203,7 @@ def test_a_signal_while_the_model_loads_ends_both(smol_listed: Path, built: Path
     wait_for(lambda: "bof4 serve: loading" in (tmp_path / "log").read_text(), "the start of llama-server")
     (llama,) = children(process.pid)
     os.kill(llama, signal.SIGSTOP)  # it cannot get ready
+    wait_for(lambda: state(llama) == "T", "the stop of llama-server")  # before that, SIGTERM would overtake
     process.send_signal(signal.SIGTERM)
     time.sleep(0.3)
     os.kill(llama, signal.SIGCONT)

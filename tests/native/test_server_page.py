@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from once import one_at_a_time
 from served import Server, programs_with, serving, wait_for
 
 from gguf_bof4.ggml_patch.page import PageError, build_page, find_npm, made_page
@@ -29,12 +30,13 @@ NUMBERS = "Write the numbers from 1 to 2000, one on each line."
 @pytest.fixture(scope="module")
 def page() -> Path:
     """The page: from the cache, or built with npm, which takes minutes once."""
-    if made_page() is None:
-        try:
-            find_npm()
-        except PageError as error:
-            pytest.skip(str(error))
-    return build_page()
+    with one_at_a_time("page"):
+        if made_page() is None:
+            try:
+                find_npm()
+            except PageError as error:
+                pytest.skip(str(error))
+        return build_page()
 
 
 @pytest.fixture(scope="module")

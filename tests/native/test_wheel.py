@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 import torch
 from convert_models import llama_folder, sentencepiece_tokenizer
+from once import one_at_a_time
 from portable_build import ALL, built_variants, convert_listed
 from tiny_models import write_llama
 
@@ -65,8 +66,15 @@ class Environment:
 
 
 @pytest.fixture(scope="module")
-def wheel(portable: Build, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_wheel(tmp_path_factory.mktemp("dist"), built_variants(), page=made_page())
+def page() -> Path | None:
+    """The server's page, where test_server_page.py or a user has made it."""
+    with one_at_a_time("page"):
+        return made_page()
+
+
+@pytest.fixture(scope="module")
+def wheel(portable: Build, page: Path | None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_wheel(tmp_path_factory.mktemp("dist"), built_variants(), page=page)
 
 
 @pytest.fixture(scope="module")
@@ -116,10 +124,10 @@ def test_it_is_for_any_python_and_an_old_linux_and_small(wheel: Path) -> None:
         assert wheel.stat().st_size < SIZE
 
 
-def test_it_contains_programs_libraries_and_no_build(names: list[str]) -> None:
+def test_it_contains_programs_libraries_and_no_build(names: list[str], page: Path | None) -> None:
     below_bin = [name.removeprefix("gguf_bof4/programs/bin/") for name in names if "/programs/bin/" in name]
     programs = {name for name in below_bin if not name.startswith("ui/")}
-    assert ("ui/index.html.gz" in below_bin) == (made_page() is not None)
+    assert ("ui/index.html.gz" in below_bin) == (page is not None)
     assert {*PROGRAMS} - {"bof4"} | {"libbof4.so", "libllama.so", "libggml-rpc.so"} <= programs
     assert all(name in PROGRAMS or name.endswith(".so") for name in programs)
     assert len([name for name in programs if name.startswith("libggml-cpu-")]) >= max(1, len(built_variants()))

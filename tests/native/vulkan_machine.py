@@ -19,10 +19,11 @@ from pathlib import Path
 import pytest
 from c_programs import PROGRAMS, STRICT, compile_program
 from instruction_sets import native_compiler
+from once import one_at_a_time
 
 from gguf_bof4.ggml_patch import vulkan
 from gguf_bof4.ggml_patch.build import Build, build
-from gguf_bof4.paths import atomic_path, cache_root
+from gguf_bof4.paths import atomic_path, cache_root, write_text
 
 COMPILE = ("glslc", "libshaderc1", "libc6", "libgcc-s1", "libstdc++6", "libvulkan-dev", "spirv-headers")
 """Packages of Debian 13. Its programs run with its own libraries, from the folder that they are unpacked in."""
@@ -188,8 +189,9 @@ def _unpacked() -> Machine:
     # the description names its library by an absolute path
     (described,) = (run / "usr/share/vulkan/icd.d").glob("lvp_icd*.json")
     driver = folder / "lavapipe.json"
-    driver.write_text(re.sub(r'"library_path": ".*?"', f'"library_path": "{run / LIBRARIES}/libvulkan_lvp.so"',
-                             described.read_text()))  # fmt: skip
+    text = re.sub(r'"library_path": ".*?"', f'"library_path": "{run / LIBRARIES}/libvulkan_lvp.so"',
+                  described.read_text())  # fmt: skip
+    write_text(driver, text)  # whole: another process may read it
     return Machine(
         (str(libraries / "ld-linux-x86-64.so.2"), "--library-path", str(libraries), str(tools / "usr/bin/glslc")),
         tools / "usr/include", tools / "usr/share/cmake/SPIRV-Headers", loaders[0], driver, (run / LIBRARIES,),
@@ -209,7 +211,8 @@ def find_machine() -> Machine:
 def vulkan_machine() -> Machine:
     """`find_machine`; skips the test where there is none."""
     try:
-        return find_machine()
+        with one_at_a_time("vulkan"):
+            return find_machine()
     except Missing as error:
         pytest.skip(
             f"Vulkan is not tested: {error}. `apt install mesa-vulkan-drivers libvulkan-dev glslc spirv-headers` of "
@@ -225,14 +228,15 @@ def write_glslc(machine: Machine) -> Path:
     folder = cache_root() / f"vulkan-glslc-{digest[:8]}"
     folder.mkdir(parents=True, exist_ok=True)
     glslc, empty = folder / "glslc", folder / "empty.spv"
-    if not glslc.is_file():
-        subprocess.run(
-            [*machine.glslc, "-fshader-stage=compute", "-", "-o", empty], input="#version 450\nvoid main() {}\n",
-            text=True, check=True,
-        )  # fmt: skip
-        with atomic_path(glslc) as partial:
-            partial.write_text(GLSLC.format(empty=empty, command=command))
-            partial.chmod(0o755)
+    with one_at_a_time("vulkan"):
+        if not glslc.is_file():
+            subprocess.run(
+                [*machine.glslc, "-fshader-stage=compute", "-", "-o", empty], input="#version 450\nvoid main() {}\n",
+                text=True, check=True,
+            )  # fmt: skip
+            with atomic_path(glslc) as partial:
+                partial.write_text(GLSLC.format(empty=empty, command=command))
+                partial.chmod(0o755)
     return glslc
 
 
