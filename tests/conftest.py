@@ -29,7 +29,7 @@ from gguf_bof4.reference_texts import evaluation_text
 TIERS = ("unit", "native", "models", "gpu")
 """Folders here, and markers of pyproject.toml, in the order in which they run: what fails early costs least."""
 
-LONG = ("test_portable.py", "test_vulkan.py", "test_cuda_compile.py", "test_search_command.py")
+LONG = ("test_portable.py", "test_vulkan.py", "test_cuda_compile.py", "test_search_command.py", "test_models.py")
 """Files that take minutes, the first ones for builds that others use: first in their tiers, so that none of two workers
 waits for a build or for the other one in the end."""
 
