@@ -19,6 +19,7 @@
 #   JOBS    parallel compilers (one for each core)
 #   NO_NCU=1  do not read hardware counters
 #   PHASES  another table of phases
+#   CPUINFO file with the features of the processor (/proc/cpuinfo)
 #
 # Exit code: 0 if no phase failed. A phase that is skipped for lack of time, or of a tool, is named and does not fail.
 set -u
@@ -35,7 +36,7 @@ rm -f "$OUT"/{facts,summary}.txt "$OUT"/{build,ops,bench,sanitizer,models}.log "
 
 # name:seconds at most:seconds without which it is not started, in the order in which they run
 PHASES=${PHASES:-"ops:100:15 bench:120:40 models:60:15 gptq:90:30 memcheck:70:30 racecheck:50:25 llama:110:25 perf:80:30
-    counters:40:25"}
+    counters:40:25 amx:70:40"}
 
 left() { echo $((TOTAL - SECONDS)); }
 wanted() { [ -z "${ONLY:-}" ] || [[ " $ONLY " == *" $1 "* ]]; }
@@ -131,7 +132,7 @@ else
         limited build $(($(left) * 65 / 100)) build.log compile && echo "$stamp" >"$WORK/stamp"
 fi
 llama_build=
-if built && [ -f "$TREE/CMakeLists.txt" ] && { wanted models || wanted llama || wanted gptq; }; then
+if built && [ -f "$TREE/CMakeLists.txt" ] && { wanted models || wanted llama || wanted gptq || wanted amx; }; then
     if ! runs llama-perplexity || ! runs llama-bench || [ ! -f "$BIN/libbof4.so" ]; then
         # the programs that run models compile beside the next phase, whose own work is on the GPU
         timeout -k 5 $(($(left) > 150 ? $(left) - 100 : 50)) bash -c compile_llama >>"$OUT/build.log" 2>&1 & llama_build=$!
@@ -195,6 +196,34 @@ llama() {
     done
     return $rc
 }
+# Prompts on the processor: predictions with AMX against those without, and speed beside types with AMX kernels upstream.
+amx() {
+    local failed=0 model kld file=$SHM/bof4-random.gguf of
+    for model in "$DIR"/*-s.gguf; do
+        rm -f "$WORK/base.dat"
+        BOF4_AMX=0 "$BIN/llama-perplexity" -m "$model" -f "$DIR/text.txt" -c 128 -b 128 --chunks 4 -ngl 0 --device none \
+            --kl-divergence-base "$WORK/base.dat" 2>&1 | tail -3
+        "$BIN/llama-perplexity" -m "$model" -c 128 -b 128 --chunks 4 -ngl 0 --device none \
+            --kl-divergence-base "$WORK/base.dat" --kl-divergence >"$WORK/kld.txt" 2>&1 ||
+            { tail -30 "$WORK/kld.txt"; failed=1; }
+        kld=$(sed -n 's/^Median *KLD: *\([-0-9.e]*\).*/\1/p' "$WORK/kld.txt")
+        echo "KLD $(basename "$model") with AMX: median ${kld:-none}, $(grep -E '^Mean +KLD' "$WORK/kld.txt")"
+        awk -v k="${kld:-9}" 'BEGIN { exit !(k < 0.01) }' || failed=1
+    done
+    # TYPE [NAME=VALUE]: tokens per second on all cores, of a quarter of the layers
+    speed() {
+        env ${2:+"$2"} "$BIN/llama-bench" -m "$file" -dev none -ngl 0 -t "$(nproc)" -p 256 -n 16 -r 3 -o csv \
+            >"$WORK/one.csv" 2>"$WORK/one.err" && "$PYTHON" "$DIR/summary.py" llama "cpu $1 ${2:-}" "$WORK/one.csv" ||
+            { failed=1; tail -5 "$WORK/one.err"; }
+    }
+    for of in bof4_s bof4_k q4_0 q4_k iq4_xs; do
+        "$PYTHON" "$DIR/make_llama.py" "$of" "$file" layers=8 || failed=1
+        speed "$of"
+        case $of in bof4*) speed "$of" BOF4_AMX=0 ;; esac
+        rm -f "$file"
+    done
+    return $failed
+}
 counters() {
     local metrics=gpu__time_duration.sum,dram__throughput.avg.pct_of_peak_sustained_elapsed of
     metrics+=,sm__inst_issued.avg.pct_of_peak_sustained_active,l1tex__throughput.avg.pct_of_peak_sustained_active
@@ -206,7 +235,7 @@ counters() {
             grep -E "bof4_mul|dram__|sm__|smsp__|l1tex|gpu__" || return 1
     done
 }
-export -f ops perf bench sanitize models gptq llama counters
+export -f ops perf bench sanitize models gptq llama amx counters
 export small
 
 if built; then
@@ -241,6 +270,13 @@ if built; then
     fi
     phase perf bench.log perf
     if command -v ncu >/dev/null && [ -z "${NO_NCU:-}" ]; then phase counters bench.log counters; else skip counters "no ncu"; fi
+    if ! grep -q amx_int8 "${CPUINFO:-/proc/cpuinfo}"; then
+        skip amx "this processor has no AMX"
+    elif ! runs llama-perplexity || ! runs llama-bench || [ ! -f "$DIR/make_llama.py" ]; then
+        skip amx "no make_llama.py, or no llama-perplexity or llama-bench"
+    else
+        phase amx models.log amx
+    fi
 else
     echo "---- the end of the build's log:"; tail -n 40 "$OUT/build.log" 2>/dev/null
 fi

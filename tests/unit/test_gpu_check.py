@@ -71,7 +71,7 @@ esac
 
 PROGRAMS = ("nvidia-smi", "nvcc", "cmake", "ninja", "c++", "compute-sanitizer", "ncu", "python3")
 
-ALL = ("ops", "bench", "models", "gptq", "memcheck", "racecheck", "llama", "perf", "counters")
+ALL = ("ops", "bench", "models", "gptq", "memcheck", "racecheck", "llama", "perf", "counters", "amx")
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,7 @@ class Machine:
             (self.carried / name).touch()
         # the real one writes gigabytes
         (self.carried / "make_llama.py").write_text("import sys; open(sys.argv[2], 'w').close()")
+        (folder / "cpuinfo").write_text("flags : fpu amx_tile amx_int8\n")
         tree = folder / "llama.cpp-bof4"
         tree.mkdir()
         (tree / "CMakeLists.txt").touch()
@@ -122,7 +123,7 @@ class Machine:
             ["bash", self.carried / "check.sh"], capture_output=True, text=True, check=False,
             env={**os.environ, "PATH": f"{self.folder / 'tools'}:{os.environ['PATH']}", "STUB": str(self.stub),
                  "STUB_LOG": str(log), "STUB_PYTHON": sys.executable, "WORK": str(self.folder / "work"),
-                 **stubs, **variables},
+                 "CPUINFO": str(self.folder / "cpuinfo"), **stubs, **variables},
         )  # fmt: skip
         text = (self.out / "summary.txt").read_text() if (self.out / "summary.txt").is_file() else done.stderr
         return Outcome(done.returncode, text, log.read_text())
@@ -142,6 +143,7 @@ def test_all_phases_run_and_a_second_call_does_not_build(machine: Machine) -> No
         "card: NVIDIA H100 80GB HBM3", "operations:   1/1 tests passed", "MUL_MAT bof4_s OK: 1;", "bof4_s 75%",
         "bof4_s 12.3", "ERROR SUMMARY: 0 errors", "KLD two-s.gguf -ngl 99 -ub 1: median 0.002", "GPTQ on cuda",
         "LLAMA-8B bof4_s+opq tg128       150.5", "20.00 us/run", "dram__throughput",
+        "KLD two-s.gguf with AMX: median 0.002", "LLAMA-8B cpu bof4_k BOF4_AMX=0 tg128",
     ):  # fmt: skip
         assert line in first.summary, line
     assert "-DCMAKE_CUDA_ARCHITECTURES=90-real" in first.calls
@@ -206,6 +208,15 @@ def test_without_torch_or_tools_phases_are_skipped_with_the_reason(machine: Mach
     assert found.returncode == 0
     assert found.result_of("gptq") == "skipped: python3 has no torch that uses the GPU"
     assert found.result_of("counters").startswith("skipped: ")
+
+
+def test_amx_is_checked_where_the_processor_has_it(machine: Machine) -> None:
+    diverging = machine.check(ONLY="amx", STUB_KLD="0.02")
+    assert diverging.result_of("amx") == "FAILED, rc 1"
+    (machine.folder / "cpuinfo").write_text("flags : fpu avx512f\n")
+    without = machine.check(ONLY="amx")
+    assert without.returncode == 0
+    assert without.result_of("amx") == "skipped: this processor has no AMX"
 
 
 def test_prebuilt_programs_are_used(machine: Machine, tmp_path: Path) -> None:
