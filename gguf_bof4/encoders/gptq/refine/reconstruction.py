@@ -44,6 +44,9 @@ The paper has 2.5 in 2500 steps; as many take hours on a CPU (bench/NOTES.md).
 V_TRAVEL = 0.15
 """The same for v: the scale of a block changes by half of it."""
 
+FEWEST_STEPS = 60
+"""With fewer steps, both learning rates are those of as many: larger ones make codes worse, not better."""
+
 V_DECAY = 1e-4
 """Weight decay of v."""
 
@@ -316,7 +319,7 @@ def reconstruct(
         step += 1
         last, used = used, budget.used(step, time.monotonic() - began)
         for group in optimizer.param_groups:
-            group["lr"] = group["travel"] * (min(used, 1.0) - last)
+            group["lr"] = group["travel"] * min(min(used, 1.0) - last, 1 / FEWEST_STEPS)
         optimizer.step()
         report(step, used)
     tensors = {name: matrix.finish() for name, matrix in matrices.items()}
