@@ -515,13 +515,7 @@ int main(int argc, char ** argv) {
                     check_mul_mat(type, { 768, 12 }, density, columns, 1, view);
                 }
             }
-        // several groups of rows for a block of threads: one warp or two, rows that do not begin at 16 bytes, a group
-        // that is not full
         check_mul_mat(type, { 512, 600 }, 0.02, 1, 1);
-        check_mul_mat(type, { 4096, 189 }, 0.02, 1, 1);
-        check_mul_mat(type, { 4096, 91 }, 0.02, 1, 1);
-        check_mul_mat(type, { 768, 301 }, 0.02, 1, 1);
-        check_mul_mat(type, { 4096, 189 }, 0.02, 6, 1);
         done("matrix-vector", 1e-6);
 
         for (const bool experts : { false, true })
