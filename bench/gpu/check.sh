@@ -162,22 +162,40 @@ sanitize() {
 small='bof4_.*(m=16,n=(1|3|8|9),k=256,bs=\[1,1\],nr=\[1,1\],per=\[0,1,2,3\]|m=16,n=1,k=64,|n=256,m=5,r=4,be1=1'
 small+='|n_mats=4,n_used=2,b=0,m=512,n=(1|17),|m=64,n=16,k=192|glu_op=2,m=1,n=32,k=256,use_id=.,n_mats=16,n_used=8,b=0,'
 small+='with_bias=1,with_gate=1)'
+# predict MODEL: keep the predictions of the processor
+predict() {
+    rm -f "$WORK/base.dat"
+    "$BIN/llama-perplexity" -m "$1" -f "$DIR/text.txt" -c 128 -b 128 --chunks 4 -ngl 0 --device none \
+        --kl-divergence-base "$WORK/base.dat" 2>&1 | tail -3
+}
+# diverge MODEL LABEL [ARGUMENT...]: predictions with the arguments against those kept; fails from a median of 0.01 on
+diverge() {
+    local model=$1 label=$2 rc=0 kld
+    shift 2
+    "$BIN/llama-perplexity" -m "$model" -c 128 -b 128 --chunks 4 "$@" \
+        --kl-divergence-base "$WORK/base.dat" --kl-divergence >"$WORK/kld.txt" 2>&1 ||
+        { tail -30 "$WORK/kld.txt"; rc=1; }
+    kld=$(sed -n 's/^Median *KLD: *\([-0-9.e]*\).*/\1/p' "$WORK/kld.txt")
+    echo "KLD $(basename "$model") $label: median ${kld:-none}, $(grep -E '^Mean +KLD' "$WORK/kld.txt"), $(grep 'Same top p:' "$WORK/kld.txt" | tail -1)"
+    awk -v k="${kld:-9}" 'BEGIN { exit !(k < 0.01) }' || rc=1
+    return $rc
+}
+# speed LABEL FILE [ARGUMENT...]: llama-bench of a model
+speed() {
+    local label=$1 file=$2
+    shift 2
+    "$BIN/llama-bench" -m "$file" "$@" -r 3 -o csv >"$WORK/one.csv" 2>"$WORK/one.err" &&
+        "$PYTHON" "$DIR/summary.py" llama "$label" "$WORK/one.csv" || { tail -5 "$WORK/one.err"; return 1; }
+}
 # KL divergence of the GPU's predictions from the CPU's: rounding of activations makes it 0.002, lost outliers 0.1 and
 # more. With -ub 1 and -ub 8 the products of one and of several columns are compared, lists in fused products included.
 models() {
-    local failed=0 model kld arguments
+    local failed=0 model arguments
     for model in "$DIR"/*-s.gguf; do
-        rm -f "$WORK/base.dat"
-        "$BIN/llama-perplexity" -m "$model" -f "$DIR/text.txt" -c 128 -b 128 --chunks 4 -ngl 0 --device none \
-            --kl-divergence-base "$WORK/base.dat" 2>&1 | tail -3
+        predict "$model"
         for arguments in "-ngl 99" "-ngl 3" "-ngl 99 -ub 8" "-ngl 99 -ub 1"; do
             # shellcheck disable=SC2086
-            "$BIN/llama-perplexity" -m "$model" -c 128 -b 128 --chunks 4 $arguments \
-                --kl-divergence-base "$WORK/base.dat" --kl-divergence >"$WORK/kld.txt" 2>&1 ||
-                { tail -30 "$WORK/kld.txt"; failed=1; }
-            kld=$(sed -n 's/^Median *KLD: *\([-0-9.e]*\).*/\1/p' "$WORK/kld.txt")
-            echo "KLD $(basename "$model") $arguments: median ${kld:-none}, $(grep -E '^Mean +KLD' "$WORK/kld.txt"), $(grep 'Same top p:' "$WORK/kld.txt" | tail -1)"
-            awk -v k="${kld:-9}" 'BEGIN { exit !(k < 0.01) }' || failed=1
+            diverge "$model" "$arguments" $arguments || failed=1
         done
     done
     return $failed
@@ -189,37 +207,23 @@ gptq() {
 llama() {
     local file=$SHM/bof4-random.gguf of rc=0
     for of in bof4_s iq4_nl bof4_k q4_k bof4_s+opq q4_0 bof4_k+opq iq4_xs mxfp4; do
-        "$PYTHON" "$DIR/make_llama.py" "$of" "$file" &&
-            "$BIN/llama-bench" -m "$file" -ngl 99 -fa 0 -p 512 -n 128 -r 3 -o csv >"$WORK/one.csv" 2>"$WORK/one.err" &&
-            "$PYTHON" "$DIR/summary.py" llama "$of" "$WORK/one.csv" || { rc=1; tail -5 "$WORK/one.err"; }
+        "$PYTHON" "$DIR/make_llama.py" "$of" "$file" && speed "$of" "$file" -ngl 99 -fa 0 -p 512 -n 128 || rc=1
         rm -f "$file"
     done
     return $rc
 }
-# Prompts on the processor: predictions with AMX against those without, and speed beside types with AMX kernels upstream.
+# Prompts on the processor: predictions with AMX against those without, and speed beside types with AMX kernels upstream,
+# on all cores, of a quarter of the layers.
 amx() {
-    local failed=0 model kld file=$SHM/bof4-random.gguf of
+    local failed=0 model file=$SHM/bof4-random.gguf of arguments
     for model in "$DIR"/*-s.gguf; do
-        rm -f "$WORK/base.dat"
-        BOF4_AMX=0 "$BIN/llama-perplexity" -m "$model" -f "$DIR/text.txt" -c 128 -b 128 --chunks 4 -ngl 0 --device none \
-            --kl-divergence-base "$WORK/base.dat" 2>&1 | tail -3
-        "$BIN/llama-perplexity" -m "$model" -c 128 -b 128 --chunks 4 -ngl 0 --device none \
-            --kl-divergence-base "$WORK/base.dat" --kl-divergence >"$WORK/kld.txt" 2>&1 ||
-            { tail -30 "$WORK/kld.txt"; failed=1; }
-        kld=$(sed -n 's/^Median *KLD: *\([-0-9.e]*\).*/\1/p' "$WORK/kld.txt")
-        echo "KLD $(basename "$model") with AMX: median ${kld:-none}, $(grep -E '^Mean +KLD' "$WORK/kld.txt")"
-        awk -v k="${kld:-9}" 'BEGIN { exit !(k < 0.01) }' || failed=1
+        BOF4_AMX=0 predict "$model"
+        diverge "$model" "with AMX" -ngl 0 --device none || failed=1
     done
-    # TYPE [NAME=VALUE]: tokens per second on all cores, of a quarter of the layers
-    speed() {
-        env ${2:+"$2"} "$BIN/llama-bench" -m "$file" -dev none -ngl 0 -t "$(nproc)" -p 256 -n 16 -r 3 -o csv \
-            >"$WORK/one.csv" 2>"$WORK/one.err" && "$PYTHON" "$DIR/summary.py" llama "cpu $1 ${2:-}" "$WORK/one.csv" ||
-            { failed=1; tail -5 "$WORK/one.err"; }
-    }
+    arguments=(-dev none -ngl 0 -t "$(nproc)" -p 256 -n 16)
     for of in bof4_s bof4_k q4_0 q4_k iq4_xs; do
-        "$PYTHON" "$DIR/make_llama.py" "$of" "$file" layers=8 || failed=1
-        speed "$of"
-        case $of in bof4*) speed "$of" BOF4_AMX=0 ;; esac
+        "$PYTHON" "$DIR/make_llama.py" "$of" "$file" layers=8 && speed "cpu $of" "$file" "${arguments[@]}" || failed=1
+        case $of in bof4*) BOF4_AMX=0 speed "cpu $of BOF4_AMX=0" "$file" "${arguments[@]}" || failed=1 ;; esac
         rm -f "$file"
     done
     return $failed
@@ -235,7 +239,7 @@ counters() {
             grep -E "bof4_mul|dram__|sm__|smsp__|l1tex|gpu__" || return 1
     done
 }
-export -f ops perf bench sanitize models gptq llama amx counters
+export -f ops perf bench sanitize predict diverge speed models gptq llama amx counters
 export small
 
 if built; then

@@ -15,6 +15,17 @@ static constexpr __host__ __device__ ggml_type bof4_mmq_like(ggml_type type) {
     }
 }
 
+// The largest tile, in columns, of which two blocks of threads share an SM (mmq_two_blocks); 0 for types that are not ours.
+static constexpr __host__ __device__ int bof4_mmq_two_blocks(ggml_type type) {
+    switch (type) {
+#define BOF4_MMQ_TWO_BLOCKS_CASE(NAME, name) \
+    case GGML_TYPE_##NAME: return bof4_cuda_type<GGML_TYPE_##NAME>::mmq_two_blocks;
+        BOF4_TYPES_CUDA(BOF4_MMQ_TWO_BLOCKS_CASE)
+#undef BOF4_MMQ_TWO_BLOCKS_CASE
+        default: return 0;
+    }
+}
+
 // Blocks of threads for each SM, where these have a type's tiles of J columns. Few columns need few registers, so that
 // two blocks fit, of which one works while the other one waits. Other types: what upstream has.
 static constexpr __host__ __device__ int bof4_mmq_blocks_per_sm(ggml_type type, int J) {
@@ -23,13 +34,7 @@ static constexpr __host__ __device__ int bof4_mmq_blocks_per_sm(ggml_type type, 
     GGML_UNUSED(J);
     return 1;
 #else
-    switch (type) {
-#define BOF4_MMQ_BLOCKS_CASE(NAME, name) \
-    case GGML_TYPE_##NAME: return J <= bof4_cuda_type<GGML_TYPE_##NAME>::mmq_two_blocks ? 2 : 1;
-        BOF4_TYPES_CUDA(BOF4_MMQ_BLOCKS_CASE)
-#undef BOF4_MMQ_BLOCKS_CASE
-        default: return 1;
-    }
+    return J <= bof4_mmq_two_blocks(type) ? 2 : 1;
 #endif // defined(GGML_USE_HIP) || defined(GGML_USE_MUSA)
 }
 
@@ -50,13 +55,7 @@ static int bof4_mmq_blocks(const mmq_config & config, const mmq_arguments & args
 // Has the loop over the weights a second buffer for activations (bof4-mmq-pipeline.cuh), where the chip copies
 // asynchronously? Not for few columns: two blocks of threads on an SM hide more.
 static constexpr __host__ __device__ bool bof4_mmq_has_second_buffer(ggml_type type, int J) {
-    switch (type) {
-#define BOF4_MMQ_BUFFER_CASE(NAME, name) \
-    case GGML_TYPE_##NAME: return J > bof4_cuda_type<GGML_TYPE_##NAME>::mmq_two_blocks;
-        BOF4_TYPES_CUDA(BOF4_MMQ_BUFFER_CASE)
-#undef BOF4_MMQ_BUFFER_CASE
-        default: return false;
-    }
+    return ggml_cuda_bof4_has_kernels(type) && J > bof4_mmq_two_blocks(type);
 }
 
 // Bytes of shared memory for that buffer.

@@ -84,7 +84,7 @@ static void launch(
 template <typename step, int matrices, int rows>
 static void launch_column(
     const bof4_mul_mat_vec_args & p, int64_t ne11, int64_t ne12, int64_t channels, int64_t z, cudaStream_t stream) {
-    if constexpr (step::is_aligned && rows > 1) {
+    if constexpr (step::may_have_fewer_rows && rows > 1) {
         const int64_t warps = (p.nrows + rows - 1) / rows * channels * z *
             std::min<int>(BOF4_MAX_WARPS, step::chunks(p.n));
         if (warps < 8 * (int64_t) ggml_cuda_info().devices[ggml_cuda_get_device()].nsm) {

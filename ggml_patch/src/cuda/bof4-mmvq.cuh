@@ -14,6 +14,7 @@
 // A step (traits of the type, bof4-type.cuh) has
 //
 //     int rows(columns)                of a block of threads
+//     bool may_have_fewer_rows         for one column, where rows(1) would leave SMs idle; else it has rows(1) always
 //     int blocks_per_sm(columns)       for __launch_bounds__, of BOF4_MAX_WARPS warps
 //     int chunks(n)                    of a row of n weights
 //     size_t staged_bytes<S>()         of shared memory of a warp, for S rows

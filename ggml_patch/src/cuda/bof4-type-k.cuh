@@ -115,7 +115,7 @@ template <bool aligned> struct bof4_k_step {
         return columns == 1 ? 5 : columns == 2 ? 4 : 3;
     }
     static constexpr __host__ __device__ int rows(int columns) { return columns <= 4 ? 4 : 2; }
-    static constexpr bool is_staged = true, is_aligned = aligned;
+    static constexpr bool is_staged = true, may_have_fewer_rows = aligned;
     static constexpr int chunk_bytes = bof4_k_act_layout::superblocks_of_chunk * BOF4_K_BLOCK_BYTES;
     static_assert(chunk_bytes % 16 == 8, "chunks of aligned rows begin at byte 0 or 8 of a piece");
     template <int S>

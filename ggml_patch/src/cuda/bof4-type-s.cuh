@@ -98,7 +98,7 @@ struct bof4_s_piece_step {
         return columns == 1 ? 5 : columns == 2 ? 4 : 3;
     }
     static constexpr __host__ __device__ int rows(int columns) { return columns <= 4 ? 4 : 2; }
-    static constexpr bool is_staged = true, is_aligned = true;
+    static constexpr bool is_staged = true, may_have_fewer_rows = true;
     // the scale of a piece's first block is up to `lead` bytes before it
     static constexpr int chunk_bytes = 16 * 32, lead = 32;
     template <int S>
@@ -166,7 +166,7 @@ struct bof4_s_piece_step {
 template <bool aligned> struct bof4_s_word_step {
     static constexpr __host__ __device__ int blocks_per_sm(int columns) { return columns == 1 ? 6 : 4; }
     static constexpr __host__ __device__ int rows(int columns) { return columns <= 4 ? 4 : 2; }
-    static constexpr bool is_staged = false, is_aligned = false;
+    static constexpr bool is_staged = false, may_have_fewer_rows = false;
     static constexpr int chunks_at_once = 2;
     static constexpr int chunk = 64; // 16-bit parts of blocks that a warp multiplies at a time
 
