@@ -224,8 +224,12 @@ class ModelBench:
             say(f"{model}: importance matrix from random tokens")
             self.random_imatrix = random_tokens.random_imatrix(self.source, folder, threads)
 
-    def make(self, variant: Variant) -> Path:
-        """The quantized file."""
+    def make(self, variant: Variant, recipe: Path | None) -> Path:
+        """The quantized file.
+
+        Args:
+            recipe: of a mixture of types.
+        """
         target = self.folder / "quantized.gguf"
         if variant.type == NF4:
             make_nf4(self.source, target)
@@ -240,7 +244,6 @@ class ModelBench:
             make_peer(PEERS[variant.type], self.source, target, weights, self.threads)
         else:
             imatrix = self.random_imatrix if variant.encoder == "random" else self.imatrix
-            recipe = None if variant.searched_bits is None else self._recipe(variant, variant.searched_bits)
             convert(self.source, target, threads=self.threads, **our_options(variant, imatrix, recipe))
         return target
 
@@ -268,7 +271,10 @@ class ModelBench:
     def rows(self, step: Step, add: Callable[[Row], None]) -> None:
         """Make a file, measure it on each text, pass each row to `add` at once, and remove the file."""
         variant = step.variant
-        path = self.make(variant)
+        recipe = None if variant.searched_bits is None else self._recipe(variant, variant.searched_bits)
+        began = time.monotonic()
+        path = self.make(variant, recipe)
+        seconds = round(time.monotonic() - began, 1)
         made = open_model(path)
         others = self._others(variant, made)
         bits = NF4_BITS if variant.type == NF4 else bits_per_weight(made)
@@ -279,7 +285,7 @@ class ModelBench:
                     model=self.model, text=text, type=variant.type, encoder=variant.encoder, opq=variant.opq,
                     chunks=self.chunks, recipe=variant.recipe, bits_per_weight=bits, **dataclasses.asdict(found),
                     matrices=len(block_matrices(made)),
-                    fallback=" + ".join(f"{count} {name}" for name, count in others.items()),
+                    fallback=" + ".join(f"{count} {name}" for name, count in others.items()), seconds=seconds,
                 )
             )  # fmt: skip
         path.unlink()

@@ -26,6 +26,8 @@ class Row:
         matrices: of the blocks.
         fallback: how many of them have which other type, like "180 Q5_0"; more than one with " + " between them. Of a
             mixture: all types.
+        seconds: to make the file from the unquantized one, without what is made once for a model (importance matrices,
+            losses of a search); 0 in rows of older versions, which did not measure it.
     """
 
     model: str
@@ -43,6 +45,7 @@ class Row:
     ppl_ratio: float
     matrices: int
     fallback: str
+    seconds: float = 0.0
 
     @property
     def variant(self) -> Variant:

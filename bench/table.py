@@ -42,6 +42,11 @@ class Mean:
     def ppl_ratio(self) -> float:
         return fmean(row.ppl_ratio for row in self.rows.values())
 
+    @property
+    def minutes(self) -> float:
+        """To make the file; 0: not measured."""
+        return max(row.seconds for row in self.rows.values()) / 60
+
 
 def means(rows: Iterable[Row], model: str) -> list[Mean]:
     """The variants of a model, by ascending size, then by ascending divergence."""
@@ -63,7 +68,7 @@ def model_table(model: str, found: Sequence[Mean], texts: Sequence[str], chunks:
     for heading in ("type", "encoder"):
         table.add_column(heading, overflow="fold")
     on_texts = [f"KLD {text}" for text in texts]
-    for heading in ("lists", "bits", *on_texts, "mean KLD", "99.9 % KLD", "same top", "PPL ratio"):
+    for heading in ("lists", "bits", *on_texts, "mean KLD", "99.9 % KLD", "same top", "PPL ratio", "minutes"):
         table.add_column(heading, justify="right")
     for mean in found:
         divergences = [
@@ -76,5 +81,6 @@ def model_table(model: str, found: Sequence[Mean], texts: Sequence[str], chunks:
             else [""] * 4
         )
         row = mean.first
-        table.add_row(row.label, row.encoder, row.opq, f"{row.bits_per_weight:.3f}", *divergences, *averages)
+        minutes = f"{mean.minutes:.1f}" if mean.minutes else ""
+        table.add_row(row.label, row.encoder, row.opq, f"{row.bits_per_weight:.3f}", *divergences, *averages, minutes)
     return table

@@ -50,6 +50,7 @@ VARIATIONS: Mapping[str, Variation] = {
     "gptq:self+text": Variation(("self", "calibration")),
     "gptq:token-weights": Variation(options={"token_weights": True}, seconds=1e-6),
     "gptq:refined": Variation(options={"refine": True}, seconds=1.5e-5),
+    "gptq:self+text+refined": Variation(("self", "calibration"), {"refine": True}, 1.5e-5),
     "gptq:scales": Variation(options={"refine": True, "refine_parts": "scales"}, seconds=1.2e-5),
 }
 """Measured where they are named. Refinement takes minutes, not seconds for each weight: those are SmolLM2's."""

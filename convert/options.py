@@ -13,7 +13,15 @@ from gguf_bof4.convert.policy import Rules, parse_pattern, parse_type
 from gguf_bof4.convert.recipe import Recipe, read_recipe
 from gguf_bof4.encoders import DEFAULT as DEFAULT_ENCODER
 from gguf_bof4.encoders import encoder_of
-from gguf_bof4.encoders.encoder import PRECISIONS, REFINEMENTS, ROUNDING, Encoder, Refinement
+from gguf_bof4.encoders.encoder import (
+    LEAST_REFINED_SAMPLES,
+    PRECISIONS,
+    REFINED_SAMPLES,
+    REFINEMENTS,
+    ROUNDING,
+    Encoder,
+    Refinement,
+)
 from gguf_bof4.errors import UserError
 
 DEFAULT_OPQ = "0.95"
@@ -58,6 +66,7 @@ class Options:
         refine_parts: what: some of encoder.REFINEMENTS, separated by commas.
         refine_minutes: how long.
         refine_steps: the same in steps, in the place of minutes.
+        refine_samples: windows of the calibration texts that are trained on or judge, at most.
         pure: embeddings and output get `type`, too.
         leave_output_tensor: output.weight keeps its type.
         split_max_size: bytes of tensor data in a part, "N", "NK", "NM" or "NG"; 0 means one file.
@@ -89,6 +98,7 @@ class Options:
     refine_parts: str = ROUNDING
     refine_minutes: float = 20.0
     refine_steps: int | None = None
+    refine_samples: int = REFINED_SAMPLES
     pure: bool = False
     leave_output_tensor: bool = False
     split_max_size: str = "0"
@@ -213,7 +223,9 @@ class Options:
         Raises:
             UserError: there is no such part.
         """
-        return Refinement(self.refine_minutes, self.refine_steps, self._refined_parts) if self.refine else None
+        if not self.refine:
+            return None
+        return Refinement(self.refine_minutes, self.refine_steps, self._refined_parts, self.refine_samples)
 
     @property
     def _refined_parts(self) -> tuple[str, ...]:
@@ -229,6 +241,8 @@ class Options:
                 raise UserError("--refine-minutes and --refine-steps say how long --refine trains: give --refine, too")
             if self.refine_parts != Options.refine_parts:
                 raise UserError("--refine-parts says what --refine trains: give --refine, too")
+            if self.refine_samples != Options.refine_samples:
+                raise UserError("--refine-samples says how much text --refine trains on: give --refine, too")
             return
         _ = self._refined_parts
         if encoder.calibrate is None:
@@ -237,6 +251,11 @@ class Options:
             raise UserError(f"--refine-minutes {self.refine_minutes}: give a number above 0")
         if self.refine_steps is not None and self.refine_steps < 1:
             raise UserError(f"--refine-steps {self.refine_steps}: give 1 or more")
+        if self.refine_samples < LEAST_REFINED_SAMPLES:
+            raise UserError(
+                f"--refine-samples {self.refine_samples}: some train and others judge, so give {LEAST_REFINED_SAMPLES} "
+                "or more"
+            )
 
     def _check_calibration(self, encoder: Encoder) -> None:
         if encoder.calibrate is None:

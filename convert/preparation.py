@@ -12,10 +12,9 @@ from pathlib import Path
 from gguf_bof4.convert.huggingface_folder import weight_files
 from gguf_bof4.convert.imatrix import OWN_TEXT_FILE
 from gguf_bof4.convert.options import RANDOM_TOKENS, SELF, Options
-from gguf_bof4.convert.own_text import needed_sequences, own_text, read_texts
+from gguf_bof4.convert.own_text import RUN_AS, needed_sequences, own_text, read_texts
 from gguf_bof4.convert.pipeline import Converted
 from gguf_bof4.convert.random_tokens import random_imatrix
-from gguf_bof4.encoders.encoder import REFINED_SAMPLES
 from gguf_bof4.encoders.gptq.shares import enough_samples
 from gguf_bof4.encoders.gptq.sources import check_readable
 from gguf_bof4.ggml_patch.programs import make_imatrix
@@ -93,9 +92,9 @@ class _Preparation:
 
     @cached_property
     def fast(self) -> Path:
-        """The model as a GGUF file in Q8_0, which has two to four times the speed of F16 in products of few columns."""
-        target = self.folder / "q8_0.gguf"
-        self.run(self.source, target, self.folder, Options(type="Q8_0", threads=self.options.threads), self.progress)
+        """The model as a GGUF file that has several times the speed of F16 in products of few columns."""
+        target = self.folder / "fast.gguf"
+        self.run(self.source, target, self.folder, Options(type=RUN_AS, threads=self.options.threads), self.progress)
         return target
 
     @property
@@ -123,7 +122,7 @@ class _Preparation:
         check_sources(texts)
         samples = options.samples or enough_samples(self._widest(), options.sample_length)
         if options.refine:
-            samples = max(samples, REFINED_SAMPLES)
+            samples = max(samples, options.refine_samples)
         return with_own_text(texts, samples, lambda own: self.text(own, options.sample_length))
 
     def imatrix(self) -> Path:

@@ -80,8 +80,8 @@ def quality(
             help="absmax, search, random and imatrix (search with an importance matrix of random tokens or of a text), "
             "gptq; for types of llama.cpp: none, imatrix (default: all). Also gptq:self, gptq:kinds, gptq:self+text: "
             "calibrated on the model's own text, on texts of several kinds, and on a mixture; gptq:token-weights; "
-            "gptq:refined, gptq:scales; auto-round and auto-round:rtn: AutoRound's Q4_0 and Q4_K, tuned and rounded "
-            "to nearest.",
+            "gptq:refined, gptq:self+text+refined, gptq:scales; auto-round and auto-round:rtn: AutoRound's Q4_0 and "
+            "Q4_K, tuned and rounded to nearest.",
         ),
     ] = None,
     opq: Annotated[

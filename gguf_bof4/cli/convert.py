@@ -332,6 +332,14 @@ def convert(
             "machine.",
         ),
     ] = None,
+    refine_samples: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            help="--refine: windows of the calibration text that it trains on or judges by, at most. Between the "
+            "layers they take as long as a pass of the text through both models: fewer for large models.",
+        ),
+    ] = Options.refine_samples,
     pure: Annotated[bool, typer.Option("--pure", help="Embeddings and output get --type, too.")] = False,
     leave_output_tensor: Annotated[
         bool, typer.Option("--leave-output-tensor", help="Keep the type of output.weight.")
@@ -400,6 +408,7 @@ def convert(
                 refine_parts=refine_parts,
                 refine_minutes=refine_minutes,
                 refine_steps=refine_steps,
+                refine_samples=refine_samples,
                 pure=pure,
                 leave_output_tensor=leave_output_tensor,
                 split_max_size=split_max_size,

@@ -127,7 +127,10 @@ REFINEMENTS = (ROUNDING, SCALES)
 
 
 REFINED_SAMPLES = 256
-"""Samples of the calibration texts that refinement trains on and judges by, at most."""
+"""Samples of the calibration texts that refinement trains on and judges by, at most, where nothing else is said."""
+
+LEAST_REFINED_SAMPLES = 4
+"""Fewer judge nothing."""
 
 
 @dataclass(frozen=True)
@@ -139,11 +142,13 @@ class Refinement:
         steps: of training in the place of minutes, of each layer (ROUNDING) and of the model (SCALES): the result does
             not depend on the speed of the machine.
         parts: some of REFINEMENTS, in their order.
+        samples: of the calibration texts, at most, those that judge among them.
     """
 
     minutes: float
     steps: int | None = None
     parts: tuple[str, ...] = (ROUNDING,)
+    samples: int = REFINED_SAMPLES
 
 
 @dataclass(frozen=True)

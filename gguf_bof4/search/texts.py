@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gguf_bof4.convert import convert
+from gguf_bof4.convert.own_text import RUN_AS
 from gguf_bof4.convert.preparation import self_text, with_own_text
 from gguf_bof4.encoders.gptq.sources import JSON_LINES, files_of, read_files, tokens_of
 from gguf_bof4.errors import UserError, require
@@ -35,8 +36,8 @@ def resolved(
         with tempfile.TemporaryDirectory(prefix="bof4-search-") as folder:
 
             def runnable() -> Path:
-                target = Path(folder) / "q8_0.gguf"
-                convert(model, target, type="Q8_0", threads=threads)
+                target = Path(folder) / "fast.gguf"
+                convert(model, target, type=RUN_AS, threads=threads)
                 return target
 
             return self_text(model, own, length, runnable, threads, progress)

@@ -226,6 +226,11 @@ def test_minutes_end(sources: dict[str, Path], tmp_path: Path) -> None:
         ({"refine": False, "refine_steps": None, "refine_minutes": 5.0}, "--refine-minutes .* give --refine, too"),
         ({"refine_minutes": 0.0}, "--refine-minutes 0.0: give a number above 0"),
         ({"refine_steps": 0}, "--refine-steps 0: give 1 or more"),
+        ({"refine_samples": 3}, "--refine-samples 3: some train and others judge, so give 4 or more"),
+        (
+            {"refine": False, "refine_steps": None, "refine_parts": "rounding", "refine_samples": 8},
+            "--refine-samples says how much text --refine trains on: give --refine, too",
+        ),
         (
             {"sample_length": 250, "samples": 1, "calibration": SHORT_TEXT},
             "--refine trains on some samples and judges by others",

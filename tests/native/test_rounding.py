@@ -18,10 +18,11 @@ from gguf_bof4.convert import convert
 from gguf_bof4.encoders.encoder import Encoded, Finished, Target
 from gguf_bof4.encoders.gptq.layer import Layer, Workers
 from gguf_bof4.encoders.gptq.model import linear_weight
-from gguf_bof4.encoders.gptq.refine import reconstruction, rounding
+from gguf_bof4.encoders.gptq.refine import driver, reconstruction, rounding
 from gguf_bof4.encoders.gptq.refine.factors import codes_of, factors, sub_scales, with_codes
 from gguf_bof4.encoders.gptq.refine.reconstruction import SoftMatrix, alpha_of, reconstruct, start
 from gguf_bof4.encoders.gptq.refine.training import Budget, split
+from gguf_bof4.encoders.gptq.samples import make_samples
 from gguf_bof4.formats import BOF4_K, BOF4_S, FORMATS, SCALE_BYTES, Format
 from gguf_bof4.gguf_files.model import open_model
 from gguf_bof4.lists import decode
@@ -326,6 +327,19 @@ def test_superblocks(tmp_path: Path) -> None:
 def test_minutes_end(llama: Path, tmp_path: Path) -> None:
     notes = rounded(llama, tmp_path / "after.gguf", refine_steps=None, refine_minutes=0.02)
     assert len([note for note in notes if "of 2, error of samples not trained on" in note]) == 2
+
+
+def test_samples(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refinement reads as many windows as it is told."""
+    counts = []
+
+    def counted(tokenizer: Any, sources: Any, count: int, length: int) -> Any:
+        counts.append(count)
+        return make_samples(tokenizer, sources, count, length)
+
+    monkeypatch.setattr(driver, "make_samples", counted)
+    rounded(llama, tmp_path / "after.gguf", refine_steps=2, refine_samples=8)
+    assert counts == [8]
 
 
 class _Transposed(nn.Module):

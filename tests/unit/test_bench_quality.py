@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 from command_line import bof4
 from gguf_writing import write_tensors
+from rich.console import Console
 
 from gguf_bof4.bench import nf4, plot, quality
 from gguf_bof4.bench.goals import QUALITY_GOALS, QualityGoal, judge_quality
 from gguf_bof4.bench.measure import bits_per_weight, check_rest, fallbacks
 from gguf_bof4.bench.peers import PEERS
 from gguf_bof4.bench.results import Row, add_row, read_rows
-from gguf_bof4.bench.table import means
+from gguf_bof4.bench.table import means, model_table
 from gguf_bof4.bench.variants import (
     DEFAULT_QUANTILES,
     ENCODERS,
@@ -46,6 +47,7 @@ PUBLISHED_NF4 = (
     -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
 )  # fmt: skip
+TIMES = {"test": 90.0, "held-out": 0.0}
 ALL = variants(TYPES, ENCODERS, ("off", "0.95"))
 
 
@@ -213,6 +215,9 @@ def test_rows_survive_the_file_and_replace_each_other(tmp_path: Path) -> None:
         add_row(path, r)
     assert list(read_rows(path).values()) == [replace(first, mean_kld=0.5), second]
     assert first.label == "Q4_K (180 of 210 matrices fell back to Q5_0, 1 of 210 matrices fell back to F16)"
+    lines = path.read_text().splitlines()
+    path.write_text("".join(line.rpartition(",")[0] + "\n" for line in lines))  # a file without the last column
+    assert list(read_rows(path).values()) == [replace(first, mean_kld=0.5), second]
     path.write_text(path.read_text().replace("0.25", "a quarter"))
     with pytest.raises(UserError, match="line 3: not a row"):
         read_rows(path)
@@ -337,6 +342,17 @@ def test_a_table_is_sorted_by_size_then_mean_divergence() -> None:
     assert [(mean.first.type, mean.mean_kld) for mean in found] == [
         ("BOF4_S", pytest.approx(0.3)), ("NF4", 0.31), ("Q5_0", 0.05),
     ]  # fmt: skip
+
+
+def test_minutes_of_a_file() -> None:
+    """Its rows come from one file, or from several where a text was added later; those of older versions have none."""
+    made = [replace(row("smol", Variant("Q4_0", "none"), 0.1, text), seconds=s) for text, s in TIMES.items()]
+    (mean,) = means(made, "smol")
+    assert mean.minutes == 1.5
+    console = Console(width=200)
+    with console.capture() as shown:
+        console.print(model_table("smol", [mean], list(TIMES), 16))
+    assert "minutes" in shown.get() and shown.get().splitlines()[-2].split()[-2] == "1.5", shown.get()
 
 
 def test_the_picture_has_the_size_for_a_readme_and_both_kinds_of_points(tmp_path: Path) -> None:

@@ -15,7 +15,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from gguf_bof4.encoders.encoder import REFINED_SAMPLES, ROUNDING, SCALES, Calibration, Encoded, Finished, Refinement
+from gguf_bof4.encoders.encoder import (
+    LEAST_REFINED_SAMPLES,
+    ROUNDING,
+    SCALES,
+    Calibration,
+    Encoded,
+    Finished,
+    Refinement,
+)
 from gguf_bof4.encoders.gptq.layer import Workers
 from gguf_bof4.encoders.gptq.model import make_skeleton
 from gguf_bof4.encoders.gptq.refine.factors import with_scales
@@ -30,9 +38,6 @@ from gguf_bof4.formats import FORMAT_OF_TYPE_ID, Format
 from gguf_bof4.paths import atomic_path, write_text
 
 Floats = npt.NDArray[np.float32]
-
-LEAST_SAMPLES = 4
-"""Fewer judge nothing."""
 
 RECIPE = 1
 """To be raised with every change of results: interrupted work of another recipe starts again."""
@@ -167,8 +172,8 @@ def refine(
     """
     tokenizer = weights.tokenizer()
     sources = [(source, tokens_of(read_files(source), tokenizer)) for source in dict.fromkeys(job.settings.texts)]
-    samples = make_samples(tokenizer, sources, max(REFINED_SAMPLES, len(sources)), job.settings.length)
-    if samples.count < LEAST_SAMPLES:
+    samples = make_samples(tokenizer, sources, max(refinement.samples, len(sources)), job.settings.length)
+    if samples.count < LEAST_REFINED_SAMPLES:
         raise UserError(
             f"--refine trains on some samples and judges by others, and the calibration texts have "
             f"{samples.count} of {job.settings.length} tokens: give a longer text, or a smaller --calibration-length"
