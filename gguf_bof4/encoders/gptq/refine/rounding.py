@@ -11,24 +11,20 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
-from torch import nn
 
 from gguf_bof4 import native
 from gguf_bof4.encoders.encoder import Calibration, Encoded, Finished, Target
 from gguf_bof4.encoders.gptq import precision
 from gguf_bof4.encoders.gptq.checkpoint import Checkpoint
 from gguf_bof4.encoders.gptq.layer import Layer, Workers, load_layer
-from gguf_bof4.encoders.gptq.matching import find_rows
 from gguf_bof4.encoders.gptq.model import (
     LayerInputs,
     Skeleton,
-    assign_linear,
     first_inputs,
-    linear_weight,
     release,
 )
+from gguf_bof4.encoders.gptq.refine.modules import encoded_modules
 from gguf_bof4.encoders.gptq.refine.reconstruction import Reconstruction, SoftMatrix, reconstruct
 from gguf_bof4.encoders.gptq.refine.training import Budget, split
 from gguf_bof4.encoders.gptq.weights import Weights, tensor_names
@@ -54,25 +50,15 @@ def quantized_modules(
         modules that are not.
     """
     made: dict[str, SoftMatrix] = {}
-    for module_name, name in names.items():
-        read = finished[name].read if name in finished else None
-        if read is None:
-            continue
-        linear, rows = layer.module.get_submodule(module_name), targets[name].read()
-        places = find_rows(rows, np.ascontiguousarray(linear_weight(linear).cpu().numpy()))
-        if places is None:
-            continue
-        encoded, qtype = read(), targets[name].qtype
-        if (fmt := FORMAT_OF_TYPE_ID.get(int(qtype))) is None:
-            decoded = np.empty_like(rows)
-            decoded[places] = decode(encoded.data, qtype, encoded.outliers, native.dequantize)
-            assign_linear(layer.module, module_name, torch.from_numpy(decoded).to(layer.workers.device))
-            continue
-        bias = linear.bias
-        assert bias is None or isinstance(bias, nn.Parameter)
-        made[name] = SoftMatrix(encoded, fmt, rows, places, bias, layer.workers.device)
-        parent, _, leaf = module_name.rpartition(".")
-        setattr(layer.module.get_submodule(parent), leaf, made[name].module)
+    reads = {name: done.read for name, done in finished.items() if done.read is not None}
+    device = layer.workers.device
+    for module in encoded_modules(layer.module, names, targets, reads):
+        name, encoded = module.target.name, reads[module.target.name]()
+        if module.format is None:
+            module.assign(decode(encoded.data, module.target.qtype, encoded.outliers, native.dequantize), device)
+        else:
+            made[name] = SoftMatrix(encoded, module.format, module.rows, module.places, module.bias, device)
+            module.replace(made[name].module)
     return made
 
 

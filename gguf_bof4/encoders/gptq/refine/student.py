@@ -18,17 +18,15 @@ from torch.nn import functional
 
 from gguf_bof4.encoders.encoder import Encoded, Target
 from gguf_bof4.encoders.gptq.layer import Workers, load_layer
-from gguf_bof4.encoders.gptq.matching import find_rows
 from gguf_bof4.encoders.gptq.model import (
     Skeleton,
     fill_with_tied_output,
     first_inputs,
-    linear_weight,
     only_behind_layers,
 )
+from gguf_bof4.encoders.gptq.refine.modules import encoded_modules
 from gguf_bof4.encoders.gptq.refine.scaled import ScaledLinear
 from gguf_bof4.encoders.gptq.weights import Weights, tensor_name, tensor_names
-from gguf_bof4.formats import FORMAT_OF_TYPE_ID
 
 Floats = npt.NDArray[np.float32]
 
@@ -122,22 +120,12 @@ def _scaled_modules(
     skeleton: Skeleton, i: int, names: Mapping[str, str], targets: Mapping[str, Target], encoded: Mapping[str, Encoded]
 ) -> dict[str, ScaledLinear]:
     """Put encoded tensors in the place of the linear modules of a layer whose weights they are."""
-    layer = skeleton.layers[i]
     made: dict[str, ScaledLinear] = {}
-    for module_name, name in names.items():
-        fmt = FORMAT_OF_TYPE_ID.get(int(targets[name].qtype)) if name in targets else None
-        if fmt is None or name not in encoded:
-            continue
-        linear = layer.get_submodule(module_name)
-        places = find_rows(targets[name].read(), linear_weight(linear).numpy())
-        if places is None:
-            continue
-        bias = linear.bias
-        assert bias is None or isinstance(bias, nn.Parameter)
-        scaled = ScaledLinear(encoded[name], fmt, places, bias)
-        parent, _, leaf = module_name.rpartition(".")
-        setattr(layer.get_submodule(parent), leaf, scaled)
-        made[name] = scaled
+    for module in encoded_modules(skeleton.layers[i], names, targets, encoded):
+        name = module.target.name
+        assert module.format is not None  # encoded has no others
+        made[name] = ScaledLinear(encoded[name], module.format, module.places, module.bias)
+        module.replace(made[name])
     return made
 
 
