@@ -96,12 +96,17 @@ class _Rounding:
             f"{found.before:.4g} before, {found.after:.4g} after rounding ({found.ratio:.3f}), {kept}", 0, NOTE,
         )  # fmt: skip
 
+    def _advance(self, layer: Layer, hidden: torch.Tensor) -> None:
+        """Replace inputs of the layer by its outputs, float32 [samples, tokens, width]."""
+        with precision.linear_in(layer.dtype, layer.module):
+            layer.advance(hidden)
+
     def layer(self, i: int) -> None:
         """Reconstruct a layer, keep it, and go on to the next one."""
         dtype = precision.DTYPES[self.job.settings.precision]
         layer = load_layer(self.skeleton, self.weights, i, self.inputs, self.workers, dtype)
         self._report(i, 0, 0.0)
-        layer.advance(self.unquantized)
+        self._advance(layer, self.unquantized)
         targets = {t.name: t for t in self.job.targets}
         names = tensor_names(self.skeleton, i, self.job.architecture)
         matrices = quantized_modules(layer, names, targets, self.finished)
@@ -116,7 +121,7 @@ class _Rounding:
             self._say(i, found)
             changed = found.tensors if found.is_better else {}
         if i < self.last:
-            layer.advance(self.hidden)
+            self._advance(layer, self.hidden)
         release(layer.module)
         self.checkpoint.save(i, changed, (self.hidden, self.unquantized) if i < self.last else None)
 
