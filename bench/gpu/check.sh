@@ -36,7 +36,7 @@ rm -f "$OUT"/{facts,summary}.txt "$OUT"/{build,ops,bench,sanitizer,models}.log "
 
 # name:seconds at most:seconds without which it is not started, in the order in which they run
 PHASES=${PHASES:-"ops:100:15 bench:120:40 models:60:15 gptq:90:30 memcheck:70:30 racecheck:50:25 llama:110:25 perf:80:30
-    counters:40:25 amx:70:40"}
+    counters:40:25 amx:140:60"}
 
 left() { echo $((TOTAL - SECONDS)); }
 wanted() { [ -z "${ONLY:-}" ] || [[ " $ONLY " == *" $1 "* ]]; }
@@ -212,10 +212,34 @@ llama() {
     done
     return $rc
 }
-# Prompts on the processor: predictions with AMX against those without, and speed beside types with AMX kernels upstream,
-# on all cores, of a quarter of the layers.
+# The command line of the package: where it is not installed, of the carried one and wheels.
+bof4() {
+    local path=${PYTHONPATH:-}
+    if ! "$PYTHON" -c 'import gguf_bof4' 2>/dev/null; then
+        path=$DIR/package:$WORK/site
+        [ -d "$WORK/site" ] || "$PYTHON" -m pip install --quiet --no-index --no-deps --no-compile --target "$WORK/site" \
+            "$DIR"/wheels/*.whl || return 1
+    fi
+    touch "$BIN/../CMakeCache.txt" # by which the package knows a build; prebuilt programs come without it
+    PYTHONPATH=$path BOF4_BIN=$BIN "$PYTHON" -c 'from gguf_bof4.cli import main; main()' "$@"
+}
+# Single products with AMX and without, on one core and on all.
+kernels() {
+    local on threads -
+    set -o pipefail
+    "$PYTHON" -c 'import numpy, rich, typer' || { echo "KERNELS not measured: $PYTHON lacks a module"; return 0; }
+    for threads in 1 "$(nproc)"; do
+        for on in 1 0; do
+            BOF4_AMX=$on bof4 bench kernels --types BOF4_S,BOF4_K,Q4_0 --rows 4096 --length 4096 --columns 64,512 \
+                --rounds 1 --threads "$threads" | sed "s/^/KERNELS BOF4_AMX=$on /" || return 1
+        done
+    done
+}
+# Prompts on the processor: products, predictions with AMX against those without, and speed beside types with AMX kernels
+# upstream, on all cores, of a quarter of the layers.
 amx() {
     local failed=0 model file=$SHM/bof4-random.gguf of arguments
+    kernels || failed=1
     for model in "$DIR"/*-s.gguf; do
         BOF4_AMX=0 predict "$model"
         diverge "$model" "with AMX" -ngl 0 --device none || failed=1
@@ -239,7 +263,7 @@ counters() {
             grep -E "bof4_mul|dram__|sm__|smsp__|l1tex|gpu__" || return 1
     done
 }
-export -f ops perf bench sanitize predict diverge speed models gptq llama amx counters
+export -f ops perf bench sanitize predict diverge speed models gptq llama bof4 kernels amx counters
 export small
 
 if built; then
@@ -306,7 +330,7 @@ fi
         echo "---- sanitizer"
         grep -E 'ERROR SUMMARY|RACECHECK SUMMARY|hazards displayed|Invalid|Race reported|Error:|tests passed' "$OUT/sanitizer.log" | sort | uniq -c | head -12
     fi
-    if [ -f "$OUT/models.log" ]; then echo "---- models"; grep -E '^KLD|^GPTQ|^LLAMA-8B|Error' "$OUT/models.log"; fi
+    if [ -f "$OUT/models.log" ]; then echo "---- models"; grep -E '^KLD|^GPTQ|^LLAMA-8B|^KERNELS|Error' "$OUT/models.log"; fi
     if [ -f "$OUT/bench.log" ]; then
         grep -E 'MUL_MAT\(.*us/run' "$OUT/bench.log" | sed -E 's/type_b=f32,|,bs=.*\): /) /g' | cut -c1-120
         grep -E 'bof4_mul|dram__|issue_active|warps_active|l1tex|gpu__time' "$OUT/bench.log" | sed -E 's/ +/ /g' | cut -c1-110 | head -40

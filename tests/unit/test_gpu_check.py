@@ -64,6 +64,7 @@ python3)
     case "$*" in
     *"import torch"*) exit "$STUB_NO_TORCH" ;;
     *gptq.py*) echo "GPTQ on cuda: mean KLD 0.0300 +- 0.0010, 4.0 s" ;;
+    *"bench kernels"*) echo "BOF4_AMX=$BOF4_AMX: $*" ;;
     *) exec "$STUB_PYTHON" "$@" ;;
     esac ;;
 esac
@@ -144,6 +145,7 @@ def test_all_phases_run_and_a_second_call_does_not_build(machine: Machine) -> No
         "bof4_s 12.3", "ERROR SUMMARY: 0 errors", "KLD two-s.gguf -ngl 99 -ub 1: median 0.002", "GPTQ on cuda",
         "LLAMA-8B bof4_s+opq tg128       150.5", "20.00 us/run", "dram__throughput",
         "KLD two-s.gguf with AMX: median 0.002", "LLAMA-8B cpu bof4_k BOF4_AMX=0 tg128",
+        "KERNELS BOF4_AMX=0 BOF4_AMX=0: -c from gguf_bof4.cli import main; main() bench kernels --types",
     ):  # fmt: skip
         assert line in first.summary, line
     assert "-DCMAKE_CUDA_ARCHITECTURES=90-real" in first.calls
