@@ -99,6 +99,7 @@ def calibrated(
             progress=progress,
             refinement=options.refinement,
             vectors=_vectors(tensors, options) if options.refine else {},
+            factors=opened.factors,
         )
     )
     return [

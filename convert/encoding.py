@@ -86,6 +86,11 @@ def _too_large(source: Source, first_row: int, index: int, target: TensorType) -
     return UserError(too_large_message(source.path, source.name, where, target))
 
 
+def as_floats(rows: Bytes, origin: TensorType) -> npt.NDArray[np.float32]:
+    """Rows of F32, F16 or BF16, uint8 [rows, bytes of a row], as float32 [rows, n], without a copy where possible."""
+    return _as_floats(rows.view(_ELEMENTS[origin]), origin)
+
+
 def _as_floats(elements: npt.NDArray[Any], origin: TensorType) -> npt.NDArray[np.float32]:
     """Elements of F32, F16 or BF16 (as uint16) as float32, without a copy where possible."""
     if origin == TensorType.BF16:

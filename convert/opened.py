@@ -8,6 +8,7 @@ from pathlib import Path
 
 import gguf
 
+from gguf_bof4.channel_factors import Factors
 from gguf_bof4.convert.output import Writer
 from gguf_bof4.convert.sources import Source
 from gguf_bof4.gguf_files.model import Model, Tensor
@@ -26,6 +27,7 @@ class OpenedModel:
         fixed: types that are not up to the rules, by the names of the tensors.
         lists: outlier lists of the sources, by the names of their weights.
         model: the open GGUF model; None for a folder.
+        factors: that the sources are multiplied by, where channels are equalized, by the names of the tensors.
     """
 
     path: Path
@@ -36,3 +38,4 @@ class OpenedModel:
     fixed: Mapping[str, gguf.GGMLQuantizationType] = field(default_factory=dict)
     lists: Mapping[str, Tensor] = field(default_factory=dict)
     model: Model | None = None
+    factors: Mapping[str, Factors] = field(default_factory=dict)

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from gguf_bof4.convert.equalize import DEFAULT_STRENGTH
 from gguf_bof4.convert.list_rules import ListRules, parse_rules
 from gguf_bof4.convert.output_types import OutputType, output_type_of
 from gguf_bof4.convert.policy import Rules, parse_pattern, parse_type
@@ -67,6 +68,8 @@ class Options:
         refine_minutes: how long.
         refine_steps: the same in steps, in the place of minutes.
         refine_samples: windows of the calibration texts that are trained on or judge, at most.
+        equalize: input channels of matrices are made more alike first, by the powers of the importance matrix.
+        equalize_strength: how much: 0 not at all, 1 until their inputs are equal.
         pure: embeddings and output get `type`, too.
         leave_output_tensor: output.weight keeps its type.
         split_max_size: bytes of tensor data in a part, "N", "NK", "NM" or "NG"; 0 means one file.
@@ -99,6 +102,8 @@ class Options:
     refine_minutes: float = 20.0
     refine_steps: int | None = None
     refine_samples: int = REFINED_SAMPLES
+    equalize: bool = False
+    equalize_strength: float = DEFAULT_STRENGTH
     pure: bool = False
     leave_output_tensor: bool = False
     split_max_size: str = "0"
@@ -214,6 +219,7 @@ class Options:
             name = output_type.name
             raise UserError(f"--encoder {encoder.name} is not implemented for {name}: choose another encoder")
         self._check_refinement(encoder)
+        self._check_equalization()
         self._check_calibration(encoder)
 
     @property
@@ -256,6 +262,19 @@ class Options:
                 f"--refine-samples {self.refine_samples}: some train and others judge, so give {LEAST_REFINED_SAMPLES} "
                 "or more"
             )
+
+    def _check_equalization(self) -> None:
+        if not self.equalize:
+            if self.equalize_strength != Options.equalize_strength:
+                raise UserError("--equalize-strength says how much --equalize changes: give --equalize, too")
+            return
+        if self.imatrix is None:
+            raise UserError(
+                f"--equalize needs to know the inputs of matrices: give --imatrix FILE, or {SELF} or {RANDOM_TOKENS}, "
+                "which make one"
+            )
+        if not 0 < self.equalize_strength <= 1:
+            raise UserError(f"--equalize-strength {self.equalize_strength}: give a number above 0, at most 1")
 
     def _check_calibration(self, encoder: Encoder) -> None:
         if encoder.calibrate is None:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from gguf_bof4 import native
 from gguf_bof4.convert.calibrated import calibrated
+from gguf_bof4.convert.equalized import equalized
 from gguf_bof4.convert.imatrix import Imatrix
 from gguf_bof4.convert.imatrix import chosen as chosen_imatrix
 from gguf_bof4.convert.model_kinds import why_no_lists
@@ -227,10 +228,14 @@ def run(opened: OpenedModel, options: Options, output: Path, folder: Path | None
             cannot be encoded, the model cannot be calibrated, or lists are so long that a part gets too large.
     """
     writer, imatrix = opened.writer, chosen_imatrix(options)
+    if options.equalize and imatrix is not None:
+        opened, imatrix = equalized(opened, imatrix, options.equalize_strength)
     tensors = plan(opened, options, imatrix)
     if folder is not None:
         tensors = calibrated(tensors, opened, options, output, progress)
     add_format_metadata(writer, options, tensors, imatrix)
+    if opened.factors:
+        writer.add_float32("bof4.equalized", options.equalize_strength)
     fill(writer, tensors, options, progress)
     outputs = part_names(writer, output)
     for path in outputs:

@@ -18,6 +18,29 @@ def finish(writer: gguf.GGUFWriter) -> None:
     writer.close()
 
 
+def write_imatrix(
+    path: Path, entries: Mapping[str, tuple[npt.NDArray[Any], npt.NDArray[Any]]], **keys: bool
+) -> Path:
+    """An importance matrix as llama-imatrix writes it.
+
+    Args:
+        entries: sums of squared inputs, [matrices, n], and numbers of uses, [matrices], by the names of tensors.
+        keys: `chunk_size=False` and so on leave a key out.
+    """
+    writer = gguf.GGUFWriter(path, "")
+    writer.kv_data[0].clear()
+    writer.add_string("general.type", "imatrix")
+    writer.add_array("imatrix.datasets", ["some.txt", "more.txt"])
+    for key, value in (("chunk_count", 3), ("chunk_size", 512)):
+        if keys.get(key, True):
+            writer.add_uint32(f"imatrix.{key}", value)
+    for name, (sums, counts) in entries.items():
+        writer.add_tensor(f"{name}.in_sum2", sums)
+        writer.add_tensor(f"{name}.counts", counts[:, None])
+    finish(writer)
+    return path
+
+
 def write_tensors(
     path: Path,
     tensors: Mapping[str, npt.NDArray[Any]],

@@ -340,6 +340,17 @@ def convert(
             "layers they take as long as a pass of the text through both models: fewer for large models.",
         ),
     ] = Options.refine_samples,
+    equalize: Annotated[
+        bool,
+        typer.Option(
+            "--equalize",
+            help="First multiply input channels of matrices by factors that grow with their inputs in --imatrix, and "
+            "divide what makes them, so that blocks fit better. The model computes the same.",
+        ),
+    ] = False,
+    equalize_strength: Annotated[
+        float, typer.Option(metavar="X", help="--equalize: how much, above 0; 1 makes all inputs equal.")
+    ] = Options.equalize_strength,
     pure: Annotated[bool, typer.Option("--pure", help="Embeddings and output get --type, too.")] = False,
     leave_output_tensor: Annotated[
         bool, typer.Option("--leave-output-tensor", help="Keep the type of output.weight.")
@@ -409,6 +420,8 @@ def convert(
                 refine_minutes=refine_minutes,
                 refine_steps=refine_steps,
                 refine_samples=refine_samples,
+                equalize=equalize,
+                equalize_strength=equalize_strength,
                 pure=pure,
                 leave_output_tensor=leave_output_tensor,
                 split_max_size=split_max_size,

@@ -12,6 +12,7 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
+from gguf_bof4.channel_factors import Factors
 from gguf_bof4.formats import FORMAT_OF_TYPE_ID, Kernels
 from gguf_bof4.gguf_files.model import Model
 from gguf_bof4.lists import OutlierList
@@ -165,6 +166,7 @@ class Calibration:
         progress: called with the current step, weights done and weights in all.
         refinement: None: encoded tensors stay as they are.
         vectors: gives the vectors of the output in F32, float32 [n], by name; refinement trains norms among them.
+        factors: that tensors of the model are multiplied by, by name; `targets` and `vectors` have them.
     """
 
     source: Path
@@ -178,6 +180,7 @@ class Calibration:
     progress: Progress
     refinement: Refinement | None = None
     vectors: Mapping[str, Callable[[], Floats]] = field(default_factory=dict)
+    factors: Mapping[str, Factors] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from convert_models import SHAPES, llama_folder, sentencepiece_tokenizer, tensors, types, write_gguf
 from gguf import GGMLQuantizationType as T
+from gguf_writing import write_imatrix
 from llama import THREADS, succeed
 from program import bof4
 
@@ -37,25 +38,6 @@ def sums_and_counts(shapes: Mapping[str, tuple[int, ...]] = MATRICES) -> dict[st
             counts[-1], sums[-1] = 0, 0
         found[name] = (sums, counts)
     return found
-
-
-def write_imatrix(path: Path, entries: Mapping[str, tuple[Floats, Floats]], **keys: bool) -> Path:
-    """As llama-imatrix writes it; `chunk_size=False` and so on leave a key out."""
-    writer = gguf.GGUFWriter(path, "")
-    writer.kv_data[0].clear()
-    writer.add_string("general.type", "imatrix")
-    writer.add_array("imatrix.datasets", ["some.txt", "more.txt"])
-    for key, value in (("chunk_count", 3), ("chunk_size", 512)):
-        if keys.get(key, True):
-            writer.add_uint32(f"imatrix.{key}", value)
-    for name, (sums, counts) in entries.items():
-        writer.add_tensor(f"{name}.in_sum2", sums)
-        writer.add_tensor(f"{name}.counts", counts[:, None])
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
 
 
 def write_dat(path: Path, entries: Mapping[str, tuple[Floats, Floats]]) -> Path:

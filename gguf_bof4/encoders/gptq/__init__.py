@@ -16,9 +16,11 @@ RECIPE = 4
 def _calibrate(job: Calibration) -> Mapping[str, Finished]:
     require("hf", "--encoder gptq", "torch", "transformers", "safetensors")
     from gguf_bof4.encoders.gptq.driver import calibrate, with_precision
-    from gguf_bof4.encoders.gptq.weights import FolderWeights, GgufWeights
+    from gguf_bof4.encoders.gptq.weights import EqualizedWeights, FolderWeights, GgufWeights, Weights
 
-    weights = FolderWeights(job.source, job.files) if job.model is None else GgufWeights(job.model)
+    weights: Weights = FolderWeights(job.source, job.files) if job.model is None else GgufWeights(job.model)
+    if job.factors:
+        weights = EqualizedWeights(weights, job.factors, job.architecture)
     job = with_precision(job)
     finished = calibrate(job, weights, RECIPE)
     if job.refinement is None:

@@ -111,8 +111,17 @@ def _fingerprint(job: Calibration, texts: str, count: int, recipe: int) -> dict[
         "--calibration-precision": settings.precision,
         "sweeps": SWEEPS,
         "fit": _FIT,
+        "--equalize": hashlib.sha256(repr(_factors(job)).encode()).hexdigest() if job.factors else None,
         "versions of torch and transformers": [torch.__version__, transformers.__version__],
     }
+
+
+def _factors(job: Calibration) -> list[tuple[str, list[bytes | None]]]:
+    """What tensors are multiplied by, as bytes."""
+    return [
+        (name, [None if x is None else x.tobytes() for x in (of_tensor.rows, of_tensor.columns)])
+        for name, of_tensor in sorted(job.factors.items())
+    ]
 
 
 _FIT = 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from gguf_bof4 import native
+from gguf_bof4.channel_factors import Factors
 from gguf_bof4.encoders.gptq.model import INSTEAD, Skeleton, assign, fill_with_tied_output, is_linear, make_skeleton
 from gguf_bof4.errors import UserError
 from gguf_bof4.gguf_files.model import Model, Tensor
@@ -197,6 +198,47 @@ class GgufWeights:
             if name in stacked["tensors"]:
                 assign(skeleton.model, name, stacked["tensors"][name])
         _check_filled(skeleton, names)
+
+
+_ONE_LESS = frozenset({"gemma", "gemma2", "gemma3"})
+"""Architectures that store the weights of norms less one, where GGUF files have them whole."""
+
+
+class EqualizedWeights:
+    """The weights of a model times factors of the rows and columns of its tensors.
+
+    Args:
+        weights: without the factors.
+        factors: by the names of the tensors in a GGUF file.
+        architecture: general.architecture.
+    """
+
+    def __init__(self, weights: Weights, factors: Mapping[str, Factors], architecture: str) -> None:
+        self._weights, self._factors, self._architecture = weights, factors, architecture
+
+    def config(self) -> Any:
+        return self._weights.config()
+
+    def tokenizer(self) -> Any:
+        return self._weights.tokenizer()
+
+    def fill(self, skeleton: Skeleton, names: Sequence[str]) -> None:
+        self._weights.fill(skeleton, names)
+        for name in names:
+            if (factors := self._of(skeleton, name)) is not None:
+                values = skeleton.model.get_parameter(name).detach().numpy()
+                is_norm = values.ndim == 1 and name.endswith(".weight")
+                offset = np.float32(1 if is_norm and self._architecture in _ONE_LESS else 0)
+                made = factors.applied(np.atleast_2d(values + offset if offset else values)) - offset
+                assign(skeleton.model, name, torch.from_numpy(made.reshape(values.shape)))
+
+    def _of(self, skeleton: Skeleton, name: str) -> Factors | None:
+        """The factors of a parameter."""
+        match = re.fullmatch(rf"{re.escape(skeleton.layers_name)}\.(\d+)\.(.+)\.(weight|bias)", name)
+        if match is None:
+            return None
+        tensor = tensor_name(skeleton, int(match[1]), match[2], self._architecture)
+        return None if tensor is None else self._factors.get(f"{tensor.removesuffix('.weight')}.{match[3]}")
 
 
 @functools.cache

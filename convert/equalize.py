@@ -1,0 +1,166 @@
+"""Equalizes the input channels of matrices, without changing what the model computes but for rounding.
+
+A block of weights has one scale, and channels with large inputs need it to fit their weights. So each input channel of
+a matrix is multiplied by a factor that grows with its inputs, and what makes the channel is divided by it: the norm
+before queries, keys and values, and before gate and up; the rows of values, whose mean the output matrix reads; the
+rows of up, which the activation multiplies before down. As of AWQ (arXiv 2306.00978), with the factor of a channel
+(E x^2)^(strength / 2) over the geometric mean of all.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from gguf_bof4.channel_factors import Factors
+
+Floats = npt.NDArray[np.float32]
+
+DEFAULT_STRENGTH = 0.25
+"""Of the power of the inputs (bench/NOTES.md)."""
+
+ARCHITECTURES = frozenset({"llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3"})
+"""Whose layers have the parts below, and nothing else that reads the channels."""
+
+_READERS = {"attn_norm": ("attn_q", "attn_k", "attn_v"), "ffn_norm": ("ffn_gate", "ffn_up")}
+"""Matrices that read the output of a norm."""
+
+_KNOWN = {
+    "attn": {"attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "attn_q_norm", "attn_k_norm", "attn_rot_embd"},
+    "ffn": {"ffn_norm", "ffn_gate", "ffn_up", "ffn_down"},
+}
+"""All tensors of attention and of the feed-forward part of such a layer. With others, such as experts, the part is left
+as it is."""
+
+_SMALLEST = 1e-8
+"""Of the mean power: channels without inputs."""
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Attention of a model.
+
+    Attributes:
+        queries: number of heads.
+        keys: number of heads of keys and values, each of which several heads of queries share.
+    """
+
+    queries: int
+    keys: int
+
+
+def channel_factors(power: Floats, strength: float) -> Floats:
+    """Factors of input channels, their geometric mean 1, float32 [n].
+
+    Args:
+        power: mean squares of the inputs, float32 [n].
+        strength: 0 leaves all channels as they are, 1 makes inputs equal.
+    """
+    mean = float(power.mean(dtype=np.float64))
+    if mean == 0:
+        return np.ones_like(power)
+    logarithms = np.log(np.maximum(power.astype(np.float64), _SMALLEST * mean)) * (strength / 2)
+    return np.asarray(np.exp(logarithms - logarithms.mean()), dtype=np.float32)
+
+
+class _Layer:
+    """The factors of one layer, found part by part."""
+
+    def __init__(self, prefix: str, shapes: Mapping[str, tuple[int, ...]], powers: Mapping[str, Floats]) -> None:
+        self._prefix, self._shapes, self._powers = prefix, shapes, powers
+        self.rows: dict[str, Floats] = {}
+        self.columns: dict[str, Floats] = {}
+
+    def has(self, *parts: str) -> bool:
+        return all(f"{self._prefix}{part}.weight" in self._shapes for part in parts)
+
+    def shape(self, part: str) -> tuple[int, ...]:
+        return self._shapes[f"{self._prefix}{part}.weight"]
+
+    def power(self, part: str) -> Floats | None:
+        """Mean squares of the inputs of a matrix; None where they are not known."""
+        power = self._powers.get(f"{self._prefix}{part}.weight")
+        return power if power is not None and power.shape == self.shape(part)[-1:] else None
+
+    def multiply(self, part: str, columns: Floats) -> None:
+        """Multiply the input channels of a matrix."""
+        self.columns[f"{self._prefix}{part}.weight"] = columns
+
+    def divide(self, part: str, channels: Floats) -> None:
+        """Divide what makes the channels: rows of a matrix and its bias, or the vectors of a norm."""
+        name = f"{self._prefix}{part}"
+        target = self.columns if len(self.shape(part)) == 1 else self.rows
+        inverse = np.reciprocal(channels)
+        target[f"{name}.weight"] = inverse
+        if f"{name}.bias" in self._shapes:
+            self.columns[f"{name}.bias"] = inverse
+
+
+def _equalize_norms(layer: _Layer, kinds: Iterable[str], strength: float) -> None:
+    for norm, readers in _READERS.items():
+        if norm.partition("_")[0] in kinds and layer.has(norm, *readers):
+            power = layer.power(readers[0])
+            if power is not None:
+                factors = channel_factors(power, strength)
+                layer.divide(norm, factors)
+                for reader in readers:
+                    layer.multiply(reader, factors)
+
+
+def _equalize_values(layer: _Layer, heads: Heads | None, strength: float) -> None:
+    """Heads of queries that share one of values share the factors."""
+    if heads is None or not layer.has("attn_v", "attn_output") or (power := layer.power("attn_output")) is None:
+        return
+    shared = heads.queries // heads.keys
+    if power.size * heads.keys != layer.shape("attn_v")[0] * heads.queries or power.size % heads.queries:
+        return
+    of_each = power.reshape(heads.keys, shared, -1)
+    factors = channel_factors(of_each.mean(axis=1).reshape(-1), strength)
+    layer.divide("attn_v", factors)
+    layer.multiply("attn_output", np.repeat(factors.reshape(heads.keys, 1, -1), shared, axis=1).reshape(-1))
+
+
+def _equalize_up(layer: _Layer, strength: float) -> None:
+    if layer.has("ffn_gate", "ffn_up", "ffn_down") and (power := layer.power("ffn_down")) is not None:
+        factors = channel_factors(power, strength)
+        layer.divide("ffn_up", factors)
+        layer.multiply("ffn_down", factors)
+
+
+def equalizing_factors(
+    architecture: str, shapes: Mapping[str, tuple[int, ...]], powers: Mapping[str, Floats], heads: Heads | None,
+    strength: float,
+) -> dict[str, Factors]:  # fmt: skip
+    """What the tensors of a model are multiplied by, by their names; none for other architectures.
+
+    Args:
+        shapes: of all tensors, rows before columns.
+        powers: mean squares of the inputs of matrices, float32 [n], by name.
+        heads: None: not known, or not the same in all layers.
+        strength: of `channel_factors`.
+    """
+    if architecture not in ARCHITECTURES:
+        return {}
+    parts: dict[str, set[str]] = defaultdict(set)
+    for name in shapes:
+        if (match := re.fullmatch(r"(blk\.\d+\.)(.+)\.(weight|bias)", name)) is not None:
+            parts[match[1]].add(match[2])
+    found: dict[str, Factors] = {}
+    for prefix, names in parts.items():
+        layer = _Layer(prefix, shapes, powers)
+        kinds = [
+            kind for kind, known in _KNOWN.items() if not {n for n in names if n.startswith(f"{kind}_")} - known
+        ]
+        _equalize_norms(layer, kinds, strength)
+        if "attn" in kinds:
+            _equalize_values(layer, heads, strength)
+        if "ffn" in kinds:
+            _equalize_up(layer, strength)
+        for name in {**layer.rows, **layer.columns}:
+            found[name] = Factors(layer.rows.get(name), layer.columns.get(name))
+    return found

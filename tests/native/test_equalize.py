@@ -1,0 +1,203 @@
+"""Equalized input channels: the model computes the same, blocks fit better, and what cannot be equalized says so."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from calibration_models import family_folder
+from convert_models import tensors
+from gguf_writing import write_imatrix
+from program import bof4
+
+from gguf_bof4.channel_factors import Factors
+from gguf_bof4.convert import convert
+from gguf_bof4.convert.equalize import Heads, channel_factors, equalizing_factors
+from gguf_bof4.encoders.gptq.weights import GgufWeights
+from gguf_bof4.errors import UserError
+from gguf_bof4.gguf_files.model import open_model
+
+Floats = npt.NDArray[np.float32]
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3")
+
+PARTS = ("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "ffn_gate", "ffn_up", "ffn_down")
+"""All that is changed in a layer."""
+
+TEXT = Path(__file__)
+"""Any text will do."""
+
+GPTQ: dict[str, Any] = {
+    "encoder": "gptq", "calibration": str(TEXT), "samples": 4, "sample_length": 48, "type": "BOF4_S", "threads": 1
+}  # fmt: skip
+
+
+def powers(model: Path) -> dict[str, tuple[Floats, Floats]]:
+    """Of inputs that differ by a factor of a hundred and more; matrices that read the same input have the same."""
+    generator = np.random.default_rng(4)
+    found: dict[str, tuple[Floats, Floats]] = {}
+    for t in open_model(model).tensors:
+        if t.name.startswith("blk.") and len(t.shape) == 2:
+            shared = t.name.replace("attn_k", "attn_q").replace("attn_v", "attn_q").replace("ffn_up", "ffn_gate")
+            own = np.exp(2 * generator.standard_normal((1, t.shape[1]))).astype(np.float32)
+            found[t.name] = found.get(shared, (own, np.ones(1, np.float32)))
+    return found
+
+
+def logits(model: Path) -> Floats:
+    skeleton = GgufWeights(open_model(model)).whole()
+    tokens = torch.arange(3, 67)[None] % skeleton.model.config.vocab_size
+    with torch.no_grad():
+        return np.asarray(skeleton.model(input_ids=tokens).logits[0].float().numpy())
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model as a folder and as a file in F32, and an importance matrix of it."""
+
+    folder: Path
+    file: Path
+    imatrix: Path
+
+
+def make_source(folder: Path, family: str) -> Source:
+    (folder / family).mkdir()
+    file = folder / f"{family}.gguf"
+    convert(family_folder(folder / family, family), file, type="F32")
+    return Source(folder / family, file, write_imatrix(folder / "imatrix.gguf", powers(file)))
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Source:
+    """Of each family."""
+    return make_source(tmp_path_factory.mktemp("family"), request.param)
+
+
+@pytest.fixture(scope="module")
+def gemma(tmp_path_factory: pytest.TempPathFactory) -> Source:
+    return make_source(tmp_path_factory.mktemp("gemma"), "gemma3")
+
+
+def test_the_model_computes_the_same(source: Source, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"type": "F32", "imatrix": str(source.imatrix), "equalize": True}
+    convert(source.file, tmp_path / "equalized.gguf", **options)
+    before, after = tensors(source.file), tensors(tmp_path / "equalized.gguf")
+    changed = {name for name in before if before[name] != after[name]}
+    weights = {f"blk.{i}.{part}.weight" for i in range(2) for part in PARTS}
+    biases = {name for name in before if name.endswith("attn_v.bias")}
+    assert changed == weights | biases
+    wanted, found = logits(source.file), logits(tmp_path / "equalized.gguf")
+    np.testing.assert_allclose(found, wanted, atol=2e-4 * np.abs(wanted).max())
+    assert open_model(tmp_path / "equalized.gguf").value("bof4.equalized") == 0.25
+    # of a folder the same
+    convert(source.folder, tmp_path / "of-folder.gguf", **options)
+    assert tensors(tmp_path / "of-folder.gguf") == after
+
+
+def test_gptq_encodes_the_equalized_weights(source: Source, tmp_path: Path) -> None:
+    """Its model has the same weights as the targets, bit for bit, of a file and of a folder: no matrix is left out."""
+    options: dict[str, Any] = {"imatrix": str(source.imatrix), "equalize": True, "equalize_strength": 0.5}
+    for given in (source.file, source.folder):
+        made = convert(given, tmp_path / "out.gguf", force=True, **GPTQ, **options)
+        left_out = [t.not_compensated for t in made.tensors if t.not_compensated is not None]
+        assert not [why for why in left_out if "no multiple of 64" not in why]
+    convert(source.file, tmp_path / "exact.gguf", type="F32", **options)
+    exact = {t.name: t for t in open_model(tmp_path / "exact.gguf").tensors}
+    convert(tmp_path / "out.gguf", tmp_path / "decoded.gguf", type="F32")
+    for t in open_model(tmp_path / "decoded.gguf").tensors:
+        if t.name in exact and len(t.shape) == 2 and t.name.startswith("blk."):
+            wanted = exact[t.name].read_rows().view(np.float32)
+            error = np.square(t.read_rows().view(np.float32) - wanted).sum() / np.square(wanted).sum()
+            assert error < 0.05, (t.name, error)
+
+
+def test_refinement_trains_the_equalized_model(gemma: Source, tmp_path: Path) -> None:
+    notes: list[str] = []
+    convert(
+        gemma.file, tmp_path / "out.gguf", progress=lambda step, *_: notes.append(step), **GPTQ,
+        imatrix=str(gemma.imatrix), equalize=True, refine=True, refine_parts="rounding,scales", refine_steps=2,
+    )  # fmt: skip
+    assert any("error of samples not trained on" in note for note in notes)
+    assert any("KL divergence of samples not trained on" in note for note in notes)
+
+
+def test_factors_of_channels() -> None:
+    power = np.array([1, 16, 1, 1 / 16], np.float32)
+    np.testing.assert_allclose(channel_factors(power, 0.5), [1, 2, 1, 0.5], rtol=1e-6)
+    np.testing.assert_allclose(channel_factors(power, 1.0), [1, 4, 1, 0.25], rtol=1e-6)
+    assert channel_factors(np.zeros(3, np.float32), 0.5).tolist() == [1, 1, 1]
+    found = channel_factors(np.array([1, 0], np.float32), 1.0)
+    assert np.isfinite(found).all() and found[0] > found[1] > 0
+
+
+def test_factors_of_rows_and_columns() -> None:
+    weights = np.arange(6, dtype=np.float32).reshape(3, 2)
+    made = Factors(np.array([1, 2, 4], np.float32), np.array([1, 10], np.float32))
+    assert made.applied(weights).tolist() == [[0, 10], [4, 60], [16, 200]]
+    assert made.applied(weights[1:], 1).tolist() == [[4, 60], [16, 200]]
+    assert Factors().applied(weights) is weights
+
+
+def shapes(**others: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """A layer of four heads of queries and two of keys, of 8 each."""
+    of_parts = {
+        "attn_norm": (16,), "attn_q": (32, 16), "attn_k": (16, 16), "attn_v": (16, 16), "attn_output": (16, 32),
+        "ffn_norm": (16,), "ffn_gate": (24, 16), "ffn_up": (24, 16), "ffn_down": (16, 24), **others,
+    }  # fmt: skip
+    return {f"blk.0.{part}.weight": shape for part, shape in of_parts.items()}
+
+
+HEADS = Heads(4, 2)
+
+
+def factors_of(given: dict[str, tuple[int, ...]], heads: Heads | None = HEADS) -> set[str]:
+    generator = np.random.default_rng(1)
+    known = {name: generator.gamma(1, size=s[-1]).astype(np.float32) for name, s in given.items() if len(s) == 2}
+    found = equalizing_factors("llama", given, known, heads, 0.25)
+    return {name.split(".")[2] for name in found}
+
+
+def test_parts_that_are_not_known_stay() -> None:
+    attention = {"attn_norm", "attn_q", "attn_k", "attn_v", "attn_output"}
+    forward = {"ffn_norm", "ffn_gate", "ffn_up", "ffn_down"}
+    assert factors_of(shapes()) == attention | forward
+    assert factors_of(shapes(ffn_gate_inp=(4, 16))) == attention, "a router reads the norm, too"
+    assert factors_of(shapes(attn_gate=(32, 16))) == forward, "so does a gate of attention"
+    assert factors_of(shapes(), None) == (attention | forward) - {"attn_output"}
+    assert factors_of(shapes(), Heads(4, 1)) == (attention | forward) - {"attn_output"}, "not of these shapes"
+    assert equalizing_factors("phi3", shapes(), {}, Heads(4, 2), 0.25) == {}
+    assert equalizing_factors("llama", shapes(), {}, Heads(4, 2), 0.25) == {}
+
+
+def test_what_cannot_be_equalized_is_refused(gemma: Source, tmp_path: Path) -> None:
+    ones = {"other.weight": (np.ones((1, 8), np.float32), np.ones(1, np.float32))}
+    known, other = {"imatrix": str(gemma.imatrix)}, {"imatrix": str(write_imatrix(tmp_path / "other.gguf", ones))}
+    convert(gemma.file, tmp_path / "q8.gguf", type="Q8_0")
+    phi = make_source(tmp_path, "phi").file
+    cases: tuple[tuple[Path, dict[str, Any], str], ...] = (
+        (gemma.file, {}, "--equalize needs to know the inputs of matrices: give --imatrix FILE, or self or random"),
+        (gemma.file, {"equalize": False, "equalize_strength": 0.5}, "--equalize-strength says .* give --equalize, too"),
+        (gemma.file, {**known, "equalize_strength": 0.0}, "--equalize-strength 0.0: give a number above 0, at most 1"),
+        (gemma.file, other, "--equalize found no layer whose parts it knows"),
+        (tmp_path / "q8.gguf", known, "is Q8_0, and --equalize needs an unquantized"),
+        (phi, known, "--equalize knows the layers of gemma, gemma2, gemma3, llama, qwen2, qwen3, and this model"),
+    )
+    for file, options, message in cases:
+        with pytest.raises(UserError, match=message):
+            convert(file, tmp_path / "out.gguf", **{"equalize": True, **options})
+        assert not (tmp_path / "out.gguf").exists()
+
+
+def test_the_command_line(gemma: Source, tmp_path: Path) -> None:
+    options = ("--imatrix", gemma.imatrix, "--equalize", "--equalize-strength", "0.5")
+    done = bof4("convert", gemma.file, tmp_path / "out.gguf", *options)
+    assert done.returncode == 0, done.stderr
+    model = open_model(tmp_path / "out.gguf")
+    assert model.value("bof4.equalized") == 0.5
+    assert {t.qtype for t in model.tensors if "ffn_up" in t.name} == {gguf.GGMLQuantizationType(176)}
