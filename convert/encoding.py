@@ -86,13 +86,13 @@ def _too_large(source: Source, first_row: int, index: int, target: TensorType) -
     return UserError(too_large_message(source.path, source.name, where, target))
 
 
-def as_floats(rows: Bytes, origin: TensorType) -> npt.NDArray[np.float32]:
-    """Rows of F32, F16 or BF16, uint8 [rows, bytes of a row], as float32 [rows, n], without a copy where possible."""
-    return _as_floats(rows.view(_ELEMENTS[origin]), origin)
+def as_floats(rows: npt.NDArray[Any], origin: TensorType) -> npt.NDArray[np.float32]:
+    """Rows of F32, F16 or BF16 as float32 [rows, n], without a copy where possible.
 
-
-def _as_floats(elements: npt.NDArray[Any], origin: TensorType) -> npt.NDArray[np.float32]:
-    """Elements of F32, F16 or BF16 (as uint16) as float32, without a copy where possible."""
+    Args:
+        rows: uint8 [rows, bytes of a row], or a view of them as elements (BF16: uint16).
+    """
+    elements = rows.view(_ELEMENTS[origin])
     if origin == TensorType.BF16:
         return (elements.astype(np.uint32) << 16).view(np.float32)
     return elements.astype(np.float32, copy=False)
@@ -106,7 +106,7 @@ def _select(floats: npt.NDArray[Any], origin: TensorType, job: Job) -> OutlierLi
     if isinstance(rule, Quantile):
         found = native.select_outliers_raw(floats, origin, rule.value, job.threads)
     else:
-        weights = _as_floats(floats, origin)
+        weights = as_floats(floats, origin)
         found = choose(weights, job.target, rule.count(weights.size), job.importance, job.encoder, job.threads)
     job.planned.add(found)
     return found
@@ -134,7 +134,7 @@ def add_errors(
         part = None if outliers is None else outliers.part(first, len(encoded[first : first + step]))
         floats = exact[first : first + step]
         decoded = decode(encoded[first : first + step], target, part, dequantize)
-        errors.add(decoded, _as_floats(floats, origin))
+        errors.add(decoded, as_floats(floats, origin))
 
 
 def _encode_floats(source: Source, first_row: int, rows: Bytes, origin: TensorType, job: Job) -> Bytes:

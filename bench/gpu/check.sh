@@ -200,8 +200,21 @@ models() {
     done
     return $failed
 }
+# Python with the package: where it is not installed, with the carried one and wheels of what it needs.
+with_package() {
+    local path=${PYTHONPATH:-}
+    if ! "$PYTHON" -c 'import gguf_bof4' 2>/dev/null; then
+        path=$DIR/package:$WORK/site
+        if [ ! -d "$WORK/site" ]; then # whole or not at all: a phase may be stopped here
+            "$PYTHON" -m pip install --quiet --no-index --no-deps --no-compile --upgrade --target "$WORK/site.new" \
+                "$DIR"/wheels/*.whl && mv "$WORK/site.new" "$WORK/site" || return 1
+        fi
+    fi
+    touch "$BIN/../CMakeCache.txt" # by which the package knows a build; prebuilt programs come without it
+    PYTHONPATH=$path BOF4_BIN=$BIN "$PYTHON" "$@"
+}
 gptq() {
-    "$PYTHON" "$DIR/gptq.py" --model "$DIR/small-s.gguf" --calibration "$DIR/calibration.txt" --text "$DIR/text.txt" \
+    with_package "$DIR/gptq.py" --model "$DIR/small-s.gguf" --calibration "$DIR/calibration.txt" --text "$DIR/text.txt" \
         --bin "$BIN" --work "$WORK/gptq"
 }
 llama() {
@@ -212,17 +225,6 @@ llama() {
     done
     return $rc
 }
-# The command line of the package: where it is not installed, of the carried one and wheels.
-bof4() {
-    local path=${PYTHONPATH:-}
-    if ! "$PYTHON" -c 'import gguf_bof4' 2>/dev/null; then
-        path=$DIR/package:$WORK/site
-        [ -d "$WORK/site" ] || "$PYTHON" -m pip install --quiet --no-index --no-deps --no-compile --target "$WORK/site" \
-            "$DIR"/wheels/*.whl || return 1
-    fi
-    touch "$BIN/../CMakeCache.txt" # by which the package knows a build; prebuilt programs come without it
-    PYTHONPATH=$path BOF4_BIN=$BIN "$PYTHON" -c 'from gguf_bof4.cli import main; main()' "$@"
-}
 # Single products with AMX and without, on one core and on all.
 kernels() {
     local on threads -
@@ -230,8 +232,9 @@ kernels() {
     "$PYTHON" -c 'import numpy, rich, typer' || { echo "KERNELS not measured: $PYTHON lacks a module"; return 0; }
     for threads in 1 "$(nproc)"; do
         for on in 1 0; do
-            BOF4_AMX=$on bof4 bench kernels --types BOF4_S,BOF4_K,Q4_0 --rows 4096 --length 4096 --columns 64,512 \
-                --rounds 1 --threads "$threads" | sed "s/^/KERNELS BOF4_AMX=$on /" || return 1
+            BOF4_AMX=$on with_package -c 'from gguf_bof4.cli import main; main()' bench kernels \
+                --types BOF4_S,BOF4_K,Q4_0 --rows 4096 --length 4096 --columns 64,512 --rounds 1 --threads "$threads" |
+                sed "s/^/KERNELS BOF4_AMX=$on /" || return 1
         done
     done
 }
@@ -263,7 +266,7 @@ counters() {
             grep -E "bof4_mul|dram__|sm__|smsp__|l1tex|gpu__" || return 1
     done
 }
-export -f ops perf bench sanitize predict diverge speed models gptq llama bof4 kernels amx counters
+export -f ops perf bench sanitize predict diverge speed models with_package gptq llama kernels amx counters
 export small
 
 if built; then

@@ -1,8 +1,7 @@
 """The encoder gptq on a GPU against the CPU: KL divergence of both results from the unquantized model, and the time.
 
-Runs on a machine without network: where gguf_bof4 is not installed, it is taken from the folders package and wheels
-that prepare.sh put beside this script. The unquantized model has the decoded weights of a small file, its input
-channels rescaled so that they are not on the grid of the type that they get.
+Needs gguf_bof4 and BOF4_BIN, which check.sh provides. The unquantized model has the decoded weights of a small file,
+its input channels rescaled so that they are not on the grid of the type that they get.
 
 Exit code: 0 if the result of each device is better than that of the encoder search, and the divergences of two devices
 differ by at most three standard errors.
@@ -12,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import re
 import shutil
 import subprocess
@@ -60,22 +58,6 @@ def verdict(search: Divergence, of_device: dict[str, Divergence]) -> list[str]:
         if not of_device[first].agrees(of_device[device])
     ]
     return wrong
-
-
-def find_package(carried: Path, site: Path) -> None:
-    """Make gguf_bof4 importable: take the carried one and wheels of what it needs, unless it is installed.
-
-    Args:
-        carried: folder of package/ and of wheels/ for this Python.
-        site: the wheels are installed there.
-    """
-    try:
-        import gguf_bof4  # noqa: F401
-    except ImportError:
-        wheels = map(str, sorted(carried.glob("wheels/*.whl")))
-        install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile"]
-        subprocess.run([*install, "--upgrade", "--target", str(site), *wheels], check=True)
-        sys.path[:0] = [str(carried / "package"), str(site)]
 
 
 def write_reference(model: Path, target: Path) -> None:
@@ -150,10 +132,6 @@ def main() -> int:
     options = parser.parse_args()
     shutil.rmtree(options.work, ignore_errors=True)
     options.work.mkdir(parents=True)
-    os.environ["BOF4_BIN"] = str(options.bin)
-    # prebuilt programs come without the file by which the package knows a build
-    (options.bin.parent / "CMakeCache.txt").touch()
-    find_package(Path(__file__).parent, options.work / "site")
     wrong = compare(options, options.devices)
     for text in wrong:
         print(f"GPTQ WRONG: {text}")

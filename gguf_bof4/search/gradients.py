@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from gguf_bof4 import native
-from gguf_bof4.encoders.gptq.matching import find_rows
 from gguf_bof4.encoders.gptq.model import (
     INSTEAD,
     Skeleton,
+    find_linear_rows,
     is_linear,
     linear_weight,
 )
@@ -132,7 +132,7 @@ def _places(model: Model, name: str, module: torch.nn.Module) -> Any:
     """Of each row of a tensor, its row in the module, which may have them in another order."""
     tensor = next(t for t in model.tensors if t.name == name)
     rows = model.read_weights(tensor, native.dequantize)
-    return find_rows(rows, np.ascontiguousarray(linear_weight(module).numpy()))
+    return find_linear_rows(module, rows)
 
 
 def measure(

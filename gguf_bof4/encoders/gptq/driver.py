@@ -39,13 +39,13 @@ from gguf_bof4.encoders.gptq.checkpoint import Checkpoint
 from gguf_bof4.encoders.gptq.estimate import layer_seconds
 from gguf_bof4.encoders.gptq.factor import Drift, Factor, drift, drifts_through_outputs, factor
 from gguf_bof4.encoders.gptq.layer import Layer, Moments, Workers, load_layer
-from gguf_bof4.encoders.gptq.matching import find_rows
 from gguf_bof4.encoders.gptq.model import (
     INSTEAD,
     LayerInputs,
     Skeleton,
     assign_linear,
     check_length,
+    find_linear_rows,
     first_inputs,
     linear_weight,
     make_skeleton,
@@ -263,7 +263,7 @@ class _Encoder:
                 found[target.name] = _block_encoded(target, diagonal, why_not)
                 self.done("", target)
                 continue
-            places = find_rows(rows, np.ascontiguousarray(linear_weight(module).cpu().numpy()))
+            places = find_linear_rows(module, rows)
             if places is None:
                 importance = hessian.diagonal().cpu().numpy().copy() if rows.shape[1] == len(hessian) else None
                 why_not = f"its rows are not those of {name} in transformers"
@@ -271,9 +271,7 @@ class _Encoder:
             else:
                 wanted = rows + fits.drifts[own].correction(rows, places, layer.workers)
                 found[target.name], decoded = self._compensated(target, rows, wanted, fits.factors[own, target.qtype])
-                back = np.empty_like(decoded)
-                back[places] = decoded
-                assign_linear(layer.module, name, torch.from_numpy(back).to(layer.workers.device))
+                assign_linear(layer.module, name, decoded, places, layer.workers.device)
             self.done("", target)
         return found
 

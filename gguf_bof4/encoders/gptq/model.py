@@ -10,11 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from gguf_bof4.encoders.gptq.matching import find_rows
 from gguf_bof4.errors import UserError
+
+Floats = npt.NDArray[np.float32]
 
 INSTEAD = "Use --encoder search, which does not run the model"
 
@@ -74,8 +79,23 @@ def linear_weight(module: nn.Module) -> torch.Tensor:
     return weight.T if isinstance(module, Conv1D) else weight
 
 
-def assign_linear(model: nn.Module, name: str, rows: torch.Tensor) -> None:
-    """Set the matrix of the linear module of this name, [outputs, inputs], in float32."""
+def find_linear_rows(module: nn.Module, tensor: Floats) -> npt.NDArray[np.int64] | None:
+    """For each row of a tensor, float32 [rows, n], that of a linear module that is the same; None as `find_rows`."""
+    return find_rows(tensor, np.ascontiguousarray(linear_weight(module).cpu().numpy()))
+
+
+def assign_linear(
+    model: nn.Module, name: str, tensor: Floats, places: npt.NDArray[np.int64], device: torch.device
+) -> None:
+    """Set the matrix of the linear module of this name, in float32.
+
+    Args:
+        tensor: float32 [rows, n].
+        places: for each of its rows that of the module, int64 [rows].
+    """
+    ordered = np.empty_like(tensor)
+    ordered[places] = tensor
+    rows = torch.from_numpy(ordered).to(device)
     transposed = isinstance(model.get_submodule(name), Conv1D)
     assign(model, f"{name}.weight", rows.T if transposed else rows)
 

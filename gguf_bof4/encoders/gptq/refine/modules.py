@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 from gguf_bof4.encoders.encoder import Target
-from gguf_bof4.encoders.gptq.matching import find_rows
-from gguf_bof4.encoders.gptq.model import assign_linear, linear_weight
+from gguf_bof4.encoders.gptq.model import assign_linear, find_linear_rows
 from gguf_bof4.formats import FORMAT_OF_TYPE_ID, Format
 
 Floats = npt.NDArray[np.float32]
@@ -53,9 +52,7 @@ class EncodedModule:
         Args:
             decoded: float32 [rows, n], in the order of the tensor.
         """
-        ordered = np.empty_like(decoded)
-        ordered[self.places] = decoded
-        assign_linear(self.layer, self.path, torch.from_numpy(ordered).to(device))
+        assign_linear(self.layer, self.path, decoded, self.places, device)
 
     def replace(self, module: nn.Module) -> None:
         """Put another module in its place."""
@@ -77,6 +74,6 @@ def encoded_modules(
         if name not in encoded:
             continue
         rows = targets[name].read()
-        places = find_rows(rows, np.ascontiguousarray(linear_weight(layer.get_submodule(path)).cpu().numpy()))
+        places = find_linear_rows(layer.get_submodule(path), rows)
         if places is not None:
             yield EncodedModule(layer, path, targets[name], rows, places)
