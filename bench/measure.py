@@ -9,10 +9,15 @@ import gguf
 from gguf_bof4.errors import UserError
 from gguf_bof4.gguf_files.model import Model, Tensor
 
+ROUTER = "ffn_gate_inp.weight"
+"""How the names of routers end, which llama-quantize leaves in F32."""
+
 
 def block_matrices(model: Model) -> list[Tensor]:
-    """The matrices that are quantized: those of the blocks, and no embeddings."""
-    return [t for t in model.tensors if t.name.startswith("blk.") and len(t.shape) > 1]
+    """The matrices that are quantized: those of the blocks, no embeddings, and no routers of experts."""
+    return [
+        t for t in model.tensors if t.name.startswith("blk.") and len(t.shape) > 1 and not t.name.endswith(ROUTER)
+    ]
 
 
 def bits_per_weight(model: Model) -> float:

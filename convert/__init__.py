@@ -79,7 +79,7 @@ def convert(
             wrong, or the output exists or cannot be written. The message names the remedy.
     """
     started = time.monotonic()
-    chosen = Options(**options)
+    chosen = Options(**options).completed
     chosen.check()
     output = output_path(output, chosen.output_type.name, in_parts=chosen.split_bytes > 0)
     installed_bin()  # fails now rather than after an hour of reading or downloading

@@ -1,17 +1,21 @@
 """Equalizes the input channels of matrices, without changing what the model computes but for rounding.
 
-A block of weights has one scale, and channels with large inputs need it to fit their weights. So each input channel of
-a matrix is multiplied by a factor that grows with its inputs, and what makes the channel is divided by it: the norm
-before queries, keys and values, and before gate and up; the rows of values, whose mean the output matrix reads; the
-rows of up, which the activation multiplies before down. As of AWQ (arXiv 2306.00978), with the factor of a channel
-(E x^2)^(strength / 2) over the geometric mean of all.
+A block of weights has one scale, which its largest weights decide, while errors count where inputs are large. So each
+input channel of a matrix is multiplied by a factor that grows with its inputs and falls with its weights, and what
+makes the channel is divided by it: the norm before queries, keys and values, and before gate and up; the rows of
+values, whose mean the output matrix reads; the rows of up, which the activation multiplies before down. As of AWQ
+(arXiv 2306.00978), with other factors.
+
+With factors s the error of a block is about e sum_j (s_j w_j)^2 sum_j (x_j / s_j)^2, w_j and x_j the root mean squares
+of the weights and inputs of a channel. By the inequality of Cauchy and Schwarz it is least where s_j^2 = x_j / w_j,
+which makes the weights of a channel as large as its inputs.
 """
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,9 +24,6 @@ import numpy.typing as npt
 from gguf_bof4.channel_factors import Factors
 
 Floats = npt.NDArray[np.float32]
-
-DEFAULT_STRENGTH = 0.25
-"""Of the power of the inputs (bench/NOTES.md)."""
 
 ARCHITECTURES = frozenset({"llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3"})
 """Whose layers have the parts below, and nothing else that reads the channels."""
@@ -38,7 +39,10 @@ _KNOWN = {
 as it is."""
 
 _SMALLEST = 1e-8
-"""Of the mean power: channels without inputs."""
+"""Of the mean power: channels without inputs, or without weights."""
+
+Powers = Callable[[str], Floats]
+"""Gives the sums of the squares of the columns of a matrix by its name, float32 [n]."""
 
 
 @dataclass(frozen=True)
@@ -54,25 +58,33 @@ class Heads:
     keys: int
 
 
-def channel_factors(power: Floats, strength: float) -> Floats:
-    """Factors of input channels, their geometric mean 1, float32 [n].
+def _logarithms(power: Floats) -> npt.NDArray[np.float64]:
+    """Of powers, zeros raised to a small value; all zero where all powers are, or where they are not finite."""
+    mean = float(power.mean(dtype=np.float64))
+    if not 0 < mean < np.inf:
+        return np.zeros(power.shape)
+    return np.log(np.maximum(power.astype(np.float64), _SMALLEST * mean))
+
+
+def channel_factors(inputs: Floats, weights: Floats, strength: float) -> Floats:
+    """Factors of input channels, (E x^2 / E w^2)^(strength / 2), their geometric mean 1, float32 [n].
 
     Args:
-        power: mean squares of the inputs, float32 [n].
-        strength: 0 leaves all channels as they are, 1 makes inputs equal.
+        inputs: mean squares of the inputs, float32 [n].
+        weights: mean squares of the weights of each channel, or multiples of them, float32 [n].
+        strength: 0 leaves all channels as they are; with 0.5 weights and inputs become equally large.
     """
-    mean = float(power.mean(dtype=np.float64))
-    if mean == 0:
-        return np.ones_like(power)
-    logarithms = np.log(np.maximum(power.astype(np.float64), _SMALLEST * mean)) * (strength / 2)
+    logarithms = (_logarithms(inputs) - _logarithms(weights)) * (strength / 2)
     return np.asarray(np.exp(logarithms - logarithms.mean()), dtype=np.float32)
 
 
 class _Layer:
     """The factors of one layer, found part by part."""
 
-    def __init__(self, prefix: str, shapes: Mapping[str, tuple[int, ...]], powers: Mapping[str, Floats]) -> None:
-        self._prefix, self._shapes, self._powers = prefix, shapes, powers
+    def __init__(
+        self, prefix: str, shapes: Mapping[str, tuple[int, ...]], powers: Mapping[str, Floats], weights: Powers
+    ) -> None:
+        self._prefix, self._shapes, self._powers, self._weights = prefix, shapes, powers, weights
         self.rows: dict[str, Floats] = {}
         self.columns: dict[str, Floats] = {}
 
@@ -86,6 +98,11 @@ class _Layer:
         """Mean squares of the inputs of a matrix; None where they are not known."""
         power = self._powers.get(f"{self._prefix}{part}.weight")
         return power if power is not None and power.shape == self.shape(part)[-1:] else None
+
+    def weights(self, *parts: str) -> Floats:
+        """Sums of the squares of the weights of each input channel, of all these matrices."""
+        found = [self._weights(f"{self._prefix}{part}.weight") for part in parts]
+        return np.asarray(np.sum(found, axis=0), dtype=np.float32)
 
     def multiply(self, part: str, columns: Floats) -> None:
         """Multiply the input channels of a matrix."""
@@ -106,7 +123,7 @@ def _equalize_norms(layer: _Layer, kinds: Iterable[str], strength: float) -> Non
         if norm.partition("_")[0] in kinds and layer.has(norm, *readers):
             power = layer.power(readers[0])
             if power is not None:
-                factors = channel_factors(power, strength)
+                factors = channel_factors(power, layer.weights(*readers), strength)
                 layer.divide(norm, factors)
                 for reader in readers:
                     layer.multiply(reader, factors)
@@ -119,28 +136,31 @@ def _equalize_values(layer: _Layer, heads: Heads | None, strength: float) -> Non
     shared = heads.queries // heads.keys
     if power.size * heads.keys != layer.shape("attn_v")[0] * heads.queries or power.size % heads.queries:
         return
-    of_each = power.reshape(heads.keys, shared, -1)
-    factors = channel_factors(of_each.mean(axis=1).reshape(-1), strength)
+    inputs, weights = (
+        p.reshape(heads.keys, shared, -1).mean(axis=1).reshape(-1) for p in (power, layer.weights("attn_output"))
+    )
+    factors = channel_factors(inputs, weights, strength)
     layer.divide("attn_v", factors)
     layer.multiply("attn_output", np.repeat(factors.reshape(heads.keys, 1, -1), shared, axis=1).reshape(-1))
 
 
 def _equalize_up(layer: _Layer, strength: float) -> None:
     if layer.has("ffn_gate", "ffn_up", "ffn_down") and (power := layer.power("ffn_down")) is not None:
-        factors = channel_factors(power, strength)
+        factors = channel_factors(power, layer.weights("ffn_down"), strength)
         layer.divide("ffn_up", factors)
         layer.multiply("ffn_down", factors)
 
 
 def equalizing_factors(
-    architecture: str, shapes: Mapping[str, tuple[int, ...]], powers: Mapping[str, Floats], heads: Heads | None,
-    strength: float,
+    architecture: str, shapes: Mapping[str, tuple[int, ...]], powers: Mapping[str, Floats], weights: Powers,
+    heads: Heads | None, strength: float,
 ) -> dict[str, Factors]:  # fmt: skip
     """What the tensors of a model are multiplied by, by their names; none for other architectures.
 
     Args:
         shapes: of all tensors, rows before columns.
         powers: mean squares of the inputs of matrices, float32 [n], by name.
+        weights: called once for each matrix whose columns are multiplied.
         heads: None: not known, or not the same in all layers.
         strength: of `channel_factors`.
     """
@@ -152,7 +172,7 @@ def equalizing_factors(
             parts[match[1]].add(match[2])
     found: dict[str, Factors] = {}
     for prefix, names in parts.items():
-        layer = _Layer(prefix, shapes, powers)
+        layer = _Layer(prefix, shapes, powers, weights)
         kinds = [
             kind for kind, known in _KNOWN.items() if not {n for n in names if n.startswith(f"{kind}_")} - known
         ]

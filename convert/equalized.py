@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from gguf_bof4.channel_factors import Factors
-from gguf_bof4.convert.encoding import as_floats
+from gguf_bof4.convert.encoding import RUN_WEIGHTS, as_floats
 from gguf_bof4.convert.equalize import ARCHITECTURES, Heads, equalizing_factors
 from gguf_bof4.convert.imatrix import Imatrix
 from gguf_bof4.convert.opened import OpenedModel
 from gguf_bof4.convert.policy import FLOATS
-from gguf_bof4.convert.sources import Bytes, Source
+from gguf_bof4.convert.sources import Bytes, Source, n_rows
 from gguf_bof4.errors import UserError
 
 Floats = npt.NDArray[np.float32]
@@ -70,6 +70,30 @@ def _heads(opened: OpenedModel) -> Heads | None:
     return None if queries is None or keys is None or queries % keys else Heads(queries, keys)
 
 
+def _unquantized(opened: OpenedModel, source: Source) -> Source:
+    """The source.
+
+    Raises:
+        UserError: it is quantized.
+    """
+    if source.qtype not in FLOATS:
+        raise UserError(
+            f"{opened.path}: tensor {source.name} is {source.qtype.name}, and --equalize needs an unquantized model: "
+            "F32, F16, BF16 or a Hugging Face folder"
+        )
+    return source
+
+
+def _column_power(source: Source) -> Floats:
+    """Sums of the squares of the columns of a matrix, float32 [n]; not finite where a weight is not."""
+    step, found = max(1, RUN_WEIGHTS // source.shape[-1]), np.zeros(source.shape[-1])
+    for first in range(0, n_rows(source), step):
+        rows = as_floats(source.read_rows(first, min(step, n_rows(source) - first)), source.qtype)
+        with np.errstate(over="ignore", invalid="ignore"):  # whoever encodes them says which weight it is
+            found += np.square(rows, dtype=np.float64).sum(axis=0)
+    return found.astype(np.float32)
+
+
 def _reweighted(imatrix: Imatrix, factors: Mapping[str, Factors]) -> Imatrix:
     """The importance matrix of the equalized model, whose inputs are divided by the factors."""
     entries = dict(imatrix.entries)
@@ -94,18 +118,17 @@ def equalized(opened: OpenedModel, imatrix: Imatrix, strength: float) -> tuple[O
             f"{opened.path}: --equalize knows the layers of {', '.join(sorted(ARCHITECTURES))}, and this model is "
             f"{opened.architecture}: convert it without"
         )
-    shapes = {s.name: s.shape for s in opened.sources}
-    factors = equalizing_factors(opened.architecture, shapes, imatrix.entries, _heads(opened), strength)
+    sources = {s.name: s for s in opened.sources}
+    factors = equalizing_factors(
+        opened.architecture, {name: s.shape for name, s in sources.items()}, imatrix.entries,
+        lambda name: _column_power(_unquantized(opened, sources[name])), _heads(opened), strength,
+    )  # fmt: skip
     if not factors:
         raise UserError(
             f"{opened.path}: --equalize found no layer whose parts it knows and about whose inputs {imatrix.path} "
             "says something: convert it without"
         )
-    for source in opened.sources:
-        if source.name in factors and source.qtype not in FLOATS:
-            raise UserError(
-                f"{opened.path}: tensor {source.name} is {source.qtype.name}, and --equalize needs an unquantized "
-                "model: F32, F16, BF16 or a Hugging Face folder"
-            )
-    sources = [Scaled(s, factors[s.name]) if s.name in factors else s for s in opened.sources]
-    return replace(opened, sources=sources, factors=factors), _reweighted(imatrix, factors)
+    scaled = [
+        Scaled(_unquantized(opened, s), factors[s.name]) if s.name in factors else s for s in opened.sources
+    ]
+    return replace(opened, sources=scaled, factors=factors), _reweighted(imatrix, factors)

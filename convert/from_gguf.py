@@ -9,7 +9,7 @@ import gguf
 from gguf_bof4.convert.model_kinds import why_no_model
 from gguf_bof4.convert.opened import OpenedModel
 from gguf_bof4.convert.options import Options
-from gguf_bof4.convert.output import HOW_MADE, RawValue, Writer
+from gguf_bof4.convert.output import EQUALIZED, HOW_MADE, RawValue, Writer
 from gguf_bof4.errors import UserError
 from gguf_bof4.gguf_files.model import Model, open_model
 
@@ -56,7 +56,7 @@ def _make_writer(model: Model, architecture: str, options: Options) -> Writer:
     """A writer with the model's metadata, without keys that describe the source file."""
     writer = Writer(path=None, arch=architecture)
     for key, value in _metadata(model).items():
-        if key in HOW_MADE or not (key.startswith(_REPLACED) or key in _REPLACED_KEYS):
+        if key in HOW_MADE or key == EQUALIZED or not (key.startswith(_REPLACED) or key in _REPLACED_KEYS):
             # the type given here is not used: it is part of the raw value
             writer.add_key_value(key, value, gguf.GGUFValueType.ARRAY)
     if (alignment := model.integer("general.alignment")) is not None:

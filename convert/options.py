@@ -7,7 +7,6 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from gguf_bof4.convert.equalize import DEFAULT_STRENGTH
 from gguf_bof4.convert.list_rules import ListRules, parse_rules
 from gguf_bof4.convert.output_types import OutputType, output_type_of
 from gguf_bof4.convert.policy import Rules, parse_pattern, parse_type
@@ -53,7 +52,8 @@ class Options:
         opq_bits: bits per weight for outliers that are chosen by what they save, in the place of a quantile for all
             tensors.
         encoder: name of one of the encoders.
-        imatrix: path of an importance matrix of llama-imatrix; RANDOM_TOKENS and SELF make one.
+        imatrix: path of an importance matrix of llama-imatrix; RANDOM_TOKENS and SELF make one. None: none, and SELF
+            with `equalize`.
         calibration: path of the calibration text of an encoder that runs the model, or several: files, folders, JSON
             Lines of chats, or SELF, which None means, too.
         samples: number of windows of that text; None: as many as the widest layer needs.
@@ -68,8 +68,8 @@ class Options:
         refine_minutes: how long.
         refine_steps: the same in steps, in the place of minutes.
         refine_samples: windows of the calibration texts that are trained on or judge, at most.
-        equalize: input channels of matrices are made more alike first, by the powers of the importance matrix.
-        equalize_strength: how much: 0 not at all, 1 until their inputs are equal.
+        equalize: weights and inputs of each channel are made more alike first, by the powers of the importance matrix.
+        equalize_strength: how much: 0 not at all, 0.5 until they are equal; None: as is best for the encoder.
         pure: embeddings and output get `type`, too.
         leave_output_tensor: output.weight keeps its type.
         split_max_size: bytes of tensor data in a part, "N", "NK", "NM" or "NG"; 0 means one file.
@@ -103,7 +103,7 @@ class Options:
     refine_steps: int | None = None
     refine_samples: int = REFINED_SAMPLES
     equalize: bool = False
-    equalize_strength: float = DEFAULT_STRENGTH
+    equalize_strength: float | None = None
     pure: bool = False
     leave_output_tensor: bool = False
     split_max_size: str = "0"
@@ -206,6 +206,16 @@ class Options:
             )
         return int(match[1]) * {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3}[match[2]]
 
+    @property
+    def strength(self) -> float:
+        """How much channels are equalized."""
+        return self.chosen_encoder.equalizing if self.equalize_strength is None else self.equalize_strength
+
+    @property
+    def completed(self) -> Options:
+        """The same, with the importance matrix that `equalize` needs."""
+        return replace(self, imatrix=SELF) if self.equalize and self.imatrix is None else self
+
     def check(self) -> None:
         """Raise UserError where an option is wrong, before anything is read."""
         _ = self.rules, self.list_rules, self.split_bytes
@@ -265,15 +275,10 @@ class Options:
 
     def _check_equalization(self) -> None:
         if not self.equalize:
-            if self.equalize_strength != Options.equalize_strength:
+            if self.equalize_strength is not None:
                 raise UserError("--equalize-strength says how much --equalize changes: give --equalize, too")
             return
-        if self.imatrix is None:
-            raise UserError(
-                f"--equalize needs to know the inputs of matrices: give --imatrix FILE, or {SELF} or {RANDOM_TOKENS}, "
-                "which make one"
-            )
-        if not 0 < self.equalize_strength <= 1:
+        if not 0 < self.strength <= 1:
             raise UserError(f"--equalize-strength {self.equalize_strength}: give a number above 0, at most 1")
 
     def _check_calibration(self, encoder: Encoder) -> None:

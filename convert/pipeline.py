@@ -19,6 +19,7 @@ from gguf_bof4.convert.model_kinds import why_no_lists
 from gguf_bof4.convert.opened import OpenedModel
 from gguf_bof4.convert.options import Options
 from gguf_bof4.convert.output import (
+    EQUALIZED,
     PlannedTensor,
     add_format_metadata,
     fill,
@@ -229,13 +230,14 @@ def run(opened: OpenedModel, options: Options, output: Path, folder: Path | None
     """
     writer, imatrix = opened.writer, chosen_imatrix(options)
     if options.equalize and imatrix is not None:
-        opened, imatrix = equalized(opened, imatrix, options.equalize_strength)
+        opened, imatrix = equalized(opened, imatrix, options.strength)
     tensors = plan(opened, options, imatrix)
     if folder is not None:
         tensors = calibrated(tensors, opened, options, output, progress)
     add_format_metadata(writer, options, tensors, imatrix)
     if opened.factors:
-        writer.add_float32("bof4.equalized", options.equalize_strength)
+        writer.kv_data[0].pop(EQUALIZED, None)  # of the source
+        writer.add_float32(EQUALIZED, options.strength)
     fill(writer, tensors, options, progress)
     outputs = part_names(writer, output)
     for path in outputs:

@@ -12,6 +12,7 @@ import gguf
 import numpy as np
 
 from gguf_bof4.bench.disk import check_disk
+from gguf_bof4.bench.measure import ROUTER
 from gguf_bof4.paths import atomic_path, models_folder
 
 RECIPE = 1
@@ -110,7 +111,7 @@ def _header(writer: gguf.GGUFWriter, shape: Shape) -> None:
 
 def _dtype(name: str, dims: tuple[int, ...]) -> np.dtype[np.float32] | np.dtype[np.float16]:
     """Of a tensor: norms and routers stay float32, as in every model."""
-    is_matrix = len(dims) > 1 and "ffn_gate_inp" not in name
+    is_matrix = len(dims) > 1 and not name.endswith(ROUTER)
     return np.dtype(np.float16) if is_matrix else np.dtype(np.float32)
 
 

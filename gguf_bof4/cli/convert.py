@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _ENCODER_HELP = "; ".join(f"{e.name}: {e.help}" for e in ENCODERS)
 _CALIBRATED = ", ".join(e.name for e in ENCODERS if e.calibrate is not None)
+_STRENGTHS = ", ".join(f"{e.equalizing:g} for {e.name}" for e in ENCODERS if e.takes_imatrix)
 _TYPES = ", ".join(t.name for t in OUTPUT_TYPES)
 
 _WORST = 5
@@ -344,13 +345,19 @@ def convert(
         bool,
         typer.Option(
             "--equalize",
-            help="First multiply input channels of matrices by factors that grow with their inputs in --imatrix, and "
-            "divide what makes them, so that blocks fit better. The model computes the same.",
+            help="First make weights and inputs of each channel of a matrix equally large, so that blocks fit better; "
+            "what makes the channel is divided by the same. The model computes the same. Inputs are those of --imatrix "
+            "(default: self). LoRA adapters of the model do not fit the file.",
         ),
     ] = False,
     equalize_strength: Annotated[
-        float, typer.Option(metavar="X", help="--equalize: how much, above 0; 1 makes all inputs equal.")
-    ] = Options.equalize_strength,
+        float | None,
+        typer.Option(
+            metavar="X",
+            help=f"--equalize: how much, above 0, at most 1 (default: {_STRENGTHS}; 0.5 makes them equal).",
+            show_default=False,
+        ),
+    ] = None,
     pure: Annotated[bool, typer.Option("--pure", help="Embeddings and output get --type, too.")] = False,
     leave_output_tensor: Annotated[
         bool, typer.Option("--leave-output-tensor", help="Keep the type of output.weight.")
@@ -390,7 +397,7 @@ def convert(
     """
     from gguf_bof4.convert import convert as run
 
-    main_type = type_ or _main_type(recipe, imatrix is not None)
+    main_type = type_ or _main_type(recipe, imatrix is not None or equalize)
     try:
         with progress_bar("reading the model") as progress:
             report = run(

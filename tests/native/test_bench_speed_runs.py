@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from gguf_bof4.bench.speed.results import label, read_rows, speed_variants
 from gguf_bof4.bench.speed.synthetic import Shape, write_synthetic
 
 TINY = Shape(layers=2, embedding=256, feed_forward=512, heads=4, kv_heads=2, vocabulary=512)
+MIXTURE = replace(TINY, experts=4, used_experts=2)
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +61,15 @@ def test_a_run_measures_every_file_once_in_each_round(run: tuple[Path, str, str]
     assert "generating 4 tokens" in run[1]
     assert "goals" not in run[1]
     assert run[0].with_suffix(".png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_a_mixture_of_experts_whose_router_stays_as_it_is(built: Path, tmp_path: Path) -> None:
+    model = tmp_path / "mixture.gguf"
+    write_synthetic(MIXTURE, model)
+    result = bof4(*command(model, tmp_path / "speed.csv", "--rounds", "1"))
+    assert result.returncode == 0, result.stderr
+    bits = {label(r.variant): r.bits_per_weight for r in read_rows(tmp_path / "speed.csv")}
+    assert (bits["Q4_0"], bits["BOF4_S"], bits["BOF4_K"]) == (4.5, 4.25, 4.4375)
 
 
 def test_rounds_in_the_file_count_and_more_can_be_added(run: tuple[Path, str, str], tiny: Path) -> None:

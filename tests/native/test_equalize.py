@@ -17,11 +17,12 @@ from gguf_writing import write_imatrix
 from program import bof4
 
 from gguf_bof4.channel_factors import Factors
-from gguf_bof4.convert import convert
+from gguf_bof4.convert import Options, convert
 from gguf_bof4.convert.equalize import Heads, channel_factors, equalizing_factors
 from gguf_bof4.encoders.gptq.weights import GgufWeights
 from gguf_bof4.errors import UserError
 from gguf_bof4.gguf_files.model import open_model
+from gguf_bof4.quants import BOF4_S
 
 Floats = npt.NDArray[np.float32]
 
@@ -94,15 +95,29 @@ def test_the_model_computes_the_same(source: Source, tmp_path: Path) -> None:
     assert changed == weights | biases
     wanted, found = logits(source.file), logits(tmp_path / "equalized.gguf")
     np.testing.assert_allclose(found, wanted, atol=2e-4 * np.abs(wanted).max())
-    assert open_model(tmp_path / "equalized.gguf").value("bof4.equalized") == 0.25
+    assert open_model(tmp_path / "equalized.gguf").value("bof4.equalized") == 0.5
     # of a folder the same
     convert(source.folder, tmp_path / "of-folder.gguf", **options)
     assert tensors(tmp_path / "of-folder.gguf") == after
 
 
+def test_what_is_made_of_an_equalized_file_says_so(gemma: Source, tmp_path: Path) -> None:
+    convert(gemma.file, tmp_path / "equalized.gguf", type="F32", imatrix=str(gemma.imatrix), equalize=True)
+    convert(tmp_path / "equalized.gguf", tmp_path / "out.gguf", type="BOF4_S")
+    assert open_model(tmp_path / "out.gguf").value("bof4.equalized") == 0.5
+
+
+def test_without_importance_matrix_the_model_writes_a_text(gemma: Source, tmp_path: Path) -> None:
+    assert Options(equalize=True).completed.imatrix == "self"
+    assert Options(equalize=True, imatrix="random").completed.imatrix == "random"
+    assert Options().completed.imatrix is None
+    made = convert(gemma.file, tmp_path / "out.gguf", equalize=True, dry_run=True)
+    assert made.dry_run
+
+
 def test_gptq_encodes_the_equalized_weights(source: Source, tmp_path: Path) -> None:
     """Its model has the same weights as the targets, bit for bit, of a file and of a folder: no matrix is left out."""
-    options: dict[str, Any] = {"imatrix": str(source.imatrix), "equalize": True, "equalize_strength": 0.5}
+    options: dict[str, Any] = {"imatrix": str(source.imatrix), "equalize": True, "equalize_strength": 0.3}
     for given in (source.file, source.folder):
         made = convert(given, tmp_path / "out.gguf", force=True, **GPTQ, **options)
         left_out = [t.not_compensated for t in made.tensors if t.not_compensated is not None]
@@ -128,12 +143,48 @@ def test_refinement_trains_the_equalized_model(gemma: Source, tmp_path: Path) ->
 
 
 def test_factors_of_channels() -> None:
-    power = np.array([1, 16, 1, 1 / 16], np.float32)
-    np.testing.assert_allclose(channel_factors(power, 0.5), [1, 2, 1, 0.5], rtol=1e-6)
-    np.testing.assert_allclose(channel_factors(power, 1.0), [1, 4, 1, 0.25], rtol=1e-6)
-    assert channel_factors(np.zeros(3, np.float32), 0.5).tolist() == [1, 1, 1]
-    found = channel_factors(np.array([1, 0], np.float32), 1.0)
-    assert np.isfinite(found).all() and found[0] > found[1] > 0
+    inputs, weights = np.array([1, 16, 1, 1 / 16], np.float32), np.ones(4, np.float32)
+    np.testing.assert_allclose(channel_factors(inputs, weights, 0.5), [1, 2, 1, 0.5], rtol=1e-6)
+    np.testing.assert_allclose(channel_factors(inputs, weights, 1.0), [1, 4, 1, 0.25], rtol=1e-6)
+    np.testing.assert_allclose(channel_factors(weights, inputs, 0.5), [1, 0.5, 1, 2], rtol=1e-6)
+    assert channel_factors(np.zeros(3, np.float32), np.ones(3, np.float32), 0.5).tolist() == [1, 1, 1]
+    assert channel_factors(np.ones(2, np.float32), np.array([1, np.nan], np.float32), 0.5).tolist() == [1, 1]
+    found = channel_factors(np.array([1, 0], np.float32), np.array([0, 1], np.float32), 1.0)
+    assert np.isfinite(found).all()
+    assert found[0] > found[1] > 0
+
+
+def test_half_strength_takes_back_factors_that_a_model_has() -> None:
+    """Channels of other sizes, for which inputs are the reciprocal, end as the same weights."""
+    generator = np.random.default_rng(6)
+    weights, inputs = generator.standard_normal((40, 64)), generator.gamma(1, size=64)
+    others = np.exp(generator.standard_normal(64))
+
+    def equalized(w: npt.NDArray[np.float64], x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        power = np.square(w).sum(axis=0).astype(np.float32)
+        made: npt.NDArray[np.float64] = w * channel_factors(x.astype(np.float32), power, 0.5)
+        return made / np.abs(made).max()
+
+    np.testing.assert_allclose(
+        equalized(weights * others, inputs / np.square(others)), equalized(weights, inputs), rtol=1e-5
+    )
+
+
+def test_half_strength_has_the_least_error() -> None:
+    """The weighted error of BOF4_S, without importance matrix: less than with other strengths, and than without."""
+    generator = np.random.default_rng(7)
+    weights = generator.standard_normal((64, 256)) * np.exp(0.7 * generator.standard_normal(256))
+    inputs = np.exp(1.5 * generator.standard_normal(256))
+
+    def error(strength: float) -> float:
+        power = np.square(weights).sum(axis=0).astype(np.float32)
+        factors = channel_factors(inputs.astype(np.float32), power, strength)
+        scaled = (weights * factors).astype(np.float32)
+        decoded = BOF4_S.dequantize(BOF4_S.quantize(scaled))
+        return float((np.square((decoded - scaled) / factors) * inputs).sum())
+
+    assert error(0.5) < 0.9 * min(error(0.0), error(1.0))
+    assert error(0.5) < min(error(0.2), error(0.8))
 
 
 def test_factors_of_rows_and_columns() -> None:
@@ -159,7 +210,7 @@ HEADS = Heads(4, 2)
 def factors_of(given: dict[str, tuple[int, ...]], heads: Heads | None = HEADS) -> set[str]:
     generator = np.random.default_rng(1)
     known = {name: generator.gamma(1, size=s[-1]).astype(np.float32) for name, s in given.items() if len(s) == 2}
-    found = equalizing_factors("llama", given, known, heads, 0.25)
+    found = equalizing_factors("llama", given, known, lambda name: np.ones(given[name][-1], np.float32), heads, 0.5)
     return {name.split(".")[2] for name in found}
 
 
@@ -171,8 +222,9 @@ def test_parts_that_are_not_known_stay() -> None:
     assert factors_of(shapes(attn_gate=(32, 16))) == forward, "so does a gate of attention"
     assert factors_of(shapes(), None) == (attention | forward) - {"attn_output"}
     assert factors_of(shapes(), Heads(4, 1)) == (attention | forward) - {"attn_output"}, "not of these shapes"
-    assert equalizing_factors("phi3", shapes(), {}, Heads(4, 2), 0.25) == {}
-    assert equalizing_factors("llama", shapes(), {}, Heads(4, 2), 0.25) == {}
+    none: dict[str, Floats] = {}
+    for architecture in ("phi3", "llama"):
+        assert equalizing_factors(architecture, shapes(), none, none.__getitem__, HEADS, 0.5) == {}
 
 
 def test_what_cannot_be_equalized_is_refused(gemma: Source, tmp_path: Path) -> None:
@@ -181,8 +233,8 @@ def test_what_cannot_be_equalized_is_refused(gemma: Source, tmp_path: Path) -> N
     convert(gemma.file, tmp_path / "q8.gguf", type="Q8_0")
     phi = make_source(tmp_path, "phi").file
     cases: tuple[tuple[Path, dict[str, Any], str], ...] = (
-        (gemma.file, {}, "--equalize needs to know the inputs of matrices: give --imatrix FILE, or self or random"),
-        (gemma.file, {"equalize": False, "equalize_strength": 0.5}, "--equalize-strength says .* give --equalize, too"),
+        (gemma.file, {"encoder": "absmax"}, "--encoder absmax uses no importance matrix"),
+        (gemma.file, {"equalize": False, "equalize_strength": 0.3}, "--equalize-strength says .* give --equalize, too"),
         (gemma.file, {**known, "equalize_strength": 0.0}, "--equalize-strength 0.0: give a number above 0, at most 1"),
         (gemma.file, other, "--equalize found no layer whose parts it knows"),
         (tmp_path / "q8.gguf", known, "is Q8_0, and --equalize needs an unquantized"),
@@ -195,9 +247,9 @@ def test_what_cannot_be_equalized_is_refused(gemma: Source, tmp_path: Path) -> N
 
 
 def test_the_command_line(gemma: Source, tmp_path: Path) -> None:
-    options = ("--imatrix", gemma.imatrix, "--equalize", "--equalize-strength", "0.5")
+    options = ("--imatrix", gemma.imatrix, "--equalize", "--equalize-strength", "0.25")
     done = bof4("convert", gemma.file, tmp_path / "out.gguf", *options)
     assert done.returncode == 0, done.stderr
     model = open_model(tmp_path / "out.gguf")
-    assert model.value("bof4.equalized") == 0.5
+    assert model.value("bof4.equalized") == 0.25
     assert {t.qtype for t in model.tensors if "ffn_up" in t.name} == {gguf.GGMLQuantizationType(176)}

@@ -226,8 +226,24 @@ def test_reconstruction_lowers_the_error_of_samples_that_it_has_not_seen(fmt: Fo
     assert found.after == pytest.approx(float(wanted), rel=1e-3)
 
 
-def test_what_is_worse_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_worse_is_trained_again_with_smaller_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second time begins as if there had not been a first one."""
     monkeypatch.setattr(reconstruction, "V_TRAVEL", 30.0)
+    layer, matrices, hidden, targets = block_of(BOF4_S)
+    parts, steps = split(len(hidden)), []
+    found = reconstruct(layer, matrices, hidden, targets, parts.trained, parts.judged, Budget(1.0, 10),
+                        lambda step, _: steps.append(step))  # fmt: skip
+    assert steps == [*range(1, 11), *range(1, 11)]
+    assert found.is_better and found.ratio < 0.9
+    monkeypatch.setattr(reconstruction, "RATES", (0.25,))
+    layer, matrices, hidden, targets = block_of(BOF4_S)
+    alone = reconstruct(layer, matrices, hidden, targets, parts.trained, parts.judged, Budget(1.0, 10),
+                        lambda *_: None)  # fmt: skip
+    assert alone.after == found.after
+
+
+def test_what_is_worse_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconstruction, "V_TRAVEL", 100.0)
     layer, matrices, hidden, targets = block_of(BOF4_S)
     matrix = matrices["linear"]
     before = matrix.module.weight.detach().clone()

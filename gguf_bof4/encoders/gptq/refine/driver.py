@@ -39,7 +39,7 @@ from gguf_bof4.paths import atomic_path, write_text
 
 Floats = npt.NDArray[np.float32]
 
-RECIPE = 2
+RECIPE = 3
 """To be raised with every change of results: interrupted work of another recipe starts again."""
 
 _WORK = "refine.pt"

@@ -47,6 +47,9 @@ V_TRAVEL = 0.15
 FEWEST_STEPS = 60
 """With fewer steps, both learning rates are those of as many: larger ones make codes worse, not better."""
 
+RATES = (1.0, 0.25)
+"""Of learning rates: where a layer is not better after training with the first, it is trained again with the next."""
+
 V_DECAY = 1e-4
 """Weight decay of v."""
 
@@ -218,6 +221,12 @@ class SoftMatrix:
         self.v.grad = by_scale * self._scales * (2 * sigmoid * (1 - sigmoid))
 
     @torch.no_grad()
+    def restart(self, nu: torch.Tensor) -> None:
+        """Begin again with this nu, and scales as they were given."""
+        self.nu.copy_(nu)
+        self.v.zero_()
+
+    @torch.no_grad()
     def harden(self, share: float) -> None:
         """Round all but a share of the weights for good."""
         self.nu.copy_(hardened(self.nu, share))
@@ -277,28 +286,15 @@ def _judge(layer: Layer, hidden: torch.Tensor, targets: torch.Tensor, samples: S
         return sum(float(error(layer, hidden[i : i + 1], targets[i : i + 1])) for i in samples) / len(samples)
 
 
-def reconstruct(
+def _train(
     layer: Layer, matrices: Mapping[str, SoftMatrix], hidden: torch.Tensor, targets: torch.Tensor,
-    trained: Sequence[int], judged: Sequence[int], budget: Budget, report: Callable[[int, float], None],
-) -> Reconstruction:  # fmt: skip
-    """Train the codes and scales of a layer, whose modules afterwards have the weights of the tensors returned.
-
-    Args:
-        layer: its linear modules are those of the matrices; they are trained in its dtype, and judged in float32.
-        matrices: by the names of their tensors.
-        hidden: inputs of the layer in the quantized model, float32 [samples, tokens, width].
-        targets: outputs of the layer in the unquantized model, of the same shape.
-        trained: samples that are trained on.
-        judged: samples that decide whether the result is kept.
-        budget: of this layer.
-        report: called after each step with its number and the fraction of the budget that is used.
-    """
-    given = {name: m.module.weight.detach().clone() for name, m in matrices.items()}
-    before = _judge(layer, hidden, targets, judged)
+    trained: Sequence[int], budget: Budget, rate: float, report: Callable[[int, float], None],
+) -> None:  # fmt: skip
+    """Train codes and scales of a layer as `reconstruct` says, all learning rates times `rate`."""
     optimizer = torch.optim.AdamW(
         [
-            {"params": [m.nu for m in matrices.values()], "travel": NU_TRAVEL, "weight_decay": 0.0},
-            {"params": [m.v for m in matrices.values()], "travel": V_TRAVEL, "weight_decay": V_DECAY},
+            {"params": [m.nu for m in matrices.values()], "travel": rate * NU_TRAVEL, "weight_decay": 0.0},
+            {"params": [m.v for m in matrices.values()], "travel": rate * V_TRAVEL, "weight_decay": V_DECAY},
         ]
     )
     began, step, stage, used = time.monotonic(), 0, -1, 0.0
@@ -322,11 +318,36 @@ def reconstruct(
             group["lr"] = group["travel"] * min(min(used, 1.0) - last, 1 / FEWEST_STEPS)
         optimizer.step()
         report(step, used)
-    tensors = {name: matrix.finish() for name, matrix in matrices.items()}
-    after = _judge(layer, hidden, targets, judged)
-    if not after < before:
-        with torch.no_grad():
-            for name, matrix in matrices.items():
-                matrix.module.weight.copy_(given[name])
-        tensors = {name: matrix.encoded for name, matrix in matrices.items()}
-    return Reconstruction(before, after, tensors)
+
+
+def reconstruct(
+    layer: Layer, matrices: Mapping[str, SoftMatrix], hidden: torch.Tensor, targets: torch.Tensor,
+    trained: Sequence[int], judged: Sequence[int], budget: Budget, report: Callable[[int, float], None],
+) -> Reconstruction:  # fmt: skip
+    """Train the codes and scales of a layer, whose modules afterwards have the weights of the tensors returned.
+
+    Args:
+        layer: its linear modules are those of the matrices; they are trained in its dtype, and judged in float32.
+        matrices: by the names of their tensors.
+        hidden: inputs of the layer in the quantized model, float32 [samples, tokens, width].
+        targets: outputs of the layer in the unquantized model, of the same shape.
+        trained: samples that are trained on.
+        judged: samples that decide whether the result is kept.
+        budget: of this layer, for each of up to two times.
+        report: called after each step with its number and the fraction of the budget that is used.
+    """
+    given = {name: m.module.weight.detach().clone() for name, m in matrices.items()}
+    starts = {name: m.nu.detach().clone() for name, m in matrices.items()}
+    before = _judge(layer, hidden, targets, judged)
+    for rate in RATES:
+        _train(layer, matrices, hidden, targets, trained, budget, rate, report)
+        tensors = {name: matrix.finish() for name, matrix in matrices.items()}
+        after = _judge(layer, hidden, targets, judged)
+        if after < before:
+            return Reconstruction(before, after, tensors)
+        for name, matrix in matrices.items():
+            matrix.restart(starts[name])
+    with torch.no_grad():
+        for name, matrix in matrices.items():
+            matrix.module.weight.copy_(given[name])
+    return Reconstruction(before, after, {name: matrix.encoded for name, matrix in matrices.items()})

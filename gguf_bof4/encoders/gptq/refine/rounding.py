@@ -6,6 +6,7 @@ in both models.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -69,7 +70,8 @@ class _Rounding:
     Attributes:
         hidden: inputs of the next layer in the quantized model, float32 [samples, tokens, width].
         unquantized: the same in the unquantized model.
-        budget: of a layer.
+        budget: of the layers that are left; what a layer trained twice has taken, those behind it lack.
+        left: how many.
         last: the last layer that has tensors of this project's types.
     """
 
@@ -83,6 +85,7 @@ class _Rounding:
     hidden: torch.Tensor
     unquantized: torch.Tensor
     budget: Budget
+    left: int
     last: int
 
     def _report(self, i: int, step: int, used: float) -> None:
@@ -112,13 +115,17 @@ class _Rounding:
         matrices = quantized_modules(layer, names, targets, self.finished)
         changed: Mapping[str, Encoded] = {}
         if matrices:
-            parts = split(len(self.hidden))
+            parts, began = split(len(self.hidden)), time.monotonic()
+            of_layer = replace(self.budget, minutes=self.budget.minutes / self.left)
             with torch.enable_grad():
                 found = reconstruct(
-                    layer, matrices, self.hidden, self.unquantized, parts.trained, parts.judged, self.budget,
+                    layer, matrices, self.hidden, self.unquantized, parts.trained, parts.judged, of_layer,
                     partial(self._report, i),
                 )  # fmt: skip
             self._say(i, found)
+            minutes = self.budget.minutes - (time.monotonic() - began) / 60
+            self.left -= 1
+            self.budget = replace(self.budget, minutes=max(minutes, 0.5 * of_layer.minutes * self.left))
             changed = found.tensors if found.is_better else {}
         if i < self.last:
             self._advance(layer, self.hidden)
@@ -154,9 +161,10 @@ def with_rounding(
         with torch.inference_mode(False), torch.no_grad():
             inputs = first_inputs(skeleton, lambda names: weights.fill(skeleton, names), tokens)
             hidden, unquantized = checkpoint.activations(first - 1) if first else (inputs.hidden, inputs.hidden.clone())
-            of_each = replace(budget, minutes=budget.minutes / len(refined))
+            left = sum(i >= first for i in refined)
+            rest = replace(budget, minutes=budget.minutes * left / len(refined))
             rounding = _Rounding(
-                job, skeleton, weights, finished, checkpoint, workers, inputs, hidden, unquantized, of_each, last
+                job, skeleton, weights, finished, checkpoint, workers, inputs, hidden, unquantized, rest, left, last
             )
             for i in range(first, last + 1):
                 rounding.layer(i)
