@@ -20,7 +20,7 @@ from gguf_bof4.bench.nf4 import BITS_PER_WEIGHT as NF4_BITS
 from gguf_bof4.bench.nf4 import NF4, make_nf4
 from gguf_bof4.bench.peers import IMATRIX_CHUNKS, PEERS, make_peer
 from gguf_bof4.bench.results import Key, Row, add_row
-from gguf_bof4.bench.variants import NO_LISTS, WEIGHTED, Variant
+from gguf_bof4.bench.variants import NO_LISTS, Variant
 from gguf_bof4.convert import convert, random_tokens
 from gguf_bof4.divergence import REMEDY, distance, write_logits
 from gguf_bof4.errors import UserError
@@ -113,10 +113,10 @@ class Plan:
     def texts(self, model: str) -> tuple[str, ...]:
         return tuple(dict.fromkeys(text for step in self.of_model(model) for text in step.texts))
 
-    def uses(self, model: str, encoder: str) -> bool:
-        """Does any step use this encoder? Searches of mixtures use the importance matrix of the text."""
-        used = any(step.variant.encoder == encoder for step in self.of_model(model))
-        return used or (encoder == "imatrix" and self.searches(model))
+    def uses(self, model: str, importance: str) -> bool:
+        """Does any step use this importance matrix? Searches of mixtures use that of the text."""
+        used = any(step.variant.importance == importance for step in self.of_model(model))
+        return used or (importance == "imatrix" and self.searches(model))
 
     def searches(self, model: str) -> bool:
         """Is any step a mixture that `bof4 search` finds?"""
@@ -126,7 +126,7 @@ class Plan:
         """Of the work done once per model: the unquantized distributions, and the importance matrix."""
         logits = len(self.texts(model)) * cost.measuring_seconds(model, self.chunks)
         texts = {"imatrix": IMATRIX_CHUNKS, "random": random_tokens.CHUNKS}
-        chunks = sum(n for encoder, n in texts.items() if self.uses(model, encoder))
+        chunks = sum(n for importance, n in texts.items() if self.uses(model, importance))
         searching = cost.search_seconds(model) if self.searches(model) else 0.0
         return logits + cost.imatrix_seconds(model, chunks) + searching
 
@@ -172,7 +172,8 @@ def our_options(variant: Variant, imatrix: Path, recipe: Path | None = None) -> 
         recipe: of a mixture of types.
     """
     options: dict[str, Any] = {
-        "encoder": variant.converter_encoder, "token_embedding_type": "F16", "output_tensor_type": "F16"
+        "encoder": variant.converter_encoder, "token_embedding_type": "F16", "output_tensor_type": "F16",
+        **variant.variation.options,
     }
     if recipe is not None:
         options |= {"recipe": str(recipe), "opq": (NO_LISTS,)}
@@ -180,13 +181,12 @@ def our_options(variant: Variant, imatrix: Path, recipe: Path | None = None) -> 
         options |= {"type": variant.type, "opq_bits": variant.list_bits}
     else:
         options |= {"type": variant.type, "opq": (variant.opq,)}
-    if variant.encoder in WEIGHTED:
+    if variant.importance is not None:
         options["imatrix"] = str(imatrix)
     if encoders.encoder_of(variant.converter_encoder).calibrate is not None:
         options["calibration"] = tuple(
             str(CALIBRATION_TEXTS[name]()) if name in CALIBRATION_TEXTS else name for name in variant.variation.texts
         )
-        options |= variant.variation.options
     return options
 
 
@@ -243,7 +243,7 @@ class ModelBench:
             weights = self.imatrix if variant.encoder == "imatrix" else None
             make_peer(PEERS[variant.type], self.source, target, weights, self.threads)
         else:
-            imatrix = self.random_imatrix if variant.encoder == "random" else self.imatrix
+            imatrix = self.random_imatrix if variant.importance == "random" else self.imatrix
             convert(self.source, target, threads=self.threads, **our_options(variant, imatrix, recipe))
         return target
 

@@ -29,12 +29,13 @@ OUR_ENCODERS = tuple(
     name for encoder in CONVERTER_ENCODERS for name in (encoder.name, *(WEIGHTED if encoder is DEFAULT else ()))
 )
 
+
 @dataclass(frozen=True)
 class Variation:
-    """An encoder that runs the model, with other texts or options than its row of a plain name has.
+    """An encoder with other texts or options than its row of a plain name has.
 
     Attributes:
-        texts: to calibrate with, by their names in the benches.
+        texts: to calibrate an encoder with that runs the model, by their names in the benches.
         options: of gguf_bof4.convert.
         seconds: for each weight, beside what the encoder takes without these options.
     """
@@ -45,12 +46,18 @@ class Variation:
 
 
 VARIATIONS: Mapping[str, Variation] = {
+    "imatrix:equalized": Variation(options={"equalize": True}),
     "gptq:self": Variation(("self",)),
     "gptq:kinds": Variation(("calibration", "quotations", "licences")),
     "gptq:self+text": Variation(("self", "calibration")),
+    "gptq:equalized": Variation(options={"equalize": True}),
+    "gptq:self+text+equalized": Variation(("self", "calibration"), {"equalize": True}),
     "gptq:token-weights": Variation(options={"token_weights": True}, seconds=1e-6),
     "gptq:refined": Variation(options={"refine": True}, seconds=1.5e-5),
     "gptq:self+text+refined": Variation(("self", "calibration"), {"refine": True}, 1.5e-5),
+    "gptq:self+text+equalized+refined": Variation(
+        ("self", "calibration"), {"equalize": True, "refine": True}, 1.5e-5
+    ),
     "gptq:scales": Variation(options={"refine": True, "refine_parts": "scales"}, seconds=1.2e-5),
 }
 """Measured where they are named. Refinement takes minutes, not seconds for each weight: those are SmolLM2's."""
@@ -112,8 +119,8 @@ class Variant:
     @property
     def recipe(self) -> str:
         """How its rows are measured, as far as the variant does not say so itself."""
-        if self.encoder == "imatrix":
-            return f"{RECIPE} imatrix:{IMATRIX_CHUNKS}"
+        if self.base_encoder == "imatrix":
+            return f"{RECIPE} {self.encoder}:{IMATRIX_CHUNKS}"
         if self.encoder in auto_round.ENCODERS:
             return f"{RECIPE} {auto_round.RECIPES[self.encoder]}"
         own = encoder_of(self.converter_encoder).recipe if self.converted else None
@@ -127,11 +134,18 @@ class Variant:
     @property
     def converter_encoder(self) -> str:
         """The name of the encoder for the converter."""
-        return DEFAULT.name if self.encoder in WEIGHTED else self.base_encoder
+        return DEFAULT.name if self.base_encoder in WEIGHTED else self.base_encoder
+
+    @property
+    def importance(self) -> str | None:
+        """Which importance matrix its file is made with, one of WEIGHTED; None: with none."""
+        if self.base_encoder in WEIGHTED:
+            return self.base_encoder
+        return "imatrix" if self.variation.options.get("equalize") else None
 
     @property
     def variation(self) -> Variation:
-        """Texts and options of an encoder that runs the model."""
+        """Texts and options of the encoder."""
         return VARIATIONS.get(self.encoder, Variation())
 
     def __str__(self) -> str:

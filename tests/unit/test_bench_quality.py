@@ -163,6 +163,11 @@ def test_options_of_the_converter_say_what_a_row_is(tmp_path: Path, monkeypatch:
          {"type": "BOF4_K", "encoder": "gptq", "opq_bits": 0.05, "calibration": text}),
         (Variant("BOF4_S", "gptq:self+text"),
          {"type": "BOF4_S", "encoder": "gptq", "opq": ("off",), "calibration": ("self", *text)}),
+        (Variant("BOF4_S", "imatrix:equalized"),
+         {"type": "BOF4_S", "encoder": "search", "opq": ("off",), "imatrix": str(matrix), "equalize": True}),
+        (Variant("BOF4_S", "gptq:equalized"),
+         {"type": "BOF4_S", "encoder": "gptq", "opq": ("off",), "calibration": text, "imatrix": str(matrix),
+          "equalize": True}),
         (Variant("BOF4_S", "gptq:token-weights"),
          {"type": "BOF4_S", "encoder": "gptq", "opq": ("off",), "calibration": text, "token_weights": True}),
     ):  # fmt: skip
@@ -180,6 +185,13 @@ def test_mixtures_are_of_types_that_their_encoder_encodes() -> None:
     )
     assert by_search - by_gptq == {"IQ3_S"}
     assert {"BOF4_S", "BOF4_K", "Q3_K", "Q8_0"} <= by_gptq
+
+
+def test_equalized_files_use_the_importance_matrix_of_the_text() -> None:
+    for encoder, used in (("gptq", False), ("gptq:equalized", True), ("imatrix:equalized", True), ("imatrix", True)):
+        plan = quality.make_plan(["smol"], variants(["BOF4_S"], [encoder], ["off"]), ["test"], 1, ())
+        assert plan.uses("smol", "imatrix") == used
+        assert not plan.uses("smol", "random")
 
 
 def test_mixtures_cost_a_search_for_each_model() -> None:
