@@ -8,7 +8,8 @@ values, whose mean the output matrix reads; the rows of up, which the activation
 
 With factors s the error of a block is about e sum_j (s_j w_j)^2 sum_j (x_j / s_j)^2, w_j and x_j the root mean squares
 of the weights and inputs of a channel. By the inequality of Cauchy and Schwarz it is least where s_j^2 = x_j / w_j,
-which makes the weights of a channel as large as its inputs.
+which makes the weights of a channel as large as its inputs. Half of that in the exponent is better (bench/NOTES.md):
+mean squares exaggerate how much a channel matters that is large for few tokens.
 """
 
 from __future__ import annotations
@@ -38,8 +39,15 @@ _KNOWN = {
 """All tensors of attention and of the feed-forward part of such a layer. With others, such as experts, the part is left
 as it is."""
 
+DEFAULT_STRENGTH = 0.25
+"""bench/NOTES.md."""
+
 _SMALLEST = 1e-8
 """Of the mean power: channels without inputs, or without weights."""
+
+LARGEST = 8.0
+"""Of the median of the powers of inputs. Some channels have a thousand times as much, from a few tokens such as the
+first one; their factor would stretch the scales of the blocks that they are in, for all tokens."""
 
 Powers = Callable[[str], Floats]
 """Gives the sums of the squares of the columns of a matrix by its name, float32 [n]."""
@@ -70,11 +78,13 @@ def channel_factors(inputs: Floats, weights: Floats, strength: float) -> Floats:
     """Factors of input channels, (E x^2 / E w^2)^(strength / 2), their geometric mean 1, float32 [n].
 
     Args:
-        inputs: mean squares of the inputs, float32 [n].
+        inputs: mean squares of the inputs, float32 [n]; at most LARGEST times their median counts.
         weights: mean squares of the weights of each channel, or multiples of them, float32 [n].
         strength: 0 leaves all channels as they are; with 0.5 weights and inputs become equally large.
     """
-    logarithms = (_logarithms(inputs) - _logarithms(weights)) * (strength / 2)
+    largest = LARGEST * np.median(inputs)
+    clipped = np.minimum(inputs, largest) if largest > 0 else inputs
+    logarithms = (_logarithms(clipped) - _logarithms(weights)) * (strength / 2)
     return np.asarray(np.exp(logarithms - logarithms.mean()), dtype=np.float32)
 
 

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 _ENCODER_HELP = "; ".join(f"{e.name}: {e.help}" for e in ENCODERS)
 _CALIBRATED = ", ".join(e.name for e in ENCODERS if e.calibrate is not None)
-_STRENGTHS = ", ".join(f"{e.equalizing:g} for {e.name}" for e in ENCODERS if e.takes_imatrix)
 _TYPES = ", ".join(t.name for t in OUTPUT_TYPES)
 
 _WORST = 5
@@ -345,19 +344,14 @@ def convert(
         bool,
         typer.Option(
             "--equalize",
-            help="First make weights and inputs of each channel of a matrix equally large, so that blocks fit better; "
+            help="First make weights and inputs of each channel of a matrix more alike, so that blocks fit better; "
             "what makes the channel is divided by the same. The model computes the same. Inputs are those of --imatrix "
             "(default: self). LoRA adapters of the model do not fit the file.",
         ),
     ] = False,
     equalize_strength: Annotated[
-        float | None,
-        typer.Option(
-            metavar="X",
-            help=f"--equalize: how much, above 0, at most 1 (default: {_STRENGTHS}; 0.5 makes them equal).",
-            show_default=False,
-        ),
-    ] = None,
+        float, typer.Option(metavar="X", help="--equalize: how much, above 0, at most 1; 0.5 makes them equal.")
+    ] = Options.equalize_strength,
     pure: Annotated[bool, typer.Option("--pure", help="Embeddings and output get --type, too.")] = False,
     leave_output_tensor: Annotated[
         bool, typer.Option("--leave-output-tensor", help="Keep the type of output.weight.")

@@ -211,7 +211,6 @@ class Encoder:
         stock_types: llama.cpp's own types that `calibrate` encodes, too.
         calibrate: runs the model on a calibration text and returns what it has done with the targets, by name; None
             where the encoder needs no text. Raises UserError.
-        equalizing: the strength of --equalize that suits it; 0.5 makes weights and inputs of a channel equally large.
         recipe: to be raised with every change of its results: interrupted jobs of another recipe are not resumed, and
             rows of the benches of another recipe are measured again. None where results do not change.
     """
@@ -223,7 +222,6 @@ class Encoder:
     kernels: Kernels | None = None
     stock_types: frozenset[gguf.GGMLQuantizationType] = frozenset()
     calibrate: Callable[[Calibration], Mapping[str, Finished]] | None = None
-    equalizing: float = 0.5
     recipe: int | None = None
 
     def can_encode(self, qtype: gguf.GGMLQuantizationType) -> bool:

@@ -18,7 +18,7 @@ from program import bof4
 
 from gguf_bof4.channel_factors import Factors
 from gguf_bof4.convert import Options, convert
-from gguf_bof4.convert.equalize import Heads, channel_factors, equalizing_factors
+from gguf_bof4.convert.equalize import LARGEST, Heads, channel_factors, equalizing_factors
 from gguf_bof4.encoders.gptq.weights import GgufWeights
 from gguf_bof4.errors import UserError
 from gguf_bof4.gguf_files.model import open_model
@@ -95,7 +95,7 @@ def test_the_model_computes_the_same(source: Source, tmp_path: Path) -> None:
     assert changed == weights | biases
     wanted, found = logits(source.file), logits(tmp_path / "equalized.gguf")
     np.testing.assert_allclose(found, wanted, atol=2e-4 * np.abs(wanted).max())
-    assert open_model(tmp_path / "equalized.gguf").value("bof4.equalized") == 0.5
+    assert open_model(tmp_path / "equalized.gguf").value("bof4.equalized") == 0.25
     # of a folder the same
     convert(source.folder, tmp_path / "of-folder.gguf", **options)
     assert tensors(tmp_path / "of-folder.gguf") == after
@@ -104,7 +104,7 @@ def test_the_model_computes_the_same(source: Source, tmp_path: Path) -> None:
 def test_what_is_made_of_an_equalized_file_says_so(gemma: Source, tmp_path: Path) -> None:
     convert(gemma.file, tmp_path / "equalized.gguf", type="F32", imatrix=str(gemma.imatrix), equalize=True)
     convert(tmp_path / "equalized.gguf", tmp_path / "out.gguf", type="BOF4_S")
-    assert open_model(tmp_path / "out.gguf").value("bof4.equalized") == 0.5
+    assert open_model(tmp_path / "out.gguf").value("bof4.equalized") == 0.25
 
 
 def test_without_importance_matrix_the_model_writes_a_text(gemma: Source, tmp_path: Path) -> None:
@@ -143,10 +143,9 @@ def test_refinement_trains_the_equalized_model(gemma: Source, tmp_path: Path) ->
 
 
 def test_factors_of_channels() -> None:
-    inputs, weights = np.array([1, 16, 1, 1 / 16], np.float32), np.ones(4, np.float32)
-    np.testing.assert_allclose(channel_factors(inputs, weights, 0.5), [1, 2, 1, 0.5], rtol=1e-6)
-    np.testing.assert_allclose(channel_factors(inputs, weights, 1.0), [1, 4, 1, 0.25], rtol=1e-6)
-    np.testing.assert_allclose(channel_factors(weights, inputs, 0.5), [1, 0.5, 1, 2], rtol=1e-6)
+    inputs, weights = np.array([1, 4, 1, 1 / 4], np.float32), np.ones(4, np.float32)
+    np.testing.assert_allclose(channel_factors(inputs, weights, 1.0), [1, 2, 1, 0.5], rtol=1e-6)
+    np.testing.assert_allclose(channel_factors(weights, inputs, 1.0), [1, 0.5, 1, 2], rtol=1e-6)
     assert channel_factors(np.zeros(3, np.float32), np.ones(3, np.float32), 0.5).tolist() == [1, 1, 1]
     assert channel_factors(np.ones(2, np.float32), np.array([1, np.nan], np.float32), 0.5).tolist() == [1, 1]
     found = channel_factors(np.array([1, 0], np.float32), np.array([0, 1], np.float32), 1.0)
@@ -154,11 +153,19 @@ def test_factors_of_channels() -> None:
     assert found[0] > found[1] > 0
 
 
+def test_channels_that_are_large_for_few_tokens_do_not_stretch_their_blocks() -> None:
+    inputs, weights = np.array([1, 2, 1, 1, 1e6], np.float32), np.ones(5, np.float32)
+    clipped = np.array([1, 2, 1, 1, LARGEST], np.float32)
+    assert channel_factors(inputs, weights, 0.5).tolist() == channel_factors(clipped, weights, 0.5).tolist()
+    # most channels without inputs
+    assert np.isfinite(channel_factors(np.array([0, 0, 1], np.float32), np.ones(3, np.float32), 0.5)).all()
+
+
 def test_half_strength_takes_back_factors_that_a_model_has() -> None:
     """Channels of other sizes, for which inputs are the reciprocal, end as the same weights."""
     generator = np.random.default_rng(6)
-    weights, inputs = generator.standard_normal((40, 64)), generator.gamma(1, size=64)
-    others = np.exp(generator.standard_normal(64))
+    weights, inputs = generator.standard_normal((40, 64)), generator.uniform(0.5, 2, size=64)
+    others = np.exp(0.2 * generator.standard_normal(64))
 
     def equalized(w: npt.NDArray[np.float64], x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         power = np.square(w).sum(axis=0).astype(np.float32)
@@ -174,7 +181,7 @@ def test_half_strength_has_the_least_error() -> None:
     """The weighted error of BOF4_S, without importance matrix: less than with other strengths, and than without."""
     generator = np.random.default_rng(7)
     weights = generator.standard_normal((64, 256)) * np.exp(0.7 * generator.standard_normal(256))
-    inputs = np.exp(1.5 * generator.standard_normal(256))
+    inputs = np.exp(0.7 * generator.standard_normal(256))
 
     def error(strength: float) -> float:
         power = np.square(weights).sum(axis=0).astype(np.float32)
@@ -247,9 +254,9 @@ def test_what_cannot_be_equalized_is_refused(gemma: Source, tmp_path: Path) -> N
 
 
 def test_the_command_line(gemma: Source, tmp_path: Path) -> None:
-    options = ("--imatrix", gemma.imatrix, "--equalize", "--equalize-strength", "0.25")
+    options = ("--imatrix", gemma.imatrix, "--equalize", "--equalize-strength", "0.5")
     done = bof4("convert", gemma.file, tmp_path / "out.gguf", *options)
     assert done.returncode == 0, done.stderr
     model = open_model(tmp_path / "out.gguf")
-    assert model.value("bof4.equalized") == 0.25
+    assert model.value("bof4.equalized") == 0.5
     assert {t.qtype for t in model.tensors if "ffn_up" in t.name} == {gguf.GGMLQuantizationType(176)}

@@ -12,9 +12,6 @@ from gguf_bof4.native import BlockEncoder
 
 RECIPE = 4
 
-EQUALIZING = 0.25
-"""What compensation leaves of the cost of an error differs less between channels than their inputs (bench/NOTES.md)."""
-
 
 def _calibrate(job: Calibration) -> Mapping[str, Finished]:
     require("hf", "--encoder gptq", "torch", "transformers", "safetensors")
@@ -41,6 +38,5 @@ ENCODER = Encoder(
     kernels=Kernels.GPTQ,
     stock_types=STOCK_TYPES,
     calibrate=_calibrate,
-    equalizing=EQUALIZING,
     recipe=RECIPE,
 )
