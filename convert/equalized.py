@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +13,21 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
+from gguf_bof4 import native
 from gguf_bof4.channel_factors import Factors
 from gguf_bof4.convert.encoding import RUN_WEIGHTS, as_floats
-from gguf_bof4.convert.equalize import ARCHITECTURES, Heads, equalizing_factors
+from gguf_bof4.convert.equalize import ARCHITECTURES, READERS, Heads, equalizing_factors
 from gguf_bof4.convert.imatrix import Imatrix
 from gguf_bof4.convert.opened import OpenedModel
 from gguf_bof4.convert.policy import FLOATS
 from gguf_bof4.convert.sources import Bytes, Source, n_rows
 from gguf_bof4.errors import UserError
+from gguf_bof4.formats import BOF4_S
+from gguf_bof4.native import BlockEncoder
+from gguf_bof4.progress import Progress
+
+SAMPLED = 1 << 17
+"""Weights of a matrix that the choice of factors is measured on, about."""
 
 Floats = npt.NDArray[np.float32]
 
@@ -84,14 +93,56 @@ def _unquantized(opened: OpenedModel, source: Source) -> Source:
     return source
 
 
-def _column_power(source: Source) -> Floats:
-    """Sums of the squares of the columns of a matrix, float32 [n]; not finite where a weight is not."""
-    step, found = max(1, RUN_WEIGHTS // source.shape[-1]), np.zeros(source.shape[-1])
-    for first in range(0, n_rows(source), step):
-        rows = as_floats(source.read_rows(first, min(step, n_rows(source) - first)), source.qtype)
+@dataclass(frozen=True)
+class _Matrix:
+    """What is read of a matrix.
+
+    Attributes:
+        power: sums of the squares of the columns, float32 [n]; not finite where a weight is not.
+        sample: rows that are evenly spaced, float32 [k, n].
+    """
+
+    power: Floats
+    sample: Floats
+
+
+def _read(source: Source) -> _Matrix:
+    rows, n = n_rows(source), source.shape[-1]
+    step, every = max(1, RUN_WEIGHTS // n), max(1, rows * n // SAMPLED)
+    power, sample = np.zeros(n), []
+    for first in range(0, rows, step):
+        floats = as_floats(source.read_rows(first, min(step, rows - first)), source.qtype)
         with np.errstate(over="ignore", invalid="ignore"):  # whoever encodes them says which weight it is
-            found += np.square(rows, dtype=np.float64).sum(axis=0)
-    return found.astype(np.float32)
+            power += np.square(floats, dtype=np.float64).sum(axis=0)
+        sample.append(floats[-first % every :: every].copy())
+    return _Matrix(power.astype(np.float32), np.concatenate(sample))
+
+
+class _Losses:
+    """Measures what encoding costs: the squared error of sampled rows in BOF4_S, weighted by the inputs."""
+
+    def __init__(self, read: Callable[[str], _Matrix], importance: Mapping[str, Floats], threads: int) -> None:
+        self._read, self._importance, self._threads = read, importance, threads
+
+    def _error(self, name: str, columns: Floats) -> float:
+        sample = self._read(name).sample
+        blocks = sample.shape[1] // BOF4_S.block_size * BOF4_S.block_size  # a rest of a block does not count
+        if not blocks or not np.isfinite(sample).all():
+            return 0.0
+        columns, qtype = columns[:blocks], gguf.GGMLQuantizationType(BOF4_S.type_id)
+        weights = np.ascontiguousarray(sample[:, :blocks] * columns)
+        importance = np.asarray(self._importance[name][:blocks] / np.square(columns), dtype=np.float32)
+        encoded = native.quantize(weights, qtype, importance, self._threads, BlockEncoder.SEARCH)
+        errors = np.square(native.dequantize(encoded, qtype, self._threads) - weights, dtype=np.float64)
+        return float((errors.sum(axis=0) * importance).sum())
+
+    def __call__(self, names: Sequence[str], columns: Floats) -> float:
+        """The mean over the matrices of their error with these factors, relative to that without."""
+        found = 0.0
+        for name in names:
+            without = self._error(name, np.ones_like(columns))
+            found += self._error(name, columns) / without if without else 1.0
+        return found / len(names)
 
 
 def _reweighted(imatrix: Imatrix, factors: Mapping[str, Factors]) -> Imatrix:
@@ -103,11 +154,15 @@ def _reweighted(imatrix: Imatrix, factors: Mapping[str, Factors]) -> Imatrix:
     return replace(imatrix, entries=entries)
 
 
-def equalized(opened: OpenedModel, imatrix: Imatrix, strength: float) -> tuple[OpenedModel, Imatrix]:
+def equalized(
+    opened: OpenedModel, imatrix: Imatrix, strength: float | None, threads: int, progress: Progress
+) -> tuple[OpenedModel, Imatrix]:
     """The model with equalized channels, and the importance matrix of that.
 
     Args:
-        strength: of `equalize.channel_factors`.
+        strength: of `equalize.channel_factors`; None: the best, as measured for each group of matrices.
+        threads: 0 means all cores.
+        progress: called with the matrices that are done and those of the model.
 
     Raises:
         UserError: it is not known how the layers of this architecture are made, the model is quantized, or the
@@ -118,10 +173,18 @@ def equalized(opened: OpenedModel, imatrix: Imatrix, strength: float) -> tuple[O
             f"{opened.path}: --equalize knows the layers of {', '.join(sorted(ARCHITECTURES))}, and this model is "
             f"{opened.architecture}: convert it without"
         )
-    sources = {s.name: s for s in opened.sources}
+    sources, done = {s.name: s for s in opened.sources}, count(1)
+    n_matrices = sum(name.startswith("blk.") and len(s.shape) == 2 for name, s in sources.items())
+
+    @lru_cache(maxsize=max(map(len, READERS.values())))
+    def read(name: str) -> _Matrix:
+        progress("equalizing channels", next(done), n_matrices)
+        return _read(_unquantized(opened, sources[name]))
+
     factors = equalizing_factors(
         opened.architecture, {name: s.shape for name, s in sources.items()}, imatrix.entries,
-        lambda name: _column_power(_unquantized(opened, sources[name])), _heads(opened), strength,
+        lambda name: read(name).power, _heads(opened),
+        _Losses(read, imatrix.entries, threads) if strength is None else strength,
     )  # fmt: skip
     if not factors:
         raise UserError(

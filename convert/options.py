@@ -7,7 +7,6 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from gguf_bof4.convert.equalize import DEFAULT_STRENGTH
 from gguf_bof4.convert.list_rules import ListRules, parse_rules
 from gguf_bof4.convert.output_types import OutputType, output_type_of
 from gguf_bof4.convert.policy import Rules, parse_pattern, parse_type
@@ -70,7 +69,7 @@ class Options:
         refine_steps: the same in steps, in the place of minutes.
         refine_samples: windows of the calibration texts that are trained on or judge, at most.
         equalize: weights and inputs of each channel are made more alike first, by the powers of the importance matrix.
-        equalize_strength: how much: 0 not at all, 0.5 until they are equal.
+        equalize_strength: how much: 0 not at all, 0.5 until they are equal; None: as is measured to be best.
         pure: embeddings and output get `type`, too.
         leave_output_tensor: output.weight keeps its type.
         split_max_size: bytes of tensor data in a part, "N", "NK", "NM" or "NG"; 0 means one file.
@@ -104,7 +103,7 @@ class Options:
     refine_steps: int | None = None
     refine_samples: int = REFINED_SAMPLES
     equalize: bool = False
-    equalize_strength: float = DEFAULT_STRENGTH
+    equalize_strength: float | None = None
     pure: bool = False
     leave_output_tensor: bool = False
     split_max_size: str = "0"
@@ -271,10 +270,10 @@ class Options:
 
     def _check_equalization(self) -> None:
         if not self.equalize:
-            if self.equalize_strength != Options.equalize_strength:
+            if self.equalize_strength is not None:
                 raise UserError("--equalize-strength says how much --equalize changes: give --equalize, too")
             return
-        if not 0 < self.equalize_strength <= 1:
+        if self.equalize_strength is not None and not 0 < self.equalize_strength <= 1:
             raise UserError(f"--equalize-strength {self.equalize_strength}: give a number above 0, at most 1")
 
     def _check_calibration(self, encoder: Encoder) -> None:

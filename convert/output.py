@@ -150,7 +150,7 @@ HOW_MADE = ("bof4.encoder", "bof4.refined", "bof4.opq.quantile", "bof4.opq.bits"
 """Keys that say how tensors of this project's types were encoded: still true where all of them are copied."""
 
 EQUALIZED = "bof4.equalized"
-"""The strength by which channels were equalized: true of every file that is made of such a one."""
+"""Channels were equalized: true of every file that is made of such a one."""
 
 
 def add_format_metadata(

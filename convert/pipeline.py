@@ -230,14 +230,14 @@ def run(opened: OpenedModel, options: Options, output: Path, folder: Path | None
     """
     writer, imatrix = opened.writer, chosen_imatrix(options)
     if options.equalize and imatrix is not None:
-        opened, imatrix = equalized(opened, imatrix, options.equalize_strength)
+        opened, imatrix = equalized(opened, imatrix, options.equalize_strength, options.threads, progress)
     tensors = plan(opened, options, imatrix)
     if folder is not None:
         tensors = calibrated(tensors, opened, options, output, progress)
     add_format_metadata(writer, options, tensors, imatrix)
     if opened.factors:
         writer.kv_data[0].pop(EQUALIZED, None)  # of the source
-        writer.add_float32(EQUALIZED, options.equalize_strength)
+        writer.add_bool(EQUALIZED, True)
     fill(writer, tensors, options, progress)
     outputs = part_names(writer, output)
     for path in outputs:

@@ -350,8 +350,14 @@ def convert(
         ),
     ] = False,
     equalize_strength: Annotated[
-        float, typer.Option(metavar="X", help="--equalize: how much, above 0, at most 1; 0.5 makes them equal.")
-    ] = Options.equalize_strength,
+        float | None,
+        typer.Option(
+            metavar="X",
+            help="--equalize: how much, above 0, at most 1; 0.5 makes them equal (default: what is measured to be best "
+            "for each matrix).",
+            show_default=False,
+        ),
+    ] = None,
     pure: Annotated[bool, typer.Option("--pure", help="Embeddings and output get --type, too.")] = False,
     leave_output_tensor: Annotated[
         bool, typer.Option("--leave-output-tensor", help="Keep the type of output.weight.")

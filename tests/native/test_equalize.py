@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from program import bof4
 
 from gguf_bof4.channel_factors import Factors
 from gguf_bof4.convert import Options, convert
-from gguf_bof4.convert.equalize import LARGEST, Heads, channel_factors, equalizing_factors
+from gguf_bof4.convert.equalize import CANDIDATES, LARGEST, Heads, channel_factors, equalizing_factors
 from gguf_bof4.encoders.gptq.weights import GgufWeights
 from gguf_bof4.errors import UserError
 from gguf_bof4.gguf_files.model import open_model
@@ -86,7 +87,9 @@ def gemma(tmp_path_factory: pytest.TempPathFactory) -> Source:
 
 
 def test_the_model_computes_the_same(source: Source, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"type": "F32", "imatrix": str(source.imatrix), "equalize": True}
+    options: dict[str, Any] = {
+        "type": "F32", "imatrix": str(source.imatrix), "equalize": True, "equalize_strength": 0.5
+    }  # fmt: skip
     convert(source.file, tmp_path / "equalized.gguf", **options)
     before, after = tensors(source.file), tensors(tmp_path / "equalized.gguf")
     changed = {name for name in before if before[name] != after[name]}
@@ -95,7 +98,7 @@ def test_the_model_computes_the_same(source: Source, tmp_path: Path) -> None:
     assert changed == weights | biases
     wanted, found = logits(source.file), logits(tmp_path / "equalized.gguf")
     np.testing.assert_allclose(found, wanted, atol=2e-4 * np.abs(wanted).max())
-    assert open_model(tmp_path / "equalized.gguf").value("bof4.equalized") == 0.25
+    assert open_model(tmp_path / "equalized.gguf").value("bof4.equalized") is True
     # of a folder the same
     convert(source.folder, tmp_path / "of-folder.gguf", **options)
     assert tensors(tmp_path / "of-folder.gguf") == after
@@ -104,7 +107,7 @@ def test_the_model_computes_the_same(source: Source, tmp_path: Path) -> None:
 def test_what_is_made_of_an_equalized_file_says_so(gemma: Source, tmp_path: Path) -> None:
     convert(gemma.file, tmp_path / "equalized.gguf", type="F32", imatrix=str(gemma.imatrix), equalize=True)
     convert(tmp_path / "equalized.gguf", tmp_path / "out.gguf", type="BOF4_S")
-    assert open_model(tmp_path / "out.gguf").value("bof4.equalized") == 0.25
+    assert open_model(tmp_path / "out.gguf").value("bof4.equalized") is True
 
 
 def test_without_importance_matrix_the_model_writes_a_text(gemma: Source, tmp_path: Path) -> None:
@@ -159,6 +162,49 @@ def test_channels_that_are_large_for_few_tokens_do_not_stretch_their_blocks() ->
     assert channel_factors(inputs, weights, 0.5).tolist() == channel_factors(clipped, weights, 0.5).tolist()
     # most channels without inputs
     assert np.isfinite(channel_factors(np.array([0, 0, 1], np.float32), np.ones(3, np.float32), 0.5)).all()
+
+
+def test_the_best_of_several_factors_is_found_for_each_group() -> None:
+    given, asked = shapes(), []
+    powers = {name: np.array([1, 2, 4, 8] * (s[-1] // 4), np.float32) for name, s in given.items() if len(s) == 2}
+
+    def loss(names: Sequence[str], columns: Floats) -> float:
+        """Attention is best with strength 0.25, everything else as it is."""
+        asked.append(tuple(name.split(".")[2] for name in names))
+        wanted = 0.25 if "attn" in names[0] else 0.0
+        largest = 2 ** (3 * wanted / 2)
+        return abs(float(columns.max() / columns.min()) - largest)
+
+    found = equalizing_factors("llama", given, powers, lambda name: np.ones(given[name][-1], np.float32), HEADS, loss)
+    wanted = channel_factors(powers["blk.0.attn_q.weight"], np.ones(16, np.float32), 0.25)
+    for part in ("attn_q", "attn_k", "attn_v"):
+        np.testing.assert_allclose(found[f"blk.0.{part}.weight"].columns, wanted, rtol=1e-6)
+    for part in ("ffn_norm", "ffn_gate", "ffn_up", "ffn_down"):
+        of_part = found[f"blk.0.{part}.weight"]
+        assert all((x == 1).all() for x in (of_part.rows, of_part.columns) if x is not None)
+    groups = {("attn_q", "attn_k", "attn_v"), ("attn_output",), ("ffn_gate", "ffn_up"), ("ffn_down",)}
+    assert set(asked) == groups and len(asked) == len(groups) * (1 + len(CANDIDATES))
+
+
+def test_measured_factors_have_less_error_where_there_is_something_to_gain(gemma: Source, tmp_path: Path) -> None:
+    """The weighted error of every matrix that has whole blocks, for its own inputs, against the exact weights."""
+    options: dict[str, Any] = {"type": "BOF4_S", "imatrix": str(gemma.imatrix), "opq": ("off",), "pure": False}
+    errors = []
+    for name, equalize in (("plain", False), ("equalized", True)):
+        convert(gemma.file, tmp_path / f"{name}.gguf", equalize=equalize, **options)
+        convert(tmp_path / f"{name}.gguf", tmp_path / f"{name}-decoded.gguf", type="F32")
+        errors.append({t.name: t for t in open_model(tmp_path / f"{name}-decoded.gguf").tensors})
+    convert(gemma.file, tmp_path / "exact.gguf", type="F32", imatrix=str(gemma.imatrix), equalize=True)
+    exact = {t.name: t.read_rows().view(np.float32) for t in open_model(tmp_path / "exact.gguf").tensors}
+    plain = {t.name: t.read_rows().view(np.float32) for t in open_model(gemma.file).tensors}
+    inputs, ratios = powers(gemma.file), []
+    for name, (power, _) in inputs.items():
+        if power.shape[1] % 64 == 0:
+            scale = np.linalg.norm(exact[name], axis=0) / np.linalg.norm(plain[name], axis=0)
+            before = (np.square(errors[0][name].read_rows().view(np.float32) - plain[name]) * power).sum()
+            after = (np.square((errors[1][name].read_rows().view(np.float32) - exact[name]) / scale) * power).sum()
+            ratios.append(after / before)
+    assert len(ratios) > 8 and np.mean(ratios) < 0.97 and min(ratios) < 0.93 and max(ratios) < 1.1
 
 
 def test_half_strength_takes_back_factors_that_a_model_has() -> None:
@@ -258,5 +304,5 @@ def test_the_command_line(gemma: Source, tmp_path: Path) -> None:
     done = bof4("convert", gemma.file, tmp_path / "out.gguf", *options)
     assert done.returncode == 0, done.stderr
     model = open_model(tmp_path / "out.gguf")
-    assert model.value("bof4.equalized") == 0.5
+    assert model.value("bof4.equalized") is True
     assert {t.qtype for t in model.tensors if "ffn_up" in t.name} == {gguf.GGMLQuantizationType(176)}
