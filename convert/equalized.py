@@ -123,6 +123,7 @@ class _Losses:
 
     def __init__(self, read: Callable[[str], _Matrix], importance: Mapping[str, Floats], threads: int) -> None:
         self._read, self._importance, self._threads = read, importance, threads
+        self._without: dict[str, float] = {}
 
     def _error(self, name: str, columns: Floats) -> float:
         sample = self._read(name).sample
@@ -140,7 +141,9 @@ class _Losses:
         """The mean over the matrices of their error with these factors, relative to that without."""
         found = 0.0
         for name in names:
-            without = self._error(name, np.ones_like(columns))
+            if name not in self._without:
+                self._without[name] = self._error(name, np.ones_like(columns))
+            without = self._without[name]
             found += self._error(name, columns) / without if without else 1.0
         return found / len(names)
 
