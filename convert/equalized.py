@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -21,7 +22,7 @@ from gguf_bof4.convert.imatrix import Imatrix
 from gguf_bof4.convert.opened import OpenedModel
 from gguf_bof4.convert.policy import FLOATS
 from gguf_bof4.convert.sources import Bytes, Source, n_rows
-from gguf_bof4.errors import UserError
+from gguf_bof4.errors import TooLargeWeightError, UserError
 from gguf_bof4.formats import BOF4_S
 from gguf_bof4.native import BlockEncoder
 from gguf_bof4.progress import Progress
@@ -126,14 +127,18 @@ class _Losses:
         self._without: dict[str, float] = {}
 
     def _error(self, name: str, columns: Floats) -> float:
-        sample = self._read(name).sample
+        """0 where nothing can be said, infinite where a weight is too large to be encoded."""
+        sample, inputs = self._read(name).sample, self._importance.get(name)
         blocks = sample.shape[1] // BOF4_S.block_size * BOF4_S.block_size  # a rest of a block does not count
-        if not blocks or not np.isfinite(sample).all():
+        if not blocks or inputs is None or inputs.shape != columns.shape or not np.isfinite(sample).all():
             return 0.0
         columns, qtype = columns[:blocks], gguf.GGMLQuantizationType(BOF4_S.type_id)
         weights = np.ascontiguousarray(sample[:, :blocks] * columns)
-        importance = np.asarray(self._importance[name][:blocks] / np.square(columns), dtype=np.float32)
-        encoded = native.quantize(weights, qtype, importance, self._threads, BlockEncoder.SEARCH)
+        importance = np.asarray(inputs[:blocks] / np.square(columns), dtype=np.float32)
+        try:
+            encoded = native.quantize(weights, qtype, importance, self._threads, BlockEncoder.SEARCH)
+        except TooLargeWeightError:
+            return math.inf
         errors = np.square(native.dequantize(encoded, qtype, self._threads) - weights, dtype=np.float64)
         return float((errors.sum(axis=0) * importance).sum())
 
@@ -144,7 +149,7 @@ class _Losses:
             if name not in self._without:
                 self._without[name] = self._error(name, np.ones_like(columns))
             without = self._without[name]
-            found += self._error(name, columns) / without if without else 1.0
+            found += self._error(name, columns) / without if 0 < without < math.inf else 1.0
         return found / len(names)
 
 

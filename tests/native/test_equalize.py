@@ -207,6 +207,22 @@ def test_measured_factors_have_less_error_where_there_is_something_to_gain(gemma
     assert len(ratios) > 8 and np.mean(ratios) < 0.97 and min(ratios) < 0.93 and max(ratios) < 1.1
 
 
+def test_weights_that_cannot_be_encoded_are_named_by_the_encoder(gemma: Source, tmp_path: Path) -> None:
+    """Measuring says nothing about them; nor about matrices that the importance matrix does not know."""
+    model = open_model(gemma.file)
+    for value, message in ((np.nan, "NaN or infinite, at \\[0, 3\\]"), (1e6, "at \\[0, 3\\]")):
+        damaged = tmp_path / "damaged.gguf"
+        data = bytearray(gemma.file.read_bytes())
+        tensor = next(t for t in model.tensors if t.name == "blk.0.attn_k.weight")
+        at = gemma.file.read_bytes().index(tensor.read_rows()[0].tobytes()) + 4 * 3
+        data[at : at + 4] = np.float32(value).tobytes()
+        damaged.write_bytes(data)
+        with pytest.raises(UserError, match=f"blk.0.attn_k.weight .*{message}"):
+            convert(damaged, tmp_path / "out.gguf", imatrix=str(gemma.imatrix), equalize=True, opq=("off",))
+    known = {name: entry for name, entry in powers(gemma.file).items() if "attn_k" not in name}
+    convert(gemma.file, tmp_path / "out.gguf", imatrix=str(write_imatrix(tmp_path / "some.gguf", known)), equalize=True)
+
+
 def test_half_strength_takes_back_factors_that_a_model_has() -> None:
     """Channels of other sizes, for which inputs are the reciprocal, end as the same weights."""
     generator = np.random.default_rng(6)
