@@ -1,6 +1,6 @@
 """Reconstructs all decoder layers, one after another, with the inputs that the reconstructed layers before them give.
 
-Memory holds one decoder layer with what is trained of it (about 32 bytes a weight), and the activations of all samples
+Memory holds one decoder layer with what is trained of it (about 36 bytes a weight), and the activations of all samples
 in both models.
 """
 
