@@ -210,6 +210,7 @@ def plot(
             fmt="D", ms=4, color="#3cb44b", lw=1, label="measured",
         )  # fmt: skip
     axes.set_yscale("log")
+    axes.margins(x=0.1)  # room for the names
     axes.set_xlabel("bits per weight of the matrices, with lists")
     axes.set_ylabel("KL divergence from the unquantized model")
     axes.grid(color="#ececec", lw=0.7)
