@@ -51,10 +51,6 @@ CANDIDATES = ((0.125, LARGEST), (0.25, LARGEST), (0.5, LARGEST), (0.125, math.in
 _SMALLEST = 1e-8
 """Of the mean power: channels without inputs, or without weights."""
 
-LARGEST = 8.0
-"""Of the median of the powers of inputs. Some channels have a thousand times as much, from a few tokens such as the
-first one; their factor would stretch the scales of the blocks that they are in, for all tokens."""
-
 Powers = Callable[[str], Floats]
 """Gives the sums of the squares of the columns of a matrix by its name, float32 [n]."""
 
