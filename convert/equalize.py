@@ -88,7 +88,7 @@ def channel_factors(inputs: Floats, weights: Floats, strength: float, largest: f
         strength: 0 leaves all channels as they are; with 0.5 weights and inputs become equally large.
         largest: how many times the median of `inputs` counts at most.
     """
-    limit = largest * max(float(np.median(inputs)), 0.0)
+    limit = largest * float(np.median(inputs))
     clipped = np.minimum(inputs, np.float32(limit)) if 0 < limit < math.inf else inputs
     logarithms = (_logarithms(clipped) - _logarithms(weights)) * (strength / 2)
     return np.asarray(np.exp(logarithms - logarithms.mean()), dtype=np.float32)
