@@ -40,7 +40,7 @@ from gguf_bof4.reference_texts import (
     quotations_text,
 )
 from gguf_bof4.search import run as search
-from gguf_bof4.search.candidates import DEFAULT_LIST_BITS, DEFAULT_TYPES, parse_types
+from gguf_bof4.search.candidates import DEFAULT_LIST_BITS, types_for
 from gguf_bof4.search.report import recipe_of
 from gguf_bof4.search.targets import Target
 
@@ -190,12 +190,6 @@ def our_options(variant: Variant, imatrix: Path, recipe: Path | None = None) -> 
     return options
 
 
-def search_types(encoder: str) -> tuple[TensorType, ...]:
-    """The candidate types of a search whose mixture is encoded by one of the converter's encoders."""
-    of_all, chosen = parse_types(DEFAULT_TYPES, importance=True), encoders.encoder_of(encoder)
-    return of_all if chosen.calibrate is None else tuple(t for t in of_all if chosen.can_encode(t))
-
-
 class ModelBench:
     """One model while it is measured, and the files that all of its rows use."""
 
@@ -251,7 +245,7 @@ class ModelBench:
         """The recipe of `bof4 search` for a number of bits per weight; losses are measured once for a model."""
         settings = search.Settings(
             calibration=(calibration_text(),), imatrix=self.imatrix, gradients=True, chunks=SEARCH_CHUNKS,
-            types=search_types(variant.converter_encoder), list_bits=DEFAULT_LIST_BITS,
+            types=types_for(encoders.encoder_of(variant.converter_encoder)), list_bits=DEFAULT_LIST_BITS,
             tables=dict.fromkeys(("token_embd.weight", "output.weight"), TensorType.F16), threads=self.threads,
         )  # fmt: skip
         work = self.folder / "search"

@@ -80,6 +80,16 @@ def with_own_text(texts: Sequence[str], samples: int, write: Callable[[int], Pat
     return tuple(str(path) if text == SELF else text for text in texts)
 
 
+def needed_samples(options: Options, widest: int) -> int:
+    """Samples of the calibration texts that an encoder which runs the model reads, at most.
+
+    Args:
+        widest: inputs of the widest layer.
+    """
+    samples = options.samples or enough_samples(widest, options.sample_length)
+    return max(samples, options.refine_samples) if options.refine else samples
+
+
 @dataclass
 class _Preparation:
     """The model, and files made of it in a temporary folder."""
@@ -120,9 +130,7 @@ class _Preparation:
         """The calibration texts, the model's own among them."""
         options, texts = self.options, self.options.calibration_sources
         check_sources(texts)
-        samples = options.samples or enough_samples(self._widest(), options.sample_length)
-        if options.refine:
-            samples = max(samples, options.refine_samples)
+        samples = needed_samples(options, self._widest())
         return with_own_text(texts, samples, lambda own: self.text(own, options.sample_length))
 
     def imatrix(self) -> Path:

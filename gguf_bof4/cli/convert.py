@@ -21,6 +21,7 @@ from gguf_bof4.convert.recipe import read_recipe
 from gguf_bof4.convert.report import size_text
 from gguf_bof4.encoders import ENCODERS, encoder_of
 from gguf_bof4.encoders.encoder import PRECISIONS
+from gguf_bof4.errors import UserError
 from gguf_bof4.gguf_files.header import escaped
 from gguf_bof4.gguf_files.model import bits_per_weight
 from gguf_bof4.progress import progress_bar
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from gguf_bof4.convert.report import ConversionReport
+    from gguf_bof4.search.targets import Target
 
 _ENCODER_HELP = "; ".join(f"{e.name}: {e.help}" for e in ENCODERS)
 _CALIBRATED = ", ".join(e.name for e in ENCODERS if e.calibrate is not None)
@@ -172,6 +174,17 @@ def _main_type(recipe: Path | None, importance: bool) -> str:
     return named or Options.type
 
 
+def _target(bits: float | None, size: str | None, type_: str | None) -> Target | None:
+    """The target of a search of types; None: there is none."""
+    if bits is None and size is None:
+        return None
+    from gguf_bof4.search.targets import parse_target
+
+    if type_ is not None:
+        raise UserError("--type says types, and with --target-bpw or --target-size they are searched: give one")
+    return parse_target(bits, size)
+
+
 def convert(
     source: Annotated[
         str,
@@ -196,6 +209,21 @@ def convert(
         typer.Option(
             "--type", metavar="TYPE",
             help=f"Type of the matrices: {_TYPES} (default: BOF4_S; with --recipe, the type of most of its lines).",
+        ),
+    ] = None,
+    target_bpw: Annotated[
+        float | None,
+        typer.Option(
+            metavar="BITS",
+            help="In the place of --type: search the type of each tensor, as bof4 search does, for so many bits per "
+            "weight of the decoder layers' matrices, outlier lists included.",
+        ),
+    ] = None,
+    target_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N(K|M|G)",
+            help="The same for the size of the file, all of it: 900M, 3.9G (powers of 1000) or 3.6GiB.",
         ),
     ] = None,
     token_embedding_type: Annotated[
@@ -262,9 +290,9 @@ def convert(
         list[str] | None,
         typer.Option(
             metavar="TEXT|self",
-            help=f"{_CALIBRATED}: the calibration text, like the texts that the model will read; 100 kB or more: a "
-            "file, a folder, or JSON Lines of chats (.jsonl). self: text that the model itself writes, kept in the "
-            "cache. May be given several times: all get equal shares.",
+            help=f"{_CALIBRATED} and targets: the calibration text, like the texts that the model will read; 100 kB or "
+            "more: a file, a folder, or JSON Lines of chats (.jsonl). self: text that the model itself writes, kept in "
+            "the cache. May be given several times: all get equal shares.",
             show_default="self",
         ),
     ] = None,
@@ -397,55 +425,58 @@ def convert(
     """
     from gguf_bof4.convert import convert as run
 
-    main_type = type_ or _main_type(recipe, imatrix is not None or equalize)
+    target = _target(target_bpw, target_size, type_)
+    options = Options(
+        type=type_ or _main_type(recipe, imatrix is not None or equalize),
+        token_embedding_type=token_embedding_type,
+        output_tensor_type=output_tensor_type,
+        tensor_types=tuple(tensor_type or ()),
+        recipe=None if recipe is None else str(recipe),
+        opq=tuple(opq or ()),
+        opq_bits=opq_bits,
+        encoder=encoder,
+        imatrix=imatrix,
+        calibration=tuple(calibration or ()) or None,
+        samples=samples,
+        sample_length=sample_length,
+        damping=damping,
+        act_order=act_order,
+        token_weights=token_weights,
+        device=device,
+        precision=precision,
+        refine=refine,
+        refine_parts=refine_parts,
+        refine_minutes=refine_minutes,
+        refine_steps=refine_steps,
+        refine_samples=refine_samples,
+        equalize=equalize,
+        equalize_strength=equalize_strength,
+        pure=pure,
+        leave_output_tensor=leave_output_tensor,
+        split_max_size=split_max_size,
+        model_name=model_name,
+        threads=threads,
+        force=force,
+        dry_run=dry_run,
+        verbose=verbose,
+    )
     try:
         with progress_bar("reading the model") as progress:
-            report = run(
-                source,
-                output,
-                revision=revision,
-                progress=progress,
-                type=main_type,
-                token_embedding_type=token_embedding_type,
-                output_tensor_type=output_tensor_type,
-                tensor_types=tuple(tensor_type or ()),
-                recipe=None if recipe is None else str(recipe),
-                opq=tuple(opq or ()),
-                opq_bits=opq_bits,
-                encoder=encoder,
-                imatrix=imatrix,
-                calibration=tuple(calibration or ()) or None,
-                samples=samples,
-                sample_length=sample_length,
-                damping=damping,
-                act_order=act_order,
-                token_weights=token_weights,
-                device=device,
-                precision=precision,
-                refine=refine,
-                refine_parts=refine_parts,
-                refine_minutes=refine_minutes,
-                refine_steps=refine_steps,
-                refine_samples=refine_samples,
-                equalize=equalize,
-                equalize_strength=equalize_strength,
-                pure=pure,
-                leave_output_tensor=leave_output_tensor,
-                split_max_size=split_max_size,
-                model_name=model_name,
-                threads=threads,
-                force=force,
-                dry_run=dry_run,
-                verbose=verbose,
-            )
+            if target is None:
+                report = run(source, output, revision=revision, progress=progress, **vars(options))
+            else:
+                from gguf_bof4.search.fitting import convert_to_target
+
+                report = convert_to_target(source, output, target, options, revision=revision, progress=progress)
     except KeyboardInterrupt:
         calibrated = encoder_of(encoder).calibrate is not None
         kept = "; finished layers are kept: the same command resumes from them" if calibrated else ""
+        kept = kept if target is None else "; what was measured is kept: the same command resumes from it"
         print(f"bof4: interrupted; nothing was written{kept}", file=sys.stderr)
         raise typer.Exit(128 + signal.SIGINT) from None
     if verbose or dry_run:
         _print_tensors(report)
-    _print_summary(report, stock=output_type_of(main_type).format is None)
+    _print_summary(report, stock=target is None and output_type_of(options.type).format is None)
 
 
 def register(app: typer.Typer) -> None:

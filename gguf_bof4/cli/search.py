@@ -18,7 +18,7 @@ from gguf_bof4.cli.model_file import HELP, local_path
 from gguf_bof4.cli.terminal import interruptible, split_names, table_console
 from gguf_bof4.convert.options import SELF
 from gguf_bof4.errors import UserError, require
-from gguf_bof4.progress import duration_text, progress_bar
+from gguf_bof4.progress import progress_bar
 
 if TYPE_CHECKING:
     from gguf_bof4.search.report import Point
@@ -325,8 +325,9 @@ def _search(
 ) -> None:  # fmt: skip
     from gguf_bof4.ggml_patch.build import installed_bin
     from gguf_bof4.gguf_files.model import open_model
-    from gguf_bof4.search import run, sizes, texts, work
+    from gguf_bof4.search import run, sizes, texts
     from gguf_bof4.search.measuring import measure_all
+    from gguf_bof4.search.preparation import prepare
 
     outputs.check()
     judged.check()
@@ -339,19 +340,14 @@ def _search(
         read = texts.resolved(
             path, sources, settings.imatrix_chunks, run.CONTEXT, settings.threads, progress
         )
-    settings = replace(settings, calibration=read)
-    fingerprint = run.fingerprint(path, settings)
-    folder = work_folder or work.default_folder(path, fingerprint)
-    work.open_folder(folder, path, fingerprint)
-    model = open_model(run.unquantized(path, folder))
-    if steps := run.estimated_seconds(model, settings, folder):
-        parts = ", ".join(f"{name} {duration_text(seconds)}" for name, seconds in steps.items())
-        _say(f"about {duration_text(sum(steps.values()))} ({parts}); kept in {folder}")
+    prepared = prepare(path, replace(settings, calibration=read), work_folder)
+    if prepared.estimate is not None:
+        _say(prepared.estimate)
     with progress_bar("reading the model") as progress:
-        measured = run.measure(model, settings, target, folder, progress)
+        measured = run.measure(prepared.model, prepared.settings, target, prepared.folder, progress)
     assignment = run.assign(measured, target)
     if judged.trials:
-        assignment = _tuned(measured, target, judged, fingerprint["model"], folder)
+        assignment = _tuned(measured, target, judged, prepared.fingerprint["model"], prepared.folder)
     points = []
     if judged.sizes:
         others = [run.assign(measured, t) for t in sizes.targets_around(measured, target, judged.sizes)]

@@ -10,6 +10,7 @@ from gguf import GGMLQuantizationType as TensorType
 from gguf_bof4.convert.encoding import nbytes
 from gguf_bof4.convert.output_lists import list_room
 from gguf_bof4.convert.policy import parse_type, with_fallback
+from gguf_bof4.encoders.encoder import Encoder
 from gguf_bof4.errors import UserError
 from gguf_bof4.lists import LISTED_TYPES
 from gguf_bof4.outlier_choice import Budget
@@ -60,6 +61,12 @@ def parse_types(names: Sequence[str], importance: bool) -> tuple[TensorType, ...
     if not names:
         raise UserError(f"--types: name some types, such as {','.join(DEFAULT_TYPES)}")
     return tuple(dict.fromkeys(parse_type(name, importance) for name in names))
+
+
+def types_for(encoder: Encoder) -> tuple[TensorType, ...]:
+    """The candidate types of a search whose recipe an encoder of the converter is given: those that it can encode."""
+    of_all = parse_types(DEFAULT_TYPES, importance=True)
+    return of_all if encoder.calibrate is None else tuple(t for t in of_all if encoder.can_encode(t))
 
 
 def candidates_of(

@@ -227,7 +227,12 @@ def estimated_seconds(model: Model, settings: Settings, folder: Path) -> dict[st
     return found
 
 
-def _make_imatrix(model: Model, settings: Settings, folder: Path, progress: Progress) -> Path:
+def importance_matrix(model: Model, settings: Settings, folder: Path, progress: Progress) -> Path:
+    """The importance matrix of the settings, or one that is made from their texts and kept in the folder.
+
+    Raises:
+        UserError: llama.cpp cannot run the model, or a text cannot be read.
+    """
     if settings.imatrix is not None:
         return settings.imatrix
     target = folder / IMATRIX
@@ -307,7 +312,7 @@ def measure(model: Model, settings: Settings, target: Target, folder: Path, prog
         UserError: the model cannot be run, or a tensor cannot be read.
     """
     tensors = quantizable(model)
-    imatrix_path = _make_imatrix(model, settings, folder, progress)
+    imatrix_path = importance_matrix(model, settings, folder, progress)
     imatrix = load_imatrix(imatrix_path)
     terms = _sensitivities(model, settings, folder, tensors, imatrix, progress)
     architecture = str(model.value("general.architecture"))

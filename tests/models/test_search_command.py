@@ -17,6 +17,7 @@ from gguf_bof4.bench import quality
 from gguf_bof4.bench.results import read_rows
 from gguf_bof4.bench.variants import variants
 from gguf_bof4.convert import convert
+from gguf_bof4.divergence import distance, write_logits
 from gguf_bof4.gguf_files.model import Model, open_model
 from gguf_bof4.reference_texts import calibration_text
 
@@ -185,6 +186,61 @@ def test_several_calibration_texts_and_the_models_own(
     )  # fmt: skip
     (said,) = wrong.stderr.strip().splitlines()[-1:]
     assert wrong.returncode == 1 and "chats.jsonl, line 1 is neither a chat nor a text" in said
+
+
+def test_a_conversion_to_a_target_searches_the_types(
+    short: Path, built: Path, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is that of the two commands; a target that is not possible names the least."""
+    monkeypatch.setenv("BOF4_BIN", str(built))
+    monkeypatch.setenv("BOF4_CACHE", str(tmp_path / "cache"))
+    text = ("--calibration", str(calibration), "--threads", "1")
+    made, again = tmp_path / "made.gguf", tmp_path / "again.gguf"
+    result = bof4("convert", str(short), str(made), "--target-bpw", "4.6", *text)
+    assert result.returncode == 0, result.stderr
+    model = open_model(made)
+    assert 4.5 < matrix_bits(model) <= 4.6
+    assert len({t.qtype for t in model.tensors if t.name.startswith("blk.") and len(t.shape) > 1}) > 1
+    assert f"bof4 compare {short} {made}" in result.stdout
+    (recipe,) = re.findall(r"^recipe: (.+)$", result.stderr, re.MULTILINE)
+    found = bof4("search", str(short), str(tmp_path / "r.txt"), "--target-bpw", "4.6", *text)
+    assert found.returncode == 0, found.stderr
+    assert "about" not in found.stderr  # measured already
+    assert (tmp_path / "r.txt").read_text() == Path(recipe).read_text()
+    convert(short, again, recipe=str(tmp_path / "r.txt"), imatrix=str(Path(recipe).with_name("imatrix.gguf")))
+    assert [t.read_rows().tobytes() for t in model.tensors] == [
+        t.read_rows().tobytes() for t in open_model(again).tensors
+    ]
+    least = bof4("convert", str(short), str(tmp_path / "least.gguf"), "--target-size", "5M", *text)
+    (said,) = least.stderr.strip().splitlines()[-1:]
+    assert least.returncode == 1 and "--target-size 5000000 is below what is possible" in said
+    assert not (tmp_path / "least.gguf").exists()
+    quantized = bof4("convert", str(made), str(tmp_path / "twice.gguf"), "--target-bpw", "4.6", *text)
+    assert quantized.returncode == 1 and "quantized already" in quantized.stderr
+
+
+def test_a_conversion_to_a_target_of_the_equalized_model(
+    short: Path, built: Path, evaluation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By gptq, on text that the model writes once for all steps."""
+    monkeypatch.setenv("BOF4_BIN", str(built))
+    monkeypatch.setenv("BOF4_CACHE", str(tmp_path / "cache"))
+    made = tmp_path / "made.gguf"
+    result = bof4(
+        "convert", str(short), str(made), "--target-size", "24M", "--equalize", "--encoder", "gptq",
+        "--calibration-samples", "4", "--opq-bits", "0.1", "--threads", "1",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert 0.97 * 24_000_000 < made.stat().st_size <= 24_000_000
+    model = open_model(made)
+    assert model.value("bof4.equalized") is True
+    assert any(model.n_outliers(t) for t in model.tensors)
+    cache = tmp_path / "cache"
+    assert len(list((cache / "own-texts").iterdir())) == 1
+    assert not list((cache / "search").glob("*/*equalized*"))
+    assert f"bof4 compare {short} {made}" in result.stdout
+    write_logits(short, evaluation, 1, tmp_path / "logits", 1)
+    assert distance(made, tmp_path / "logits", 1, 1).mean_kld < 0.1
 
 
 def test_trials_resume_and_belong_to_one_model(

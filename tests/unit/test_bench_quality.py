@@ -37,9 +37,11 @@ from gguf_bof4.bench.variants import (
     variants,
 )
 from gguf_bof4.divergence import Distance, parse_distance
+from gguf_bof4.encoders import encoder_of
 from gguf_bof4.errors import UserError
 from gguf_bof4.gguf_files.model import open_model
 from gguf_bof4.reference_models import REFERENCE_MODELS
+from gguf_bof4.search.candidates import types_for
 
 # QLoRA, appendix E
 PUBLISHED_NF4 = (
@@ -181,7 +183,7 @@ def test_mixtures_are_of_types_that_their_encoder_encodes() -> None:
         Variant("search 4.5", encoder) for encoder in ("imatrix", "gptq", "gptq:self")
     )
     by_search, by_gptq = (
-        {t.name for t in quality.search_types(Variant("search 4.5", e).converter_encoder)} for e in ("imatrix", "gptq")
+        {t.name for t in types_for(encoder_of(Variant("search 4.5", e).converter_encoder))} for e in ("imatrix", "gptq")
     )
     assert by_search - by_gptq == {"IQ3_S"}
     assert {"BOF4_S", "BOF4_K", "Q3_K", "Q8_0"} <= by_gptq

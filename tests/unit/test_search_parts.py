@@ -190,6 +190,32 @@ def test_options_are_checked_first(tmp_path: Path, arguments: tuple[str, ...], m
     assert message in result.stderr and "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("--target-size", "1G"), "give one target"),
+        (("--type", "BOF4_K"), "--type says types"),
+        (("--recipe", "r.txt"), "--recipe says types"),
+        (("--tensor-type", "attn=q8_0"), "--tensor-type says types"),
+        (("--pure",), "--pure says types"),
+        (("--leave-output-tensor",), "--leave-output-tensor says types"),
+        (("--encoder", "absmax"), "--encoder absmax uses no importance matrix"),
+        (("--imatrix", "random"), "--imatrix random"),
+        (("--opq", "0.9"), "--opq 0.9: with a target"),
+        (("--calibration", "no.txt"), "calibration text no.txt cannot be read"),
+        (("--opq-bits", "3"), "--opq-bits 3"),
+        ((), "no.gguf does not exist"),
+    ],
+)
+def test_options_of_a_conversion_to_a_target(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+    (tmp_path / "r.txt").write_text("attn=q8_0\n")
+    arguments = tuple(str(tmp_path / a) if a == "r.txt" else a for a in arguments)
+    result = bof4("convert", str(tmp_path / "no.gguf"), str(tmp_path / "out.gguf"), "--target-bpw", "4.4", *arguments)
+    assert result.returncode == 1
+    assert message in result.stderr and "Traceback" not in result.stderr
+    assert not (tmp_path / "out.gguf").exists()
+
+
 def test_an_output_that_exists_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "recipe.txt").write_text("mine")
     result = bof4(
