@@ -164,25 +164,36 @@ def _reweighted(imatrix: Imatrix, factors: Mapping[str, Factors]) -> Imatrix:
     return replace(imatrix, entries=entries)
 
 
-def equalized(
-    opened: OpenedModel, imatrix: Imatrix, strength: float | None, threads: int, progress: Progress
-) -> tuple[OpenedModel, Imatrix]:
-    """The model with equalized channels, and the importance matrix of that.
-
-    Args:
-        strength: of `equalize.channel_factors`; None: the best, as measured for each group of matrices.
-        threads: 0 means all cores.
-        progress: called with the matrices that are done and those of the model.
+def check_equalizable(opened: OpenedModel) -> None:
+    """Refuse a model before its importance matrix is made.
 
     Raises:
-        UserError: it is not known how the layers of this architecture are made, the model is quantized, or the
-            importance matrix says nothing about its inputs.
+        UserError: it is not known how the layers of this architecture are made, or the model is quantized.
     """
     if opened.architecture not in ARCHITECTURES:
         raise UserError(
             f"{opened.path}: --equalize knows the layers of {', '.join(sorted(ARCHITECTURES))}, and this model is "
             f"{opened.architecture}: convert it without"
         )
+    for source in opened.sources:
+        if source.name.startswith("blk.") and len(source.shape) > 1:
+            _unquantized(opened, source)
+
+
+def equalized(
+    opened: OpenedModel, imatrix: Imatrix, strength: float | None, threads: int, progress: Progress
+) -> tuple[OpenedModel, Imatrix]:
+    """The model with equalized channels, and the importance matrix of that.
+
+    Args:
+        opened: of an architecture whose layers are known (`check_equalizable`).
+        strength: of `equalize.channel_factors`; None: the best, as measured for each group of matrices.
+        threads: 0 means all cores.
+        progress: called with the matrices that are done and those of the model.
+
+    Raises:
+        UserError: the model is quantized, or the importance matrix says nothing about its inputs.
+    """
     sources, done = {s.name: s for s in opened.sources}, count(1)
     n_matrices = sum(name.startswith("blk.") and len(s.shape) == 2 for name, s in sources.items())
 

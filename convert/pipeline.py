@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from gguf_bof4 import native
 from gguf_bof4.convert.calibrated import calibrated
-from gguf_bof4.convert.equalized import equalized
+from gguf_bof4.convert.equalized import check_equalizable, equalized
 from gguf_bof4.convert.imatrix import Imatrix
 from gguf_bof4.convert.imatrix import chosen as chosen_imatrix
 from gguf_bof4.convert.model_kinds import why_no_lists
@@ -229,7 +229,9 @@ def run(opened: OpenedModel, options: Options, output: Path, folder: Path | None
             cannot be encoded, the model cannot be calibrated, or lists are so long that a part gets too large.
     """
     writer, imatrix = opened.writer, chosen_imatrix(options)
-    if options.equalize and imatrix is not None:
+    if options.equalize:
+        check_equalizable(opened)
+    if options.equalize and folder is not None and imatrix is not None:
         opened, imatrix = equalized(opened, imatrix, options.equalize_strength, options.threads, progress)
     tensors = plan(opened, options, imatrix)
     if folder is not None:

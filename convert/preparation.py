@@ -157,16 +157,17 @@ def prepared(options: Options, source: Path, run: Run, progress: Progress) -> It
     """The options, with paths instead of what is to be made by running the model. In a dry run nothing is made.
 
     Args:
-        run: converts the source.
+        run: converts the source; first dry, which says what is wrong before the model is run.
 
     Raises:
-        UserError: the model cannot write text, or llama.cpp cannot run it.
+        UserError: the conversion is not possible, the model cannot write text, or llama.cpp cannot run it.
     """
     own, made = SELF in options.calibration_sources, options.imatrix in {RANDOM_TOKENS, SELF}
     if options.dry_run or not (own or made):
         yield options
         return
     with tempfile.TemporaryDirectory(prefix="bof4-convert-") as folder:
+        run(source, Path(folder) / "unused.gguf", None, replace(options, dry_run=True), progress)
         preparation = _Preparation(source, options, Path(folder), run, progress)
         yield replace(
             options,

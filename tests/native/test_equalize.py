@@ -308,6 +308,8 @@ def test_what_cannot_be_equalized_is_refused(gemma: Source, tmp_path: Path) -> N
         (gemma.file, other, "--equalize found no layer whose parts it knows"),
         (tmp_path / "q8.gguf", known, "is Q8_0, and --equalize needs an unquantized"),
         (phi, known, "--equalize knows the layers of gemma, gemma2, gemma3, llama, qwen2, qwen3, and this model"),
+        (phi, {"dry_run": True}, "--equalize knows the layers of "),
+        (phi, {}, "--equalize knows the layers of "),  # before the model writes a text for the importance matrix
     )
     for file, options, message in cases:
         with pytest.raises(UserError, match=message):
