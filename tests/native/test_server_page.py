@@ -28,18 +28,6 @@ NUMBERS = "Write the numbers from 1 to 2000, one on each line."
 
 
 @pytest.fixture(scope="module")
-def page() -> Path:
-    """The page: from the cache, or built with npm, which takes minutes once."""
-    with one_at_a_time("page"):
-        if made_page() is None:
-            try:
-                find_npm()
-            except PageError as error:
-                pytest.skip(str(error))
-        return build_page()
-
-
-@pytest.fixture(scope="module")
 def chromium() -> tuple[str, str]:
     """Paths of the browser and of its driver; no test fetches a browser."""
     browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
@@ -47,6 +35,18 @@ def chromium() -> tuple[str, str]:
     if browser is None or driver is None:
         pytest.skip("no Chromium with chromedriver here: `apt install chromium chromium-driver`")
     return browser, driver
+
+
+@pytest.fixture(scope="module")
+def page(chromium: tuple[str, str]) -> Path:
+    """The page: from the cache, or built with npm, which takes minutes once, where there is a browser to show it."""
+    with one_at_a_time("page"):
+        if made_page() is None:
+            try:
+                find_npm()
+            except PageError as error:
+                pytest.skip(str(error))
+        return build_page()
 
 
 @pytest.fixture(scope="module")
