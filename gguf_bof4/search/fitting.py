@@ -59,7 +59,7 @@ def check(options: Options) -> None:
     run.require_gradients()
 
 
-def _settings(options: Options) -> run.Settings:
+def settings_of(options: Options) -> run.Settings:
     """All but the calibration texts."""
     tables = {"token_embd.weight": options.token_embedding_type, "output.weight": options.output_tensor_type}
     return run.Settings(
@@ -73,7 +73,7 @@ def _settings(options: Options) -> run.Settings:
     )
 
 
-def _calibration(
+def calibration_texts(
     path: Path, sources: Sequence[str], options: Options, settings: run.Settings, widest: int, progress: Progress
 ) -> tuple[Path, ...]:
     """The calibration texts; the model's own is as long as the search and the encoder need, and written once."""
@@ -166,8 +166,8 @@ def convert_to_target(
     calibrated = options.chosen_encoder.calibrate is not None
     options = replace(options, calibration=sources if calibrated else None)
     first = _tried(source, output, options, revision, progress)
-    path, settings = first.source, _settings(options)
-    read = _calibration(path, sources, options, settings, _widest(first), progress)
+    path, settings = first.source, settings_of(options)
+    read = calibration_texts(path, sources, options, settings, _widest(first), progress)
     prepared = prepare(path, replace(settings, calibration=read))
     unquantized = path
     if options.equalize:

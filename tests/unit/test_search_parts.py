@@ -10,9 +10,11 @@ import pytest
 from command_line import bof4
 from gguf import GGMLQuantizationType as T
 
+from gguf_bof4.convert.options import Options
 from gguf_bof4.errors import UserError
 from gguf_bof4.outlier_choice import Budget
-from gguf_bof4.search import sensitivity
+from gguf_bof4.progress import no_progress
+from gguf_bof4.search import fitting, sensitivity
 from gguf_bof4.search.candidates import Candidate, candidates_of, parse_types
 from gguf_bof4.search.losses import RECIPE, Loss, Store
 from gguf_bof4.search.report import Point, same_order
@@ -204,7 +206,6 @@ def test_options_are_checked_first(tmp_path: Path, arguments: tuple[str, ...], m
         (("--opq", "0.9"), "--opq 0.9: with a target"),
         (("--calibration", "no.txt"), "calibration text no.txt cannot be read"),
         (("--opq-bits", "3"), "--opq-bits 3"),
-        ((), "no.gguf does not exist"),
     ],
 )
 def test_options_of_a_conversion_to_a_target(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
@@ -214,6 +215,33 @@ def test_options_of_a_conversion_to_a_target(tmp_path: Path, arguments: tuple[st
     assert result.returncode == 1
     assert message in result.stderr and "Traceback" not in result.stderr
     assert not (tmp_path / "out.gguf").exists()
+
+
+@pytest.mark.parametrize(
+    "options, samples, length",
+    [
+        (Options(), 32, 512),  # those of the importance matrix
+        (Options(encoder="gptq"), 64, 512),  # three tokens for each of 8960 inputs
+        (Options(encoder="gptq", samples=4), 32, 512),
+        (Options(encoder="gptq", samples=4, refine=True), 256, 512),
+        (Options(encoder="gptq", samples=4, sample_length=2048), 8, 2048),
+    ],
+)
+def test_the_models_own_text_is_long_enough_for_search_and_encoder(
+    options: Options, samples: int, length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that the model writes it once."""
+    asked = []
+
+    def resolved(model: Path, sources: tuple[str, ...], *how: object) -> tuple[Path, ...]:
+        asked.append((model, sources, *how))
+        return (Path("written.jsonl"),)
+
+    monkeypatch.setattr(fitting.texts, "resolved", resolved)
+    settings, model = fitting.settings_of(options), Path("model.gguf")
+    read = fitting.calibration_texts(model, ("self",), options, settings, 8960, no_progress)
+    assert read == (Path("written.jsonl"),)
+    assert asked == [(model, ("self",), samples, length, 0, no_progress)]
 
 
 def test_an_output_that_exists_is_not_overwritten(tmp_path: Path) -> None:
