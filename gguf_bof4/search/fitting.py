@@ -56,7 +56,7 @@ def check(options: Options) -> None:
             "--imatrix random: with a target the importance matrix is made from the calibration texts, or is a file"
         )
     _ = _list_bits(options)
-    run.require_gradients()
+    run.require_gradients("a search of types (--target-bpw, --target-size)")
 
 
 def settings_of(options: Options) -> run.Settings:

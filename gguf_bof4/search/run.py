@@ -259,9 +259,13 @@ def importance_matrix(model: Model, settings: Settings, folder: Path, progress: 
     return target
 
 
-def require_gradients() -> None:
-    """Raise UserError where a package is missing that gradients need."""
-    require("hf", "bof4 search --sensitivity gradient", "torch", "transformers", "accelerate")
+def require_gradients(purpose: str = "bof4 search --sensitivity gradient") -> None:
+    """Raise UserError where a package is missing that gradients need.
+
+    Args:
+        purpose: what needs them, for the message.
+    """
+    require("hf", purpose, "torch", "transformers", "accelerate")
 
 
 def _sensitivities(

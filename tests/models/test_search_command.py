@@ -20,6 +20,7 @@ from gguf_bof4.convert import convert
 from gguf_bof4.divergence import distance, write_logits
 from gguf_bof4.gguf_files.model import Model, open_model
 from gguf_bof4.reference_texts import calibration_text
+from gguf_bof4.search import candidates
 
 LAYERS = 2
 FAST = ("--types", "BOF4_S,BOF4_K,Q4_K,Q6_K,Q3_K", "--threads", "1")
@@ -270,7 +271,7 @@ def test_the_quality_bench_measures_mixtures(
     monkeypatch.setattr(quality, "reference_model", lambda _: source)
     monkeypatch.setattr(quality, "IMATRIX_CHUNKS", 2)
     monkeypatch.setattr(quality, "SEARCH_CHUNKS", 1)
-    monkeypatch.setattr(quality, "DEFAULT_TYPES", ("BOF4_S", "Q5_0", "Q8_0"))
+    monkeypatch.setattr(candidates, "DEFAULT_TYPES", ("BOF4_S", "Q5_0", "Q8_0"))
     names = ["search 5", "search 6", "BOF4_S"]
     plan = quality.make_plan(["smol"], variants(names, ["imatrix"], ["0.05 bits"]), ["test"], 1, ())
     output, said = tmp_path / "rows.csv", list[str]()
