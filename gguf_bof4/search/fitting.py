@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -159,6 +160,7 @@ def convert_to_target(
         UserError: as of `convert`; or the target is below what is possible, options contradict it, or the model is
             quantized already.
     """
+    started = time.monotonic()
     check(options)
     given = options.calibration or SELF
     sources = (given,) if isinstance(given, str) else given
@@ -182,4 +184,4 @@ def convert_to_target(
     report = convert(unquantized, output, progress=progress, **vars(chosen))
     if unquantized != path and not options.dry_run:
         unquantized.unlink()
-    return replace(report, source=path)
+    return replace(report, source=path, bytes_before=first.bytes_before, seconds=time.monotonic() - started)
