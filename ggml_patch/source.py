@@ -7,6 +7,8 @@ import re
 import shutil
 import tarfile
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -111,6 +113,17 @@ def find_snapshot(version: str) -> Snapshot:
     return read_archive(pin.package, version, archive)
 
 
+@contextmanager
+def open_archive(archive: Path) -> Iterator[tarfile.TarFile]:
+    """An archive whose members are extracted inside of the target folder only, as far as this Python can refuse others.
+
+    `extract(filter="data")` is an error in Python before 3.10.12 and 3.11.4, such as that of Debian 12.
+    """
+    with tarfile.open(archive) as tar:
+        tar.extraction_filter = getattr(tarfile, "data_filter", None)
+        yield tar
+
+
 def unpack_tree(archive: Path, target: Path, tree: str | None = None) -> None:
     """Unpack the llama.cpp tree of a source distribution as the folder `target`.
 
@@ -119,11 +132,11 @@ def unpack_tree(archive: Path, target: Path, tree: str | None = None) -> None:
     """
     prefix = f"{tree or snapshot().tree}/"
     with atomic_path(target) as partial:
-        with tarfile.open(archive) as tar:
+        with open_archive(archive) as tar:
             for member in tar:
                 # a nested .git file points outside; git commands run in the tree would fail on it
                 if not member.name.startswith(prefix) or member.name == prefix + ".git":
                     continue
                 member.name = member.name.removeprefix(prefix)
-                tar.extract(member, partial, filter="data")
+                tar.extract(member, partial)
         shutil.rmtree(target, ignore_errors=True)

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import subprocess
-import tarfile
 from pathlib import Path
 
 import pytest
@@ -20,6 +19,7 @@ from gguf_bof4.ggml_patch.apply import HEADERS_IN_TREE, PUBLIC_HEADERS, SOURCES_
 from gguf_bof4.ggml_patch.build import CMAKE_OPTIONS, PROGRAMS, TESTS
 from gguf_bof4.ggml_patch.bundle import FOLDER, write_bundle
 from gguf_bof4.ggml_patch.cuda import TOOLCHAIN_FILE
+from gguf_bof4.ggml_patch.source import open_archive
 from gguf_bof4.ggml_patch.toolchain import find_tools
 
 
@@ -33,8 +33,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def unpacked(bundle: Path) -> Path:
-    with tarfile.open(bundle) as tar:
-        tar.extractall(bundle.parent, filter="data")
+    with open_archive(bundle) as tar:
+        tar.extractall(bundle.parent)
     return bundle.parent / FOLDER
 
 

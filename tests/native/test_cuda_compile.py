@@ -16,7 +16,6 @@ import os
 import re
 import subprocess
 import sys
-import tarfile
 import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +29,7 @@ from cuda_machine import cublas_headers, no_nvcc
 from gguf_bof4.ggml_patch import LOCK, PATCHES, SOURCES
 from gguf_bof4.ggml_patch.apply import SOURCES_IN_TREE, all_hunks, patch_tree
 from gguf_bof4.ggml_patch.cuda import find_toolkit
-from gguf_bof4.ggml_patch.source import cache_root, fetch_archive, snapshot
+from gguf_bof4.ggml_patch.source import cache_root, fetch_archive, open_archive, snapshot
 
 ARCHITECTURES = tuple(os.environ.get("BOF4_CUDA_ARCHITECTURES", "75 90").split())
 """The oldest generation, without asynchronous copies, and one that has all that the kernels use; `make test-nightly`
@@ -136,11 +135,11 @@ def unpacked_tree(folder: Path) -> Path:
     """ggml with the patches and sources of this checkout, built or not."""
     prefix = snapshot().tree + "/"
     wanted = {hunk.path for hunk in all_hunks()}
-    with tarfile.open(fetch_archive()) as tar:
+    with open_archive(fetch_archive()) as tar:
         for member in tar:
             member.name = member.name.removeprefix(prefix)
             if member.name.startswith("ggml/") or member.name in wanted:
-                tar.extract(member, folder / "llama.cpp", filter="data")
+                tar.extract(member, folder / "llama.cpp")
     patch_tree(folder / "llama.cpp")
     return folder / "llama.cpp"
 
