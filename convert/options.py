@@ -180,12 +180,15 @@ class Options:
         return rules if recipe is None else replace(rules, patterns=rules.patterns + recipe.list_rules(rules.default))
 
     @property
-    def calibration_sources(self) -> tuple[str, ...]:
-        """The calibration texts that an encoder which runs the model reads: paths, or SELF."""
-        if self.chosen_encoder.calibrate is None:
-            return ()
+    def named_sources(self) -> tuple[str, ...]:
+        """The calibration texts that are named, whoever reads them: paths, or SELF, also where none is."""
         given = self.calibration or SELF
         return (given,) if isinstance(given, str) else given
+
+    @property
+    def calibration_sources(self) -> tuple[str, ...]:
+        """The calibration texts that an encoder which runs the model reads: paths, or SELF."""
+        return () if self.chosen_encoder.calibrate is None else self.named_sources
 
     @property
     def calibration_texts(self) -> tuple[Path, ...]:

@@ -15,6 +15,7 @@ from gguf_bof4.convert.options import RANDOM_TOKENS, SELF, Options
 from gguf_bof4.convert.own_text import RUN_AS, needed_sequences, own_text, read_texts
 from gguf_bof4.convert.pipeline import Converted
 from gguf_bof4.convert.random_tokens import random_imatrix
+from gguf_bof4.convert.report import TensorReport
 from gguf_bof4.encoders.gptq.shares import enough_samples
 from gguf_bof4.encoders.gptq.sources import check_readable
 from gguf_bof4.ggml_patch.programs import make_imatrix
@@ -80,21 +81,27 @@ def with_own_text(texts: Sequence[str], samples: int, write: Callable[[int], Pat
     return tuple(str(path) if text == SELF else text for text in texts)
 
 
-def needed_samples(options: Options, widest: int) -> int:
+def needed_samples(options: Options, tensors: Sequence[TensorReport]) -> int:
     """Samples of the calibration texts that an encoder which runs the model reads, at most.
 
     Args:
-        widest: inputs of the widest layer.
+        tensors: of the model, of which the widest layer counts.
     """
+    widest = max((t.shape[-1] for t in tensors if t.name.startswith("blk.") and len(t.shape) > 1), default=1)
     samples = options.samples or enough_samples(widest, options.sample_length)
     return max(samples, options.refine_samples) if options.refine else samples
 
 
 @dataclass
 class _Preparation:
-    """The model, and files made of it in a temporary folder."""
+    """The model, and files made of it in a temporary folder.
+
+    Attributes:
+        tensors: of a dry run.
+    """
 
     source: Path
+    tensors: Sequence[TensorReport]
     options: Options
     folder: Path
     run: Run
@@ -113,15 +120,6 @@ class _Preparation:
         # not resolved: the target of a symbolic link, such as a blob of a cache, may lack the name of a part
         return self.fast if self.source.is_dir() else self.source.absolute()
 
-    def _widest(self) -> int:
-        """Inputs of the widest layer."""
-        if self.source.is_dir():
-            found = self.run(self.source, self.folder / "unused.gguf", None, Options(dry_run=True), self.progress)
-            shapes = [(t.name, t.shape) for t in found.tensors]
-        else:
-            shapes = [(t.name, t.shape) for t in open_model(self.source).tensors]
-        return max((shape[-1] for name, shape in shapes if name.startswith("blk.") and len(shape) > 1), default=1)
-
     def text(self, samples: int, length: int) -> Path:
         """The model's own text, of at least so many samples of `length` tokens."""
         return self_text(self.source, samples, length, lambda: self.fast, self.options.threads, self.progress)
@@ -130,7 +128,7 @@ class _Preparation:
         """The calibration texts, the model's own among them."""
         options, texts = self.options, self.options.calibration_sources
         check_sources(texts)
-        samples = needed_samples(options, self._widest())
+        samples = needed_samples(options, self.tensors)
         return with_own_text(texts, samples, lambda own: self.text(own, options.sample_length))
 
     def imatrix(self) -> Path:
@@ -167,8 +165,8 @@ def prepared(options: Options, source: Path, run: Run, progress: Progress) -> It
         yield options
         return
     with tempfile.TemporaryDirectory(prefix="bof4-convert-") as folder:
-        run(source, Path(folder) / "unused.gguf", None, replace(options, dry_run=True), progress)
-        preparation = _Preparation(source, options, Path(folder), run, progress)
+        tried = run(source, Path(folder) / "unused.gguf", None, replace(options, dry_run=True), progress)
+        preparation = _Preparation(source, tried.tensors, options, Path(folder), run, progress)
         yield replace(
             options,
             calibration=preparation.calibration() if own else options.calibration,

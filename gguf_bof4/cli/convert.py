@@ -469,9 +469,11 @@ def convert(
 
                 report = convert_to_target(source, output, target, options, revision=revision, progress=progress)
     except KeyboardInterrupt:
-        calibrated = encoder_of(encoder).calibrate is not None
-        kept = "; finished layers are kept: the same command resumes from them" if calibrated else ""
-        kept = kept if target is None else "; what was measured is kept: the same command resumes from it"
+        kept = ""
+        if target is not None:
+            kept = "; what was measured is kept: the same command resumes from it"
+        elif encoder_of(encoder).calibrate is not None:
+            kept = "; finished layers are kept: the same command resumes from them"
         print(f"bof4: interrupted; nothing was written{kept}", file=sys.stderr)
         raise typer.Exit(128 + signal.SIGINT) from None
     if verbose or dry_run:

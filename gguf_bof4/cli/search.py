@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -141,12 +141,11 @@ def _print_report(measured: Measured, assignment: Assignment, points: list[Point
 
 def _settings(
     imatrix: Path | None, sensitivity: str, types: list[str] | None, list_bits: float,
-    tables: Mapping[str, str | None], chunks: int, threads: int,
+    token_embedding: str | None, output: str | None, chunks: int, threads: int,
 ) -> Settings:  # fmt: skip
     """All but the calibration texts."""
     from gguf_bof4.convert.list_rules import MOST_BITS
-    from gguf_bof4.convert.policy import parse_type
-    from gguf_bof4.search.candidates import DEFAULT_TYPES, parse_types
+    from gguf_bof4.search.candidates import DEFAULT_TYPES, parse_tables, parse_types
     from gguf_bof4.search.run import Settings
 
     if sensitivity not in SENSITIVITIES:
@@ -161,7 +160,7 @@ def _settings(
         gradients=sensitivity == "gradient",
         types=parse_types(split_names(types) or DEFAULT_TYPES, importance=True),
         list_bits=list_bits or None,
-        tables={name: parse_type(qtype, True) for name, qtype in tables.items() if qtype is not None},
+        tables=parse_tables(token_embedding, output),
         chunks=chunks,
         threads=threads,
     )
@@ -312,8 +311,7 @@ def search(
         _search(
             local_path(model), _Outputs(recipe, csv, plot, force), target, sources,
             _settings(
-                imatrix, sensitivity, types, opq_bits,
-                {"token_embd.weight": token_embedding_type, "output.weight": output_tensor_type}, chunks, threads,
+                imatrix, sensitivity, types, opq_bits, token_embedding_type, output_tensor_type, chunks, threads,
             ),
             _Judged(text or alone, measure, measured_chunks, trials, study), work,
         )  # fmt: skip
@@ -341,8 +339,8 @@ def _search(
             path, sources, settings.imatrix_chunks, run.CONTEXT, settings.threads, progress
         )
     prepared = prepare(path, replace(settings, calibration=read), work_folder)
-    if prepared.estimate is not None:
-        _say(prepared.estimate)
+    if estimate := prepared.estimate:
+        _say(estimate)
     with progress_bar("reading the model") as progress:
         measured = run.measure(prepared.model, prepared.settings, target, prepared.folder, progress)
     assignment = run.assign(measured, target)

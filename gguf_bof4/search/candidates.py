@@ -63,6 +63,16 @@ def parse_types(names: Sequence[str], importance: bool) -> tuple[TensorType, ...
     return tuple(dict.fromkeys(parse_type(name, importance) for name in names))
 
 
+def parse_tables(token_embedding: str | None, output: str | None) -> dict[str, TensorType]:
+    """The types of the tables that options give one, by the names of the tensors.
+
+    Raises:
+        UserError: there is no such type, or it cannot be written.
+    """
+    given = {"token_embd.weight": token_embedding, "output.weight": output}
+    return {name: parse_type(qtype, True) for name, qtype in given.items() if qtype is not None}
+
+
 def types_for(encoder: Encoder) -> tuple[TensorType, ...]:
     """The candidate types of a search whose recipe an encoder of the converter is given: those that it can encode."""
     of_all = parse_types(DEFAULT_TYPES, importance=True)

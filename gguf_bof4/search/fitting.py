@@ -10,16 +10,15 @@ from pathlib import Path
 
 from gguf_bof4.convert import ConversionReport, convert
 from gguf_bof4.convert.options import RANDOM_TOKENS, SELF, Options
-from gguf_bof4.convert.policy import parse_type
 from gguf_bof4.convert.preparation import check_sources, needed_samples
 from gguf_bof4.convert.recipe import read_recipe
-from gguf_bof4.convert.report import size_text
+from gguf_bof4.convert.report import TensorReport, size_text
 from gguf_bof4.errors import UserError
 from gguf_bof4.gguf_files.model import open_model
 from gguf_bof4.paths import write_text
 from gguf_bof4.progress import NOTE, Progress, no_progress
 from gguf_bof4.search import run, texts
-from gguf_bof4.search.candidates import DEFAULT_LIST_BITS, types_for
+from gguf_bof4.search.candidates import DEFAULT_LIST_BITS, parse_tables, types_for
 from gguf_bof4.search.preparation import Prepared, prepare
 from gguf_bof4.search.report import loss_text, recipe_of, types_text
 from gguf_bof4.search.targets import Target
@@ -62,27 +61,26 @@ def check(options: Options) -> None:
 
 def settings_of(options: Options) -> run.Settings:
     """All but the calibration texts."""
-    tables = {"token_embd.weight": options.token_embedding_type, "output.weight": options.output_tensor_type}
     return run.Settings(
         calibration=(),
         imatrix=None if options.imatrix in {None, SELF} else Path(str(options.imatrix)),
         gradients=True,
         types=types_for(options.chosen_encoder),
         list_bits=_list_bits(options),
-        tables={name: parse_type(qtype, True) for name, qtype in tables.items() if qtype is not None},
+        tables=parse_tables(options.token_embedding_type, options.output_tensor_type),
         threads=options.threads,
     )
 
 
 def calibration_texts(
-    path: Path, sources: Sequence[str], options: Options, settings: run.Settings, widest: int, progress: Progress
+    path: Path, tensors: Sequence[TensorReport], options: Options, settings: run.Settings, progress: Progress
 ) -> tuple[Path, ...]:
     """The calibration texts; the model's own is as long as the search and the encoder need, and written once."""
     length, samples = run.CONTEXT, settings.imatrix_chunks
     if options.chosen_encoder.calibrate is not None:
         length = options.sample_length
-        samples = max(needed_samples(options, widest), math.ceil(samples * run.CONTEXT / length))
-    return texts.resolved(path, sources, samples, length, options.threads, progress)
+        samples = max(needed_samples(options, tensors), math.ceil(samples * run.CONTEXT / length))
+    return texts.resolved(path, options.named_sources, samples, length, options.threads, progress)
 
 
 def _equalized(given: Prepared, path: Path, options: Options, progress: Progress) -> Path:
@@ -114,19 +112,14 @@ def _tried(
     return report
 
 
-def _widest(report: ConversionReport) -> int:
-    """Inputs of the widest layer."""
-    return max((t.shape[-1] for t in report.tensors if t.name.startswith("blk.") and len(t.shape) > 1), default=1)
-
-
 def _searched(prepared: Prepared, target: Target, progress: Progress) -> tuple[Path, Path]:
     """The recipe for a target, in the folder of measurements, and the importance matrix.
 
     Raises:
         UserError: the target is below what is possible.
     """
-    if prepared.estimate is not None:
-        progress(prepared.estimate, 0, NOTE)
+    if estimate := prepared.estimate:
+        progress(estimate, 0, NOTE)
     measured = run.measure(prepared.model, prepared.settings, target, prepared.folder, progress)
     assignment = run.assign(measured, target)
     recipe = prepared.folder / f"recipe-{target.name}.txt"
@@ -162,14 +155,11 @@ def convert_to_target(
     """
     started = time.monotonic()
     check(options)
-    given = options.calibration or SELF
-    sources = (given,) if isinstance(given, str) else given
-    check_sources(sources)
+    check_sources(options.named_sources)
     calibrated = options.chosen_encoder.calibrate is not None
-    options = replace(options, calibration=sources if calibrated else None)
-    first = _tried(source, output, options, revision, progress)
+    first = _tried(source, output, options if calibrated else replace(options, calibration=None), revision, progress)
     path, settings = first.source, settings_of(options)
-    read = calibration_texts(path, sources, options, settings, _widest(first), progress)
+    read = calibration_texts(path, first.tensors, options, settings, progress)
     prepared = prepare(path, replace(settings, calibration=read))
     unquantized = path
     if options.equalize:

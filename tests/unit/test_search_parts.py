@@ -11,6 +11,7 @@ from command_line import bof4
 from gguf import GGMLQuantizationType as T
 
 from gguf_bof4.convert.options import Options
+from gguf_bof4.convert.report import TensorReport
 from gguf_bof4.errors import UserError
 from gguf_bof4.outlier_choice import Budget
 from gguf_bof4.progress import no_progress
@@ -239,7 +240,8 @@ def test_the_models_own_text_is_long_enough_for_search_and_encoder(
 
     monkeypatch.setattr(fitting.texts, "resolved", resolved)
     settings, model = fitting.settings_of(options), Path("model.gguf")
-    read = fitting.calibration_texts(model, ("self",), options, settings, 8960, no_progress)
+    widest = TensorReport("blk.0.ffn_down.weight", (1536, 8960), "F32", "BOF4_S", 0, 0, 0, None, None, False)
+    read = fitting.calibration_texts(model, [widest], options, settings, no_progress)
     assert read == (Path("written.jsonl"),)
     assert asked == [(model, ("self",), samples, length, 0, no_progress)]
 
