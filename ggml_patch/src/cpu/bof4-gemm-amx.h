@@ -35,11 +35,19 @@ enum {
 // Sums of TILE_GROUPS groups and one column.
 using group_sums = float[TILE_GROUPS][16];
 
-// 16 columns of activations: row c of a tile begins at base + c * stride.
-struct act_tile {
-    const char * base;
-    int64_t stride;
-};
+// n at most 16 * TILE_GROUPS; without a call for all of them.
+inline void copy_rows(float * to, const float * from, int64_t n) {
+    if (n == 16 * TILE_GROUPS) {
+        for (int i = 0; i < TILE_GROUPS; ++i) {
+            store_unaligned(to + 16 * i, load_unaligned(from + 16 * i));
+        }
+    } else {
+        memcpy(to, from, n * sizeof(float));
+    }
+}
+
+// 16 columns of activations: pieces of 1 KiB, one after the other.
+using act_tile = const char *;
 
 // A span of 16 rows as tiles: of int8 those with high and low parts alternate, each 64 weights, of bf16 each has 32.
 struct unpacked_span {
@@ -56,56 +64,76 @@ inline void store_parts(unpacked_span & to, int i, bytes levels, bytes factor) {
     store_bytes(part[1][i % 64 / 4], blend_bytes(even, shift_left<8>(odd)));
 }
 
-// Stores level * scale of four weights a row in two rows of a tile. scale: divided by 2^24.
-inline void store_bf16(uint8_t (*row)[64], bytes levels, floats scale) {
-    store_bytes(row[0],
-        pack_bf16(
-            multiply(to_floats(byte_at_top<0>(levels)), scale), multiply(to_floats(byte_at_top<1>(levels)), scale)));
-    store_bytes(row[1],
-        pack_bf16(
-            multiply(to_floats(byte_at_top<2>(levels)), scale), multiply(to_floats(byte_at_top<3>(levels)), scale)));
-}
-
-// Unpacks blocks [b0, b0 + n) of a group, at most a span.
+// Unpacks blocks [b0, b0 + n) of a group, at most a span, as level * sub-block scale.
 template <ggml_type type>
-[[gnu::noinline]] void unpack_span(unpacked_span & to, const bof4_block_pair<type> * group, int64_t b0, int64_t n) {
+[[gnu::noinline]] void unpack_int8(unpacked_span & to, const bof4_block_pair<type> * group, int64_t b0, int64_t n) {
     using layout = bof4_layout<type>;
     enum { DOT = layout::DOT, DOTS = layout::BLOCK / DOT };
+    static_assert((int) layout::BLOCK == (int) TILE_SPAN, "a span has one scale");
     const decoder<type> decode(0);
     for (int64_t b = 0; b < n; ++b) {
         const auto & head = bof4_head(group, b0 + b);
         const auto & codes = bof4_codes(group, b0 + b);
-        const floats scale = bof4_kernel<type>::scales(head);
-        const floats scale_of_top = multiply(scale, all_lanes(1.0f / (1 << 24)));
-        store(to.scale, scale);
+        store(to.scale, bof4_kernel<type>::scales(head));
         // of level * 2^8, a product divided by 2^15
-        const auto factor_of = [&](int j) {
-            if constexpr (layout::HAS_SUB_SCALES) {
-                static_assert((int) layout::BLOCK == (int) TILE_SPAN, "a span has one scale");
-                return shift_left<7>(in_both_words(to_ints(decode.sub_scale(head, j))));
-            } else {
-                return j;
-            }
-        };
+        const auto factor_of = [&](int j) { return shift_left<7>(in_both_words(to_ints(decode.sub_scale(head, j)))); };
 #pragma GCC unroll 8
         for (int k = 0; k < DOTS / 2; ++k) {
             const int j = bof4_low_dot<layout>(k), j2 = j + layout::NIBBLES / DOT;
-            [[maybe_unused]] const auto factor = factor_of(j), factor2 = factor_of(j2);
+            const auto factor = factor_of(j), factor2 = factor_of(j2);
 #pragma GCC unroll 8
             for (int i = 0; i < DOT; i += 4) {
                 bytes low, high;
                 decode.step(codes, k, i / 4, low, high);
-                if constexpr (layout::HAS_SUB_SCALES) {
-                    store_parts(to, DOT * j + i, low, factor);
-                    store_parts(to, DOT * j2 + i, high, factor2);
-                } else {
-                    static_assert((int) DOT == 32, "a tile");
-                    auto * tiles = to.tiles + b * DOTS;
-                    store_bf16(tiles[j] + i / 2, low, scale_of_top);
-                    store_bf16(tiles[j2] + i / 2, high, scale_of_top);
-                }
+                store_parts(to, DOT * j + i, low, factor);
+                store_parts(to, DOT * j2 + i, high, factor2);
             }
         }
+    }
+}
+
+// level * scale of weights of 16 rows as bf16. Cut off, which takes half of the instructions of rounding to nearest:
+// what is lost on average, two thirds of 2^-8 (of significands from 1 to 2: 2^-8 over 1.5), is in the factor. The
+// squared error is 1.1 times that of rounding.
+template <ggml_type type>
+struct bf16_unpacker {
+    using layout = bof4_layout<type>;
+    static_assert((int) layout::DOT == 32 && (int) layout::NIBBLES == 32, "a tile has one nibble of each byte");
+    static constexpr float MEAN_LOSS = 1.0f + 2.0f / 3.0f / 256.0f;
+
+    const float_table levels{ layout::LEVELS };
+
+    // Two of four rows of weights that bytes have in their low (NIBBLE 0) or high nibbles (1).
+    template <int NIBBLE> void store_four(uint8_t (*row)[64], bytes codes, floats scale) const {
+        const auto weight = [&](auto nibble) { return multiply(levels.look_up<decltype(nibble)::value>(codes), scale); };
+        using std::integral_constant;
+        store_bytes(row[0],
+            cut_to_bf16(weight(integral_constant<int, NIBBLE>()), weight(integral_constant<int, NIBBLE + 2>())));
+        store_bytes(row[1],
+            cut_to_bf16(weight(integral_constant<int, NIBBLE + 4>()), weight(integral_constant<int, NIBBLE + 6>())));
+    }
+
+    // Blocks [b0, b0 + n) of a group, at most a span.
+    [[gnu::noinline]] void unpack(unpacked_span & to, const bof4_block_pair<type> * group, int64_t b0, int64_t n) const {
+        for (int64_t b = 0; b < n; ++b) {
+            const auto & codes = bof4_codes(group, b0 + b);
+            const floats scale = multiply(bof4_kernel<type>::scales(bof4_head(group, b0 + b)), all_lanes(MEAN_LOSS));
+#pragma GCC unroll 8
+            for (int i = 0; i < layout::BLOCK / 8; ++i) {
+                const bytes eight = load_bytes(codes.qs[i]);
+                store_four<0>(to.tiles[2 * b] + 2 * i, eight, scale);
+                store_four<1>(to.tiles[2 * b + 1] + 2 * i, eight, scale);
+            }
+        }
+    }
+};
+
+template <ggml_type type>
+void unpack_span(unpacked_span & to, const bof4_block_pair<type> * group, int64_t b0, int64_t n) {
+    if constexpr (bof4_layout<type>::HAS_SUB_SCALES) {
+        unpack_int8<type>(to, group, b0, n);
+    } else {
+        bf16_unpacker<type>().unpack(to, group, b0, n);
     }
 }
 
@@ -115,19 +143,17 @@ struct tile_results {
     alignas(64) int32_t low[32][16];
     int columns;
     const float * row_scale;
-    const char * const * column_scale; // a float at each
-    group_sums * sums;                 // of the first column, from the group on
+    const float * column_scale;
+    group_sums * sums; // of the first column, from the group on
 
     // Of columns [c0, c1).
     void add_to_sums(int c0, int c1) const {
         const floats scale = load(row_scale);
-        const char * const * const d_of = column_scale; // (GCC would load them anew after each store)
+        const float * const d = column_scale; // (GCC would load both anew after each store)
         group_sums * const to = sums;
         for (int64_t c = c0; c < c1; ++c) {
-            float d;
-            memcpy(&d, d_of[c], sizeof(d));
             const floats total = to_floats(join_parts(load_ints(high[c]), load_ints(low[c])));
-            store(to[c][0], multiply_add(total, multiply(scale, all_lanes(d)), load(to[c][0])));
+            store(to[c][0], multiply_add(total, multiply(scale, all_lanes(d[c])), load(to[c][0])));
         }
     }
 };
@@ -145,11 +171,11 @@ template <int T, typename tiles>
         tile.template zero<3>();
     }
     for (int s = 0; s < STEPS; ++s) {
-        tile.template load<4>(x[0].base + 64 * s, x[0].stride);
+        tile.template load<4>(x[0] + 1024 * s, 64);
         tile.template load<6>(w.tiles[2 * s], 64);
         tile.template add_products_signed<0, 4, 6>();
         if constexpr (T == 2) {
-            tile.template load<5>(x[1].base + 64 * s, x[1].stride);
+            tile.template load<5>(x[1] + 1024 * s, 64);
             tile.template add_products_signed<2, 5, 6>();
         }
         tile.template load<7>(w.tiles[2 * s + 1], 64);
@@ -184,7 +210,7 @@ template <int R, int T, typename tiles>
         tile.template load<3>(sums[16][1], stride);
     }
     for (int s = 0; s < steps; ++s) {
-        tile.template load<4>(x[0].base + 64 * s, x[0].stride);
+        tile.template load<4>(x[0] + 1024 * s, 64);
         tile.template load<6>(w[0].tiles[s], 64);
         tile.template add_products_bf16<0, 4, 6>();
         if constexpr (R == 2) {
@@ -192,7 +218,7 @@ template <int R, int T, typename tiles>
             tile.template add_products_bf16<1, 4, 7>();
         }
         if constexpr (T == 2) {
-            tile.template load<5>(x[1].base + 64 * s, x[1].stride);
+            tile.template load<5>(x[1] + 1024 * s, 64);
             tile.template add_products_bf16<2, 5, 6>();
         }
         if constexpr (R == 2 && T == 2) {
@@ -212,17 +238,18 @@ template <int R, int T, typename tiles>
 }
 
 template <ggml_type type>
-using tile_act_row = std::conditional_t<bof4_layout<type>::HAS_SUB_SCALES, bof4_act_row_int8, bof4_act_row_bf16>;
+using tile_acts = std::conditional_t<bof4_layout<type>::HAS_SUB_SCALES, bof4_act_pieces_int8, bof4_act_pieces_bf16>;
 
 // At most BOF4_MAX_COLUMNS columns of a product.
 template <ggml_type type, typename tiles>
 class tile_product {
-    using act_row = tile_act_row<type>;
+    using acts = tile_acts<type>;
+    using pair = bof4_block_pair<type>;
     enum {
         BLOCKS = TILE_SPAN / bof4_layout<type>::BLOCK, // of a span
         TILES = BOF4_MAX_COLUMNS / 16,
-        ACT_BYTES = TILE_SPAN * sizeof(typename act_row::element), // of a span
-        COPY_BYTES = TILE_SPAN * sizeof(uint16_t), // the same for all types: GCC 12 merges their functions, and warns
+        ACT_BYTES = TILE_SPAN * sizeof(typename acts::element), // of a span
+        MAX_PIECES = TILE_SPAN * sizeof(uint16_t) / acts::PIECE, // of all types: GCC 12 merges their functions, and warns
         // Activations that are read for all rows: 1 MiB, half of the L2 of the processors with AMX.
         SPANS = (1 << 20) / (ACT_BYTES * BOF4_MAX_COLUMNS),
     };
@@ -237,12 +264,12 @@ class tile_product {
 
     tiles tile;
     const char * x[BOF4_MAX_COLUMNS];            // the last one repeated to fill a tile
-    const char * column_scale[BOF4_MAX_COLUMNS]; // of the span, of int8
-    bool is_strided[TILES];                      // can a tile be read from the columns where they are?
+    bool is_in_place[TILES];                     // can a tile be read from the columns where they are?
     unpacked_span weights[TILE_GROUPS];
     tile_results results[2]; // of int8
+    float column_scales[bof4_layout<type>::HAS_SUB_SCALES ? SPANS : 1][BOF4_MAX_COLUMNS];
     alignas(64) group_sums sums[BOF4_MAX_COLUMNS];
-    alignas(64) char gathered[2][16][COPY_BYTES];
+    alignas(64) char gathered[2][MAX_PIECES][16][acts::PIECE];
 
     int n_tiles() const { return (n_columns + 15) / 16; }
     int64_t weights_of(int64_t span) const { return std::min<int64_t>(TILE_SPAN, n - span * TILE_SPAN); }
@@ -250,47 +277,88 @@ class tile_product {
         return std::min<int64_t>(n_groups * BOF4_GROUP, n_rows - g * BOF4_GROUP);
     }
 
+    const pair * group_at(int64_t g) const {
+        return reinterpret_cast<const pair *>(groups + g * bof4_repacked<type>::group_bytes(n));
+    }
+
+    // The weights to unpack next: the processor's prefetcher does not see where a span ends.
+    void prefetch_span(int64_t g, int64_t span) const {
+        if (g * BOF4_GROUP >= n_rows) {
+            return;
+        }
+        const int64_t b0 = span * BLOCKS, b1 = b0 + weights_of(span) / bof4_layout<type>::BLOCK;
+        const pair * group = group_at(g);
+        const auto * from = b0 % 2 == 0 ? reinterpret_cast<const char *>(group + b0 / 2)
+                                        : reinterpret_cast<const char *>(&bof4_codes(group, b0));
+        const auto * to = reinterpret_cast<const char *>(&bof4_codes(group, b1 - 1) + 1);
+        for (; from < to; from += 64) {
+            __builtin_prefetch(from);
+        }
+    }
+
     // A span of a tile of columns: where they are, or copied.
-    act_tile columns_of(int t, int64_t span, char (&copy)[16][COPY_BYTES]) const {
+    act_tile columns_of(int t, int64_t span, char (&copy)[MAX_PIECES][16][acts::PIECE]) const {
         const char * const * from = x + 16 * t;
-        const int64_t at = span * ACT_BYTES;
-        if (is_strided[t]) {
-            return { from[0] + at, from[1] - from[0] };
+        const size_t at = acts::at(span * TILE_SPAN);
+        if (is_in_place[t]) {
+            return from[0] + at;
         }
-        for (int c = 0; c < 16; ++c) {
-            memcpy(copy[c], from[c] + at, weights_of(span) * sizeof(typename act_row::element));
+        for (int64_t p = 0; p < weights_of(span) * (int64_t) sizeof(typename acts::element) / acts::PIECE; ++p) {
+            for (int c = 0; c < 16; ++c) {
+                memcpy(copy[p][c], from[c] + at + p * acts::STRIDE, acts::PIECE);
+            }
         }
-        return { copy[0], COPY_BYTES };
+        return copy[0][0];
     }
 
     // (Sums of rows and columns that are not there are not used.)
     void load_sums(int64_t g, int n_groups, bool first) {
-        for (int c = 0; c < n_tiles() * 16; ++c) {
-            memset(sums[c], 0, sizeof(sums[c]));
-            if (!first && c < n_columns) {
-                memcpy(sums[c], y[c] + g * BOF4_GROUP, rows_of(g, n_groups) * sizeof(float));
-            }
+        memset(sums, 0, n_tiles() * 16 * sizeof(sums[0]));
+        const int64_t n_rows_here = rows_of(g, n_groups);
+        for (int c = 0; !first && c < n_columns; ++c) {
+            copy_rows(sums[c][0], y[c] + g * BOF4_GROUP, n_rows_here);
         }
     }
 
     void store_sums(int64_t g, int n_groups, bool last) {
+        const int64_t n_rows_here = rows_of(g, n_groups);
         for (int c = 0; c < n_columns; ++c) {
             for (int r = 0; last && outlier_sums && r < n_groups; ++r) {
                 const float * addend = outlier_sums + (g + r) * outlier_stride + c * BOF4_GROUP;
                 store(sums[c][r], add(load(sums[c][r]), load(addend)));
             }
-            memcpy(y[c] + g * BOF4_GROUP, sums[c], rows_of(g, n_groups) * sizeof(float));
+            copy_rows(y[c] + g * BOF4_GROUP, sums[c][0], n_rows_here);
+        }
+    }
+
+    // The results are at c * stride: by the time they are stored, their lines are in the cache.
+    void prefetch_results(int64_t g, int n_groups) const {
+        const int64_t bytes = rows_of(g, n_groups) * sizeof(float);
+        for (int c = 0; c < n_columns; ++c) {
+            const char * to = reinterpret_cast<const char *>(y[c] + g * BOF4_GROUP);
+            for (int64_t i = 0; i < bytes; i += 64) {
+                __builtin_prefetch(to + i, 1);
+            }
+        }
+    }
+
+    // Of spans [s0, s1): read from the columns once for all groups.
+    void load_column_scales(int64_t s0, int64_t s1) {
+        for (int c = 0; c < n_tiles() * 16; ++c) {
+            for (int64_t s = s0; s < s1; ++s) {
+                memcpy(&column_scales[s - s0][c], x[c] + acts::scale_at(n, s), sizeof(float));
+            }
         }
     }
 
     // Products of a span, of n_groups groups and the tiles of columns from t on, of which there are T.
     template <int T>
-    BOF4_TILE_CODE void multiply(int64_t span, int n_groups, int t, const act_tile * columns, int & next) {
+    BOF4_TILE_CODE void multiply(int64_t span, int64_t s0, int n_groups, int t, const act_tile * columns, int & next) {
         if constexpr (bof4_layout<type>::HAS_SUB_SCALES) {
             for (int r = 0; r < n_groups; ++r, next ^= 1) {
                 tile_results & to = results[next];
                 to.row_scale = weights[r].scale;
-                to.column_scale = column_scale + 16 * t;
+                to.column_scale = column_scales[span - s0] + 16 * t;
                 to.sums = reinterpret_cast<group_sums *>(sums[16 * t][r]);
                 multiply_int8<T>(tile, weights[r], columns, results[next ^ 1], to);
             }
@@ -304,23 +372,19 @@ class tile_product {
         }
     }
 
-    BOF4_TILE_CODE void multiply_groups(int64_t span, int n_groups) {
-        if constexpr (bof4_layout<type>::HAS_SUB_SCALES) {
-            for (int c = 0; c < n_tiles() * 16; ++c) {
-                column_scale[c] = x[c] + act_row::scales_at(n) + span * sizeof(float);
-            }
-        }
+    // s0: the first span of column_scales.
+    BOF4_TILE_CODE void multiply_groups(int64_t span, int64_t s0, int n_groups) {
         int next = 0; // of results, to be written
         results[1].columns = 0;
         results[1].row_scale = weights[0].scale;
         int t = 0;
         for (; t + 2 <= n_tiles(); t += 2) {
             const act_tile columns[2] = { columns_of(t, span, gathered[0]), columns_of(t + 1, span, gathered[1]) };
-            multiply<2>(span, n_groups, t, columns, next);
+            multiply<2>(span, s0, n_groups, t, columns, next);
         }
         if (t < n_tiles()) {
             const act_tile columns = columns_of(t, span, gathered[0]);
-            multiply<1>(span, n_groups, t, &columns, next);
+            multiply<1>(span, s0, n_groups, t, &columns, next);
         }
         results[next ^ 1].add_to_sums(0, results[next ^ 1].columns);
     }
@@ -338,30 +402,36 @@ class tile_product {
         for (int c = 0; c < n_tiles() * 16; ++c) {
             x[c] = static_cast<const char *>(columns[std::min(c, n_columns - 1)]);
         }
+        // (columns behind the last one are not used)
         for (int t = 0; t < n_tiles(); ++t) {
-            is_strided[t] = true;
-            for (int c = 16 * t + 1; c < 16 * t + 16; ++c) {
-                is_strided[t] &= x[c] - x[c - 1] == x[16 * t + 1] - x[16 * t];
+            is_in_place[t] = reinterpret_cast<uintptr_t>(x[16 * t]) % acts::STRIDE == 0;
+            for (int c = 16 * t + 1; c < std::min(16 * t + 16, n_columns); ++c) {
+                is_in_place[t] &= x[c] - x[c - 1] == acts::PIECE;
             }
         }
     }
 
     BOF4_TILE_CODE void compute() {
-        const size_t group_bytes = bof4_repacked<type>::group_bytes(n);
         const int64_t n_groups = (n_rows + BOF4_GROUP - 1) / BOF4_GROUP;
         const int64_t n_spans = (n + TILE_SPAN - 1) / TILE_SPAN;
         for (int64_t s0 = 0; s0 < n_spans; s0 += SPANS) {
             const int64_t s1 = std::min<int64_t>(s0 + SPANS, n_spans);
+            if constexpr (bof4_layout<type>::HAS_SUB_SCALES) {
+                load_column_scales(s0, s1);
+            }
             for (int64_t g = 0; g < n_groups; g += TILE_GROUPS) {
                 const int count = (int) std::min<int64_t>(TILE_GROUPS, n_groups - g);
                 load_sums(g, count, s0 == 0);
                 for (int64_t s = s0; s < s1; ++s) {
                     for (int r = 0; r < count; ++r) {
-                        const auto * group = reinterpret_cast<const bof4_block_pair<type> *>(
-                            groups + (g + r) * group_bytes);
+                        const pair * group = group_at(g + r);
                         unpack_span<type>(weights[r], group, s * BLOCKS, weights_of(s) / bof4_layout<type>::BLOCK);
+                        s + 1 < s1 ? prefetch_span(g + r, s + 1) : prefetch_span(g + r + TILE_GROUPS, s0);
                     }
-                    multiply_groups(s, count);
+                    if (s + 1 == s1) {
+                        prefetch_results(g, count);
+                    }
+                    multiply_groups(s, s0, count);
                 }
                 store_sums(g, count, s1 == n_spans);
             }
@@ -372,22 +442,26 @@ class tile_product {
 // The functions of bof4_gemm_kernels that differ where the GEMM path uses tiles.
 template <ggml_type type, typename tiles>
 struct bof4_tile_kernel {
-    using act_row = tile_act_row<type>;
+    using acts = tile_acts<type>;
 
     // By roofline, one tile of columns costs what the GEMV path needs for ten.
     enum { USE_GEMV = 12 };
 
     static bool use_gemv(int64_t n_columns) { return n_columns <= USE_GEMV; }
 
-    static size_t act_row_bytes(int64_t n, bool use_gemv) {
-        return use_gemv ? bof4_repacked<type>::act_row_bytes(n, true) : act_row::bytes(n);
+    static size_t act_bytes(int64_t n, int64_t n_rows, bool use_gemv) {
+        return use_gemv ? bof4_repacked<type>::act_bytes(n, n_rows, true) : acts::bytes(acts::pieces(n), n_rows);
+    }
+
+    static size_t act_row_at(int64_t n, int64_t row, bool use_gemv) {
+        return use_gemv ? bof4_repacked<type>::act_row_at(n, row, true) : acts::row_at(acts::pieces(n), row);
     }
 
     static void quantize_act(const float * x, void * row, int64_t n, int64_t from, int64_t to, bool use_gemv) {
         if (use_gemv) {
             bof4_repacked<type>::quantize_act(x, row, n, from, to, true);
         } else {
-            act_row::quantize(x, row, n, from, to);
+            acts::quantize(x, row, n, from, to);
         }
     }
 

@@ -25,11 +25,13 @@ static const bof4_gemm_kernels * vector_kernels() {
         repacked::group_bytes,
         repacked::repack_group,
         repacked::unpack_group,
-        repacked::act_row_bytes,
+        repacked::act_bytes,
+        repacked::act_row_at,
         repacked::quantize_act,
         bof4_use_gemv<kernel>,
         bof4_gemm<kernel>,
         MAX_COLUMNS,
+        false,
         !kernel::ACT_OF_PATH,
     };
     return &kernels;
@@ -56,11 +58,13 @@ static const bof4_gemm_kernels * kernels_of() {
     using kernel = bof4_tile_kernel<type, BOF4_GEMM_TILES>;
     static const bof4_gemm_kernels kernels = [] {
         bof4_gemm_kernels k = *vector_kernels<type>();
-        k.act_row_bytes = kernel::act_row_bytes;
+        k.act_bytes = kernel::act_bytes;
+        k.act_row_at = kernel::act_row_at;
         k.quantize_act = kernel::quantize_act;
         k.use_gemv = kernel::use_gemv;
         k.gemm = kernel::gemm;
         k.max_columns = BOF4_MAX_COLUMNS;
+        k.streams_activations = true;
         k.has_choice = false;
         return k;
     }();

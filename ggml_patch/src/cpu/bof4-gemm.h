@@ -40,6 +40,7 @@
 enum {
     BOF4_GROUP = 16,        // rows of a group
     BOF4_MAX_COLUMNS = 256, // of bof4_gemm_kernels::max_columns
+    BOF4_ACT_ALIGNMENT = 1024,
 };
 
 // The functions of one type. n, weights of a row, is a multiple of the type's block.
@@ -51,8 +52,10 @@ struct bof4_gemm_kernels {
     void (*repack_group)(const void * rows, int64_t n_rows, int64_t n, void * group);
     void (*unpack_group)(const void * group, int64_t n_rows, int64_t n, void * rows);
 
-    // Bytes of a row of n rounded activations. use_gemv: for which of the two paths.
-    size_t (*act_row_bytes)(int64_t n, bool use_gemv);
+    // Bytes of n_rows rows of n rounded activations, from a multiple of BOF4_ACT_ALIGNMENT on, and where a row of them
+    // begins. use_gemv: for which of the two paths.
+    size_t (*act_bytes)(int64_t n, int64_t n_rows, bool use_gemv);
+    size_t (*act_row_at)(int64_t n, int64_t row, bool use_gemv);
 
     // Rounds float32 activations [from, to) of a row of n, with the scales of the type's activation type (Q8_0, Q8_K),
     // or to bf16. from and to are multiples of the type's block.
@@ -70,6 +73,10 @@ struct bof4_gemm_kernels {
 
     // Columns that are best multiplied at a time: activations and results stay in L2.
     int64_t max_columns;
+
+    // Does the GEMM path read the activations of all columns from beyond L2 for each call, so that few calls with many
+    // rows are best?
+    bool streams_activations;
 
     // Both paths read the same activations, so that either can multiply many columns.
     bool has_choice;

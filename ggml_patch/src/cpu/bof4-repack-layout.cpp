@@ -159,18 +159,26 @@ void quantize_block(const float * x, bof4_k_act_block & y, bool use_gemv) {
 
 } // namespace
 
-void bof4_act_row_int8::quantize(const float * x, void * row, int64_t n, int64_t from, int64_t to) {
-    auto * q = static_cast<int8_t *>(row);
-    auto * d = reinterpret_cast<float *>(static_cast<char *>(row) + scales_at(n));
+void bof4_act_pieces_int8::quantize(const float * x, void * row, int64_t n, int64_t from, int64_t to) {
+    auto * y = static_cast<char *>(row);
     for (int64_t i = from; i < to; i += QK_K) {
-        d[i / QK_K] = quantize_k(x + i, q + i);
+        int8_t q[QK_K];
+        const float d = quantize_k(x + i, q);
+        memcpy(y + scale_at(n, i / QK_K), &d, sizeof(d));
+        for (int j = 0; j < QK_K; j += PIECE) {
+            memcpy(y + at(i + j), q + j, PIECE);
+        }
     }
 }
 
-void bof4_act_row_bf16::quantize(const float * x, void * row, int64_t, int64_t from, int64_t to) {
-    auto * y = static_cast<uint16_t *>(row);
-    for (int64_t i = from; i < to; ++i) {
-        y[i] = ggml_compute_fp32_to_bf16(x[i]).bits;
+void bof4_act_pieces_bf16::quantize(const float * x, void * row, int64_t, int64_t from, int64_t to) {
+    constexpr int elements = PIECE / sizeof(element);
+    for (int64_t i = from; i < to; i += elements) {
+        element q[elements];
+        for (int j = 0; j < elements; ++j) {
+            q[j] = ggml_compute_fp32_to_bf16(x[i + j]).bits;
+        }
+        memcpy(static_cast<char *>(row) + at(i), q, PIECE);
     }
 }
 
@@ -205,8 +213,13 @@ void bof4_repacked<type>::unpack_group(const void * group, int64_t n_rows, int64
 }
 
 template <ggml_type type>
-size_t bof4_repacked<type>::act_row_bytes(int64_t n, bool) {
-    return n / bof4_layout<type>::BLOCK * sizeof(typename bof4_layout<type>::act);
+size_t bof4_repacked<type>::act_row_at(int64_t n, int64_t row, bool) {
+    return row * (n / bof4_layout<type>::BLOCK) * sizeof(typename bof4_layout<type>::act);
+}
+
+template <ggml_type type>
+size_t bof4_repacked<type>::act_bytes(int64_t n, int64_t n_rows, bool use_gemv) {
+    return act_row_at(n, n_rows, use_gemv);
 }
 
 template <ggml_type type>

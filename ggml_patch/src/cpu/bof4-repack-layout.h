@@ -158,24 +158,41 @@ struct bof4_repacked {
     }
     static void repack_group(const void * rows, int64_t n_rows, int64_t n, void * group);
     static void unpack_group(const void * group, int64_t n_rows, int64_t n, void * rows);
-    static size_t act_row_bytes(int64_t n, bool use_gemv);
+    static size_t act_bytes(int64_t n, int64_t n_rows, bool use_gemv);
+    static size_t act_row_at(int64_t n, int64_t row, bool use_gemv);
     static void quantize_act(const float * x, void * row, int64_t n, int64_t from, int64_t to, bool use_gemv);
 };
 
-// Rows of activations as tiles read them: an odd number of cache lines, because a tile is read from 16 rows, which must
-// not fall into the same sets of L1.
+// Activations as tiles read them. A piece is 64 bytes of a row; the pieces of 16 rows that are at one place in them
+// follow each other: 1 KiB that one instruction loads. (From rows that are apart a tile took a line of each of 16 pages,
+// which made products three times as slow.) An odd number of pieces, so that the same pieces of several times 16 rows do
+// not fall into the same sets of L2.
+template <typename T>
+struct bof4_act_pieces {
+    using element = T;
+    enum { PIECE = 64, STRIDE = BOF4_GROUP * PIECE }; // bytes of a piece, from a row's piece to its next one
 
-// int8 with the scales of Q8_K, which follow all of them.
-struct bof4_act_row_int8 {
-    using element = int8_t;
-    static size_t scales_at(int64_t n) { return (size_t) n; }
-    static size_t bytes(int64_t n) { return ((scales_at(n) + n / QK_BOF4_K * sizeof(float) + 63) / 64 | 1) * 64; }
+    static size_t bytes(int64_t n_pieces, int64_t n_rows) {
+        return (size_t) ((n_rows + BOF4_GROUP - 1) / BOF4_GROUP * (n_pieces | 1) * STRIDE);
+    }
+    static size_t row_at(int64_t n_pieces, int64_t row) {
+        return (size_t) (row / BOF4_GROUP * (n_pieces | 1) * STRIDE + row % BOF4_GROUP * PIECE);
+    }
+    // Element i of a row.
+    static size_t at(int64_t i) {
+        return i * sizeof(T) / PIECE * STRIDE + i * sizeof(T) % PIECE;
+    }
+};
+
+// int8 with the scales of Q8_K, which are in pieces behind all of them.
+struct bof4_act_pieces_int8 : bof4_act_pieces<int8_t> {
+    static size_t scale_at(int64_t n, int64_t span) { return at(n + span * sizeof(float)); }
+    static int64_t pieces(int64_t n) { return (n + n / QK_BOF4_K * sizeof(float) + PIECE - 1) / PIECE; }
     static void quantize(const float * x, void * row, int64_t n, int64_t from, int64_t to);
 };
 
-struct bof4_act_row_bf16 {
-    using element = uint16_t;
-    static size_t bytes(int64_t n) { return ((n * sizeof(element) + 63) / 64 | 1) * 64; }
+struct bof4_act_pieces_bf16 : bof4_act_pieces<uint16_t> {
+    static int64_t pieces(int64_t n) { return (n * sizeof(element) + PIECE - 1) / PIECE; }
     static void quantize(const float * x, void * row, int64_t n, int64_t from, int64_t to);
 };
 

@@ -11,17 +11,19 @@
 
 namespace {
 
-// Rows whose outliers are summed at a time: their sums stay in L2.
-enum { MAX_ROWS = 8 * BOF4_GROUP };
+enum {
+    MAX_ROWS = 8 * BOF4_GROUP, // whose outliers are summed at a time: their sums stay in L2
+    MAX_PIECE = 32,            // groups
+};
 
-// Takes successive parts of the work buffer, each from a cache line on.
+// Takes successive parts of the work buffer, each from a cache line on, or another multiple of bytes.
 struct work_buffer {
     char * at;
 
     explicit work_buffer(void * wdata) : at(static_cast<char *>(wdata)) {}
 
-    template <typename T> T * take(size_t n) {
-        at = reinterpret_cast<char *>(GGML_PAD(reinterpret_cast<uintptr_t>(at), 64));
+    template <typename T> T * take(size_t n, size_t alignment = 64) {
+        at = reinterpret_cast<char *>(GGML_PAD(reinterpret_cast<uintptr_t>(at), alignment));
         T * p = reinterpret_cast<T *>(at);
         at += n * sizeof(T);
         return p;
@@ -38,24 +40,19 @@ bof4_repack_plan::bof4_repack_plan(const bof4_gemm_kernels & kernels, ggml_tenso
       n_columns(op->ne[1] * op->ne[2] * op->ne[3]),
       n_matrices(weight->ne[2] * weight->ne[3]),
       use_gemv(kernels.use_gemv((n_columns + n_matrices - 1) / n_matrices)),
-      act_row_bytes(kernels.act_row_bytes(weight->ne[0], use_gemv)),
       has_list(ggml_bof4_list_of_op(op) != nullptr),
       view(has_list ? ggml_bof4_list_view_of_op(op) : bof4_list_view()),
       is_one_column(has_list && bof4_list_is_one_column(op, &view)),
       n_groups((weight->ne[1] + BOF4_GROUP - 1) / BOF4_GROUP),
       group_bytes(kernels.group_bytes(weight->ne[0])) {
-    // Small pieces, so that no thread waits long for another, but not too small: each piece has fixed costs (for a
-    // prompt: loading the activations into the caches, and applying the list).
-    // One column: 8 groups, as waiting for the last piece of another thread cost 4 % with 32, and 4 are slower again.
-    const int64_t most = use_gemv ? 8 : 32;
-    piece = std::min<int64_t>(most, std::max<int64_t>(1, n_groups / (4 * n_threads)));
+    piece = groups_of_piece(n_threads);
     n_pieces = (n_groups + piece - 1) / piece;
 
-    const size_t transposed_bytes = op->op == GGML_OP_MUL_MAT ? bof4_list_transposed_size(op) : 0;
     work_buffer buffer(wdata);
-    uint32_t * first = buffer.take<uint32_t>(transposed_bytes / sizeof(uint32_t));
-    transposed = transposed_bytes > 0 ? first : nullptr;
-    acts = buffer.take<char>(act_row_bytes * ggml_nrows(act));
+    acts = buffer.take<char>(kernels.act_bytes(weight->ne[0], ggml_nrows(act), use_gemv), BOF4_ACT_ALIGNMENT);
+    const size_t transposed_bytes = op->op == GGML_OP_MUL_MAT ? bof4_list_transposed_size(op) : 0;
+    uint32_t * after_acts = buffer.take<uint32_t>(transposed_bytes / sizeof(uint32_t));
+    transposed = transposed_bytes > 0 ? after_acts : nullptr;
     x = buffer.take<const void *>(n_columns);
     y = buffer.take<float *>(n_columns);
     ids = buffer.take<column_id>(n_columns);
@@ -66,7 +63,7 @@ bof4_repack_plan::bof4_repack_plan(const bof4_gemm_kernels & kernels, ggml_tenso
 }
 
 size_t bof4_repack_plan::work_size() const {
-    return work_bytes + 64; // for alignment to a cache line
+    return work_bytes + BOF4_ACT_ALIGNMENT; // wherever the buffer begins
 }
 
 void bof4_repack_plan::compute(const ggml_compute_params * params) const {
@@ -100,10 +97,27 @@ const float * bof4_repack_plan::act_at(int64_t i1, int64_t i2, int64_t i3) const
         static_cast<const char *>(act->data) + i1 * act->nb[1] + i2 * act->nb[2] + i3 * act->nb[3]);
 }
 
+int64_t bof4_repack_plan::groups_of_piece(int64_t n_threads) const {
+    const auto parts = [](int64_t n, int64_t size) { return (n + size - 1) / size; };
+    if (!use_gemv && kernels.streams_activations && op->op == GGML_OP_MUL_MAT) {
+        // as many pieces for each thread, as few as can be
+        const int64_t of_thread = parts(n_groups, n_threads);
+        return parts(of_thread, parts(of_thread, MAX_PIECE));
+    }
+    // Small pieces, so that no thread waits long for another, but not too small: each piece has fixed costs (for a
+    // prompt: loading the activations into the caches, and applying the list).
+    // One column: 8 groups, as waiting for the last piece of another thread cost 4 % with 32, and 4 are slower again.
+    return std::min<int64_t>(use_gemv ? 8 : MAX_PIECE, std::max<int64_t>(1, n_groups / (4 * n_threads)));
+}
+
+char * bof4_repack_plan::act_row(int64_t row) const {
+    return acts + kernels.act_row_at(weight->ne[0], row, use_gemv);
+}
+
 // Elements [j0, j1) of a row of activations.
 void bof4_repack_plan::quantize_act(int64_t row, int64_t j0, int64_t j1) const {
     const float * from = act_at(row % act->ne[1], row / act->ne[1] % act->ne[2], row / act->ne[1] / act->ne[2]);
-    kernels.quantize_act(from, acts + row * act_row_bytes, weight->ne[0], j0, j1, use_gemv);
+    kernels.quantize_act(from, act_row(row), weight->ne[0], j0, j1, use_gemv);
 }
 
 // The thread's part of quantizing the activations, and of transposing them for outliers.
@@ -142,7 +156,7 @@ void bof4_repack_plan::list_columns() const {
                 const int64_t i2 = m % weight->ne[2] * repeat2 + r2;
                 const int64_t i3 = m / weight->ne[2] * repeat3 + r3;
                 for (int64_t i1 = 0; i1 < act->ne[1]; ++i1, ++c) {
-                    x[c] = acts + ((i3 * act->ne[2] + i2) * act->ne[1] + i1) * act_row_bytes;
+                    x[c] = act_row((i3 * act->ne[2] + i2) * act->ne[1] + i1);
                     y[c] = reinterpret_cast<float *>(
                         static_cast<char *>(op->data) + i1 * op->nb[1] + i2 * op->nb[2] + i3 * op->nb[3]);
                 }
@@ -174,7 +188,7 @@ void bof4_repack_plan::list_columns_of_experts() const {
     for (int64_t token = 0; token < n_tokens; ++token)
         for (int64_t slot = 0; slot < n_slots; ++slot) {
             const int64_t c = first_column[expert_of(slot, token)]++;
-            x[c] = acts + (slot % act->ne[1] + token * act->ne[1]) * act_row_bytes;
+            x[c] = act_row(slot % act->ne[1] + token * act->ne[1]);
             y[c] = reinterpret_cast<float *>(static_cast<char *>(op->data) + slot * op->nb[1] + token * op->nb[2]);
             ids[c] = { (int32_t) slot, (int32_t) token };
         }

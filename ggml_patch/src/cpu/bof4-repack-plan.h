@@ -41,7 +41,6 @@ class bof4_repack_plan {
     int64_t n_columns; // of the result
     int64_t n_matrices;
     bool use_gemv; // by the mean number of columns of a matrix
-    size_t act_row_bytes;
     bool has_list;
     bof4_list_view view; // of the list
     bool is_one_column;  // see bof4_list_is_one_column
@@ -52,8 +51,8 @@ class bof4_repack_plan {
     int64_t n_pieces; // of a matrix
 
     // in the work buffer
+    char * acts;           // rounded activations
     uint32_t * transposed; // bf16 activations for outliers, or NULL
-    char * acts;           // int8 activations
     const void ** x;       // activations of each column, columns of the first matrix first
     float ** y;            // results of each column
     column_id * ids;
@@ -62,7 +61,9 @@ class bof4_repack_plan {
     bof4_prefetch_trial * prefetch; // for this operation
     size_t work_bytes;
 
+    int64_t groups_of_piece(int64_t n_threads) const;
     const float * act_at(int64_t i1, int64_t i2, int64_t i3) const;
+    char * act_row(int64_t row) const;
     void quantize_act(int64_t row, int64_t j0, int64_t j1) const;
     void prepare_activations(int ith, int nth) const;
 

@@ -27,10 +27,39 @@ float bof4_signed_maximum(const uint first, const uint n) {
                                         : at;
 }
 
-// A scale as fp16 has it.
+// A scale as fp16 has it: the nearest number, ties to even. By hand, because drivers round conversions as they like
+// (NVIDIA's towards zero); that of the result is exact.
 float bof4_stored_scale(const float d) {
     const uint bits = floatBitsToUint(d) & 0x7fffffffu;
-    return bits >= BOF4_NOT_FINITE ? d : unpackHalf2x16(packHalf2x16(vec2(clamp(d, -BOF4_FP16_MAX, BOF4_FP16_MAX)))).x;
+    if (bits >= BOF4_NOT_FINITE) {
+        return d;
+    }
+    const float magnitude = min(abs(d), BOF4_FP16_MAX);
+    const uint m = floatBitsToUint(magnitude);
+    const float normal = uintBitsToFloat((m + 0xfffu + (m >> 13 & 1u)) & ~0x1fffu);
+    const float subnormal = roundEven(magnitude * 16777216.0f) / 16777216.0f; // 2^24
+    const float rounded = magnitude < 6.103515625e-5f ? subnormal : normal; // 2^-14
+    return uintBitsToFloat(floatBitsToUint(rounded) | floatBitsToUint(d) & 0x80000000u);
+}
+
+// The upper 12 bits of a significand, so that products of two of them are exact.
+float bof4_upper_bits(const float v) {
+    precise const float t = 4097.0f * v;
+    precise const float upper = t - (t - v);
+    return upper;
+}
+
+// a / b as the processor computes it: drivers may be 2.5 units in the last place off. What is left of a is exact
+// (Dekker's product); fma might be a product and a sum.
+float bof4_quotient(const float a, const float b) {
+    const float q = a / b;
+    const float qu = bof4_upper_bits(q), bu = bof4_upper_bits(b);
+    precise const float ql = q - qu, bl = b - bu;
+    precise const float p = q * b;
+    precise const float error = ((qu * bu - p) + qu * bl + ql * bu) + ql * bl;
+    precise const float rest = (a - p) - error;
+    precise const float nearest = q + rest / b;
+    return isinf(nearest) || isnan(nearest) ? q : nearest;
 }
 
 // Codes of the nearest levels: the number of midpoints below.
@@ -38,7 +67,7 @@ uint bof4_nearest_code(const float x, const float per_level) {
     if (!(abs(per_level) > 0)) {
         return BOF4_S_ZERO_CODE; // the same in all types
     }
-    const float y = x * (1.0f / per_level);
+    const float y = x * bof4_quotient(1.0f, per_level);
     uint code = 0;
     [[unroll]] for (int c = 0; c < 15; ++c) {
         code += y > bof4_midpoint[c] ? 1 : 0;
@@ -50,7 +79,7 @@ uint bof4_nearest_code(const float x, const float per_level) {
 
 void bof4_encode(const uint ib, const uint first) {
     const float d = bof4_stored_scale(bof4_signed_maximum(first, QK_BOF4_S));
-    const float per_level = d / float(BOF4_LEVEL_SCALE);
+    const float per_level = bof4_quotient(d, float(BOF4_LEVEL_SCALE));
     data_q[ib].d = float16_t(d);
     for (uint i = 0; i < QK_BOF4_S / 2; ++i) {
         const uint low = bof4_nearest_code(float(data_s[first + i]), per_level);
@@ -65,7 +94,8 @@ int bof4_sub_scale(const uint first, const float unit) {
     if (!(abs(unit) > 0) || (floatBitsToUint(unit) & 0x7fffffffu) >= BOF4_NOT_FINITE) {
         return 0;
     }
-    const float s = roundEven(bof4_signed_maximum(first, BOF4_K_SUB_BLOCK) / (unit * float(BOF4_LEVEL_SCALE)));
+    const float largest = bof4_signed_maximum(first, BOF4_K_SUB_BLOCK);
+    const float s = roundEven(bof4_quotient(largest, unit * float(BOF4_LEVEL_SCALE)));
     return int(clamp(s, -float(BOF4_K_SUB_SCALE_OFFSET), float(BOF4_K_SUB_SCALE_OFFSET - 1)));
 }
 

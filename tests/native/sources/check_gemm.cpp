@@ -210,13 +210,13 @@ result check(const bof4_gemm_kernels & k, int rows, int n, int columns, int extr
                                       : integer(rng));
     }
     const bool use_gemv = k.use_gemv(columns);
-    const size_t act_bytes = k.act_row_bytes(n, use_gemv);
-    char * act = static_cast<char *>(std::aligned_alloc(64, (columns * act_bytes + 63) / 64 * 64));
+    const size_t act_bytes = k.act_bytes(n, columns, use_gemv), a = BOF4_ACT_ALIGNMENT;
+    char * act = static_cast<char *>(std::aligned_alloc(a, (act_bytes + a - 1) / a * a));
     std::vector<float> y(columns * rows + 1, NAN);
     std::vector<const void *> xs(columns);
     std::vector<float *> ys(columns);
     for (int c = 0; c < columns; ++c) {
-        char * column = act + c * act_bytes;
+        char * column = act + k.act_row_at(n, c, use_gemv);
         for (int j = 0; j < n; j += 2 * type::N) {
             k.quantize_act(x.data() + c * n, column, n, j, std::min<int>(j + 2 * type::N, n), use_gemv);
         }

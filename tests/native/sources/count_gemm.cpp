@@ -22,22 +22,22 @@ namespace {
 enum { ROWS = 64, N = 512, MAX_COLUMNS = 32 };
 
 alignas(64) char weights[ROWS * N];
-alignas(64) char act[2 * MAX_COLUMNS * N];
+alignas(BOF4_ACT_ALIGNMENT) char act[2 * MAX_COLUMNS * N];
 float result[MAX_COLUMNS][ROWS];
 
 void ours(ggml_type type, int columns) {
     const bof4_gemm_kernels & k = *bof4_gemm_kernels_of(type);
-    const size_t act_bytes = k.act_row_bytes(N, k.use_gemv(columns));
-    if (act_bytes * columns > sizeof(act)) {
+    const bool use_gemv = k.use_gemv(columns);
+    if (k.act_bytes(N, columns, use_gemv) > sizeof(act)) {
         std::abort();
     }
     const void * x[MAX_COLUMNS];
     float * y[MAX_COLUMNS];
     for (int c = 0; c < columns; ++c) {
-        x[c] = act + c * act_bytes;
+        x[c] = act + k.act_row_at(N, c, use_gemv);
         y[c] = result[c];
     }
-    k.gemm(weights, ROWS, N, x, nullptr, y, columns, k.use_gemv(columns), 0);
+    k.gemm(weights, ROWS, N, x, nullptr, y, columns, use_gemv, 0);
 }
 
 // Upstream's GEMM needs a multiple of four columns.
