@@ -1,18 +1,18 @@
 // The GEMM path on AMX tiles (bof4-tiles-amx.h), over the vector operations of bof4-gemm-vnni.h.
 //
-// A tile instruction multiplies 16 columns, 16 rows and 64 weights of int8 (32 of bf16): 16384 products in 16 cycles.
-// If scales were applied to every 64 weights, or 16, results would have to leave the tiles each time, which takes
-// longer than the products. So weights are multiplied by their scales as they are unpacked, 256 at a time (a span):
+// A tile instruction multiplies 16 columns, 16 rows and 64 weights of int8: 16384 products in 16 cycles. Results leave
+// the tiles where a scale ends, and vectors multiply them by the scales and add them to sums, while the next tiles are
+// multiplied:
 //
-//   BOF4_K, Q6_K   level * sub-block scale, at most 4096, is 256 * high + low: two int8 matrices, exact. Their products
-//                  are added in two tiles over a superblock. Then 256 * high + low becomes a float, is multiplied by
-//                  the scales of weights and activations, and is added to the sum of the row, as in the other kernels:
-//                  with the same bits, while sums of a superblock are below 2^24
-//   BOF4_S         level * scale as bf16, with activations in bf16. Sums are float32 in the tiles. Both are rounded to
-//                  8 bits, and products still have a fifth of the (squared) error that activations in int8 have
+//   BOF4_S         after 64 weights, a block. Activations have a scale for 64, too. Results of two blocks are added at a
+//                  time, so that sums are loaded and stored half as often
+//   BOF4_K, Q6_K   after 256, a superblock. level * sub-block scale, at most 4096, is 256 * high + low: two int8
+//                  matrices, exact, whose products are added in two tiles. Then 256 * high + low becomes a float, is
+//                  multiplied by the scales of weights and activations, and is added to the sum of the row, as in the
+//                  other kernels: with the same bits, while sums of a superblock are below 2^24
 //
-// Two tiles of columns are multiplied at a time. Two groups of 16 rows are unpacked at a time: their 16 KiB stay in L1
-// while the activations of all columns come from L2.
+// Two tiles of columns are multiplied at a time. Two groups of 16 rows and 256 weights (a span) are unpacked at a time:
+// they stay in L1 while the activations of all columns come from L2.
 #pragma once
 
 #include "bof4-gemm-vnni.h"
@@ -49,10 +49,10 @@ inline void copy_rows(float * to, const float * from, int64_t n) {
 // 16 columns of activations: pieces of 1 KiB, one after the other.
 using act_tile = const char *;
 
-// A span of 16 rows as tiles: of int8 those with high and low parts alternate, each 64 weights, of bf16 each has 32.
+// A span of 16 rows as tiles of 64 weights; those of high and low parts alternate.
 struct unpacked_span {
     alignas(64) uint8_t tiles[8][16][64];
-    alignas(64) float scale[16]; // of int8
+    alignas(64) float scale[4][16]; // of each block
 };
 
 // Stores level * factor / 2^7 of four weights a row, weights i to i + 3 of the span.
@@ -66,7 +66,7 @@ inline void store_parts(unpacked_span & to, int i, bytes levels, bytes factor) {
 
 // Unpacks blocks [b0, b0 + n) of a group, at most a span, as level * sub-block scale.
 template <ggml_type type>
-[[gnu::noinline]] void unpack_int8(unpacked_span & to, const bof4_block_pair<type> * group, int64_t b0, int64_t n) {
+[[gnu::noinline]] void unpack_parts(unpacked_span & to, const bof4_block_pair<type> * group, int64_t b0, int64_t n) {
     using layout = bof4_layout<type>;
     enum { DOT = layout::DOT, DOTS = layout::BLOCK / DOT };
     static_assert((int) layout::BLOCK == (int) TILE_SPAN, "a span has one scale");
@@ -74,7 +74,7 @@ template <ggml_type type>
     for (int64_t b = 0; b < n; ++b) {
         const auto & head = bof4_head(group, b0 + b);
         const auto & codes = bof4_codes(group, b0 + b);
-        store(to.scale, bof4_kernel<type>::scales(head));
+        store(to.scale[0], bof4_kernel<type>::scales(head));
         // of level * 2^8, a product divided by 2^15
         const auto factor_of = [&](int j) { return shift_left<7>(in_both_words(to_ints(decode.sub_scale(head, j)))); };
 #pragma GCC unroll 8
@@ -92,53 +92,37 @@ template <ggml_type type>
     }
 }
 
-// level * scale of weights of 16 rows as bf16. Cut off, which takes half of the instructions of rounding to nearest:
-// what is lost on average, two thirds of 2^-8 (of significands from 1 to 2: 2^-8 over 1.5), is in the factor. The
-// squared error is 1.1 times that of rounding.
+// The same as levels, for types that have no sub-block scales.
 template <ggml_type type>
-struct bf16_unpacker {
+[[gnu::noinline]] void unpack_levels(unpacked_span & to, const bof4_block_pair<type> * group, int64_t b0, int64_t n) {
     using layout = bof4_layout<type>;
-    static_assert((int) layout::DOT == 32 && (int) layout::NIBBLES == 32, "a tile has one nibble of each byte");
-    static constexpr float MEAN_LOSS = 1.0f + 2.0f / 3.0f / 256.0f;
-
-    const float_table levels{ layout::LEVELS };
-
-    // Two of four rows of weights that bytes have in their low (NIBBLE 0) or high nibbles (1).
-    template <int NIBBLE> void store_four(uint8_t (*row)[64], bytes codes, floats scale) const {
-        const auto weight = [&](auto nibble) { return multiply(levels.look_up<decltype(nibble)::value>(codes), scale); };
-        using std::integral_constant;
-        store_bytes(row[0],
-            cut_to_bf16(weight(integral_constant<int, NIBBLE>()), weight(integral_constant<int, NIBBLE + 2>())));
-        store_bytes(row[1],
-            cut_to_bf16(weight(integral_constant<int, NIBBLE + 4>()), weight(integral_constant<int, NIBBLE + 6>())));
-    }
-
-    // Blocks [b0, b0 + n) of a group, at most a span.
-    [[gnu::noinline]] void unpack(unpacked_span & to, const bof4_block_pair<type> * group, int64_t b0, int64_t n) const {
-        for (int64_t b = 0; b < n; ++b) {
-            const auto & codes = bof4_codes(group, b0 + b);
-            const floats scale = multiply(bof4_kernel<type>::scales(bof4_head(group, b0 + b)), all_lanes(MEAN_LOSS));
+    static_assert((int) layout::BLOCK == 64 && (int) layout::DOT == 32 && (int) layout::NIBBLES == 32, "a tile");
+    const decoder<type> decode(0);
+    for (int64_t b = 0; b < n; ++b) {
+        store(to.scale[b], bof4_kernel<type>::scales(bof4_head(group, b0 + b)));
+        const auto & codes = bof4_codes(group, b0 + b);
 #pragma GCC unroll 8
-            for (int i = 0; i < layout::BLOCK / 8; ++i) {
-                const bytes eight = load_bytes(codes.qs[i]);
-                store_four<0>(to.tiles[2 * b] + 2 * i, eight, scale);
-                store_four<1>(to.tiles[2 * b + 1] + 2 * i, eight, scale);
-            }
+        for (int i = 0; i < layout::DOT / 4; ++i) {
+            bytes low, high;
+            decode.step(codes, 0, i, low, high);
+            store_bytes(to.tiles[b][i], low);
+            store_bytes(to.tiles[b][layout::DOT / 4 + i], high);
         }
     }
-};
+}
 
 template <ggml_type type>
 void unpack_span(unpacked_span & to, const bof4_block_pair<type> * group, int64_t b0, int64_t n) {
     if constexpr (bof4_layout<type>::HAS_SUB_SCALES) {
-        unpack_int8<type>(to, group, b0, n);
+        unpack_parts<type>(to, group, b0, n);
     } else {
-        bf16_unpacker<type>().unpack(to, group, b0, n);
+        unpack_levels<type>(to, group, b0, n);
     }
 }
 
-// Products in int8 of a span of 16 rows and up to 32 columns that have left the tiles, and the sums they belong to.
-struct tile_results {
+// Products of two parts of a span, of 16 rows and up to 32 columns, that have left the tiles, and the sums they belong
+// to.
+struct part_results {
     alignas(64) int32_t high[32][16]; // [column][row]
     alignas(64) int32_t low[32][16];
     int columns;
@@ -148,6 +132,9 @@ struct tile_results {
 
     // Of columns [c0, c1).
     void add_to_sums(int c0, int c1) const {
+        if (c0 == c1) {
+            return;
+        }
         const floats scale = load(row_scale);
         const float * const d = column_scale; // (GCC would load both anew after each store)
         group_sums * const to = sums;
@@ -158,10 +145,10 @@ struct tile_results {
     }
 };
 
-// `to` = products of a span in int8 and T tiles of columns; meanwhile, `before` is added to its sums.
+// `to` = products of a span in two parts and T tiles of columns; meanwhile, `before` is added to its sums.
 template <int T, typename tiles>
-[[gnu::noinline]] BOF4_TILE_CODE void multiply_int8(
-    tiles & tile, const unpacked_span & w, const act_tile * x, const tile_results & before, tile_results & to) {
+[[gnu::noinline]] BOF4_TILE_CODE void multiply_parts(
+    tiles & tile, const unpacked_span & w, const act_tile * x, const part_results & before, part_results & to) {
     enum { STEPS = TILE_SPAN / 64 };
     const int columns_of_step = before.columns / STEPS;
     tile.template zero<0>();
@@ -194,51 +181,84 @@ template <int T, typename tiles>
     to.columns = T * 16;
 }
 
-// Adds products of `steps` * 32 weights in bf16, R groups and T tiles of columns to sums.
+// The same of levels, of two blocks and at most two groups.
+struct level_results {
+    alignas(64) int32_t products[2][TILE_GROUPS][32][16]; // [block][group][column][row]
+    int columns;
+    const float * row_scale[2][TILE_GROUPS];
+    const float * column_scale[2]; // zeros where there is no second block
+    group_sums * sums;             // of the first column
+
+    // Of R groups and columns [c0, c1).
+    template <int R> void add_to_sums(int c0, int c1) const {
+        if (c0 == c1) {
+            return;
+        }
+        floats scale[2][R];
+        for (int b = 0; b < 2; ++b) {
+            for (int r = 0; r < R; ++r) {
+                scale[b][r] = load(row_scale[b][r]);
+            }
+        }
+        const float * const d[2] = { column_scale[0], column_scale[1] };
+        group_sums * const to = sums;
+        for (int64_t c = c0; c < c1; ++c) {
+            const floats of_column[2] = { all_lanes(d[0][c]), all_lanes(d[1][c]) };
+            for (int r = 0; r < R; ++r) {
+                floats sum = load(to[c][r]);
+                for (int b = 0; b < 2; ++b) {
+                    const floats total = to_floats(load_ints(products[b][r][c]));
+                    sum = multiply_add(total, multiply(scale[b][r], of_column[b]), sum);
+                }
+                store(to[c][r], sum);
+            }
+        }
+    }
+};
+
+// `to` = products of blocks [b0, b0 + n_blocks) of a span, one or two, of R groups and T tiles of columns; meanwhile,
+// `before` is added to its sums.
 template <int R, int T, typename tiles>
-[[gnu::noinline]] BOF4_TILE_CODE void multiply_bf16(
-    tiles & tile, const unpacked_span * w, int steps, const act_tile * x, group_sums * sums) {
-    constexpr int64_t stride = sizeof(group_sums);
-    tile.template load<0>(sums[0][0], stride);
-    if constexpr (R == 2) {
-        tile.template load<1>(sums[0][1], stride);
-    }
-    if constexpr (T == 2) {
-        tile.template load<2>(sums[16][0], stride);
-    }
-    if constexpr (R == 2 && T == 2) {
-        tile.template load<3>(sums[16][1], stride);
-    }
-    for (int s = 0; s < steps; ++s) {
-        tile.template load<4>(x[0] + 1024 * s, 64);
-        tile.template load<6>(w[0].tiles[s], 64);
-        tile.template add_products_bf16<0, 4, 6>();
+[[gnu::noinline]] BOF4_TILE_CODE void multiply_levels(tiles & tile, const unpacked_span * w, int64_t b0, int n_blocks,
+    const act_tile * x, const level_results & before, level_results & to) {
+    const int half = before.columns / 2;
+    for (int b = 0; b < n_blocks; ++b) {
+        tile.template load<4>(x[0] + 1024 * (b0 + b), 64);
+        tile.template load<6>(w[0].tiles[b0 + b], 64);
+        tile.template zero<0>();
+        tile.template add_products_signed<0, 4, 6>();
         if constexpr (R == 2) {
-            tile.template load<7>(w[1].tiles[s], 64);
-            tile.template add_products_bf16<1, 4, 7>();
+            tile.template load<7>(w[1].tiles[b0 + b], 64);
+            tile.template zero<1>();
+            tile.template add_products_signed<1, 4, 7>();
         }
         if constexpr (T == 2) {
-            tile.template load<5>(x[1] + 1024 * s, 64);
-            tile.template add_products_bf16<2, 5, 6>();
+            tile.template load<5>(x[1] + 1024 * (b0 + b), 64);
+            tile.template zero<2>();
+            tile.template add_products_signed<2, 5, 6>();
         }
         if constexpr (R == 2 && T == 2) {
-            tile.template add_products_bf16<3, 5, 7>();
+            tile.template zero<3>();
+            tile.template add_products_signed<3, 5, 7>();
+        }
+        before.template add_to_sums<R>(half * b, half * (b + 1));
+        tile.template store<0>(to.products[b][0][0], 64);
+        if constexpr (R == 2) {
+            tile.template store<1>(to.products[b][1][0], 64);
+        }
+        if constexpr (T == 2) {
+            tile.template store<2>(to.products[b][0][16], 64);
+        }
+        if constexpr (R == 2 && T == 2) {
+            tile.template store<3>(to.products[b][1][16], 64);
         }
     }
-    tile.template store<0>(sums[0][0], stride);
-    if constexpr (R == 2) {
-        tile.template store<1>(sums[0][1], stride);
-    }
-    if constexpr (T == 2) {
-        tile.template store<2>(sums[16][0], stride);
-    }
-    if constexpr (R == 2 && T == 2) {
-        tile.template store<3>(sums[16][1], stride);
-    }
+    before.template add_to_sums<R>(half * n_blocks, before.columns);
+    to.columns = T * 16;
 }
 
 template <ggml_type type>
-using tile_acts = std::conditional_t<bof4_layout<type>::HAS_SUB_SCALES, bof4_act_pieces_int8, bof4_act_pieces_bf16>;
+using tile_acts = bof4_act_pieces<bof4_layout<type>::BLOCK>;
 
 // At most BOF4_MAX_COLUMNS columns of a product.
 template <ggml_type type, typename tiles>
@@ -248,10 +268,9 @@ class tile_product {
     enum {
         BLOCKS = TILE_SPAN / bof4_layout<type>::BLOCK, // of a span
         TILES = BOF4_MAX_COLUMNS / 16,
-        ACT_BYTES = TILE_SPAN * sizeof(typename acts::element), // of a span
-        MAX_PIECES = TILE_SPAN * sizeof(uint16_t) / acts::PIECE, // of all types: GCC 12 merges their functions, and warns
+        PIECES = TILE_SPAN / acts::PIECE, // of a span
         // Activations that are read for all rows: 1 MiB, half of the L2 of the processors with AMX.
-        SPANS = (1 << 20) / (ACT_BYTES * BOF4_MAX_COLUMNS),
+        SPANS = (1 << 20) / (TILE_SPAN * BOF4_MAX_COLUMNS),
     };
 
     const char * groups;
@@ -263,16 +282,17 @@ class tile_product {
     int n_columns;
 
     tiles tile;
-    const char * x[BOF4_MAX_COLUMNS];            // the last one repeated to fill a tile
-    bool is_in_place[TILES];                     // can a tile be read from the columns where they are?
+    const char * x[BOF4_MAX_COLUMNS]; // the last one repeated to fill a tile
+    bool is_in_place[TILES];          // can a tile be read from the columns where they are?
     unpacked_span weights[TILE_GROUPS];
-    tile_results results[2]; // of int8
-    float column_scales[bof4_layout<type>::HAS_SUB_SCALES ? SPANS : 1][BOF4_MAX_COLUMNS];
+    std::conditional_t<bof4_layout<type>::HAS_SUB_SCALES, part_results, level_results> results[2];
+    float column_scales[SPANS * BLOCKS][BOF4_MAX_COLUMNS]; // of each block
     alignas(64) group_sums sums[BOF4_MAX_COLUMNS];
-    alignas(64) char gathered[2][MAX_PIECES][16][acts::PIECE];
+    alignas(64) char gathered[2][PIECES][16][acts::PIECE];
 
     int n_tiles() const { return (n_columns + 15) / 16; }
     int64_t weights_of(int64_t span) const { return std::min<int64_t>(TILE_SPAN, n - span * TILE_SPAN); }
+    int64_t blocks_of(int64_t span) const { return weights_of(span) / bof4_layout<type>::BLOCK; }
     int64_t rows_of(int64_t g, int n_groups) const {
         return std::min<int64_t>(n_groups * BOF4_GROUP, n_rows - g * BOF4_GROUP);
     }
@@ -286,7 +306,7 @@ class tile_product {
         if (g * BOF4_GROUP >= n_rows) {
             return;
         }
-        const int64_t b0 = span * BLOCKS, b1 = b0 + weights_of(span) / bof4_layout<type>::BLOCK;
+        const int64_t b0 = span * BLOCKS, b1 = b0 + blocks_of(span);
         const pair * group = group_at(g);
         const auto * from = b0 % 2 == 0 ? reinterpret_cast<const char *>(group + b0 / 2)
                                         : reinterpret_cast<const char *>(&bof4_codes(group, b0));
@@ -297,13 +317,13 @@ class tile_product {
     }
 
     // A span of a tile of columns: where they are, or copied.
-    act_tile columns_of(int t, int64_t span, char (&copy)[MAX_PIECES][16][acts::PIECE]) const {
+    act_tile columns_of(int t, int64_t span, char (&copy)[PIECES][16][acts::PIECE]) const {
         const char * const * from = x + 16 * t;
         const size_t at = acts::at(span * TILE_SPAN);
         if (is_in_place[t]) {
             return from[0] + at;
         }
-        for (int64_t p = 0; p < weights_of(span) * (int64_t) sizeof(typename acts::element) / acts::PIECE; ++p) {
+        for (int64_t p = 0; p < weights_of(span) / acts::PIECE; ++p) {
             for (int c = 0; c < 16; ++c) {
                 memcpy(copy[p][c], from[c] + at + p * acts::STRIDE, acts::PIECE);
             }
@@ -344,49 +364,62 @@ class tile_product {
 
     // Of spans [s0, s1): read from the columns once for all groups.
     void load_column_scales(int64_t s0, int64_t s1) {
+        const int64_t b0 = s0 * BLOCKS, b1 = (s1 - 1) * BLOCKS + blocks_of(s1 - 1);
         for (int c = 0; c < n_tiles() * 16; ++c) {
-            for (int64_t s = s0; s < s1; ++s) {
-                memcpy(&column_scales[s - s0][c], x[c] + acts::scale_at(n, s), sizeof(float));
+            for (int64_t b = b0; b < b1; ++b) {
+                memcpy(&column_scales[b - b0][c], x[c] + acts::scale_at(n, b), sizeof(float));
             }
         }
     }
 
-    // Products of a span, of n_groups groups and the tiles of columns from t on, of which there are T.
+    // Products of a span, of n_groups groups and the tiles of columns from t on, of which there are T. b0: the block of
+    // column_scales at which the span begins.
     template <int T>
-    BOF4_TILE_CODE void multiply(int64_t span, int64_t s0, int n_groups, int t, const act_tile * columns, int & next) {
+    BOF4_TILE_CODE void multiply(int64_t span, int64_t b0, int n_groups, int t, const act_tile * columns, int & next) {
         if constexpr (bof4_layout<type>::HAS_SUB_SCALES) {
             for (int r = 0; r < n_groups; ++r, next ^= 1) {
-                tile_results & to = results[next];
-                to.row_scale = weights[r].scale;
-                to.column_scale = column_scales[span - s0] + 16 * t;
+                part_results & to = results[next];
+                to.row_scale = weights[r].scale[0];
+                to.column_scale = column_scales[b0] + 16 * t;
                 to.sums = reinterpret_cast<group_sums *>(sums[16 * t][r]);
-                multiply_int8<T>(tile, weights[r], columns, results[next ^ 1], to);
+                multiply_parts<T>(tile, weights[r], columns, results[next ^ 1], to);
             }
         } else {
-            const int steps = (int) weights_of(span) / 32;
-            if (n_groups == 2) {
-                multiply_bf16<2, T>(tile, weights, steps, columns, sums + 16 * t);
-            } else {
-                multiply_bf16<1, T>(tile, weights, steps, columns, sums + 16 * t);
+            static constexpr float zeros[32] = {};
+            for (int64_t b = 0; b < blocks_of(span); b += 2, next ^= 1) {
+                const int n_blocks = (int) std::min<int64_t>(2, blocks_of(span) - b);
+                level_results & to = results[next];
+                for (int i = 0; i < 2; ++i) {
+                    for (int r = 0; r < TILE_GROUPS; ++r) {
+                        to.row_scale[i][r] = weights[r].scale[i < n_blocks ? b + i : b];
+                    }
+                    to.column_scale[i] = i < n_blocks ? column_scales[b0 + b + i] + 16 * t : zeros;
+                }
+                to.sums = sums + 16 * t;
+                n_groups == 2 ? multiply_levels<2, T>(tile, weights, b, n_blocks, columns, results[next ^ 1], to)
+                              : multiply_levels<1, T>(tile, weights, b, n_blocks, columns, results[next ^ 1], to);
             }
         }
     }
 
-    // s0: the first span of column_scales.
-    BOF4_TILE_CODE void multiply_groups(int64_t span, int64_t s0, int n_groups) {
-        int next = 0; // of results, to be written
-        results[1].columns = 0;
-        results[1].row_scale = weights[0].scale;
+    BOF4_TILE_CODE void multiply_groups(int64_t span, int64_t b0, int n_groups) {
+        int next = 0;           // of results, to be written
+        results[1].columns = 0; // there are none yet
         int t = 0;
         for (; t + 2 <= n_tiles(); t += 2) {
             const act_tile columns[2] = { columns_of(t, span, gathered[0]), columns_of(t + 1, span, gathered[1]) };
-            multiply<2>(span, s0, n_groups, t, columns, next);
+            multiply<2>(span, b0, n_groups, t, columns, next);
         }
         if (t < n_tiles()) {
             const act_tile columns = columns_of(t, span, gathered[0]);
-            multiply<1>(span, s0, n_groups, t, &columns, next);
+            multiply<1>(span, b0, n_groups, t, &columns, next);
         }
-        results[next ^ 1].add_to_sums(0, results[next ^ 1].columns);
+        add_last(results[next ^ 1], n_groups);
+    }
+
+    static void add_last(const part_results & last, int) { last.add_to_sums(0, last.columns); }
+    static void add_last(const level_results & last, int n_groups) {
+        n_groups == 2 ? last.add_to_sums<2>(0, last.columns) : last.add_to_sums<1>(0, last.columns);
     }
 
   public:
@@ -416,22 +449,19 @@ class tile_product {
         const int64_t n_spans = (n + TILE_SPAN - 1) / TILE_SPAN;
         for (int64_t s0 = 0; s0 < n_spans; s0 += SPANS) {
             const int64_t s1 = std::min<int64_t>(s0 + SPANS, n_spans);
-            if constexpr (bof4_layout<type>::HAS_SUB_SCALES) {
-                load_column_scales(s0, s1);
-            }
+            load_column_scales(s0, s1);
             for (int64_t g = 0; g < n_groups; g += TILE_GROUPS) {
                 const int count = (int) std::min<int64_t>(TILE_GROUPS, n_groups - g);
                 load_sums(g, count, s0 == 0);
                 for (int64_t s = s0; s < s1; ++s) {
                     for (int r = 0; r < count; ++r) {
-                        const pair * group = group_at(g + r);
-                        unpack_span<type>(weights[r], group, s * BLOCKS, weights_of(s) / bof4_layout<type>::BLOCK);
+                        unpack_span<type>(weights[r], group_at(g + r), s * BLOCKS, blocks_of(s));
                         s + 1 < s1 ? prefetch_span(g + r, s + 1) : prefetch_span(g + r + TILE_GROUPS, s0);
                     }
                     if (s + 1 == s1) {
                         prefetch_results(g, count);
                     }
-                    multiply_groups(s, s0, count);
+                    multiply_groups(s, (s - s0) * BLOCKS, count);
                 }
                 store_sums(g, count, s1 == n_spans);
             }
@@ -450,11 +480,11 @@ struct bof4_tile_kernel {
     static bool use_gemv(int64_t n_columns) { return n_columns <= USE_GEMV; }
 
     static size_t act_bytes(int64_t n, int64_t n_rows, bool use_gemv) {
-        return use_gemv ? bof4_repacked<type>::act_bytes(n, n_rows, true) : acts::bytes(acts::pieces(n), n_rows);
+        return use_gemv ? bof4_repacked<type>::act_bytes(n, n_rows, true) : acts::bytes(n, n_rows);
     }
 
     static size_t act_row_at(int64_t n, int64_t row, bool use_gemv) {
-        return use_gemv ? bof4_repacked<type>::act_row_at(n, row, true) : acts::row_at(acts::pieces(n), row);
+        return use_gemv ? bof4_repacked<type>::act_row_at(n, row, true) : acts::row_at(n, row);
     }
 
     static void quantize_act(const float * x, void * row, int64_t n, int64_t from, int64_t to, bool use_gemv) {

@@ -144,31 +144,6 @@ inline ints join_parts(ints high, ints low) {
     return { _mm256_add_epi32(_mm256_slli_epi32(high.a, 8), low.a),
         _mm256_add_epi32(_mm256_slli_epi32(high.b, 8), low.b) };
 }
-struct float_table {
-    __m256 low, high; // of indices below 8, and from 8 on
-
-    static __m256 of(const int8_t * numbers) {
-        return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *) numbers)));
-    }
-    explicit float_table(const int8_t * numbers) : low(of(numbers)), high(of(numbers + 8)) {}
-
-    // vpermps takes the low three bits of an index, the blend its sign
-    __m256 look_up_half(__m256i at_top) const {
-        const __m256i index = _mm256_srli_epi32(at_top, 28);
-        return _mm256_blendv_ps(_mm256_permutevar8x32_ps(low, index), _mm256_permutevar8x32_ps(high, index),
-            _mm256_castsi256_ps(at_top));
-    }
-    template <int J> floats look_up(bytes nibbles) const {
-        return { look_up_half(_mm256_slli_epi32(nibbles.a, 28 - 4 * J)),
-            look_up_half(_mm256_slli_epi32(nibbles.b, 28 - 4 * J)) };
-    }
-};
-inline __m256i cut_to_bf16_half(__m256 x, __m256 y) {
-    return _mm256_blend_epi16(_mm256_srli_epi32(_mm256_castps_si256(x), 16), _mm256_castps_si256(y), 0xaa);
-}
-inline bytes cut_to_bf16(floats x, floats y) {
-    return { cut_to_bf16_half(x.a, y.a), cut_to_bf16_half(x.b, y.b) };
-}
 inline bytes in_both_words(ints v) {
     return { _mm256_blend_epi16(v.a, _mm256_slli_epi32(v.a, 16), 0xaa),
         _mm256_blend_epi16(v.b, _mm256_slli_epi32(v.b, 16), 0xaa) };

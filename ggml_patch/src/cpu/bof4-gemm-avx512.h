@@ -146,23 +146,6 @@ inline ints load_ints(const int32_t * p) {
 inline ints join_parts(ints high, ints low) {
     return _mm512_add_epi32(_mm512_slli_epi32(high, 8), low);
 }
-// Floats by nibble J of each lane.
-struct float_table {
-    __m512 table;
-
-    explicit float_table(const int8_t * numbers)
-        : table(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *) numbers)))) {}
-
-    // vpermps takes the low four bits of an index
-    template <int J> floats look_up(bytes nibbles) const {
-        return _mm512_permutexvar_ps(J == 0 ? nibbles : _mm512_srli_epi32(nibbles, 4 * J), table);
-    }
-};
-// Two floats of each lane as bf16, cut off, the first in the lower word.
-inline bytes cut_to_bf16(floats a, floats b) {
-    const ints low = _mm512_srli_epi32(_mm512_castps_si512(a), 16);
-    return _mm512_mask_blend_epi16(0xaaaaaaaa, low, _mm512_castps_si512(b));
-}
 // The lower word of a lane, in both of its words.
 inline bytes in_both_words(ints v) {
     return _mm512_mask_blend_epi16(0xaaaaaaaa, v, _mm512_slli_epi32(v, 16));

@@ -139,17 +139,18 @@ void quantize_block(const float * x, bof4_s_act_block & y, bool use_gemv) {
     }
 }
 
-// 256 activations as Q8_K; returns their scale.
-float quantize_k(const float * x, int8_t * q) {
-    const float most = largest_magnitude<QK_K>(x);
+// N activations as Q8_K has 256; returns their scale.
+template <int N>
+float quantize_run(const float * x, int8_t * q) {
+    const float most = largest_magnitude<N>(x);
     const float inverse = most != 0.0f ? 127.0f / most : 0.0f;
-    round_all<QK_K>(x, inverse, q);
+    round_all<N>(x, inverse, q);
     return most != 0.0f ? 1.0f / inverse : 0.0f;
 }
 
 void quantize_block(const float * x, bof4_k_act_block & y, bool use_gemv) {
     int8_t q[QK_K];
-    y.d[0] = quantize_k(x, q);
+    y.d[0] = quantize_run<QK_K>(x, q);
     store_act<QK_K>(y, 0, q, use_gemv);
     constexpr int parts = std::extent<decltype(y.offset)>();
     for (int j = 0; j < parts; ++j) {
@@ -159,28 +160,21 @@ void quantize_block(const float * x, bof4_k_act_block & y, bool use_gemv) {
 
 } // namespace
 
-void bof4_act_pieces_int8::quantize(const float * x, void * row, int64_t n, int64_t from, int64_t to) {
+template <int RUN>
+void bof4_act_pieces<RUN>::quantize(const float * x, void * row, int64_t n, int64_t from, int64_t to) {
     auto * y = static_cast<char *>(row);
-    for (int64_t i = from; i < to; i += QK_K) {
-        int8_t q[QK_K];
-        const float d = quantize_k(x + i, q);
-        memcpy(y + scale_at(n, i / QK_K), &d, sizeof(d));
-        for (int j = 0; j < QK_K; j += PIECE) {
+    for (int64_t i = from; i < to; i += RUN) {
+        int8_t q[RUN];
+        const float d = quantize_run<RUN>(x + i, q);
+        memcpy(y + scale_at(n, i / RUN), &d, sizeof(d));
+        for (int j = 0; j < RUN; j += PIECE) {
             memcpy(y + at(i + j), q + j, PIECE);
         }
     }
 }
 
-void bof4_act_pieces_bf16::quantize(const float * x, void * row, int64_t, int64_t from, int64_t to) {
-    constexpr int elements = PIECE / sizeof(element);
-    for (int64_t i = from; i < to; i += elements) {
-        element q[elements];
-        for (int j = 0; j < elements; ++j) {
-            q[j] = ggml_compute_fp32_to_bf16(x[i + j]).bits;
-        }
-        memcpy(static_cast<char *>(row) + at(i), q, PIECE);
-    }
-}
+template struct bof4_act_pieces<QK_BOF4_S>;
+template struct bof4_act_pieces<QK_BOF4_K>;
 
 template <ggml_type type>
 void bof4_repacked<type>::repack_group(const void * rows, int64_t n_rows, int64_t n, void * group) {

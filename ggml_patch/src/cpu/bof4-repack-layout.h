@@ -167,32 +167,24 @@ struct bof4_repacked {
 // follow each other: 1 KiB that one instruction loads. (From rows that are apart a tile took a line of each of 16 pages,
 // which made products three times as slow.) An odd number of pieces, so that the same pieces of several times 16 rows do
 // not fall into the same sets of L2.
-template <typename T>
+//
+// Activations are int8, with a scale for each RUN of them; the scales are in pieces behind all of them.
+template <int RUN>
 struct bof4_act_pieces {
-    using element = T;
     enum { PIECE = 64, STRIDE = BOF4_GROUP * PIECE }; // bytes of a piece, from a row's piece to its next one
 
-    static size_t bytes(int64_t n_pieces, int64_t n_rows) {
-        return (size_t) ((n_rows + BOF4_GROUP - 1) / BOF4_GROUP * (n_pieces | 1) * STRIDE);
+    static size_t n_pieces(int64_t n) { return (n + n / RUN * sizeof(float) + PIECE - 1) / PIECE | 1; }
+    static size_t bytes(int64_t n, int64_t n_rows) {
+        return (n_rows + BOF4_GROUP - 1) / BOF4_GROUP * n_pieces(n) * STRIDE;
     }
-    static size_t row_at(int64_t n_pieces, int64_t row) {
-        return (size_t) (row / BOF4_GROUP * (n_pieces | 1) * STRIDE + row % BOF4_GROUP * PIECE);
+    static size_t row_at(int64_t n, int64_t row) {
+        return row / BOF4_GROUP * n_pieces(n) * STRIDE + row % BOF4_GROUP * PIECE;
     }
-    // Element i of a row.
-    static size_t at(int64_t i) {
-        return i * sizeof(T) / PIECE * STRIDE + i * sizeof(T) % PIECE;
-    }
-};
 
-// int8 with the scales of Q8_K, which are in pieces behind all of them.
-struct bof4_act_pieces_int8 : bof4_act_pieces<int8_t> {
-    static size_t scale_at(int64_t n, int64_t span) { return at(n + span * sizeof(float)); }
-    static int64_t pieces(int64_t n) { return (n + n / QK_BOF4_K * sizeof(float) + PIECE - 1) / PIECE; }
-    static void quantize(const float * x, void * row, int64_t n, int64_t from, int64_t to);
-};
+    // Byte i of a row, and the scale of a run.
+    static size_t at(int64_t i) { return i / PIECE * STRIDE + i % PIECE; }
+    static size_t scale_at(int64_t n, int64_t run) { return at(n + run * sizeof(float)); }
 
-struct bof4_act_pieces_bf16 : bof4_act_pieces<uint16_t> {
-    static int64_t pieces(int64_t n) { return (n * sizeof(element) + PIECE - 1) / PIECE; }
     static void quantize(const float * x, void * row, int64_t n, int64_t from, int64_t to);
 };
 

@@ -15,7 +15,7 @@
 #endif
 
 #if defined(__clang__)
-#define BOF4_TILE_CODE __attribute__((target("amx-tile,amx-int8,amx-bf16")))
+#define BOF4_TILE_CODE __attribute__((target("amx-tile,amx-int8")))
 #else
 #define BOF4_TILE_CODE
 #endif
@@ -74,23 +74,17 @@ class bof4_tiles_amx {
         __asm__ volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(C), "i"(A), "i"(B));
     }
 
-    // C[m][n] += sum over k < 16, i < 2 of A[m][2 k + i] * B[k][2 n + i]; C is float32, A and B bf16. Even and odd
-    // products are added up apart, from zero on, and then to C; denormals are zeros.
-    template <int C, int A, int B> BOF4_TILE_CODE void add_products_bf16() {
-        __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(C), "i"(A), "i"(B));
-    }
-
-    // Has the processor AMX with int8 and bf16, does the operating system save the tiles, and does it let this process
+    // Has the processor AMX with int8, does the operating system save the tiles, and does it let this process
     // use them? (Linux has to be asked, once for all threads.)
     static bool is_usable() {
 #if defined(__linux__)
-        enum { OSXSAVE = 1 << 27, BF16 = 1 << 22, TILE = 1 << 24, INT8 = 1 << 25, STATE = 3 << 17 };
+        enum { OSXSAVE = 1 << 27, TILE = 1 << 24, INT8 = 1 << 25, STATE = 3 << 17 };
         enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 };
         unsigned a, b, c, d;
         if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & OSXSAVE)) {
             return false;
         }
-        if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & (BF16 | TILE | INT8)) != (BF16 | TILE | INT8)) {
+        if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & (TILE | INT8)) != (TILE | INT8)) {
             return false;
         }
         unsigned state, unused;

@@ -1,8 +1,7 @@
-// The instructions of AMX with int8 and bf16, emulated for processors without them: linked into a program, it catches SIGILL,
+// The instructions of AMX with int8, emulated for processors without them: linked into a program, it catches SIGILL,
 // decodes the instruction as the Intel SDM defines it (volume 2, "LDTILECFG" to "TILEZERO"), and resumes behind it.
 // Everything else that is illegal remains so.
 
-#include <cmath>
 #include <csignal>
 #include <cstdint>
 #include <cstdlib>
@@ -138,41 +137,6 @@ bool add_products(const instruction & i) {
     return true;
 }
 
-// Denormals are zeros, in operands and results.
-float flushed(float v) {
-    return std::fpclassify(v) == FP_SUBNORMAL ? std::copysign(0.0f, v) : v;
-}
-
-float from_bf16(const uint8_t * p) {
-    const uint8_t bytes[4] = { 0, 0, p[0], p[1] };
-    float v;
-    memcpy(&v, bytes, sizeof(v));
-    return flushed(v);
-}
-
-bool add_products_bf16(const instruction & i) {
-    const int c = i.reg, a = i.rm, b = i.source;
-    if (current.palette == 0 || a == b || a == c || b == c || current.rows[c] != current.rows[a] ||
-        current.row_bytes[c] != current.row_bytes[b] || current.row_bytes[a] != 4 * current.rows[b]) {
-        return false;
-    }
-    for (int m = 0; m < current.rows[c]; ++m) {
-        for (int n = 0; n < current.row_bytes[c] / 4; ++n) {
-            float even = 0.0f, odd = 0.0f, sum;
-            for (int k = 0; k < current.row_bytes[a] / 4; ++k) {
-                const uint8_t * x = tiles[a][m] + 4 * k;
-                const uint8_t * y = tiles[b][k] + 4 * n;
-                even = flushed(std::fma(from_bf16(x), from_bf16(y), even));
-                odd = flushed(std::fma(from_bf16(x + 2), from_bf16(y + 2), odd));
-            }
-            memcpy(&sum, tiles[c][m] + 4 * n, sizeof(sum));
-            sum = flushed(flushed(sum) + flushed(even + odd));
-            memcpy(tiles[c][m] + 4 * n, &sum, sizeof(sum));
-        }
-    }
-    return true;
-}
-
 bool execute(const instruction & i) {
     if (i.map != 2) {
         return false;
@@ -194,7 +158,6 @@ bool execute(const instruction & i) {
         case 0x5e << 2 | PREFIX_F3: return add_products<int8_t, uint8_t>(i);
         case 0x5e << 2 | PREFIX_66: return add_products<uint8_t, int8_t>(i);
         case 0x5e << 2 | NO_PREFIX: return add_products<uint8_t, uint8_t>(i);
-        case 0x5c << 2 | PREFIX_F3: return add_products_bf16(i);
         default:                    return false;
     }
 }

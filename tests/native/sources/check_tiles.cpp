@@ -84,72 +84,6 @@ void check_products() {
     }
 }
 
-// bf16 of small integers, whose sums are exact, and of denormals, which count as zeros.
-template <typename tiles>
-void check_bf16() {
-    tiles tile;
-    const uint16_t denormal = 0x0040, large = 0x7f00; // 2^-127 and 2^127
-    for (int i = 0; i < 20; ++i) {
-        uint16_t a[16][40], b[16][40];
-        float values[2][16][32], sums[16][16], got[16][16];
-        for (int r = 0; r < 16; ++r) {
-            for (int k = 0; k < 32; ++k) {
-                for (int m = 0; m < 2; ++m) {
-                    float & v = values[m][r][k];
-                    v = (float) ((int) (rng() % 255) - 127) / 16;
-                    uint32_t bits;
-                    memcpy(&bits, &v, sizeof(bits));
-                    require((bits & 0xffff) == 0, "a number is not one of bf16");
-                    (m ? b : a)[r][k] = (uint16_t) (bits >> 16);
-                }
-            }
-            for (int n = 0; n < 16; ++n) {
-                sums[r][n] = (float) ((int) (rng() % 2001) - 1000) / 256;
-            }
-        }
-        values[0][3][5] = 0.0f;
-        a[3][5] = denormal;
-        for (int n = 0; n < 16; ++n) {
-            values[1][2][2 * n + 1] = 0.0f; // what the denormal is multiplied with: its product would be 1
-            b[2][2 * n + 1] = i % 2 ? large : 0;
-            values[0][n][5] = 0.0f;
-            a[n][5] = n == 3 ? denormal : 0;
-        }
-        tile.template load<0>(sums, sizeof(sums[0]));
-        tile.template load<2>(a, sizeof(a[0]));
-        tile.template load<6>(b, sizeof(b[0]));
-        tile.template add_products_bf16<0, 2, 6>();
-        tile.template store<0>(got, sizeof(got[0]));
-        for (int m = 0; m < 16; ++m) {
-            for (int n = 0; n < 16; ++n) {
-                float expected = sums[m][n];
-                for (int k = 0; k < 32; ++k) {
-                    expected += values[0][m][k] * values[1][k / 2][2 * n + k % 2];
-                }
-                require(got[m][n] == expected, "a sum of bf16 products is wrong");
-            }
-        }
-    }
-    // even and odd products are added apart: 2^24 + 1 - 2^24 is 1 where 1 is odd, 0 where all are even
-    for (const int place : { 2, 1 }) {
-        float sums[16][16] = {};
-        uint16_t a[16][32] = {}, b[16][32] = {};
-        const uint16_t one = 0x3f80, big = 0x4b80, minus_big = 0xcb80;
-        a[0][0] = big;
-        a[0][place] = one;
-        a[0][4] = minus_big;
-        for (int k = 0; k < 16; ++k) {
-            b[k][0] = b[k][1] = one;
-        }
-        tile.template load<0>(sums, sizeof(sums[0]));
-        tile.template load<2>(a, sizeof(a[0]));
-        tile.template load<6>(b, sizeof(b[0]));
-        tile.template add_products_bf16<0, 2, 6>();
-        tile.template store<0>(sums, sizeof(sums[0]));
-        require(sums[0][0] == (place == 1 ? 1.0f : 0.0f), "products are added in another order");
-    }
-}
-
 bof4_tile_configuration current() {
     alignas(64) bof4_tile_configuration c;
     __asm__ volatile("sttilecfg %0" : "=m"(c) : : "memory");
@@ -181,7 +115,6 @@ void check_configuration() {
 
 int main() {
     check_products<BOF4_GEMM_TWIN>();
-    check_bf16<BOF4_GEMM_TWIN>();
     if (std::is_same<BOF4_GEMM_TWIN, bof4_tiles_amx>::value) {
         check_configuration();
     }
