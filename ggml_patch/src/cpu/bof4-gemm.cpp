@@ -31,7 +31,7 @@ static const bof4_gemm_kernels * vector_kernels() {
         bof4_use_gemv<kernel>,
         bof4_gemm<kernel>,
         MAX_COLUMNS,
-        false,
+        /*least_groups =*/1,
         !kernel::ACT_OF_PATH,
     };
     return &kernels;
@@ -64,7 +64,7 @@ static const bof4_gemm_kernels * kernels_of() {
         k.use_gemv = kernel::use_gemv;
         k.gemm = kernel::gemm;
         k.max_columns = BOF4_MAX_COLUMNS;
-        k.streams_activations = true;
+        k.least_groups = 8;
         k.has_choice = false;
         return k;
     }();

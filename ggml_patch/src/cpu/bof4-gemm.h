@@ -74,9 +74,8 @@ struct bof4_gemm_kernels {
     // Columns that are best multiplied at a time: activations and results stay in L2.
     int64_t max_columns;
 
-    // Does the GEMM path read the activations of all columns from beyond L2 for each call, so that few calls with many
-    // rows are best?
-    bool streams_activations;
+    // Groups that a call of the GEMM path should have at least: it may read all activations from beyond L2.
+    int64_t least_groups;
 
     // Both paths read the same activations, so that either can multiply many columns.
     bool has_choice;

@@ -11,10 +11,8 @@
 
 namespace {
 
-enum {
-    MAX_ROWS = 8 * BOF4_GROUP, // whose outliers are summed at a time: their sums stay in L2
-    MAX_PIECE = 32,            // groups
-};
+// Rows whose outliers are summed at a time: their sums stay in L2.
+enum { MAX_ROWS = 8 * BOF4_GROUP };
 
 // Takes successive parts of the work buffer, each from a cache line on, or another multiple of bytes.
 struct work_buffer {
@@ -97,17 +95,14 @@ const float * bof4_repack_plan::act_at(int64_t i1, int64_t i2, int64_t i3) const
         static_cast<const char *>(act->data) + i1 * act->nb[1] + i2 * act->nb[2] + i3 * act->nb[3]);
 }
 
+// Small pieces, so that no thread waits long for another, but not too small: each piece has fixed costs (for a prompt:
+// loading the activations into the caches, and applying the list).
+// One column: 8 groups, as waiting for the last piece of another thread cost 4 % with 32, and 4 are slower again.
 int64_t bof4_repack_plan::groups_of_piece(int64_t n_threads) const {
-    const auto parts = [](int64_t n, int64_t size) { return (n + size - 1) / size; };
-    if (!use_gemv && kernels.streams_activations && op->op == GGML_OP_MUL_MAT) {
-        // as many pieces for each thread, as few as can be
-        const int64_t of_thread = parts(n_groups, n_threads);
-        return parts(of_thread, parts(of_thread, MAX_PIECE));
-    }
-    // Small pieces, so that no thread waits long for another, but not too small: each piece has fixed costs (for a
-    // prompt: loading the activations into the caches, and applying the list).
-    // One column: 8 groups, as waiting for the last piece of another thread cost 4 % with 32, and 4 are slower again.
-    return std::min<int64_t>(use_gemv ? 8 : MAX_PIECE, std::max<int64_t>(1, n_groups / (4 * n_threads)));
+    const int64_t of_thread = (n_groups + n_threads - 1) / n_threads;
+    const int64_t least = use_gemv ? 1 : std::min(kernels.least_groups, of_thread);
+    const int64_t most = use_gemv ? 8 : 32;
+    return std::min(most, std::max(least, n_groups / (4 * n_threads)));
 }
 
 char * bof4_repack_plan::act_row(int64_t row) const {
