@@ -495,6 +495,12 @@ struct bof4_tile_kernel {
         }
     }
 
+    static void copy_act(const void * from, void * to, int64_t n) {
+        for (size_t at = 0; at < acts::n_pieces(n) * acts::STRIDE; at += acts::STRIDE) {
+            memcpy(static_cast<char *>(to) + at, static_cast<const char *>(from) + at, acts::PIECE);
+        }
+    }
+
     BOF4_TILE_CODE static void gemm(const void * groups, int64_t n_rows, int64_t n, const void * const * x,
         const float * outlier_sums, float * const * y, int64_t n_columns, bool use_gemv, int64_t prefetch) {
         if (use_gemv) {

@@ -28,6 +28,7 @@ static const bof4_gemm_kernels * vector_kernels() {
         repacked::act_bytes,
         repacked::act_row_at,
         repacked::quantize_act,
+        nullptr,
         bof4_use_gemv<kernel>,
         bof4_gemm<kernel>,
         MAX_COLUMNS,
@@ -61,6 +62,7 @@ static const bof4_gemm_kernels * kernels_of() {
         k.act_bytes = kernel::act_bytes;
         k.act_row_at = kernel::act_row_at;
         k.quantize_act = kernel::quantize_act;
+        k.copy_act = kernel::copy_act;
         k.use_gemv = kernel::use_gemv;
         k.gemm = kernel::gemm;
         k.max_columns = BOF4_MAX_COLUMNS;

@@ -61,6 +61,11 @@ struct bof4_gemm_kernels {
     // or to bf16. from and to are multiples of the type's block.
     void (*quantize_act)(const float * x, void * row, int64_t n, int64_t from, int64_t to, bool use_gemv);
 
+    // Copies a row of rounded activations of the GEMM path to another place of a row. NULL where columns are read equally
+    // fast wherever they are; else those of one product should be rows that follow one another from a multiple of
+    // BOF4_GROUP on.
+    void (*copy_act)(const void * from, void * to, int64_t n);
+
     // Is the GEMV path the faster one for so many columns?
     bool (*use_gemv)(int64_t n_columns);
 

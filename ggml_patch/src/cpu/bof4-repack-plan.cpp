@@ -51,6 +51,12 @@ bof4_repack_plan::bof4_repack_plan(const bof4_gemm_kernels & kernels, ggml_tenso
     const size_t transposed_bytes = op->op == GGML_OP_MUL_MAT ? bof4_list_transposed_size(op) : 0;
     uint32_t * after_acts = buffer.take<uint32_t>(transposed_bytes / sizeof(uint32_t));
     transposed = transposed_bytes > 0 ? after_acts : nullptr;
+    const bool has_order = op->op == GGML_OP_MUL_MAT_ID && !use_gemv && kernels.copy_act != nullptr;
+    const int64_t n_ordered = n_columns + (BOF4_GROUP - 1) * std::min(n_columns, n_matrices);
+    char * after_transposed = buffer.take<char>(
+        has_order ? kernels.act_bytes(weight->ne[0], n_ordered, use_gemv) : 0, BOF4_ACT_ALIGNMENT);
+    ordered = has_order ? after_transposed : nullptr;
+    ordered_row = buffer.take<int32_t>(has_order ? n_columns : 0);
     x = buffer.take<const void *>(n_columns);
     y = buffer.take<float *>(n_columns);
     ids = buffer.take<column_id>(n_columns);
@@ -81,6 +87,10 @@ void bof4_repack_plan::compute(const ggml_compute_params * params) const {
         choose_prefetch(nth);
     }
     ggml_barrier(params->threadpool);
+    if (ordered) {
+        copy_to_order(ith, nth);
+        ggml_barrier(params->threadpool);
+    }
     if (ith != 0 || prefetch->number < 0) {
         multiply(ith, nth);
         return;
@@ -189,6 +199,28 @@ void bof4_repack_plan::list_columns_of_experts() const {
         }
     std::copy_backward(first_column, first_column + n_matrices, first_column + n_matrices + 1);
     first_column[0] = 0;
+    if (ordered) {
+        order_columns();
+    }
+}
+
+// Columns of an expert become rows that follow one another, from a multiple of BOF4_GROUP on.
+void bof4_repack_plan::order_columns() const {
+    int64_t row = 0;
+    for (int64_t m = 0; m < n_matrices; ++m) {
+        for (int64_t c = first_column[m]; c < first_column[m + 1]; ++c) {
+            ordered_row[c] = (int32_t) row++;
+        }
+        row = GGML_PAD(row, BOF4_GROUP);
+    }
+}
+
+void bof4_repack_plan::copy_to_order(int ith, int nth) const {
+    for (int64_t c = ith; c < n_columns; c += nth) {
+        char * to = ordered + kernels.act_row_at(weight->ne[0], ordered_row[c], use_gemv);
+        kernels.copy_act(x[c], to, weight->ne[0]);
+        x[c] = to;
+    }
 }
 
 // Pieces are numbered over the matrices that have columns.

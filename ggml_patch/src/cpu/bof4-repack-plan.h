@@ -2,11 +2,11 @@
 // is multiplied by a set of columns.
 //
 // First all threads quantize the activations to int8, and one lists for each matrix its columns: where each one's
-// activations and results are. After one barrier, threads take pieces (some rows of one matrix, with all its columns)
-// until none is left. Each has a work range of neighbouring pieces, so that weights are one long stream, and then
-// steals half of another's. The thread that computes a piece applies its outliers: where the activations are
-// transposed for them (bof4_list_transposed_size), it passes their sums to the kernel; else it adds them to the
-// results.
+// activations and results are. After a barrier, and another one where the columns of experts are first copied into order
+// (bof4_gemm_kernels::copy_act), threads take pieces (some rows of one matrix, with all its columns) until none is left.
+// Each has a work range of neighbouring pieces, so that weights are one long stream, and then steals half of another's.
+// The thread that computes a piece applies its outliers: where the activations are transposed for them
+// (bof4_list_transposed_size), it passes their sums to the kernel; else it adds them to the results.
 #pragma once
 
 #include "../lists/bof4-list.h"
@@ -52,6 +52,8 @@ class bof4_repack_plan {
 
     // in the work buffer
     char * acts;           // rounded activations
+    char * ordered;        // rounded activations in the order of experts, or NULL
+    int32_t * ordered_row; // of each column
     uint32_t * transposed; // bf16 activations for outliers, or NULL
     const void ** x;       // activations of each column, columns of the first matrix first
     float ** y;            // results of each column
@@ -70,6 +72,8 @@ class bof4_repack_plan {
     void list_columns() const;
     int32_t expert_of(int64_t slot, int64_t token) const;
     void list_columns_of_experts() const;
+    void order_columns() const;
+    void copy_to_order(int ith, int nth) const;
     bool has_columns(int64_t matrix) const { return first_column[matrix] < first_column[matrix + 1]; }
     void divide_pieces(int n_threads) const;
     void choose_prefetch(int n_threads) const;
