@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from gguf_bof4.convert import ConversionReport, convert
+from gguf_bof4.convert.list_rules import ListRules, parse_rules
 from gguf_bof4.convert.options import RANDOM_TOKENS, SELF, Options
 from gguf_bof4.convert.preparation import check_sources, needed_samples
 from gguf_bof4.convert.recipe import read_recipe
@@ -26,7 +27,7 @@ from gguf_bof4.search.targets import Target
 
 def _list_bits(options: Options) -> float | None:
     """Bits per weight of outlier lists; None: no candidate has one."""
-    if options.opq == ("off",):
+    if options.opq and parse_rules(options.opq, default="off") == ListRules(None):
         return None
     if options.opq:
         raise UserError(

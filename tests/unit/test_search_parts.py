@@ -246,6 +246,17 @@ def test_the_models_own_text_is_long_enough_for_search_and_encoder(
     assert asked == [(model, ("self",), samples, length, 0, no_progress)]
 
 
+@pytest.mark.parametrize("value", ["off", "OFF"])
+def test_no_lists_with_a_target(value: str) -> None:
+    assert fitting.settings_of(Options(opq=(value,))).list_bits is None
+
+
+@pytest.mark.parametrize("rules", [("0.95",), ("attn_v=off",), ("off", "attn_v=0.9")])
+def test_quantiles_do_not_go_with_a_target(rules: tuple[str, ...]) -> None:
+    with pytest.raises(UserError, match="with a target the search says which tensors have outlier lists"):
+        fitting.settings_of(Options(opq=rules))
+
+
 def test_an_output_that_exists_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "recipe.txt").write_text("mine")
     result = bof4(
