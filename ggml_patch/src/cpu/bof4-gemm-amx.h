@@ -351,7 +351,7 @@ class tile_product {
         }
     }
 
-    // The results are at c * stride: by the time they are stored, their lines are in the cache.
+    // So that their lines, which are far apart, are in the cache by the time that results are stored.
     void prefetch_results(int64_t g, int n_groups) const {
         const int64_t bytes = rows_of(g, n_groups) * sizeof(float);
         for (int c = 0; c < n_columns; ++c) {
@@ -365,8 +365,8 @@ class tile_product {
     // Of spans [s0, s1): read from the columns once for all groups.
     void load_column_scales(int64_t s0, int64_t s1) {
         const int64_t b0 = s0 * BLOCKS, b1 = (s1 - 1) * BLOCKS + blocks_of(s1 - 1);
-        for (int c = 0; c < n_tiles() * 16; ++c) {
-            for (int64_t b = b0; b < b1; ++b) {
+        for (int64_t b = b0; b < b1; ++b) {
+            for (int c = 0; c < n_tiles() * 16; ++c) {
                 memcpy(&column_scales[b - b0][c], x[c] + acts::scale_at(n, b), sizeof(float));
             }
         }
