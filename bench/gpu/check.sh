@@ -5,6 +5,7 @@
 #
 # DIR/bof4.tar.gz         the bundle of `bof4 build --bundle`; needed, unless there is prebuilt.tar.gz
 # DIR/prebuilt.tar.gz     the files of build-cuda/bin of the same bundle, built elsewhere; tried first
+# DIR/vulkan.tar.gz       programs of `bof4 build --vulkan --tests`, and libraries that NVIDIA's driver wants (README.md)
 # DIR/*-s.gguf, text.txt  small models with lists: their predictions on the GPU against the CPU's
 # DIR/gptq.py, package/, wheels/, calibration.txt    the encoder gptq on the GPU against the CPU; needs Python with torch
 # DIR/make_llama.py       a llama of 7.2 billion random weights, for llama-bench; needs Python with numpy
@@ -36,7 +37,7 @@ rm -f "$OUT"/{facts,summary}.txt "$OUT"/{build,ops,bench,sanitizer,models}.log "
 
 # name:seconds at most:seconds without which it is not started, in the order in which they run
 PHASES=${PHASES:-"ops:100:15 bench:120:40 models:60:15 gptq:90:30 memcheck:70:30 racecheck:50:25 llama:110:25 perf:80:30
-    counters:40:25 amx:140:60"}
+    counters:40:25 vulkan:150:60 amx:140:60"}
 
 left() { echo $((TOTAL - SECONDS)); }
 wanted() { [ -z "${ONLY:-}" ] || [[ " $ONLY " == *" $1 "* ]]; }
@@ -255,6 +256,29 @@ amx() {
     done
     return $failed
 }
+# Without flash attention, whose shaders a build may lack.
+vulkan() {
+    local failed=0 model arguments file=$SHM/bof4-random.gguf of BIN=$WORK/vulkan
+    mkdir -p "$BIN" && tar xzf "$DIR/vulkan.tar.gz" -C "$BIN" || return 1
+    export LD_LIBRARY_PATH=$BIN:$LD_LIBRARY_PATH
+    "$BIN/test-backend-ops" test -b Vulkan0 -p bof4_ >"$WORK/vulkan.txt" 2>&1 || failed=1
+    plain "$WORK/vulkan.txt" | grep -E "^ggml_vulkan: 0|tests passed|ERR =" | sed "s/^/VULKAN /"
+    # no device is no success
+    grep -q "^ggml_vulkan: 0" "$WORK/vulkan.txt" || { echo "VULKAN: no device"; return 1; }
+    for model in "$DIR"/*-s.gguf; do
+        predict "$model"
+        for arguments in "-ngl 99" "-ngl 3" "-ngl 99 -ub 8" "-ngl 99 -ub 1"; do
+            # shellcheck disable=SC2086
+            diverge "$model" "Vulkan $arguments" -fa off $arguments || failed=1
+        done
+    done
+    for of in bof4_s iq4_nl bof4_k q4_k bof4_s+opq q4_0; do
+        "$PYTHON" "$DIR/make_llama.py" "$of" "$file" layers=16 &&
+            speed "vulkan $of" "$file" -ngl 99 -fa 0 -p 512 -n 64 || failed=1
+        rm -f "$file"
+    done
+    return $failed
+}
 counters() {
     local metrics=gpu__time_duration.sum,dram__throughput.avg.pct_of_peak_sustained_elapsed of
     metrics+=,sm__inst_issued.avg.pct_of_peak_sustained_active,l1tex__throughput.avg.pct_of_peak_sustained_active
@@ -266,7 +290,7 @@ counters() {
             grep -E "bof4_mul|dram__|sm__|smsp__|l1tex|gpu__" || return 1
     done
 }
-export -f ops perf bench sanitize predict diverge speed models with_package gptq llama kernels amx counters
+export -f ops perf bench sanitize predict diverge speed models with_package gptq llama kernels amx counters vulkan
 export small
 
 if built; then
@@ -301,6 +325,7 @@ if built; then
     fi
     phase perf bench.log perf
     if command -v ncu >/dev/null && [ -z "${NO_NCU:-}" ]; then phase counters bench.log counters; else skip counters "no ncu"; fi
+    if [ -f "$DIR/vulkan.tar.gz" ]; then phase vulkan models.log vulkan; else skip vulkan "no vulkan.tar.gz"; fi
     if ! grep -q amx_int8 "${CPUINFO:-/proc/cpuinfo}"; then
         skip amx "this processor has no AMX"
     elif ! runs llama-perplexity || ! runs llama-bench || [ ! -f "$DIR/make_llama.py" ]; then
@@ -333,7 +358,7 @@ fi
         echo "---- sanitizer"
         grep -E 'ERROR SUMMARY|RACECHECK SUMMARY|hazards displayed|Invalid|Race reported|Error:|tests passed' "$OUT/sanitizer.log" | sort | uniq -c | head -12
     fi
-    if [ -f "$OUT/models.log" ]; then echo "---- models"; grep -E '^KLD|^GPTQ|^LLAMA-8B|^KERNELS|Error' "$OUT/models.log"; fi
+    if [ -f "$OUT/models.log" ]; then echo "---- models"; grep -E '^KLD|^GPTQ|^LLAMA-8B|^KERNELS|^VULKAN|Error' "$OUT/models.log"; fi
     if [ -f "$OUT/bench.log" ]; then
         grep -E 'MUL_MAT\(.*us/run' "$OUT/bench.log" | sed -E 's/type_b=f32,|,bs=.*\): /) /g' | cut -c1-120
         grep -E 'bof4_mul|dram__|issue_active|warps_active|l1tex|gpu__time' "$OUT/bench.log" | sed -E 's/ +/ /g' | cut -c1-110 | head -40

@@ -41,6 +41,7 @@ cmake)
 c++) while [ $# -gt 0 ]; do [ "$1" != -o ] || copy "$2"; shift; done ;;
 test-backend-ops)
     [ "$1" != perf ] || echo "  MUL_MAT(type_a=bof4_s,type_b=f32,m=4096,n=1,k=14336,bs=[1,1]): 9 runs - 20.00 us/run"
+    case "$*" in *Vulkan0*) [ -n "$STUB_NO_VULKAN" ] || echo "ggml_vulkan: 0 = NVIDIA H100 (NVIDIA)" ;; esac
     echo "  MUL_MAT(type_a=bof4_s,type_b=f32,m=16,n=1): OK"
     echo "  1/1 tests passed" ;;
 bof4-bench-cuda)
@@ -72,7 +73,7 @@ esac
 
 PROGRAMS = ("nvidia-smi", "nvcc", "cmake", "ninja", "c++", "compute-sanitizer", "ncu", "python3")
 
-ALL = ("ops", "bench", "models", "gptq", "memcheck", "racecheck", "llama", "perf", "counters", "amx")
+ALL = ("ops", "bench", "models", "gptq", "memcheck", "racecheck", "llama", "perf", "counters", "vulkan", "amx")
 
 
 @dataclass(frozen=True)
@@ -114,12 +115,21 @@ class Machine:
         (tree / "CMakeLists.txt").touch()
         with tarfile.open(self.carried / "bof4.tar.gz", "w:gz") as tar:
             tar.add(tree, tree.name)
+        self.carry_programs("vulkan.tar.gz", "test-backend-ops", "llama-perplexity", "llama-bench")
+
+    def carry_programs(self, archive: str, *names: str) -> None:
+        """An archive of programs that were built elsewhere."""
+        with tarfile.open(self.carried / archive, "w:gz") as tar:
+            for name in names:
+                shutil.copy(self.stub, self.folder / name)
+                (self.folder / name).chmod(0o755)
+                tar.add(self.folder / name, name)
 
     def check(self, **variables: str) -> Outcome:
         """Run check.sh; keyword arguments are environment variables."""
         log = self.folder / "calls"
         log.write_text("")
-        stubs = {"STUB_FAIL": "", "STUB_SLEEP": "", "STUB_KLD": "0.002", "STUB_NO_TORCH": "0"}
+        stubs = {"STUB_FAIL": "", "STUB_SLEEP": "", "STUB_KLD": "0.002", "STUB_NO_TORCH": "0", "STUB_NO_VULKAN": ""}
         done = subprocess.run(
             ["bash", self.carried / "check.sh"], capture_output=True, text=True, check=False,
             env={**os.environ, "PATH": f"{self.folder / 'tools'}:{os.environ['PATH']}", "STUB": str(self.stub),
@@ -144,7 +154,9 @@ def test_all_phases_run_and_a_second_call_does_not_build(machine: Machine) -> No
         "card: NVIDIA H100 80GB HBM3", "operations:   1/1 tests passed", "MUL_MAT bof4_s OK: 1;", "bof4_s 75%",
         "bof4_s 12.3", "ERROR SUMMARY: 0 errors", "KLD two-s.gguf -ngl 99 -ub 1: median 0.002", "GPTQ on cuda",
         "LLAMA-8B bof4_s+opq tg128       150.5", "20.00 us/run", "dram__throughput",
-        "KLD two-s.gguf with AMX: median 0.002", "LLAMA-8B cpu bof4_k BOF4_AMX=0 tg128",
+        "VULKAN ggml_vulkan: 0 = NVIDIA H100", "VULKAN   1/1 tests passed", "LLAMA-8B vulkan bof4_s+opq tg128",
+        "KLD two-s.gguf Vulkan -ngl 99 -ub 8: median", "KLD two-s.gguf with AMX: median 0.002",
+        "LLAMA-8B cpu bof4_k BOF4_AMX=0 tg128",
         "KERNELS BOF4_AMX=0 BOF4_AMX=0: -c from gguf_bof4.cli import main; main() bench kernels --types",
     ):  # fmt: skip
         assert line in first.summary, line
@@ -221,13 +233,18 @@ def test_amx_is_checked_where_the_processor_has_it(machine: Machine) -> None:
     assert without.result_of("amx") == "skipped: this processor has no AMX"
 
 
-def test_prebuilt_programs_are_used(machine: Machine, tmp_path: Path) -> None:
-    for name in ("test-backend-ops", "bof4-bench-cuda", "llama-perplexity"):
-        shutil.copy(machine.stub, tmp_path / name)
-        (tmp_path / name).chmod(0o755)
-    with tarfile.open(machine.carried / "prebuilt.tar.gz", "w:gz") as tar:
-        for name in ("test-backend-ops", "bof4-bench-cuda", "llama-perplexity"):
-            tar.add(tmp_path / name, name)
+def test_vulkan_is_checked_where_its_programs_are_carried(machine: Machine) -> None:
+    no_device = machine.check(ONLY="vulkan", STUB_NO_VULKAN="1")
+    assert no_device.result_of("vulkan") == "FAILED, rc 1"
+    assert "VULKAN: no device" in no_device.summary
+    assert machine.check(ONLY="vulkan", STUB_KLD="0.02").result_of("vulkan") == "FAILED, rc 1"
+    (machine.carried / "vulkan.tar.gz").unlink()
+    without = machine.check(ONLY="vulkan")
+    assert (without.returncode, without.result_of("vulkan")) == (0, "skipped: no vulkan.tar.gz")
+
+
+def test_prebuilt_programs_are_used(machine: Machine) -> None:
+    machine.carry_programs("prebuilt.tar.gz", "test-backend-ops", "bof4-bench-cuda", "llama-perplexity")
     (machine.carried / "bof4.tar.gz").unlink()
     found = machine.check(ONLY="ops models llama")
     assert found.returncode == 0, found.summary
