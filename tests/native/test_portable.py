@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -152,9 +153,7 @@ def test_the_loaded_variant_has_the_bits_of_the_build_for_this_processor(
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_python_computes_with_a_variant(
-    variant: str, single: dict[str, Path], listed: Path
-) -> None:
+def test_python_computes_with_a_variant(variant: str, single: dict[str, Path], listed: Path) -> None:
     """libbof4 loads the variant beside it: products against float64, and blocks against numpy."""
     checked = bof4("verify", str(listed), BOF4_BIN=str(single[variant]))
     assert checked.returncode == 0, checked.stderr
@@ -185,17 +184,28 @@ def test_without_a_variant_for_this_processor_the_library_says_so(
     assert "no CPU backend of ggml was found beside this library" in failed.stderr
 
 
+def knows(compiler: str, option: str) -> bool:
+    command = [compiler, option, "-x", "c++", "-c", os.devnull, "-o", os.devnull]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
 @pytest.mark.skipif(not ALL, reason="takes minutes: `make test-nightly` runs it, or BOF4_VARIANTS=all")
 @pytest.mark.skipif(platform.machine() == "aarch64", reason="the other tests run AArch64's variants here")
-def test_variants_for_aarch64_are_cross_compiled_and_one_runs_under_an_emulator(tmp_path: Path) -> None:
-    """The same answer of a small random model as by the build for this processor, greedily, and its list is applied."""
-    _, emulator = toolchain(Target("aarch64", "aarch64", ()), "g++")
-    made = build(("llama-completion",), cmake_arguments(machine="aarch64"))
-    assert len(list(made.bin.glob("libggml-cpu-*.so"))) >= 8
-    model = write_llama(tmp_path / "tiny.gguf", lambda name: name.startswith("blk."))
-    arguments = ("-m", model, "-p", "abc", "-n", "8", "--temp", "0", "--no-display-prompt", "-no-cnv", *THREADS)
-    here = run(installed_bin() / "llama-completion", *arguments, "--log-verbosity", "1")
-    output = run(Path(emulator[0]), "-cpu", "max", *emulator[1:], made.bin / "llama-completion", *arguments)
-    found = LOADED.search(output)
-    assert found, output
-    assert here.strip() in output
+def test_variants_for_aarch64_are_cross_compiled_and_one_runs_under_an_emulator(
+    smol_listed: Path, text: Path, of_native_build: Path, tmp_path: Path
+) -> None:
+    compiler, emulator = toolchain(Target("aarch64", "aarch64", ()), "g++")
+    made = build(("llama-perplexity",), cmake_arguments(machine="aarch64"))
+    variants = {"armv8.0_1", "armv8.2_1", "armv8.2_2", "armv8.2_3", "armv8.6_1", "armv8.6_2"}
+    if knows(compiler, "-march=armv9.2-a+sme"):  # GCC from 14 on; others leave these variants out
+        variants |= {"armv9.2_1", "armv9.2_2"}
+    assert {path.stem.removeprefix("libggml-cpu-") for path in made.bin.glob("libggml-cpu-*.so")} == variants
+
+    emulated = tmp_path / "llama-perplexity"
+    command = shlex.join([emulator[0], "-cpu", "max", *emulator[1:], str(made.bin / "llama-perplexity")])
+    emulated.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+    emulated.chmod(0o755)
+    assert mean_divergence(tmp_path, smol_listed, text, of_native_build) < MEAN_DIVERGENCE
+    tiny = write_llama(tmp_path / "tiny.gguf")
+    found = LOADED.search(run(emulated, "-m", tiny, "-f", text, "-c", "32", "--chunks", "2", "-v", *THREADS))
+    assert found and found[1] in variants - {"armv8.0_1"}
