@@ -211,8 +211,8 @@ def test_a_model_with_lists_predicts_as_on_the_cpu(
         "one of two": ("--device", "Vulkan0", "-ngl", "1"),
         "two devices": ("--device", "Vulkan0,Vulkan1", "--split-mode", "layer", "--tensor-split", "1,1", "-ngl", "99"),
     }
-    # between two devices that are both lavapipe, activations are sometimes read too early while the machine is busy: 8 of
-    # 45 runs of the same model in F32, without these types. A wrong weight or list is wrong every time
+    # between two devices that are both lavapipe, activations are sometimes read too early while the machine is busy: 8
+    # of 45 runs of the same model in F32, without these types. A wrong weight or list is wrong every time
     runs = {name: 5 if name == "two devices" else 1 for name in places}
     found = {
         name: min(
