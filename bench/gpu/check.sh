@@ -188,19 +188,30 @@ speed() {
     "$BIN/llama-bench" -m "$file" "$@" -r 3 -o csv >"$WORK/one.csv" 2>"$WORK/one.err" &&
         "$PYTHON" "$DIR/summary.py" llama "$label" "$WORK/one.csv" || { tail -5 "$WORK/one.err"; return 1; }
 }
-# KL divergence of the GPU's predictions from the CPU's: rounding of activations makes it 0.002, lost outliers 0.1 and
-# more. With -ub 1 and -ub 8 the products of one and of several columns are compared, lists in fused products included.
-models() {
-    local failed=0 model arguments
+# agree PREFIX [ARGUMENT...]: predictions of all models on the GPU against the processor's; PREFIX is for the labels.
+agree() {
+    local prefix=$1 failed=0 model arguments
+    shift
     for model in "$DIR"/*-s.gguf; do
         predict "$model"
         for arguments in "-ngl 99" "-ngl 3" "-ngl 99 -ub 8" "-ngl 99 -ub 1"; do
             # shellcheck disable=SC2086
-            diverge "$model" "$arguments" $arguments || failed=1
+            diverge "$model" "$prefix$arguments" "$@" $arguments || failed=1
         done
     done
     return $failed
 }
+# random_llama LABEL TYPE LAYERS [ARGUMENT...]: llama-bench of a llama of random blocks
+random_llama() {
+    local label=$1 of=$2 layers=$3 file=$SHM/bof4-random.gguf rc=0
+    shift 3
+    "$PYTHON" "$DIR/make_llama.py" "$of" "$file" layers="$layers" && speed "$label" "$file" "$@" || rc=1
+    rm -f "$file"
+    return $rc
+}
+# KL divergence of the GPU's predictions from the CPU's: rounding of activations makes it 0.002, lost outliers 0.1 and
+# more. With -ub 1 and -ub 8 the products of one and of several columns are compared, lists in fused products included.
+models() { agree ""; }
 # Python with the package: where it is not installed, with the carried one and wheels of what it needs.
 with_package() {
     local path=${PYTHONPATH:-}
@@ -219,10 +230,9 @@ gptq() {
         --bin "$BIN" --work "$WORK/gptq"
 }
 llama() {
-    local file=$SHM/bof4-random.gguf of rc=0
+    local of rc=0
     for of in bof4_s iq4_nl bof4_k q4_k bof4_s+opq q4_0 bof4_k+opq iq4_xs mxfp4; do
-        "$PYTHON" "$DIR/make_llama.py" "$of" "$file" && speed "$of" "$file" -ngl 99 -fa 0 -p 512 -n 128 || rc=1
-        rm -f "$file"
+        random_llama "$of" "$of" 32 -ngl 99 -fa 0 -p 512 -n 128 || rc=1
     done
     return $rc
 }
@@ -258,24 +268,16 @@ amx() {
 }
 # Without flash attention, whose shaders a build may lack.
 vulkan() {
-    local failed=0 model arguments file=$SHM/bof4-random.gguf of BIN=$WORK/vulkan
+    local failed=0 of BIN=$WORK/vulkan
     mkdir -p "$BIN" && tar xzf "$DIR/vulkan.tar.gz" -C "$BIN" || return 1
     export LD_LIBRARY_PATH=$BIN:$LD_LIBRARY_PATH
     "$BIN/test-backend-ops" test -b Vulkan0 -p bof4_ >"$WORK/vulkan.txt" 2>&1 || failed=1
     plain "$WORK/vulkan.txt" | grep -E "^ggml_vulkan: 0|tests passed|ERR =" | sed "s/^/VULKAN /"
     # no device is no success
     grep -q "^ggml_vulkan: 0" "$WORK/vulkan.txt" || { echo "VULKAN: no device"; return 1; }
-    for model in "$DIR"/*-s.gguf; do
-        predict "$model"
-        for arguments in "-ngl 99" "-ngl 3" "-ngl 99 -ub 8" "-ngl 99 -ub 1"; do
-            # shellcheck disable=SC2086
-            diverge "$model" "Vulkan $arguments" -fa off $arguments || failed=1
-        done
-    done
+    agree "Vulkan " -fa off || failed=1
     for of in bof4_s iq4_nl bof4_k q4_k bof4_s+opq q4_0; do
-        "$PYTHON" "$DIR/make_llama.py" "$of" "$file" layers=16 &&
-            speed "vulkan $of" "$file" -ngl 99 -fa 0 -p 512 -n 64 || failed=1
-        rm -f "$file"
+        random_llama "vulkan $of" "$of" 16 -ngl 99 -fa 0 -p 512 -n 64 || failed=1
     done
     return $failed
 }
@@ -290,7 +292,7 @@ counters() {
             grep -E "bof4_mul|dram__|sm__|smsp__|l1tex|gpu__" || return 1
     done
 }
-export -f ops perf bench sanitize predict diverge speed models with_package gptq llama kernels amx counters vulkan
+export -f ops perf bench sanitize predict diverge agree speed random_llama models with_package gptq llama kernels amx counters vulkan
 export small
 
 if built; then

@@ -27,14 +27,14 @@ from gguf_bof4.search.targets import Target
 
 def _list_bits(options: Options) -> float | None:
     """Bits per weight of outlier lists; None: no candidate has one."""
-    if options.opq and parse_rules(options.opq, default="off") == ListRules(None):
+    if not options.opq:
+        return DEFAULT_LIST_BITS if options.opq_bits is None else options.opq_bits
+    if parse_rules(options.opq, default="off") == ListRules(None):
         return None
-    if options.opq:
-        raise UserError(
-            f"--opq {options.opq[0]}: with a target the search says which tensors have outlier lists; give --opq-bits "
-            "BITS for their size, or --opq off"
-        )
-    return DEFAULT_LIST_BITS if options.opq_bits is None else options.opq_bits
+    raise UserError(
+        f"--opq {options.opq[0]}: with a target the search says which tensors have outlier lists; give --opq-bits "
+        "BITS for their size, or --opq off"
+    )
 
 
 def check(options: Options) -> None:

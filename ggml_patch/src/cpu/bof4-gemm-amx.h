@@ -46,8 +46,8 @@ inline void copy_rows(float * to, const float * from, int64_t n) {
     }
 }
 
-// 16 columns of activations: pieces of 1 KiB, one after the other.
-using act_tile = const char *;
+// 64 activations of each of 16 columns, then the next ones.
+using act_tile = const char (*)[16][64];
 
 // A span of 16 rows as tiles of 64 weights; those of high and low parts alternate.
 struct unpacked_span {
@@ -64,35 +64,33 @@ inline void store_parts(unpacked_span & to, int i, bytes levels, bytes factor) {
     store_bytes(part[1][i % 64 / 4], blend_bytes(even, shift_left<8>(odd)));
 }
 
-// Unpacks blocks [b0, b0 + n) of a group, at most a span, as level * sub-block scale.
+// Unpacks block b of a group, a span, as level * sub-block scale.
 template <ggml_type type>
-[[gnu::noinline]] void unpack_parts(unpacked_span & to, const bof4_block_pair<type> * group, int64_t b0, int64_t n) {
+[[gnu::noinline]] void unpack_parts(unpacked_span & to, const bof4_block_pair<type> * group, int64_t b) {
     using layout = bof4_layout<type>;
     enum { DOT = layout::DOT, DOTS = layout::BLOCK / DOT };
     static_assert((int) layout::BLOCK == (int) TILE_SPAN, "a span has one scale");
     const decoder<type> decode(0);
-    for (int64_t b = 0; b < n; ++b) {
-        const auto & head = bof4_head(group, b0 + b);
-        const auto & codes = bof4_codes(group, b0 + b);
-        store(to.scale[0], bof4_kernel<type>::scales(head));
-        // of level * 2^8, a product divided by 2^15
-        const auto factor_of = [&](int j) { return shift_left<7>(in_both_words(to_ints(decode.sub_scale(head, j)))); };
+    const auto & head = bof4_head(group, b);
+    const auto & codes = bof4_codes(group, b);
+    store(to.scale[0], bof4_kernel<type>::scales(head));
+    // of level * 2^8, a product divided by 2^15
+    const auto factor_of = [&](int j) { return shift_left<7>(in_both_words(to_ints(decode.sub_scale(head, j)))); };
 #pragma GCC unroll 8
-        for (int k = 0; k < DOTS / 2; ++k) {
-            const int j = bof4_low_dot<layout>(k), j2 = j + layout::NIBBLES / DOT;
-            const auto factor = factor_of(j), factor2 = factor_of(j2);
+    for (int k = 0; k < DOTS / 2; ++k) {
+        const int j = bof4_low_dot<layout>(k), j2 = j + layout::NIBBLES / DOT;
+        const auto factor = factor_of(j), factor2 = factor_of(j2);
 #pragma GCC unroll 8
-            for (int i = 0; i < DOT; i += 4) {
-                bytes low, high;
-                decode.step(codes, k, i / 4, low, high);
-                store_parts(to, DOT * j + i, low, factor);
-                store_parts(to, DOT * j2 + i, high, factor2);
-            }
+        for (int i = 0; i < DOT; i += 4) {
+            bytes low, high;
+            decode.step(codes, k, i / 4, low, high);
+            store_parts(to, DOT * j + i, low, factor);
+            store_parts(to, DOT * j2 + i, high, factor2);
         }
     }
 }
 
-// The same as levels, for types that have no sub-block scales.
+// Unpacks blocks [b0, b0 + n) of a group, at most a span, as levels, for types that have no sub-block scales.
 template <ggml_type type>
 [[gnu::noinline]] void unpack_levels(unpacked_span & to, const bof4_block_pair<type> * group, int64_t b0, int64_t n) {
     using layout = bof4_layout<type>;
@@ -114,7 +112,7 @@ template <ggml_type type>
 template <ggml_type type>
 void unpack_span(unpacked_span & to, const bof4_block_pair<type> * group, int64_t b0, int64_t n) {
     if constexpr (bof4_layout<type>::HAS_SUB_SCALES) {
-        unpack_parts<type>(to, group, b0, n);
+        unpack_parts<type>(to, group, b0);
     } else {
         unpack_levels<type>(to, group, b0, n);
     }
@@ -158,11 +156,11 @@ template <int T, typename tiles>
         tile.template zero<3>();
     }
     for (int s = 0; s < STEPS; ++s) {
-        tile.template load<4>(x[0] + 1024 * s, 64);
+        tile.template load<4>(x[0][s], 64);
         tile.template load<6>(w.tiles[2 * s], 64);
         tile.template add_products_signed<0, 4, 6>();
         if constexpr (T == 2) {
-            tile.template load<5>(x[1] + 1024 * s, 64);
+            tile.template load<5>(x[1][s], 64);
             tile.template add_products_signed<2, 5, 6>();
         }
         tile.template load<7>(w.tiles[2 * s + 1], 64);
@@ -223,7 +221,7 @@ template <int R, int T, typename tiles>
     const act_tile * x, const level_results & before, level_results & to) {
     const int half = before.columns / 2;
     for (int b = 0; b < n_blocks; ++b) {
-        tile.template load<4>(x[0] + 1024 * (b0 + b), 64);
+        tile.template load<4>(x[0][b0 + b], 64);
         tile.template load<6>(w[0].tiles[b0 + b], 64);
         tile.template zero<0>();
         tile.template add_products_signed<0, 4, 6>();
@@ -233,7 +231,7 @@ template <int R, int T, typename tiles>
             tile.template add_products_signed<1, 4, 7>();
         }
         if constexpr (T == 2) {
-            tile.template load<5>(x[1] + 1024 * (b0 + b), 64);
+            tile.template load<5>(x[1][b0 + b], 64);
             tile.template zero<2>();
             tile.template add_products_signed<2, 5, 6>();
         }
@@ -321,14 +319,14 @@ class tile_product {
         const char * const * from = x + 16 * t;
         const size_t at = acts::at(span * TILE_SPAN);
         if (is_in_place[t]) {
-            return from[0] + at;
+            return reinterpret_cast<act_tile>(from[0] + at);
         }
         for (int64_t p = 0; p < weights_of(span) / acts::PIECE; ++p) {
             for (int c = 0; c < 16; ++c) {
                 memcpy(copy[p][c], from[c] + at + p * acts::STRIDE, acts::PIECE);
             }
         }
-        return copy[0][0];
+        return copy;
     }
 
     // (Sums of rows and columns that are not there are not used.)

@@ -28,7 +28,7 @@ static const bof4_gemm_kernels * vector_kernels() {
         repacked::act_bytes,
         repacked::act_row_at,
         repacked::quantize_act,
-        nullptr,
+        /*copy_act =*/nullptr,
         bof4_use_gemv<kernel>,
         bof4_gemm<kernel>,
         MAX_COLUMNS,

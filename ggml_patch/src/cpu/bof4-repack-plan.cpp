@@ -26,6 +26,10 @@ struct work_buffer {
         at += n * sizeof(T);
         return p;
     }
+
+    template <typename T> T * take_if(bool is_wanted, size_t n, size_t alignment = 64) {
+        return is_wanted ? take<T>(n, alignment) : nullptr;
+    }
 };
 
 } // namespace
@@ -49,14 +53,12 @@ bof4_repack_plan::bof4_repack_plan(const bof4_gemm_kernels & kernels, ggml_tenso
     work_buffer buffer(wdata);
     acts = buffer.take<char>(kernels.act_bytes(weight->ne[0], ggml_nrows(act), use_gemv), BOF4_ACT_ALIGNMENT);
     const size_t transposed_bytes = op->op == GGML_OP_MUL_MAT ? bof4_list_transposed_size(op) : 0;
-    uint32_t * after_acts = buffer.take<uint32_t>(transposed_bytes / sizeof(uint32_t));
-    transposed = transposed_bytes > 0 ? after_acts : nullptr;
+    transposed = buffer.take_if<uint32_t>(transposed_bytes > 0, transposed_bytes / sizeof(uint32_t));
     const bool has_order = op->op == GGML_OP_MUL_MAT_ID && !use_gemv && kernels.copy_act != nullptr;
     const int64_t n_ordered = n_columns + (BOF4_GROUP - 1) * std::min(n_columns, n_matrices);
-    char * after_transposed = buffer.take<char>(
-        has_order ? kernels.act_bytes(weight->ne[0], n_ordered, use_gemv) : 0, BOF4_ACT_ALIGNMENT);
-    ordered = has_order ? after_transposed : nullptr;
-    ordered_row = buffer.take<int32_t>(has_order ? n_columns : 0);
+    ordered = buffer.take_if<char>(
+        has_order, kernels.act_bytes(weight->ne[0], n_ordered, use_gemv), BOF4_ACT_ALIGNMENT);
+    ordered_row = buffer.take_if<int32_t>(has_order, n_columns);
     x = buffer.take<const void *>(n_columns);
     y = buffer.take<float *>(n_columns);
     ids = buffer.take<column_id>(n_columns);

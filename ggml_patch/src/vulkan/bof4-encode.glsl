@@ -62,12 +62,21 @@ float bof4_quotient(const float a, const float b) {
     return isinf(nearest) || isnan(nearest) ? q : nearest;
 }
 
+// The value of level 1, and its inverse: once for all weights of a scale.
+struct bof4_scale_of_levels {
+    float per_level, inverse;
+};
+
+bof4_scale_of_levels bof4_of_level(const float per_level) {
+    return bof4_scale_of_levels(per_level, bof4_quotient(1.0f, per_level));
+}
+
 // Codes of the nearest levels: the number of midpoints below.
-uint bof4_nearest_code(const float x, const float per_level) {
-    if (!(abs(per_level) > 0)) {
+uint bof4_nearest_code(const float x, const bof4_scale_of_levels scale) {
+    if (!(abs(scale.per_level) > 0)) {
         return BOF4_S_ZERO_CODE; // the same in all types
     }
-    const float y = x * bof4_quotient(1.0f, per_level);
+    const float y = x * scale.inverse;
     uint code = 0;
     [[unroll]] for (int c = 0; c < 15; ++c) {
         code += y > bof4_midpoint[c] ? 1 : 0;
@@ -79,11 +88,11 @@ uint bof4_nearest_code(const float x, const float per_level) {
 
 void bof4_encode(const uint ib, const uint first) {
     const float d = bof4_stored_scale(bof4_signed_maximum(first, QK_BOF4_S));
-    const float per_level = bof4_quotient(d, float(BOF4_LEVEL_SCALE));
+    const bof4_scale_of_levels scale = bof4_of_level(bof4_quotient(d, float(BOF4_LEVEL_SCALE)));
     data_q[ib].d = float16_t(d);
     for (uint i = 0; i < QK_BOF4_S / 2; ++i) {
-        const uint low = bof4_nearest_code(float(data_s[first + i]), per_level);
-        const uint high = bof4_nearest_code(float(data_s[first + i + BOF4_RUN]), per_level);
+        const uint low = bof4_nearest_code(float(data_s[first + i]), scale);
+        const uint high = bof4_nearest_code(float(data_s[first + i + BOF4_RUN]), scale);
         data_q[ib].qs[i] = uint8_t(low | high << 4);
     }
 }
@@ -121,12 +130,16 @@ void bof4_encode(const uint ib, const uint first) {
         }
         data_q[ib].scales[8 + j] = uint8_t(bits);
     }
-    for (uint i = 0; i < QK_BOF4_K / 2; ++i) {
-        const uint e = i / BOF4_RUN * 2 * BOF4_RUN + i % BOF4_RUN, other = e + BOF4_RUN;
-        const uint low = bof4_nearest_code(float(data_s[first + e]), unit * float(scale[e / BOF4_K_SUB_BLOCK]));
-        const uint high =
-            bof4_nearest_code(float(data_s[first + other]), unit * float(scale[other / BOF4_K_SUB_BLOCK]));
-        data_q[ib].qs[i] = uint8_t(low | high << 4);
+    const uint of_run = BOF4_RUN / BOF4_K_SUB_BLOCK; // sub-blocks
+    for (uint b = 0; b < BOF4_K_SUB_BLOCKS / 2; ++b) {
+        const uint j = b / of_run * 2 * of_run + b % of_run, j2 = j + of_run;
+        const bof4_scale_of_levels of_low = bof4_of_level(unit * float(scale[j]));
+        const bof4_scale_of_levels of_high = bof4_of_level(unit * float(scale[j2]));
+        for (uint i = 0; i < BOF4_K_SUB_BLOCK; ++i) {
+            const uint low = bof4_nearest_code(float(data_s[first + j * BOF4_K_SUB_BLOCK + i]), of_low);
+            const uint high = bof4_nearest_code(float(data_s[first + j2 * BOF4_K_SUB_BLOCK + i]), of_high);
+            data_q[ib].qs[b * BOF4_K_SUB_BLOCK + i] = uint8_t(low | high << 4);
+        }
     }
 }
 
