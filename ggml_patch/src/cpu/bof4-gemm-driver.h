@@ -71,9 +71,13 @@ struct gemm_driver {
         const int64_t rows = std::min<int64_t>(R * BOF4_GROUP, n_rows - row0);
         // tiles of equal width, or one column less: a last tile of one column would cost as much as one of three
         const int64_t n_tiles = (n_columns + MOST - 1) / MOST;
+        const auto first_of = [=](int64_t tile) { return tile * n_columns / n_tiles; };
         for (int64_t i = 0; i < n_tiles; ++i) {
-            const int64_t c = i * n_columns / n_tiles;
-            const int width = (int) ((i + 1) * n_columns / n_tiles - c);
+            const int64_t c = first_of(i);
+            const int width = (int) (first_of(i + 1) - c);
+            if (i + 1 < n_tiles) {
+                prefetch_results<R>(row0, first_of(i + 1), first_of(i + 2));
+            }
             const act * from[MOST];
             float * to[MOST];
             for (int t = 0; t < width; ++t) {
@@ -87,6 +91,17 @@ struct gemm_driver {
                 add_outlier_sums<R>(addend, width, to);
             } else {
                 end_tile<R, LEAST, MOST>(rows, width, b0 == 0, from, to, addend, compute);
+            }
+        }
+    }
+
+    // Results of columns [c0, c1): the columns of a matrix are far apart, so that every line that a tile stores is a
+    // cache miss. In models on Zen 4 products took 4 to 8 % longer without it (rows of 1536).
+    template <int R>
+    void prefetch_results(int64_t row0, int64_t c0, int64_t c1) const {
+        for (int64_t c = c0; c < c1; ++c) {
+            for (int r = 0; r < R; ++r) {
+                __builtin_prefetch(y[c] + row0 + r * BOF4_GROUP, 1);
             }
         }
     }
@@ -113,6 +128,13 @@ struct gemm_driver {
         }
     }
 
+    // __restrict: without it, GCC adds one number at a time, which took 2 % of a prompt.
+    static void add_group(float * __restrict y, const float * __restrict sums) {
+        for (int i = 0; i < BOF4_GROUP; ++i) {
+            y[i] += sums[i];
+        }
+    }
+
     // Adds to results that are still in L1. (Adding to the finished matrix costs more: its columns, a power of two
     // apart, evict each other.)
     template <int R>
@@ -122,10 +144,7 @@ struct gemm_driver {
         }
         for (int t = 0; t < width; ++t) {
             for (int r = 0; r < R; ++r) {
-                const float * sums = addend + (r * n_columns + t) * BOF4_GROUP;
-                for (int i = 0; i < BOF4_GROUP; ++i) {
-                    to[t][r * BOF4_GROUP + i] += sums[i];
-                }
+                add_group(to[t] + r * BOF4_GROUP, addend + (r * n_columns + t) * BOF4_GROUP);
             }
         }
     }

@@ -16,7 +16,8 @@ namespace {
 
 constexpr std::array<int64_t, 5> DISTANCES = { 0, 1024, 2048, 4096, 8192 };
 
-using choice = bof4_choice<DISTANCES.size()>;
+enum { SAMPLES = 24 };
+using choice = bof4_choice<DISTANCES.size(), SAMPLES>;
 
 // The number of bytes that BOF4_PREFETCH gives, or -1.
 int64_t from_environment() {

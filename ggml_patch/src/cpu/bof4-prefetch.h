@@ -2,7 +2,7 @@
 //
 // How far ahead is best depends on the processor: nothing on Zen 4, 1 to 2 KiB on Granite Rapids (1.14 to 1.19 of the
 // speed without), 4 to 8 KiB on Zen 3 (1.3 to 1.5). So the distance is chosen while a model runs: the first
-// operations with one column try each distance in turns, and the one with the smallest median time per byte is used
+// operations with one column try each distance in turns, and the one with the smallest mean time per byte is used
 // from then on. The environment variable BOF4_PREFETCH, a number of bytes, replaces the choice.
 #pragma once
 

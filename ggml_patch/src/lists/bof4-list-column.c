@@ -32,8 +32,10 @@ static float row_sum(const int32_t * entries, int32_t n, const float * x) {
 }
 
 void bof4_list_add_column(struct bof4_list_rows rows, const float * x, float * y, const char * next) {
-    enum { MAX_ENTRIES = 1024 };
-    double s[MAX_ENTRIES + 1];
+    enum { MAX_ENTRIES = 1024, LINE = 64 / sizeof(double) };
+    // s[1] begins a cache line: running sums are stored eight at a time
+    _Alignas(64) double buffer[LINE + MAX_ENTRIES];
+    double * const s = buffer + LINE - 1;
     const int32_t * p = rows.row_pointers;
     int64_t end;
     for (int64_t r0 = 0; r0 < rows.n; r0 = end) {

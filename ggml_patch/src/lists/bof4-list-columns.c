@@ -7,6 +7,7 @@
 #include <string.h>
 
 enum { LANES = BOF4_LIST_LANES };
+enum { PREFETCH_ENTRIES = 16 };
 
 static inline const uint32_t * activations_of(const uint32_t * transposed, int32_t entry) {
     return transposed + (int64_t) bof4_entry_column(entry) * LANES;
@@ -21,29 +22,34 @@ static inline void row_sums(const int32_t * entries, int32_t n, const float * co
     bof4_list_store_16(sum, sums);
 }
 
-// The same for 32 columns of transposed activations: sums0 are of the first 16, sums1 of the others. The row is entries
-// [e, e + n) of a list that ends at `end` and is not empty.
-static inline void row_sums_of_transposed(const int32_t * entries, int32_t e, int32_t n, int32_t end,
-    const uint32_t * transposed, float * sums0, float * sums1) {
-    bof4_list_sums_32 sum = bof4_list_zero_32();
-    // Most rows have two outliers or fewer. Where a vector is one register, always computing two of them costs less
-    // than a mispredicted branch; the value of those that belong to the next row is masked to zero.
-    for (int32_t i = 0; i < BOF4_LIST_MASKED_ENTRIES; ++i) {
-        const int32_t entry = entries[MIN(e + i, end - 1)];
-        const uint32_t mask = n > i ? 0xffff0000u : 0u;
-        sum = bof4_list_add_32(sum, (int32_t) ((uint32_t) entry & mask), activations_of(transposed, entry));
+// The same for 32 * tiles columns of transposed activations (tiles is a constant for the compiler): sums[32 * t .. 32 * t
+// + 31] are of tile t, whose activations are those of the first tile plus t * tile_size. Entries [e, end) of a list that
+// ends at `last`.
+static inline void row_sums_of_transposed(const int32_t * entries, int32_t e, int32_t end, int32_t last,
+    const uint32_t * transposed, int64_t tile_size, int tiles, float * sums) {
+    bof4_list_sums_32 sum[BOF4_LIST_TILES];
+    for (int t = 0; t < tiles; ++t) {
+        sum[t] = bof4_list_zero_32();
     }
-    for (int32_t i = BOF4_LIST_MASKED_ENTRIES; i < n; ++i) {
-        sum = bof4_list_add_32(sum, entries[e + i], activations_of(transposed, entries[e + i]));
+    for (; e < end; ++e) {
+        // activations come from L2 or L3, in no order that hardware prefetchers know
+        const uint32_t * next = activations_of(transposed, entries[MIN(e + PREFETCH_ENTRIES, last - 1)]);
+        const uint32_t * act = activations_of(transposed, entries[e]);
+        for (int t = 0; t < tiles; ++t) {
+            __builtin_prefetch(next + t * tile_size);
+            sum[t] = bof4_list_add_32(sum[t], entries[e], act + t * tile_size);
+        }
     }
-    bof4_list_store_32(sum, sums0, sums1);
+    for (int t = 0; t < tiles; ++t) {
+        bof4_list_store_32(sum[t], sums + 2 * LANES * t, sums + 2 * LANES * t + LANES);
+    }
 }
 
-// columns[c - from][r] = sums[r][c] for columns [from, end).
-static inline void transpose_sums(float (*sums)[LANES], int from, int end, float (*columns)[LANES]) {
+// columns[c - from][r] = sums[r][c] for columns [from, end) of 16; neighbours in r are `stride` apart.
+static inline void transpose_sums(const float * sums, int64_t stride, int from, int end, float (*columns)[LANES]) {
     const void * rows[LANES];
     for (int r = 0; r < LANES; ++r) {
-        rows[r] = sums[r];
+        rows[r] = sums + r * stride;
     }
     if (end - from == LANES) {
         bof4_list_transpose_16x16(rows, columns);
@@ -61,43 +67,55 @@ static void sum_gathered(struct bof4_list_rows rows, const struct bof4_list_tile
         row_sums(rows.entries + p[r], p[r + 1] - p[r], tile->x, of_rows[r]);
     }
     memset(of_rows[rows.n], 0, (LANES - rows.n) * sizeof(of_rows[0]));
-    transpose_sums(of_rows, 0, tile->n, sums);
+    transpose_sums(of_rows[0], LANES, 0, tile->n, sums);
 }
 
-static void prefetch_activations(struct bof4_list_rows rows, int64_t from, int64_t end, const uint32_t * transposed) {
-    for (int32_t e = rows.row_pointers[from]; e < rows.row_pointers[end]; ++e) {
-        __builtin_prefetch(activations_of(transposed, rows.entries[e]));
-    }
-}
-
-static void sum_transposed(
-    struct bof4_list_rows rows, int64_t after, const struct bof4_list_tile * tile, float (*sums)[LANES]) {
+// The columns [from, end) of the first of `tiles` tiles of 32 columns; tiles is a constant for the compiler.
+static inline void sum_tiles(struct bof4_list_rows rows, int32_t last, const uint32_t * transposed, int64_t tile_size,
+    int tiles, int from, int end, float (*sums)[LANES]) {
     const int32_t * p = rows.row_pointers;
-    // activations come from L2: those of the next rows are prefetched
-    prefetch_activations(rows, rows.n, rows.n + MIN(after, (int64_t) LANES), tile->transposed);
-    float of_rows[2][LANES][LANES];
+    float of_rows[LANES][2 * LANES * BOF4_LIST_TILES];
     for (int r = 0; r < rows.n; ++r) {
-        row_sums_of_transposed(
-            rows.entries, p[r], p[r + 1] - p[r], p[rows.n], tile->transposed, of_rows[0][r], of_rows[1][r]);
+        row_sums_of_transposed(rows.entries, p[r], p[r + 1], last, transposed, tile_size, tiles, of_rows[r]);
     }
-    for (int half = 0; half < 2; ++half) {
-        memset(of_rows[half][rows.n], 0, (LANES - rows.n) * sizeof(of_rows[0][0]));
-        const int from = MIN(MAX(tile->first_lane - half * LANES, 0), LANES);
-        const int end = MIN(MAX(tile->first_lane + tile->n - half * LANES, 0), LANES);
-        if (from < end) {
-            transpose_sums(of_rows[half], from, end, sums);
-            sums += end - from;
+    memset(of_rows[rows.n], 0, (LANES - rows.n) * sizeof(of_rows[0]));
+    for (int c = 0; c < 2 * LANES * tiles; c += LANES) {
+        const int first = MIN(MAX(from - c, 0), LANES);
+        const int behind = MIN(MAX(end - c, 0), LANES);
+        if (first < behind) {
+            transpose_sums(of_rows[0] + c, 2 * LANES * BOF4_LIST_TILES, first, behind, sums);
+            sums += behind - first;
         }
     }
 }
 
+static void sum_transposed(
+    struct bof4_list_rows rows, int32_t last, const struct bof4_list_tile * tile, float (*sums)[LANES]) {
+    enum { WIDE = BOF4_LIST_COLUMNS * BOF4_LIST_TILES };
+    const uint32_t * transposed = tile->transposed;
+    int from = tile->first_lane;
+    for (int end = from + tile->n; end > 0;) {
+        const bool is_wide = end >= WIDE;
+        const int n = is_wide ? WIDE : MIN(end, (int) BOF4_LIST_COLUMNS);
+        if (is_wide) {
+            sum_tiles(rows, last, transposed, tile->tile_size, BOF4_LIST_TILES, from, n, sums);
+        } else {
+            sum_tiles(rows, last, transposed, tile->tile_size, 1, from, n, sums);
+        }
+        sums += n - from;
+        transposed += (is_wide ? BOF4_LIST_TILES : 1) * tile->tile_size;
+        end -= n;
+        from = 0;
+    }
+}
+
 bool bof4_list_sum_tile(
-    struct bof4_list_rows rows, int64_t after, const struct bof4_list_tile * tile, float (*sums)[LANES]) {
+    struct bof4_list_rows rows, int32_t last, const struct bof4_list_tile * tile, float (*sums)[LANES]) {
     if (rows.row_pointers[0] == rows.row_pointers[rows.n]) {
         return false;
     }
     if (tile->transposed) {
-        sum_transposed(rows, after, tile, sums);
+        sum_transposed(rows, last, tile, sums);
     } else {
         sum_gathered(rows, tile, sums);
     }

@@ -24,6 +24,7 @@ static inline void add_rows(float * y, const float * sums, int64_t n) {
 
 // Whole rows, which are rows [row0, row0 + rows.n) of the results.
 static void add_tile(struct bof4_list_rows rows, int64_t row0, const struct bof4_list_tile * tile) {
+    const int32_t last = rows.row_pointers[rows.n];
     while (rows.n > 0) {
         const int64_t n = MIN((int64_t) LANES, rows.n);
         if (tile->transposed) {
@@ -33,7 +34,7 @@ static void add_tile(struct bof4_list_rows rows, int64_t row0, const struct bof4
         }
         float sums[BOF4_LIST_COLUMNS][LANES];
         const struct bof4_list_rows first = { rows.row_pointers, rows.entries, n };
-        if (bof4_list_sum_tile(first, rows.n - n, tile, sums)) {
+        if (bof4_list_sum_tile(first, last, tile, sums)) {
             for (int c = 0; c < tile->n; ++c) {
                 add_rows(tile->y[c] + row0, sums[c], n);
             }
@@ -73,6 +74,7 @@ static struct bof4_list_tile tile_at(
     tile.first_lane = transposed ? (int) (c % BOF4_LIST_COLUMNS) : 0;
     tile.n = (int) MIN(n, transposed ? BOF4_LIST_COLUMNS - tile.first_lane : (int64_t) LANES);
     tile.transposed = transposed ? transposed + (c - tile.first_lane) / 2 * src1->ne[0] : NULL;
+    tile.tile_size = LANES * src1->ne[0];
     tile.x[0] = bof4_list_column(src1, c);
     for (int i = 1; i < (transposed || tile.n == 1 ? 1 : LANES); ++i) {
         tile.x[i] = (const float *) ((const char *) tile.x[0] + MIN(i, tile.n - 1) * src1->nb[1]);
@@ -106,22 +108,20 @@ void bof4_list_add_mul_mat(struct ggml_tensor * dst, const struct bof4_list_view
 
 void bof4_list_sum_mul_mat(const struct ggml_tensor * dst, const struct bof4_list_view * view,
     const uint32_t * transposed, int64_t matrix, int64_t row0, int64_t row1, int64_t c0, int64_t c1, float * sums) {
-    for (int64_t c = c0; c < c1;) {
-        struct bof4_list_tile tile;
-        tile.first_lane = (int) (c % BOF4_LIST_COLUMNS);
-        tile.n = (int) MIN((int64_t) BOF4_LIST_COLUMNS - tile.first_lane, c1 - c);
-        tile.transposed = transposed + (c - tile.first_lane) / 2 * dst->src[0]->ne[0];
-        struct bof4_list_rows rows = bof4_list_rows_of(view, matrix, row0, row1);
-        float * group = sums + (c - c0) * LANES;
-        for (int64_t row = row0; row < row1; row += LANES) {
-            rows.n = MIN((int64_t) LANES, row1 - row);
-            if (!bof4_list_sum_tile(rows, row1 - row - rows.n, &tile, (float (*)[LANES]) group)) {
-                memset(group, 0, tile.n * LANES * sizeof(float));
-            }
-            rows.row_pointers += LANES;
-            group += (c1 - c0) * LANES;
+    struct bof4_list_tile tile;
+    tile.n = (int) (c1 - c0);
+    tile.first_lane = (int) (c0 % BOF4_LIST_COLUMNS);
+    tile.tile_size = LANES * dst->src[0]->ne[0];
+    tile.transposed = transposed + (c0 - tile.first_lane) / 2 * dst->src[0]->ne[0];
+    struct bof4_list_rows rows = bof4_list_rows_of(view, matrix, row0, row1);
+    const int32_t last = rows.row_pointers[rows.n];
+    for (int64_t row = row0; row < row1; row += LANES) {
+        rows.n = MIN((int64_t) LANES, row1 - row);
+        if (!bof4_list_sum_tile(rows, last, &tile, (float (*)[LANES]) sums)) {
+            memset(sums, 0, tile.n * LANES * sizeof(float));
         }
-        c += tile.n;
+        rows.row_pointers += LANES;
+        sums += tile.n * LANES;
     }
 }
 

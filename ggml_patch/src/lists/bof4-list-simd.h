@@ -13,8 +13,9 @@ enum { BOF4_LIST_LANES = 16 };
 
 #include <immintrin.h>
 
-// Entries of a row that are computed without a branch on whether the row has them (see row_sums_of_transposed).
-enum { BOF4_LIST_MASKED_ENTRIES = 2 };
+// Tiles of 32 columns whose sums fit the registers: a row's entries are read, and its number of entries mispredicted,
+// once for all.
+enum { BOF4_LIST_TILES = 4 };
 
 // Whether running sums leave time for prefetches of other memory.
 enum { BOF4_LIST_USE_PREFETCH_AHEAD = 1 };
@@ -138,7 +139,6 @@ static inline bof4_list_running_sum bof4_list_add_8(
 
 #else
 
-enum { BOF4_LIST_MASKED_ENTRIES = 0 };
 enum { BOF4_LIST_USE_PREFETCH_AHEAD = 0 };
 
 static inline void bof4_list_add_to(float * p, const float * v) {
@@ -173,9 +173,9 @@ static inline void bof4_list_store_16(bof4_list_sums_16 sums, float * p) {
 // Vectors of the compiler, of 32 bytes for AVX and of 16 bytes for SSE and NEON: GCC 12 vectorizes arrays of 16 floats
 // only in part for NEON (35 instructions per entry instead of 26).
 #if defined(__AVX__)
-enum { BOF4_LIST_PART = 8 };
+enum { BOF4_LIST_PART = 8, BOF4_LIST_TILES = 2 };
 #else
-enum { BOF4_LIST_PART = 4 };
+enum { BOF4_LIST_PART = 4, BOF4_LIST_TILES = 1 };
 #endif
 enum { BOF4_LIST_PARTS = BOF4_LIST_LANES / BOF4_LIST_PART };
 typedef float bof4_list_floats __attribute__((vector_size(4 * BOF4_LIST_PART)));

@@ -9,11 +9,12 @@ enum { BOF4_LIST_MIN_TILE_COLUMNS = 8 };
 
 // Columns whose outliers are summed together, all of one matrix.
 struct bof4_list_tile {
-    int n;                            // columns: at most 16, or 32 of transposed activations
+    int n;                            // columns: at most 16, or any number of transposed activations
     const float * x[BOF4_LIST_LANES]; // activations of each; pointers from n on repeat the last
     const uint32_t * transposed;      // or the transposed activations that the columns are part of, or NULL
+    int64_t tile_size;                // numbers from 32 columns of these to the next
     int first_lane;                   // of the first column in these, 0 .. 31
-    float * y[BOF4_LIST_COLUMNS];     // row 0 of the results of each
+    float * y[BOF4_LIST_COLUMNS];     // row 0 of the results of each, of at most 32
 };
 
 // Activations of a column of src[1], counted over dimensions 1 to 3.
@@ -28,10 +29,10 @@ static inline const float * bof4_list_column(const struct ggml_tensor * src1, in
 void bof4_list_add_column(struct bof4_list_rows rows, const float * x, float * y, const char * next);
 
 // sums[c][r] = outliers of row r times column c, for at most 16 rows (0 for rows that do not exist) and the columns of
-// the tile. `after`: rows behind these, whose activations are prefetched. Returns false, without sums, where no row has
-// outliers.
+// the tile. The activations of the next entries are prefetched, up to entry `last`. Returns false, without sums, where no
+// row has outliers.
 bool bof4_list_sum_tile(
-    struct bof4_list_rows rows, int64_t after, const struct bof4_list_tile * tile, float (*sums)[BOF4_LIST_LANES]);
+    struct bof4_list_rows rows, int32_t last, const struct bof4_list_tile * tile, float (*sums)[BOF4_LIST_LANES]);
 
 // The part of an operand's row that lies in one row of the weight: entries [begin, end), whose columns plus `offset`
 // are elements of the operand's row. A row of a reshaped operand may span several rows of the weight, a row of a slice
