@@ -168,6 +168,7 @@ struct tiles_of {
         GEMM_COLUMNS = SUB_SCALES ? 3 : 6,
         GEMV_COLUMNS = 2,
         USE_GEMV = 2,
+        MAX_COLUMNS = 128,
     };
 };
 

@@ -170,6 +170,7 @@ struct bof4_kernel {
         GEMM_LEAST = 1,
         GEMV_COLUMNS = 1,
         USE_GEMV = layout::HAS_SUB_SCALES ? 4 : 6,
+        MAX_COLUMNS = 128,
         ACT_OF_PATH = 1,
         DOT = layout::DOT,
         DOTS = layout::BLOCK / DOT,

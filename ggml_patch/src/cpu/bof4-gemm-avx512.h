@@ -173,6 +173,7 @@ struct tiles_of {
         GEMM_COLUMNS = 6,
         GEMV_COLUMNS = SUB_SCALES ? 5 : 6,
         USE_GEMV = SUB_SCALES ? 15 : 18,
+        MAX_COLUMNS = 256,
     };
 };
 

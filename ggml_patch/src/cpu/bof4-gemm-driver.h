@@ -9,6 +9,7 @@
 //   GEMM_LEAST            at least: fewer are padded
 //   GEMV_COLUMNS          columns that are multiplied in one pass over codes
 //   USE_GEMV              up to this many columns, GEMV is faster than unpacking
+//   MAX_COLUMNS           columns that are best multiplied at a time: activations and results stay in L2
 //   ACT_OF_PATH           1 where the two paths read activations in different formats
 //   gemv<T>(group, n_blocks, x, y, prefetch)
 //                         y[t][0 .. 15] = product of a group and column x[t], of T columns; prefetch, see

@@ -164,6 +164,7 @@ struct neon_kernel {
         GEMM_LEAST = 4,
         GEMV_COLUMNS = 2,
         USE_GEMV = 2,
+        MAX_COLUMNS = 128,
         ACT_OF_PATH = 0,
         DOT = layout::DOT,
         DOTS = layout::BLOCK / DOT,

@@ -13,10 +13,6 @@
 #include <cstdlib>
 #include <cstring>
 
-// Columns that are multiplied at a time without tiles: activations (int16 on some instruction sets) and results stay in
-// L2.
-enum { MAX_COLUMNS = 128 };
-
 template <ggml_type type>
 static const bof4_gemm_kernels * vector_kernels() {
     using repacked = bof4_repacked<type>;
@@ -31,7 +27,7 @@ static const bof4_gemm_kernels * vector_kernels() {
         /*copy_act =*/nullptr,
         bof4_use_gemv<kernel>,
         bof4_gemm<kernel>,
-        MAX_COLUMNS,
+        kernel::MAX_COLUMNS,
         /*least_groups =*/1,
         !kernel::ACT_OF_PATH,
     };
