@@ -41,7 +41,7 @@ static inline void row_sums_of_transposed(const int32_t * entries, int32_t e, in
         }
     }
     for (int t = 0; t < tiles; ++t) {
-        bof4_list_store_32(sum[t], sums + 2 * LANES * t, sums + 2 * LANES * t + LANES);
+        bof4_list_store_32(sum[t], sums + BOF4_LIST_COLUMNS * t, sums + BOF4_LIST_COLUMNS * t + LANES);
     }
 }
 
@@ -74,16 +74,16 @@ static void sum_gathered(struct bof4_list_rows rows, const struct bof4_list_tile
 static inline void sum_tiles(struct bof4_list_rows rows, int32_t last, const uint32_t * transposed, int64_t tile_size,
     int tiles, int from, int end, float (*sums)[LANES]) {
     const int32_t * p = rows.row_pointers;
-    float of_rows[LANES][2 * LANES * BOF4_LIST_TILES];
+    float of_rows[LANES][BOF4_LIST_COLUMNS * BOF4_LIST_TILES];
     for (int r = 0; r < rows.n; ++r) {
         row_sums_of_transposed(rows.entries, p[r], p[r + 1], last, transposed, tile_size, tiles, of_rows[r]);
     }
     memset(of_rows[rows.n], 0, (LANES - rows.n) * sizeof(of_rows[0]));
-    for (int c = 0; c < 2 * LANES * tiles; c += LANES) {
+    for (int c = 0; c < BOF4_LIST_COLUMNS * tiles; c += LANES) {
         const int first = MIN(MAX(from - c, 0), LANES);
         const int behind = MIN(MAX(end - c, 0), LANES);
         if (first < behind) {
-            transpose_sums(of_rows[0] + c, 2 * LANES * BOF4_LIST_TILES, first, behind, sums);
+            transpose_sums(of_rows[0] + c, BOF4_LIST_COLUMNS * BOF4_LIST_TILES, first, behind, sums);
             sums += behind - first;
         }
     }
@@ -91,19 +91,18 @@ static inline void sum_tiles(struct bof4_list_rows rows, int32_t last, const uin
 
 static void sum_transposed(
     struct bof4_list_rows rows, int32_t last, const struct bof4_list_tile * tile, float (*sums)[LANES]) {
-    enum { WIDE = BOF4_LIST_COLUMNS * BOF4_LIST_TILES };
     const uint32_t * transposed = tile->transposed;
     int from = tile->first_lane;
     for (int end = from + tile->n; end > 0;) {
-        const bool is_wide = end >= WIDE;
-        const int n = is_wide ? WIDE : MIN(end, (int) BOF4_LIST_COLUMNS);
-        if (is_wide) {
+        const int tiles = end >= BOF4_LIST_COLUMNS * BOF4_LIST_TILES ? BOF4_LIST_TILES : 1;
+        const int n = MIN(end, BOF4_LIST_COLUMNS * tiles);
+        if (tiles > 1) {
             sum_tiles(rows, last, transposed, tile->tile_size, BOF4_LIST_TILES, from, n, sums);
         } else {
             sum_tiles(rows, last, transposed, tile->tile_size, 1, from, n, sums);
         }
         sums += n - from;
-        transposed += (is_wide ? BOF4_LIST_TILES : 1) * tile->tile_size;
+        transposed += tiles * tile->tile_size;
         end -= n;
         from = 0;
     }

@@ -63,6 +63,13 @@ static void add_outliers(const struct bof4_list_view * view, int64_t matrix, int
     }
 }
 
+// Where the tile's first column, c, lies in transposed activations of rows of n elements.
+static void find_transposed(struct bof4_list_tile * tile, const uint32_t * transposed, int64_t n, int64_t c) {
+    tile->first_lane = (int) (c % BOF4_LIST_COLUMNS);
+    tile->tile_size = LANES * n;
+    tile->transposed = transposed + c / BOF4_LIST_COLUMNS * tile->tile_size;
+}
+
 // The tile of a mul_mat that begins with column c: columns of one matrix, which are neighbours in dimension 1, and of
 // transposed activations columns of the same 32.
 static struct bof4_list_tile tile_at(
@@ -71,10 +78,11 @@ static struct bof4_list_tile tile_at(
     const int64_t i1 = c % dst->ne[1];
     const int64_t n = MIN(c1 - c, dst->ne[1] - i1);
     struct bof4_list_tile tile;
-    tile.first_lane = transposed ? (int) (c % BOF4_LIST_COLUMNS) : 0;
+    tile.transposed = NULL;
+    if (transposed) {
+        find_transposed(&tile, transposed, src1->ne[0], c);
+    }
     tile.n = (int) MIN(n, transposed ? BOF4_LIST_COLUMNS - tile.first_lane : (int64_t) LANES);
-    tile.transposed = transposed ? transposed + (c - tile.first_lane) / 2 * src1->ne[0] : NULL;
-    tile.tile_size = LANES * src1->ne[0];
     tile.x[0] = bof4_list_column(src1, c);
     for (int i = 1; i < (transposed || tile.n == 1 ? 1 : LANES); ++i) {
         tile.x[i] = (const float *) ((const char *) tile.x[0] + MIN(i, tile.n - 1) * src1->nb[1]);
@@ -110,9 +118,7 @@ void bof4_list_sum_mul_mat(const struct ggml_tensor * dst, const struct bof4_lis
     const uint32_t * transposed, int64_t matrix, int64_t row0, int64_t row1, int64_t c0, int64_t c1, float * sums) {
     struct bof4_list_tile tile;
     tile.n = (int) (c1 - c0);
-    tile.first_lane = (int) (c0 % BOF4_LIST_COLUMNS);
-    tile.tile_size = LANES * dst->src[0]->ne[0];
-    tile.transposed = transposed + (c0 - tile.first_lane) / 2 * dst->src[0]->ne[0];
+    find_transposed(&tile, transposed, dst->src[0]->ne[0], c0);
     struct bof4_list_rows rows = bof4_list_rows_of(view, matrix, row0, row1);
     const int32_t last = rows.row_pointers[rows.n];
     for (int64_t row = row0; row < row1; row += LANES) {
